@@ -1,0 +1,36 @@
+"""zeroflow: learning a stream of tasks without backpropagation and without forgetting.
+
+``zeroflow.run_trial(TrialConfig.from_dict({...}))`` runs one cell; ``zeroflow.optim`` holds the forward-pass optimizers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+# The memory meter uses torch's profiler, which otherwise reports the absence of a GPU on the terminal at every use.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+if TYPE_CHECKING:
+    from zeroflow.errors import ConfigError
+    from zeroflow.trial.config import TrialConfig
+    from zeroflow.trial.loop import Placement, run_trial
+    from zeroflow.trial.result import TrialResult
+
+__all__ = ["ConfigError", "Placement", "TrialConfig", "TrialResult", "run_trial"]
+
+_HOME = {
+    "ConfigError": "zeroflow.errors",
+    "TrialConfig": "zeroflow.trial.config",
+    "Placement": "zeroflow.trial.loop",
+    "run_trial": "zeroflow.trial.loop",
+    "TrialResult": "zeroflow.trial.result",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that ``import zeroflow.optim`` needs torch alone, and help texts need nothing.
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

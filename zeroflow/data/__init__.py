@@ -1,0 +1,11 @@
+"""Data sets, transforms and the class-incremental scenario. Importing the package registers the built-in ones."""
+
+from zeroflow.data import quickdraw  # noqa: F401
+from zeroflow.data.dataset import ArraySamples, ImageDataset, datasets, load_dataset, register_dataset
+from zeroflow.data.scenario import Scenario, Task, class_incremental, class_order, even_increments
+from zeroflow.data.transforms import Transform, transforms
+
+__all__ = [
+    "ArraySamples", "ImageDataset", "Scenario", "Task", "Transform", "class_incremental", "class_order", "datasets",
+    "even_increments", "load_dataset", "register_dataset", "transforms",
+]  # fmt: skip

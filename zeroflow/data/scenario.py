@@ -1,0 +1,145 @@
+"""Class-incremental learning: a data set's classes, shuffled once, cut into tasks that arrive one after the other.
+
+New label = position in the class order. Samples of a task are concatenated by new label, file order within a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from zeroflow.data.dataset import ImageDataset, Samples
+from zeroflow.data.transforms import Transform
+from zeroflow.errors import ConfigError
+
+Batch = tuple[Tensor, Tensor]
+
+
+def class_order(classes: int, seed: int = 1993) -> npt.NDArray[np.int64]:
+    """The field's class order: a legacy NumPy permutation (the first five of 100 with seed 1993: 68 56 78 8 23)."""
+    return np.random.RandomState(seed).permutation(classes)
+
+
+def even_increments(classes: int, tasks: int) -> list[int]:
+    """Classes per task for ``tasks`` equal tasks; ``ConfigError`` where that does not divide."""
+    if tasks < 1 or classes % tasks:
+        divisors = [n for n in range(1, classes + 1) if classes % n == 0]
+        nearest = min(divisors, key=lambda n: abs(n - tasks))
+        raise ConfigError(f"tasks={tasks}: {classes} classes do not divide into {tasks} equal tasks; nearest: {nearest}")
+    return [classes // tasks] * tasks
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Some samples of a data set under their new labels, ready to be made into batches.
+
+    Attributes:
+        samples: where the images are. indices: which of them, in order ``[N]``.
+        labels: new labels int64 ``[N]``. transform, size: how images become network input.
+    """
+
+    samples: Samples
+    indices: npt.NDArray[np.int64]
+    labels: Tensor
+    transform: Transform
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def training_batch(self, positions: npt.NDArray[np.int64], generator: torch.Generator) -> Batch:
+        """Images ``[n, 3, size, size]`` under the training transform and labels ``[n]`` of the samples at positions."""
+        images = self.samples.images(self.indices[positions])
+        return self.transform.train(images, self.size, generator), self.labels[torch.from_numpy(positions)]
+
+    def plain_batches(self, batch_size: int = 256) -> Iterator[Batch]:
+        """All samples in order under the test transform."""
+        for first in range(0, len(self), batch_size):
+            part = slice(first, first + batch_size)
+            yield self.transform.test(self.samples.images(self.indices[part]), self.size), self.labels[part]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stage of the stream. ``classes`` is the range of new labels it brings."""
+
+    index: int
+    classes: range
+    train: View
+    test: View = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A whole stream: tasks in order, and the inverse label map.
+
+    Attributes:
+        tasks: one per stage. order: ``order[new label]`` = the data set's own label.
+        class_names: names by new label.
+    """
+
+    tasks: Sequence[Task]
+    order: npt.NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+
+def class_incremental(
+    dataset: ImageDataset,
+    increments: Sequence[int],
+    transform: Transform,
+    size: int,
+    *,
+    order: npt.NDArray[np.int64] | None = None,
+    validation: float = 0.0,
+) -> Scenario:
+    """Cut a data set into tasks.
+
+    Args:
+        dataset: the images. increments: classes per task; they add up to all classes.
+        transform, size: how images become input of ``size`` x ``size`` pixels.
+        order: ``order[new label]`` = own label; default: ``class_order(classes)``.
+        validation: if > 0, the last share of every class's training samples takes the place of the test samples and is
+            left out of training: for choosing settings without looking at test data.
+
+    Raises:
+        ConfigError: increments that do not add up, an order that is no permutation, a class without samples.
+    """
+    classes = len(dataset.class_names)
+    if sum(increments) != classes or min(increments, default=0) < 1:
+        raise ConfigError(f"increments {list(increments)}: expected positive numbers that add up to {classes} classes")
+    chosen = class_order(classes) if order is None else np.asarray(order)
+    if sorted(chosen.tolist()) != list(range(classes)):
+        raise ConfigError(f"class order: expected a permutation of 0..{classes - 1}")
+    if not 0 <= validation < 1:
+        raise ConfigError(f"validation={validation}: expected a share in [0, 1)")
+
+    def by_class(samples: Samples, part: str) -> list[npt.NDArray[np.int64]]:
+        found = [np.flatnonzero(samples.labels == label) for label in chosen]
+        empty = [dataset.class_names[own] for own, indices in zip(chosen, found, strict=True) if not len(indices)]
+        if empty:
+            raise ConfigError(f"data set {dataset.name!r}: no {part} images for {', '.join(empty[:10])}")
+        return found
+
+    train = by_class(dataset.train, "training")
+    held_out, test = dataset.test, by_class(dataset.test, "test")
+    if validation:
+        kept = [max(1, len(indices) - max(1, round(len(indices) * validation))) for indices in train]
+        held_out, test = dataset.train, [indices[n:] for indices, n in zip(train, kept, strict=True)]
+        train = [indices[:n] for indices, n in zip(train, kept, strict=True)]
+
+    def view(samples: Samples, per_class: list[npt.NDArray[np.int64]], labels: range) -> View:
+        sizes = [len(per_class[label]) for label in labels]
+        new = torch.from_numpy(np.repeat(np.asarray(labels), sizes))
+        return View(samples, np.concatenate([per_class[label] for label in labels]), new, transform, size)
+
+    tasks, first = [], 0
+    for index, count in enumerate(increments):
+        labels = range(first, first + count)
+        tasks.append(Task(index, labels, view(dataset.train, train, labels), view(held_out, test, labels)))
+        first += count
+    return Scenario(tuple(tasks), chosen, tuple(dataset.class_names[own] for own in chosen))

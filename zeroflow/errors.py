@@ -1,0 +1,25 @@
+"""The one exception for bad input: it names the place, the value, what was expected and the nearest right one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A value given by the user cannot be used. The message is complete: no traceback is needed to act on it."""
+
+
+def unknown(kind: str, value: object, known: Iterable[str], *, where: str = "") -> ConfigError:
+    """Build the error for a name that is not among ``known``, with the nearest right ones first.
+
+    Args:
+        kind: what the name stands for, e.g. ``"optimizer"``.
+        value: what was given.
+        known: every name that would have been right.
+        where: file and key the value came from, if known.
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else f"known: {', '.join(names) or 'none'}"
+    return ConfigError(f"{where + ': ' if where else ''}unknown {kind} {value!r}; {hint}")

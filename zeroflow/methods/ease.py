@@ -1,0 +1,134 @@
+"""EASE: an adapter and a subspace for every task, and old prototypes completed in new subspaces.
+
+Source: Zhou et al., "Expandable Subspace Ensemble for Pre-Trained Model-Based Class-Incremental Learning", CVPR 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zeroflow.data.scenario import Batch
+from zeroflow.methods.aper import APERAdapter
+from zeroflow.methods.method import Method, register_method
+from zeroflow.methods.prototypes import class_means
+from zeroflow.models.adapters import AdapterStack
+from zeroflow.models.backbone import Backbone, Prefix
+from zeroflow.models.heads import CosineHead, cosine
+
+
+@register_method("ease", "a fresh adapter per task; prototypes in every subspace, old ones completed by similarity")
+class EASE(Method):
+    """Task t trains adapter t with a throw-away cosine head on the task's own classes, then freezes it.
+
+    Spaces are numbered by task; with ``frozen_space`` the bare backbone comes last. ``prototypes[k, c]`` is class c's
+    mean feature in space k, completed (Eq. 8) where c is older than k.
+    """
+
+    prototypes: Tensor
+
+    @dataclass(frozen=True)
+    class Options(APERAdapter.Options):
+        """Adapter settings, and:
+
+        alpha: weight of the spaces of other tasks, shared by the number of tasks so far (Eq. 10).
+        recalculate_similarity: complete every pair of old task and newer space anew at each stage, with the classes of
+            all tasks since as references; otherwise only the newest space, once.
+        reweight: apply alpha; otherwise all spaces count 1.
+        diagonal_only: a class is scored in its own task's space only.
+        frozen_space: the bare backbone as one more space, added with weight ``beta``.
+        """
+
+        alpha: float = 0.1
+        recalculate_similarity: bool = True
+        reweight: bool = True
+        diagonal_only: bool = False
+        frozen_space: bool = False
+        beta: float = 0.0
+
+    def __init__(self, backbone: Backbone, options: Options | None = None) -> None:
+        super().__init__(backbone)
+        self.options = options or self.Options()
+        self.adapters = nn.ModuleList()
+        self.head: CosineHead | None = None
+        self.tasks: list[range] = []
+        self.register_buffer("prototypes", torch.empty(0, 0, backbone.width))
+
+    def begin_task(self, classes: range, generator: torch.Generator) -> None:
+        opt, backbone = self.options, self.backbone
+        self.tasks.append(classes)
+        self.adapters.append(
+            AdapterStack(
+                backbone.depth, backbone.width, opt.bottleneck,
+                scale=opt.scale, dropout=opt.dropout, generator=generator,
+            )
+        )  # fmt: skip
+        self.head = CosineHead(backbone.width, len(classes), generator=generator)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def loss(self, images: Tensor | Prefix, labels: Tensor) -> Tensor:
+        assert self.head is not None, "no task has begun"
+        logits = self.head(self.backbone(images, self.adapters[-1]))
+        return F.cross_entropy(logits, labels - self.tasks[-1].start)
+
+    def end_task(self, batches: Iterable[Batch]) -> None:
+        self.head = None
+        self.requires_grad_(False).eval()
+        self.frozen_spaces = len(self.tasks) + self.options.frozen_space
+        means = class_means(lambda images: self.features(images, range(self.frozen_spaces)), batches, self.tasks[-1])
+        self._add(means.transpose(0, 1))
+        self._complete()
+
+    @torch.no_grad()
+    def features(self, images: Tensor, spaces: range) -> Tensor:
+        prefix = self.backbone.prefix(images)  # shared by all spaces
+        stacks = [*self.adapters, None]
+        return torch.stack([self.backbone(prefix, stacks[space]) for space in spaces], dim=1)
+
+    @torch.no_grad()
+    def scores(self, features: Tensor) -> Tensor:
+        """Eq. 9-10: sum over spaces k of w[i, k] * cos(f_k(x), P[k, c]) for class c of task i."""
+        stages = len(self.tasks)
+        total = features.new_zeros(len(features), self.tasks[-1].stop)
+        for space in range(stages):
+            similar = cosine(features[:, space], self.prototypes[space])
+            for task, classes in enumerate(self.tasks):
+                total[:, classes.start : classes.stop] += self._weight(task, space) * similar[:, classes.start : classes.stop]
+        if self.options.frozen_space:
+            total += self.options.beta * cosine(features[:, stages], self.prototypes[stages])
+        return total
+
+    def _weight(self, task: int, space: int) -> float:
+        if task == space:
+            return 1.0
+        if self.options.diagonal_only:
+            return 0.0
+        return self.options.alpha / (len(self.tasks) - 1) if self.options.reweight else 1.0
+
+    def _add(self, means: Tensor) -> None:
+        """Append the new classes' prototypes ``means`` ``[spaces, new classes, d]``; room for the newest space."""
+        newest, old = len(self.tasks) - 1, self.prototypes.to(means)
+        seen = self.tasks[-1].start
+        grown = means.new_zeros(self.frozen_spaces, seen + means.shape[1], means.shape[2])
+        grown[:newest, :seen] = old[:newest]
+        grown[newest + 1 :, :seen] = old[newest:]  # the bare backbone's space, if any, stays last
+        grown[:, seen:] = means
+        self.prototypes = grown
+
+    def _complete(self) -> None:
+        """Eq. 8: an old class in a newer space is a mixture of the classes since, by similarity in its own space."""
+        newest = len(self.tasks) - 1
+        known = self.prototypes.clone()  # references are measured prototypes only: those of tasks k..t in spaces s and k
+        for old in range(newest):
+            spaces = range(old + 1, newest + 1) if self.options.recalculate_similarity else range(newest, newest + 1)
+            own = slice(self.tasks[old].start, self.tasks[old].stop)
+            for space in spaces:
+                since = slice(self.tasks[space].start, self.tasks[newest].stop)
+                mixture = torch.softmax(cosine(known[old, own], known[old, since]), dim=1)
+                self.prototypes[space, own] = mixture @ known[space, since]

@@ -1,0 +1,50 @@
+"""SimpleCIL: class means of frozen features. No training at all, so it shows whether any training helped.
+
+Source: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models", IJCV 2024, Section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zeroflow.data.scenario import Batch
+from zeroflow.methods.method import Method, register_method
+from zeroflow.methods.prototypes import class_means
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.heads import cosine
+
+
+@register_method("simplecil", "class means of frozen features: no training, the row to beat")
+class SimpleCIL(Method):
+    """Prototype c = mean feature of class c; prediction = nearest by cosine."""
+
+    trains = False
+    prototypes: Tensor
+
+    @dataclass(frozen=True)
+    class Options(Method.Options):
+        """None."""
+
+    def __init__(self, backbone: Backbone, options: Options | None = None) -> None:
+        super().__init__(backbone)
+        self.register_buffer("prototypes", torch.empty(0, backbone.width))
+
+    def begin_task(self, classes: range, generator: torch.Generator) -> None:
+        self.classes = classes
+
+    def end_task(self, batches: Iterable[Batch]) -> None:
+        self.frozen_spaces = 1
+        means = class_means(lambda images: self.features(images, range(1))[:, 0], batches, self.classes)
+        self.prototypes = torch.cat([self.prototypes.to(means)[: self.classes.start], means])
+
+    @torch.no_grad()
+    def features(self, images: Tensor, spaces: range) -> Tensor:
+        return self.backbone(images)[:, None]
+
+    @torch.no_grad()
+    def scores(self, features: Tensor) -> Tensor:
+        return cosine(features[:, 0], self.prototypes)

@@ -1,0 +1,193 @@
+"""Frozen feature extractors: any timm vision transformer by its full tag, or the embedded one.
+
+Pretrained weights come from the hub where there is a network, or from a local file (safetensors, or a ``.pth`` read with
+``weights_only=True``). The embedded backbone is a small ViT whose checkpoint is part of the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import resources
+from itertools import repeat
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from zeroflow.errors import ConfigError, unknown
+from zeroflow.models.adapters import AdapterStack
+
+EMBEDDED = "quickdraw_vit"
+"""Name of the embedded backbone."""
+
+
+class Prefix(NamedTuple):
+    """What of a forward pass no adapter can change: shared by all evaluations on the same images.
+
+    Attributes:
+        hidden: the first block's residual stream before its MLP, ``[N, tokens, d]``: an adapter's input.
+        output: the first block's output without an adapter, ``[N, tokens, d]``.
+    """
+
+    hidden: Tensor
+    output: Tensor
+
+
+class Backbone(nn.Module):
+    """A frozen timm vision transformer that can be run with an adapter stack beside its MLPs.
+
+    ``backbone(images, adapters)`` gives the feature ``[N, width]``: the class token (or the pooled tokens, as the model's
+    own configuration says) after the final norm.
+    """
+
+    def __init__(self, vit: VisionTransformer) -> None:
+        super().__init__()
+        self.vit = vit.requires_grad_(False).eval()
+
+    @property
+    def width(self) -> int:
+        """Features d."""
+        return int(self.vit.num_features)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.vit.blocks)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, pixels."""
+        return int(self.vit.patch_embed.img_size[0])
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in evaluation mode: a frozen backbone has no training behaviour, only adapters and heads have."""
+        return super().train(False)
+
+    def prefix(self, images: Tensor) -> Prefix:
+        """The part before the first adapter, without a graph; ``images`` ``[N, C, H, W]``."""
+        with torch.no_grad():
+            vit = self.vit
+            tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+            return Prefix(*_halves(vit.blocks[0], tokens))
+
+    def forward(self, images: Tensor | Prefix, adapters: AdapterStack | None = None) -> Tensor:
+        """Features ``[N, width]`` of images or of their prefix, with an adapter per block or without."""
+        first = images if isinstance(images, Prefix) else self.prefix(images)
+        stack: Iterable[nn.Module | None] = repeat(None) if adapters is None else adapters
+        tokens = first.output
+        for number, (block, adapter) in enumerate(zip(self.vit.blocks, stack, strict=False)):
+            hidden, tokens = first if number == 0 else _halves(block, tokens)
+            if adapter is not None:
+                tokens = tokens + adapter(hidden)
+        return cast(Tensor, self.vit.forward_head(self.vit.norm(tokens), pre_logits=True))
+
+
+def _halves(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """A transformer block's residual stream after attention, and its output."""
+    hidden = tokens + block.ls1(block.attn(block.norm1(tokens)))
+    return hidden, hidden + block.ls2(block.mlp(block.norm2(hidden)))
+
+
+def embedded_architecture() -> tuple[str, dict[str, Any]]:
+    """timm name and arguments of the embedded backbone: width 192, depth 6, 3 heads, 28 x 28 in 7 x 7 patches."""
+    return "vit_tiny_patch16_224", {"img_size": 28, "patch_size": 7, "depth": 6}
+
+
+def build_timm(name: str, arguments: dict[str, Any], *, pretrained: bool = False) -> VisionTransformer:
+    """Build a headless timm vision transformer, with random weights or the hub's.
+
+    Raises:
+        ConfigError: no such model, not a plain vision transformer, arguments it does not take, or no weights to be had.
+    """
+    if not timm.is_model(name):
+        raise unknown("backbone", name, [EMBEDDED, *timm.list_models(), *timm.list_pretrained()])
+    try:
+        model = timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
+    except Exception as error:
+        raise ConfigError(f"backbone {name!r} with {arguments}: {error}") from error
+    if not isinstance(model, VisionTransformer) or getattr(model, "dist_token", None) is not None:
+        raise ConfigError(f"backbone {name!r} is a {type(model).__name__}; expected a plain vision transformer of timm's")
+    return model
+
+
+def check_backbone(name: str, checkpoint: str | None) -> None:
+    """Refuse an unknown name or a checkpoint that is not there, without building anything."""
+    if name != EMBEDDED and not timm.is_model(name):
+        raise unknown("backbone", name, [EMBEDDED, *timm.list_models(), *timm.list_pretrained()])
+    tag = name.partition(".")[2]
+    if tag and name not in timm.list_pretrained(name.partition(".")[0] + ".*"):
+        raise unknown("backbone", name, timm.list_pretrained(name.partition(".")[0] + "*"))
+    if checkpoint not in (None, "none", "hub") and not Path(str(checkpoint)).is_file():
+        raise ConfigError(f"checkpoint: no file {checkpoint!r}; expected .safetensors or .pth, 'hub', or 'none'")
+
+
+def create_backbone(
+    name: str = EMBEDDED,
+    *,
+    checkpoint: str | None = None,
+    image_size: int | None = None,
+    channels: int = 3,
+    seed: int = 0,
+) -> Backbone:
+    """Build a frozen backbone.
+
+    Args:
+        name: ``"quickdraw_vit"`` or any timm vision transformer, best with its full tag.
+        checkpoint: a ``.safetensors`` or ``.pth`` file; ``"hub"``: download; ``"none"``: random weights from ``seed``.
+            Default: the embedded checkpoint for the embedded backbone, the hub for any other.
+        image_size: side of the input in pixels; default: the model's own.
+        channels: input channels.
+        seed: of random weights.
+
+    Raises:
+        ConfigError: unknown name, weights that cannot be read, or that do not fit the model.
+    """
+    check_backbone(name, checkpoint)
+    arguments: dict[str, Any] = {} if channels == 3 else {"in_chans": channels}
+    source = checkpoint or ("embedded" if name == EMBEDDED else "hub")
+    if name == EMBEDDED:
+        if source == "hub":
+            raise ConfigError(f"checkpoint: {EMBEDDED!r} is not on the hub; leave checkpoint out for the embedded file")
+        name, embedded = embedded_architecture()
+        arguments = {**embedded, **arguments}
+    if image_size is not None:
+        arguments["img_size"] = image_size
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        vit = build_timm(name, arguments, pretrained=source == "hub")
+    if source == "embedded":
+        with resources.as_file(resources.files("zeroflow.models").joinpath(f"embedded/{EMBEDDED}.safetensors")) as file:
+            load_checkpoint(vit, file)
+    elif source not in ("hub", "none"):
+        load_checkpoint(vit, Path(source))
+    return Backbone(vit)
+
+
+def load_checkpoint(vit: VisionTransformer, path: Path) -> None:
+    """Load a state dict with timm's parameter names into ``vit``; head weights are ignored, anything else must fit.
+
+    Raises:
+        ConfigError: the file cannot be read, or a parameter is missing, unknown or of another shape.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"checkpoint {path}: cannot be read: {error}") from error
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ConfigError(f"checkpoint {path}: expected a state dict of tensors with timm's parameter names")
+    state = {key: value.float() for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
+    try:
+        vit.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(f"checkpoint {path}: does not fit the model: {error}") from error

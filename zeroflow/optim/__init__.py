@@ -1,0 +1,20 @@
+"""Forward-pass optimizers for any ``nn.Module`` and any loss: estimator x direction x update. Needs only torch.
+
+    optimizer = zeroflow.optim.create_optimizer("zo-sgd", model, lr=1e-3, queries=4)
+    loss = optimizer.step(lambda: criterion(model(x), y))
+"""
+
+from zeroflow.optim.factory import (
+    OptimizerInfo,
+    create_optimizer,
+    list_optimizers,
+    optimizers,
+    register_optimizer,
+)
+from zeroflow.optim.objective import Executor, LocalExecutor, NonFiniteLoss
+from zeroflow.optim.optimizer import Composition, ThreeStepOptimizer
+
+__all__ = [
+    "Composition", "Executor", "LocalExecutor", "NonFiniteLoss", "OptimizerInfo", "ThreeStepOptimizer",
+    "create_optimizer", "list_optimizers", "optimizers", "register_optimizer",
+]  # fmt: skip

@@ -1,0 +1,64 @@
+"""Named things that others may add to: methods, optimizers, data sets, backbones, transforms.
+
+A registration is one decorator or one call. Packages outside zeroflow register through an entry point of the group
+``zeroflow.<kind>s`` (for example ``zeroflow.optimizers``): the entry point names a module, and importing it registers.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from zeroflow.errors import ConfigError, unknown
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """A mapping from names to things, filled by registrations and by entry points (loaded on the first look-up).
+
+    Args:
+        kind: the singular noun used in messages and in the entry point group, e.g. ``"optimizer"``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+        self._loaded = False
+
+    def register(self, name: str, entry: T) -> T:
+        """Add ``entry`` under ``name``; a name can be taken only once."""
+        if name in self._entries:
+            raise ConfigError(f"{self.kind} {name!r} is registered already")
+        self._entries[name] = entry
+        return entry
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Names that match a shell-style ``pattern``, sorted."""
+        self._load_entry_points()
+        return sorted(fnmatch.filter(self._entries, pattern))
+
+    def get(self, name: str, *, where: str = "") -> T:
+        """The thing registered as ``name``.
+
+        Raises:
+            ConfigError: nothing has that name; the message holds the nearest ones.
+        """
+        self._load_entry_points()
+        try:
+            return self._entries[name]
+        except (KeyError, TypeError):
+            raise unknown(self.kind, name, self._entries, where=where) from None
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        for name in self.names():
+            yield name, self._entries[name]
+
+    def _load_entry_points(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        for entry_point in entry_points(group=f"zeroflow.{self.kind.replace(' ', '_')}s"):
+            entry_point.load()

@@ -1,0 +1,174 @@
+"""A cell's configuration: what is computed, and nothing about where or how fast.
+
+The cell's id is the hash of the canonical form, which leaves out keys and options at their defaults: one added later, with
+a default that means "as before", changes no id. Where a cell runs (device, threads, data folder, workers) is ``Placement``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zeroflow.errors import ConfigError, unknown
+
+SCHEDULES = ("cosine", "constant")
+DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """One cell of the grid. Build it with ``from_dict``, which checks it and fills what depends on other keys.
+
+    Attributes:
+        dataset: registered name. transform: registered name; default: the data set's own. image_size: pixels; default:
+            the backbone's own. tasks: equal tasks. class_order_seed: of the class order. validation: share of every
+            class's training samples that takes the place of the test samples (0: evaluate on test data).
+        backbone: ``quickdraw_vit`` or a timm tag. checkpoint: file, ``"hub"`` or ``"none"``; default: the backbone's own.
+        method, method_options: registered name and its options.
+        optimizer, optimizer_options: registered name and its options; None where the method does not train.
+        lr: learning rate. eps: perturbation size. queries: directions per step. None where they mean nothing.
+        schedule: ``cosine`` (per epoch, to zero) or ``constant``. epochs, batch_size: per task.
+        seed: of initial values, batch order, augmentation and directions. dtype: of all computation.
+    """
+
+    dataset: str = "quickdraw100"
+    transform: str | None = None
+    image_size: int | None = None
+    tasks: int = 10
+    class_order_seed: int = 1993
+    validation: float = 0.0
+    backbone: str = "quickdraw_vit"
+    checkpoint: str | None = None
+    method: str = "ease"
+    method_options: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: str | None = "fo-sgd"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    lr: float | None = None
+    eps: float | None = None
+    queries: int | None = None
+    schedule: str | None = "cosine"
+    epochs: int | None = 10
+    batch_size: int | None = 48
+    seed: int = 0
+    dtype: str = "float32"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: str = "") -> TrialConfig:
+        """Check ``values`` and build the configuration in its normal form.
+
+        Keys that mean nothing for the method or the optimizer (the optimizer of a method that does not train, the queries
+        of a first-order one) are dropped, so that equal cells get equal ids.
+
+        Args:
+            values: keys of this class; missing ones take their defaults.
+            where: named in messages, e.g. the grid file.
+
+        Raises:
+            ConfigError: an unknown key or name, a value of the wrong kind or out of range; it names the nearest right one.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise unknown("key", name, known, where=where)
+        try:
+            return cls(**{k: _plain(v) for k, v in values.items()})._normal()
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+
+    def _normal(self) -> TrialConfig:
+        from zeroflow.data import datasets, even_increments, transforms
+        from zeroflow.methods import methods
+        from zeroflow.models.backbone import check_backbone
+        from zeroflow.optim import optimizers
+        from zeroflow.optim.factory import check_settings
+
+        dataset, method = datasets.get(self.dataset), methods.get(self.method)
+        _require("seed", self.seed, isinstance(self.seed, int) and 0 <= self.seed < 2**63, "an integer >= 0")
+        _require("tasks", self.tasks, _whole(self.tasks), "an integer >= 1")
+        _require("class_order_seed", self.class_order_seed, _whole(self.class_order_seed + 1), "an integer >= 0")
+        _require("validation", self.validation, _number(self.validation) and 0 <= self.validation < 1, "a share in [0, 1)")
+        _require("image_size", self.image_size, self.image_size is None or _whole(self.image_size), "an integer >= 1")
+        _require("dtype", self.dtype, self.dtype in DTYPES, " or ".join(DTYPES))
+        for name in ("method_options", "optimizer_options"):
+            _require(name, getattr(self, name), isinstance(getattr(self, name), Mapping), "a mapping")
+        if dataset.classes is not None:
+            even_increments(dataset.classes, self.tasks)
+        if self.transform is not None:
+            transforms.get(self.transform)
+        check_backbone(self.backbone, self.checkpoint)
+        method.parse(dict(self.method_options))
+        defaults = {f.name: f.default for f in dataclasses.fields(method.options)}
+        changes: dict[str, Any] = {
+            "method_options": _changed(self.method_options, defaults),
+            "validation": float(self.validation),
+        }
+        if not method.trains:
+            changes |= dict.fromkeys(("optimizer", "lr", "eps", "queries", "schedule", "epochs", "batch_size"))
+            changes |= {"optimizer_options": {}, "seed": 0}
+            return dataclasses.replace(self, **changes)
+
+        _require("optimizer", self.optimizer, self.optimizer is not None, f"a name: method {self.method!r} trains")
+        info = optimizers.get(str(self.optimizer))
+        _require("epochs", self.epochs, _whole(self.epochs), "an integer >= 1")
+        _require("batch_size", self.batch_size, _whole(self.batch_size), "an integer >= 1")
+        _require("schedule", self.schedule, self.schedule in SCHEDULES, " or ".join(SCHEDULES))
+        lr = info.default_lr if self.lr is None else self.lr
+        eps = 1e-3 if self.eps is None else self.eps
+        queries = 1 if self.queries is None else self.queries
+        check_settings(info, lr=lr, queries=queries, eps=eps, seed=self.seed, options=self.optimizer_options)
+        changes["lr"] = float(lr)
+        changes["queries"] = queries if info.estimator.uses_queries else None
+        changes["eps"] = float(eps) if info.estimator.uses_eps else None
+        changes["optimizer_options"] = _changed(self.optimizer_options, _plain(info.options))
+        return dataclasses.replace(self, **changes)
+
+    def canonical(self) -> dict[str, Any]:
+        """The keys that differ from their defaults, sorted, as plain JSON values."""
+        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        default = {f.name: _default(f) for f in dataclasses.fields(self)}
+        return json.loads(json.dumps({k: v for k, v in sorted(found.items()) if v != default[k]}, sort_keys=True))
+
+    @property
+    def cell_id(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the canonical form."""
+        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def label(self) -> str:
+        """A short name for progress lines."""
+        parts = [self.dataset, self.method, self.optimizer or "", f"q={self.queries}" if self.queries else ""]
+        return " ".join([p for p in parts if p] + [f"seed={self.seed}"])
+
+
+def _default(entry: dataclasses.Field[Any]) -> Any:
+    return entry.default_factory() if callable(entry.default_factory) else entry.default
+
+
+def _plain(value: Any) -> Any:
+    """Tuples become lists, so that a value from Python and the same from YAML are equal."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _changed(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that differ from their defaults, whole numbers as floats where the default is one."""
+    typed = {k: float(v) if isinstance(defaults[k], float) else v for k, v in options.items()}
+    return {k: v for k, v in typed.items() if v != defaults[k]}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _require(key: str, value: Any, right: bool, expected: str) -> None:
+    if not right:
+        raise ConfigError(f"{key}={value!r}: expected {expected}")

@@ -1,0 +1,254 @@
+"""A trial: the stream task by task, each trained, frozen and evaluated on everything seen so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zeroflow.data import Scenario, class_incremental, class_order, datasets, even_increments, load_dataset, transforms
+from zeroflow.data.dataset import ImageDataset
+from zeroflow.data.scenario import View
+from zeroflow.errors import ConfigError
+from zeroflow.methods import Method, methods
+from zeroflow.models.backbone import create_backbone
+from zeroflow.optim import Executor, ThreeStepOptimizer, create_optimizer
+from zeroflow.trial import randomness
+from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.meters import Stopwatch, peak_memory
+from zeroflow.trial.metrics import Matrix
+from zeroflow.trial.result import Step, TrialResult, provenance
+
+Order = Callable[[int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a trial runs; never part of what it computes.
+
+    Attributes:
+        data_dir: folder of the data sets that are not embedded. device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        threads: CPU threads of one process. Another number may change the last bits of a result.
+        evaluation_batch: images per forward pass outside training.
+    """
+
+    data_dir: str | None = None
+    device: str = "auto"
+    threads: int = 1
+    evaluation_batch: int = 256
+
+    def torch_device(self) -> torch.device:
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return torch.device(name)
+
+
+@dataclass
+class TaskTrainer:
+    """Trains a method on one task and keeps the account: losses, seconds, forward passes.
+
+    Args:
+        method: after ``begin_task``. optimizer: over ``method.trainable()``. epochs: how often all samples are visited.
+        schedule: ``"cosine"`` (per epoch, to zero) or ``"constant"``.
+    """
+
+    method: Method
+    optimizer: ThreeStepOptimizer
+    epochs: int
+    batch_size: int
+    schedule: str
+    device: torch.device
+    dtype: torch.dtype
+    steps: list[Step] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    def train(self, samples: View, task: int, seed: int, order: Order, watch: Stopwatch) -> None:
+        """Visit ``samples`` in ``order(epoch)`` in mini-batches, the last one smaller where they do not divide."""
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.epochs)
+        self.method.train()
+        for epoch in range(self.epochs):
+            positions, rate = order(epoch), float(self.optimizer.param_groups[0]["lr"])
+            for number, first in enumerate(range(0, len(positions), self.batch_size)):
+                draws = randomness.generator(seed, randomness.AUGMENTATION, task, epoch, number)
+                images, labels = samples.training_batch(positions[first : first + self.batch_size], draws)
+                images, labels = images.to(self.device, self.dtype), labels.to(self.device)
+                with watch.running():
+                    loss = self._step(images, labels)
+                self.steps.append(Step(task, epoch, len(self.steps), loss, rate))
+            if self.schedule == "cosine":
+                cosine.step()
+
+    def _step(self, images: Tensor, labels: Tensor) -> float:
+        def step() -> float:
+            prefix = self.method.backbone.prefix(images)
+            return float(self.optimizer.step(lambda: self.method.loss(prefix, labels)))
+
+        if self.peak_bytes:
+            return step()
+        # One step tells the memory of all: they allocate alike.
+        loss, self.peak_bytes = peak_memory(step, self.method, self.device)
+        return loss
+
+
+class Evaluation:
+    """Accuracy on all tasks seen so far; features of frozen spaces are computed once per test image and kept."""
+
+    def __init__(self, method: Method, device: torch.device, dtype: torch.dtype, batch_size: int) -> None:
+        self.method, self.device, self.dtype, self.batch_size = method, device, dtype, batch_size
+        self._kept: dict[int, Tensor] = {}
+
+    def scores(self, test: View, task: int) -> Tensor:
+        """Scores of a task's test samples among all classes seen so far, ``[N, classes]``."""
+        self.method.eval()
+        kept = self._kept.get(task)
+        known = 0 if kept is None else kept.shape[1]
+        spaces = range(known, max(self.method.frozen_spaces, 1))
+        if len(spaces) or kept is None:
+            parts = [
+                self.method.features(images.to(self.device, self.dtype), spaces)
+                for images, _ in test.plain_batches(self.batch_size)
+            ]
+            fresh = torch.cat(parts)
+            kept = fresh if kept is None else torch.cat([kept, fresh], dim=1)
+            self._kept[task] = kept[:, : self.method.frozen_spaces]
+        return self.method.scores(kept)
+
+    def accuracy(self, test: View, task: int) -> float:
+        """Top-1 accuracy on a task's test samples, percent."""
+        predicted = self.scores(test, task).argmax(dim=1).cpu()
+        return 100.0 * float((predicted == test.labels).double().mean())
+
+
+def open_scenario(config: TrialConfig, data_dir: str | Path | None = None) -> Scenario:
+    """The stream a configuration asks for.
+
+    Raises:
+        ConfigError: the data is not here, or does not divide into the tasks.
+    """
+    return _scenario(config, load_dataset(config.dataset, data_dir), None)
+
+
+def _scenario(config: TrialConfig, dataset: ImageDataset, size: int | None) -> Scenario:
+    info, classes = datasets.get(config.dataset), len(dataset.class_names)
+    return class_incremental(
+        dataset,
+        even_increments(classes, config.tasks),
+        transforms.get(config.transform or info.transform),
+        size or config.image_size or info.image_size,
+        order=class_order(classes, config.class_order_seed),
+        validation=config.validation,
+    )
+
+
+def run_trial(
+    config: TrialConfig,
+    placement: Placement | None = None,
+    *,
+    executor: Executor | None = None,
+    on_stage: Callable[[int, Matrix], None] | None = None,
+) -> TrialResult:
+    """Run one cell in this process.
+
+    Args:
+        config: what to compute. placement: where (default: one thread, a GPU if there is one).
+        executor: where the optimizer's evaluations run (default: here).
+        on_stage: called after each stage with its number and the accuracies so far ``[T, T]``.
+
+    Returns:
+        The result: accuracy matrix, summary, steps, provenance.
+
+    Raises:
+        ConfigError: bad configuration, missing data, unreadable checkpoint; before any training.
+        NonFiniteLoss: training diverged.
+    """
+    place = placement or Placement()
+    if not isinstance(config, TrialConfig):
+        config = TrialConfig.from_dict(config)
+    with _threads(place.threads):
+        return _run(config, place, executor, on_stage or (lambda stage, accuracy: None))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(
+    config: TrialConfig, place: Placement, executor: Executor | None, on_stage: Callable[[int, Matrix], None]
+) -> TrialResult:
+    started = time.perf_counter()
+    device, dtype = place.torch_device(), getattr(torch, config.dtype)
+    backbone = create_backbone(
+        config.backbone, checkpoint=config.checkpoint, image_size=config.image_size, seed=config.seed
+    )
+    scenario = _scenario(config, load_dataset(config.dataset, place.data_dir), backbone.image_size)
+    info = methods.get(config.method)
+    method = info.build(backbone, info.parse(dict(config.method_options))).to(device, dtype)
+    evaluation = Evaluation(method, device, dtype, place.evaluation_batch)
+
+    stages = len(scenario.tasks)
+    accuracy = np.full((stages, stages), np.nan)
+    steps: list[Step] = []
+    watch, forwards, trained_epochs, peak = Stopwatch(device), 0, 0, 0
+    parameters = 0
+    for task in scenario.tasks:
+        method.begin_task(task.classes, randomness.generator(config.seed, randomness.INITIAL_VALUES, task.index))
+        method.to(device, dtype)
+        trainable = method.trainable()
+        if trainable:
+            assert config.optimizer and config.lr and config.epochs and config.batch_size and config.schedule
+            optimizer = create_optimizer(
+                config.optimizer, list(trainable.items()), lr=config.lr, queries=config.queries or 1,
+                eps=config.eps or 1e-3, seed=randomness.key(config.seed, randomness.OPTIMIZER, task.index),
+                executor=executor, **config.optimizer_options,
+            )  # fmt: skip
+            trainer = TaskTrainer(
+                method, optimizer, config.epochs, config.batch_size, config.schedule, device, dtype, peak_bytes=peak
+            )
+
+            def order(epoch: int, task: int = task.index, samples: int = len(task.train)) -> np.ndarray:
+                return randomness.batch_order(config.seed, task, epoch, samples)
+
+            trainer.train(task.train, task.index, config.seed, order, watch)
+            peak, parameters = trainer.peak_bytes, optimizer.flat.size
+            steps += [Step(s.task, s.epoch, len(steps) + s.step, s.loss, s.lr) for s in trainer.steps]
+            forwards += optimizer.forwards
+            trained_epochs += config.epochs
+        method.eval()
+        method.end_task(
+            (images.to(device, dtype), labels) for images, labels in task.train.plain_batches(place.evaluation_batch)
+        )
+        if not peak:
+            images, _ = next(task.train.plain_batches(config.batch_size or 48))
+            _, peak = peak_memory(lambda: method.features(images.to(device, dtype), range(1)), method, device)  # noqa: B023
+        for seen in scenario.tasks[: task.index + 1]:
+            accuracy[task.index, seen.index] = evaluation.accuracy(seen.test, seen.index)
+        on_stage(task.index, accuracy)
+
+    return TrialResult(
+        config=config,
+        accuracy_matrix=accuracy,
+        test_samples=np.array([len(task.test) for task in scenario.tasks]),
+        class_order=scenario.order,
+        class_names=scenario.class_names,
+        steps=steps,
+        costs={
+            "forward_passes": forwards,
+            "peak_memory_bytes": peak,
+            "trainable_parameters": parameters,
+            "seconds": time.perf_counter() - started,
+            "training_seconds": watch.seconds,
+            "seconds_per_epoch": watch.seconds / trained_epochs if trained_epochs else None,
+        },
+        provenance=provenance(device, asdict(place)),
+    )

@@ -1,0 +1,58 @@
+"""What a trial costs: seconds with the device synchronised, and the peak of live tensor bytes of a training step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+T = TypeVar("T")
+
+
+class Stopwatch:
+    """Adds up the seconds spent inside ``with stopwatch.running()``; waits for the device at both ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        started = self._now()
+        try:
+            yield
+        finally:
+            self.seconds += self._now() - started
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def peak_memory(work: Callable[[], T], model: nn.Module, device: torch.device) -> tuple[T, int]:
+    """Run ``work`` and give its result with the peak of live tensor bytes meanwhile.
+
+    On CUDA this is the allocator's own peak. On a CPU it is the model's bytes plus the peak of what the allocator handed
+    out during ``work``, from torch's profiler: the size of the process would count libraries and freed memory too.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return work(), torch.cuda.max_memory_allocated(device)
+    held = sum(t.untyped_storage().nbytes() for t in {t.data_ptr(): t for t in _tensors(model)}.values())
+    with torch.autograd.profiler.profile(use_cpu=True, profile_memory=True) as profiler:
+        result = work()
+    live = peak = 0
+    for event in sorted(profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return result, held + peak
+
+
+def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()

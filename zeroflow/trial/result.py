@@ -1,0 +1,117 @@
+"""A finished cell: what came out, what it cost, and where it came from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from zeroflow.trial import metrics
+from zeroflow.trial.config import TrialConfig
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step: task, epoch within the task, step within the trial, loss, learning rate."""
+
+    task: int
+    epoch: int
+    step: int
+    loss: float
+    lr: float
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """The result of one cell.
+
+    Attributes:
+        accuracy_matrix: percent, stage x task ``[T, T]``, NaN above the diagonal. test_samples: per task ``[T]``.
+        class_order: ``class_order[new label]`` = the data set's own label. class_names: by new label.
+        steps: every training step. costs: forward passes, bytes, seconds. provenance: versions, device, commit, times.
+    """
+
+    config: TrialConfig
+    accuracy_matrix: metrics.Matrix
+    test_samples: npt.NDArray[np.int64]
+    class_order: npt.NDArray[np.int64]
+    class_names: Sequence[str]
+    steps: Sequence[Step]
+    costs: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def cell_id(self) -> str:
+        """Hash of the configuration."""
+        return self.config.cell_id
+
+    @property
+    def stage_accuracy(self) -> npt.NDArray[np.float64]:
+        """Pooled accuracy of each stage, percent ``[T]``."""
+        return metrics.stage_accuracy(self.accuracy_matrix, self.test_samples)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """avg, last, fgt, bwt (definitions: ``metrics.DEFINITIONS``) and every cost."""
+        return {
+            "avg": metrics.average(self.accuracy_matrix, self.test_samples),
+            "last": metrics.last(self.accuracy_matrix, self.test_samples),
+            "fgt": metrics.forgetting(self.accuracy_matrix),
+            "bwt": metrics.backward_transfer(self.accuracy_matrix),
+            "final_loss": self.steps[-1].loss if self.steps else None,
+            **self.costs,
+        }
+
+
+def provenance(device: torch.device, placement: Mapping[str, Any]) -> dict[str, Any]:
+    """What one needs to know to trust or repeat a result."""
+    commit, dirty = _commit()
+    return {
+        "zeroflow_version": _version("zeroflow"),
+        "torch_version": torch.__version__,
+        "timm_version": _version("timm"),
+        "python_version": platform.python_version(),
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "threads": placement.get("threads"),
+        "host": socket.gethostname(),
+        "finished_at": datetime.now(UTC),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit of the code: as handed down by whoever submitted the job, or of the checkout this file is in."""
+    if commit := os.environ.get("ZEROFLOW_GIT_COMMIT"):
+        return commit.removesuffix("-dirty"), commit.endswith("-dirty")
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        if not (Path(git("rev-parse", "--show-toplevel")) / "zeroflow").samefile(here.parent):
+            return None, None
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
