@@ -20,9 +20,12 @@ from zeroflow.registry import Registry
 
 
 class Samples(Protocol):
-    """Labelled images. ``labels`` int64 ``[N]`` in the data set's own numbering; images are read when asked for."""
+    """Labelled images, read when asked for."""
 
-    labels: npt.NDArray[np.int64]
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Labels ``[N]`` in the data set's own numbering."""
+        ...
 
     def images(self, indices: npt.NDArray[np.int64]) -> Sequence[Tensor] | Tensor:
         """The images at ``indices``, each uint8 ``[C, H, W]``; one tensor ``[n, C, H, W]`` where sizes are equal."""

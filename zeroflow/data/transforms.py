@@ -1,7 +1,8 @@
 """From stored images to network input: named pairs of a training and a test transform.
 
-A transform takes a list of uint8 images ``[C, H, W]`` and gives one float32 batch ``[N, 3, size, size]``. What is random
-in it is drawn from the generator it is handed, so a batch depends on (seed, task, epoch, position) and on nothing else.
+A transform takes uint8 images ``[C, H, W]``, of one size or many, and gives one float32 batch ``[N, 3, size, size]``.
+What is random in it is drawn from the generator it is handed, so a batch depends on (seed, task, epoch, position) and
+on nothing else.
 """
 
 from __future__ import annotations
@@ -103,8 +104,76 @@ def random_erasing(
     return batch.masked_fill(erase[:, None], 0.0)
 
 
+def fitted(images: Images, size: int) -> Tensor:
+    """uint8 images, of one size or of many, -> float32 ``[N, C, size, size]`` in [0, 1]; proportions are not kept."""
+    if isinstance(images, Tensor):
+        return resized(to_unit(images), size)
+    return torch.cat([as_rgb(resized(to_unit(image[None]), size)) for image in images])
+
+
+def crop_box(
+    height: int, width: int, draws: Sequence[Sequence[float]], *, area: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """A random box inside an image, as ``(top, left, height, width)`` in pixels: torchvision's RandomResizedCrop.
+
+    Args:
+        height, width: of the image.
+        draws: per try four numbers in [0, 1): for the area, the ratio, the top and the left side. The first try whose
+            box fits is taken; if none does, the largest box in the middle with a permitted ratio.
+        area: smallest and largest share of the image. ratio: smallest and largest width / height.
+    """
+    for share, shape, down, right in draws:
+        target = height * width * (area[0] + share * (area[1] - area[0]))
+        aspect = math.exp(math.log(ratio[0]) + shape * (math.log(ratio[1]) - math.log(ratio[0])))
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(down * (height - h + 1)), int(right * (width - w + 1)), h, w
+    w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def random_resized_crop(images: Images, size: int, generator: torch.Generator) -> Tensor:
+    """Cut a random box (area 5-100 %, ratio 3/4-4/3) out of every image, fit it to ``size``, mirror it or not (1 : 1).
+
+    Args:
+        images: uint8 ``[C, H, W]``, of one size or of many. size: pixels of the result, square.
+        generator: source of all randomness; an image's draws do not depend on the other images' sizes.
+
+    Returns:
+        float32 ``[N, 3, size, size]`` in [0, 1].
+    """
+    from torchvision.transforms.v2 import functional as photo
+
+    tries = torch.rand((len(images), 10, 4), generator=generator, dtype=torch.float64).tolist()
+    mirror = torch.rand(len(images), generator=generator) < 0.5
+    crops = []
+    for image, draws in zip(images, tries, strict=True):
+        height, width = image.shape[-2:]
+        box = crop_box(height, width, draws, area=(0.05, 1.0), ratio=(3 / 4, 4 / 3))
+        crops.append(as_rgb(photo.resized_crop(image, *box, [size, size], antialias=True)[None]))
+    batch = to_unit(torch.cat(crops))
+    return torch.where(mirror[:, None, None, None], batch.flip(-1), batch)
+
+
+def center_crop(images: Images, size: int) -> Tensor:
+    """Resize the shorter side to ``size`` x 256/224, bicubic, and take the middle: ``[N, 3, size, size]`` in [0, 1]."""
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as photo
+
+    def cropped(batch: Tensor) -> Tensor:
+        larger = photo.resize(batch, [size * 256 // 224], InterpolationMode.BICUBIC, antialias=True)
+        return as_rgb(photo.center_crop(larger, [size, size]))
+
+    return to_unit(cropped(images) if isinstance(images, Tensor) else torch.cat([cropped(i[None]) for i in images]))
+
+
+def normalised(batch: Tensor) -> Tensor:
+    """[0, 1] -> [-1, 1], in place: mean = std = 0.5, from the ``pretrained_cfg`` of timm's ``augreg`` checkpoints."""
+    return batch.sub_(0.5).div_(0.5)
+
+
 def _plain(images: Images, size: int) -> Tensor:
-    return as_rgb(resized(to_unit(images), size))
+    return as_rgb(fitted(images, size))
 
 
 transforms.register(
@@ -118,8 +187,26 @@ transforms.register(
 transforms.register(
     "drawings",
     Transform(
-        train=lambda images, size, generator: as_rgb(random_affine(resized(to_unit(images), size), generator)),
+        train=lambda images, size, generator: as_rgb(random_affine(fitted(images, size), generator)),
         test=_plain,
         description="training: random rotation, scale, shear, shift, mirror; test: divide by 255",
+    ),
+)
+# Both crop as PILOT does: the test crop keeps 7/8 of the side, where the checkpoints' pretrained_cfg says 0.9. PILOT
+# feeds [0, 1] to checkpoints made for [-1, 1]: "pilot" keeps that, to be comparable; "timm" puts it right.
+transforms.register(
+    "pilot",
+    Transform(
+        train=random_resized_crop,
+        test=center_crop,
+        description="photos as in PILOT: random resized crop and mirror; test: resize, centre crop; not normalised",
+    ),
+)
+transforms.register(
+    "timm",
+    Transform(
+        train=lambda images, size, generator: normalised(random_resized_crop(images, size, generator)),
+        test=lambda images, size: normalised(center_crop(images, size)),
+        description="as pilot, then normalised with mean = std = 0.5, as timm's augreg checkpoints expect",
     ),
 )

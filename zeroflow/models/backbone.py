@@ -6,6 +6,7 @@ Pretrained weights come from the hub where there is a network, or from a local f
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from importlib import resources
 from itertools import repeat
@@ -115,6 +116,7 @@ def build_timm(name: str, arguments: dict[str, Any], *, pretrained: bool = False
     return model
 
 
+@functools.cache
 def check_backbone(name: str, checkpoint: str | None) -> None:
     """Refuse an unknown name or a checkpoint that is not there, without building anything."""
     if name != EMBEDDED and not timm.is_model(name):

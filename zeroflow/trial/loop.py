@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +26,8 @@ from zeroflow.trial.meters import Stopwatch, peak_memory
 from zeroflow.trial.metrics import Matrix
 from zeroflow.trial.result import Step, TrialResult, provenance
 
-Order = Callable[[int], np.ndarray]
+Order = Callable[[int], npt.NDArray[np.int64]]
+OnStage = Callable[[int, Matrix, npt.NDArray[np.int64]], None]
 
 
 @dataclass(frozen=True)
@@ -150,14 +152,14 @@ def run_trial(
     placement: Placement | None = None,
     *,
     executor: Executor | None = None,
-    on_stage: Callable[[int, Matrix], None] | None = None,
+    on_stage: OnStage | None = None,
 ) -> TrialResult:
     """Run one cell in this process.
 
     Args:
         config: what to compute. placement: where (default: one thread, a GPU if there is one).
         executor: where the optimizer's evaluations run (default: here).
-        on_stage: called after each stage with its number and the accuracies so far ``[T, T]``.
+        on_stage: called after each stage with its number, the accuracies so far ``[T, T]`` and the test samples per task.
 
     Returns:
         The result: accuracy matrix, summary, steps, provenance.
@@ -170,7 +172,7 @@ def run_trial(
     if not isinstance(config, TrialConfig):
         config = TrialConfig.from_dict(config)
     with _threads(place.threads):
-        return _run(config, place, executor, on_stage or (lambda stage, accuracy: None))
+        return _run(config, place, executor, on_stage or (lambda stage, accuracy, samples: None))
 
 
 @contextmanager
@@ -184,7 +186,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _run(
-    config: TrialConfig, place: Placement, executor: Executor | None, on_stage: Callable[[int, Matrix], None]
+    config: TrialConfig, place: Placement, executor: Executor | None, on_stage: OnStage
 ) -> TrialResult:
     started = time.perf_counter()
     device, dtype = place.torch_device(), getattr(torch, config.dtype)
@@ -198,6 +200,7 @@ def _run(
 
     stages = len(scenario.tasks)
     accuracy = np.full((stages, stages), np.nan)
+    test_samples = np.array([len(task.test) for task in scenario.tasks])
     steps: list[Step] = []
     watch, forwards, trained_epochs, peak = Stopwatch(device), 0, 0, 0
     parameters = 0
@@ -216,7 +219,7 @@ def _run(
                 method, optimizer, config.epochs, config.batch_size, config.schedule, device, dtype, peak_bytes=peak
             )
 
-            def order(epoch: int, task: int = task.index, samples: int = len(task.train)) -> np.ndarray:
+            def order(epoch: int, task: int = task.index, samples: int = len(task.train)) -> npt.NDArray[np.int64]:
                 return randomness.batch_order(config.seed, task, epoch, samples)
 
             trainer.train(task.train, task.index, config.seed, order, watch)
@@ -233,12 +236,12 @@ def _run(
             _, peak = peak_memory(lambda: method.features(images.to(device, dtype), range(1)), method, device)  # noqa: B023
         for seen in scenario.tasks[: task.index + 1]:
             accuracy[task.index, seen.index] = evaluation.accuracy(seen.test, seen.index)
-        on_stage(task.index, accuracy)
+        on_stage(task.index, accuracy, test_samples)
 
     return TrialResult(
         config=config,
         accuracy_matrix=accuracy,
-        test_samples=np.array([len(task.test) for task in scenario.tasks]),
+        test_samples=test_samples,
         class_order=scenario.order,
         class_names=scenario.class_names,
         steps=steps,

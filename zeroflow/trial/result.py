@@ -76,14 +76,14 @@ class TrialResult:
 
 def provenance(device: torch.device, placement: Mapping[str, Any]) -> dict[str, Any]:
     """What one needs to know to trust or repeat a result."""
-    commit, dirty = _commit()
+    commit = checkout_commit()
     return {
         "zeroflow_version": _version("zeroflow"),
         "torch_version": torch.__version__,
         "timm_version": _version("timm"),
         "python_version": platform.python_version(),
-        "git_commit": commit,
-        "git_dirty": dirty,
+        "git_commit": commit.removesuffix("-dirty") if commit else None,
+        "git_dirty": commit.endswith("-dirty") if commit else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "threads": placement.get("threads"),
         "host": socket.gethostname(),
@@ -98,20 +98,22 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> tuple[str | None, bool | None]:
-    """The commit of the code: as handed down by whoever submitted the job, or of the checkout this file is in."""
+def checkout_commit() -> str | None:
+    """The commit of the checkout this code is in, with ``-dirty`` behind it where files differ; None outside one.
+
+    ``ZEROFLOW_GIT_COMMIT`` comes first: whoever submits a job knows it, the uploaded copy of the files does not.
+    """
     if commit := os.environ.get("ZEROFLOW_GIT_COMMIT"):
-        return commit.removesuffix("-dirty"), commit.endswith("-dirty")
+        return commit
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
         if not (Path(git("rev-parse", "--show-toplevel")) / "zeroflow").samefile(here.parent):
-            return None, None
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+            return None
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
-        return None, None
+        return None

@@ -1,0 +1,487 @@
+"""Data sets as they lie on disk, transforms, and the class-incremental stream made from them."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from zeroflow.data import (
+    ArraySamples,
+    ImageDataset,
+    Scenario,
+    class_incremental,
+    class_order,
+    datasets,
+    even_increments,
+    image_folder,
+    load_dataset,
+    transforms,
+)
+from zeroflow.data import cifar as cifar_files
+from zeroflow.data.quickdraw import pretraining_classes, stream_classes
+from zeroflow.data.transforms import crop_box
+from zeroflow.errors import ConfigError
+
+FOLDER_SETS = {"cub": 200, "imagenet-a": 200, "omnibenchmark": 300}
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (channels, height, width), dtype=torch.uint8, generator=seeded(seed))
+
+
+@pytest.fixture(scope="module")
+def drawings() -> ImageDataset:
+    return load_dataset("quickdraw100")
+
+
+@pytest.fixture(scope="module")
+def stream(drawings: ImageDataset) -> Scenario:
+    return class_incremental(drawings, even_increments(100, 10), transforms.get("plain"), 28)
+
+
+# The embedded set
+
+
+def test_quickdraw_has_100_classes_of_80_and_20(drawings: ImageDataset) -> None:
+    assert len(drawings.class_names) == len(set(drawings.class_names)) == 100
+    assert np.array_equal(np.bincount(drawings.train.labels), np.full(100, 80))
+    assert np.array_equal(np.bincount(drawings.test.labels), np.full(100, 20))
+
+
+def test_quickdraw_trains_on_the_first_80_and_tests_on_the_last_20(drawings: ImageDataset) -> None:
+    with np.load(Path(cifar_files.__file__).parent / "embedded" / "quickdraw100.npz") as stored:
+        images, names = torch.from_numpy(stored["images"]), stored["names"]
+    assert drawings.class_names == tuple(names)
+    for label in (0, 57, 99):
+        train = drawings.train.images(np.flatnonzero(drawings.train.labels == label))
+        test = drawings.test.images(np.flatnonzero(drawings.test.labels == label))
+        assert torch.equal(train[:, 0], images[label, :80])
+        assert torch.equal(test[:, 0], images[label, 80:])
+
+
+def test_stream_and_pretraining_share_no_class(drawings: ImageDataset) -> None:
+    chosen = np.random.RandomState(1993).permutation(345)[:100]
+    assert set(stream_classes()) == set(chosen)
+    assert not set(stream_classes()) & set(pretraining_classes())
+    assert len(stream_classes()) + len(pretraining_classes()) == 345
+    # The chosen classes keep the order of the list of 345, which is sorted by file name.
+    files = [f"{name}.ndjson.gz" for name in drawings.class_names]
+    assert files == sorted(files)
+
+
+# Class order and scenario
+
+
+@pytest.mark.parametrize(
+    ("classes", "first"),
+    [(100, [68, 56, 78, 8, 23]), (200, [168, 136, 51, 9, 183]), (300, [169, 221, 146, 296, 92])],
+)
+def test_class_order_is_the_fields(classes: int, first: list[int]) -> None:
+    assert class_order(classes)[:5].tolist() == first
+    assert sorted(class_order(classes)) == list(range(classes))
+
+
+def test_tasks_partition_the_classes(stream: Scenario, drawings: ImageDataset) -> None:
+    assert [label for task in stream.tasks for label in task.classes] == list(range(100))
+    assert stream.class_names == tuple(drawings.class_names[own] for own in class_order(100))
+    assert sum(len(task.train) for task in stream.tasks) == 8000
+    assert sum(len(task.test) for task in stream.tasks) == 2000
+
+
+def test_samples_come_by_new_label_in_file_order(stream: Scenario, drawings: ImageDataset) -> None:
+    task = stream.tasks[3]
+    assert torch.equal(task.train.labels, torch.arange(30, 40).repeat_interleave(80))
+    expected = np.concatenate([np.flatnonzero(drawings.train.labels == class_order(100)[new]) for new in task.classes])
+    assert np.array_equal(task.train.indices, expected)
+
+
+def test_test_labels_name_the_class_that_is_shown(stream: Scenario, drawings: ImageDataset) -> None:
+    for task in stream.tasks:
+        own = drawings.test.labels[task.test.indices]
+        assert np.array_equal(stream.order[task.test.labels.numpy()], own)
+        images, labels = next(task.test.plain_batches(25))
+        assert images.shape == (25, 3, 28, 28) and torch.equal(labels, task.test.labels[:25])
+        assert torch.equal(images[:, 0] * 255, drawings.test.images(task.test.indices[:25])[:, 0].float())
+
+
+def test_validation_is_held_out_of_training_and_is_no_test_data(stream: Scenario, drawings: ImageDataset) -> None:
+    held = class_incremental(drawings, even_increments(100, 10), transforms.get("plain"), 28, validation=0.1)
+    for task, whole in zip(held.tasks, stream.tasks, strict=True):
+        assert task.test.samples is drawings.train and task.test.samples is not drawings.test
+        assert not set(task.train.indices) & set(task.test.indices)
+        assert set(task.train.indices) | set(task.test.indices) == set(whole.train.indices)
+        assert np.array_equal(np.bincount(task.test.labels)[task.classes.start :], np.full(10, 8))
+
+
+@pytest.mark.parametrize(("tasks", "nearest"), [(9, 10), (3, 2), (0, 1), (-4, 1), (1000, 100)])
+def test_uneven_tasks_name_the_nearest_number(tasks: int, nearest: int) -> None:
+    with pytest.raises(ConfigError, match=rf"tasks={tasks}: 100 classes .* nearest: {nearest}$"):
+        even_increments(100, tasks)
+
+
+@pytest.mark.parametrize("increments", [[50, 49], [100, 0], [], [110, -10]])
+def test_increments_must_add_up(drawings: ImageDataset, increments: list[int]) -> None:
+    with pytest.raises(ConfigError, match="add up to 100"):
+        class_incremental(drawings, increments, transforms.get("plain"), 28)
+
+
+def test_a_class_without_samples_is_named() -> None:
+    some = ArraySamples(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), np.array([0, 1]))
+    none = ArraySamples(some.pixels, np.array([0, 0]))
+    with pytest.raises(ConfigError, match="no test images for dog"):
+        class_incremental(ImageDataset("pets", ("cat", "dog"), some, none), [1, 1], transforms.get("plain"), 4)
+
+
+# Transforms
+
+
+IMAGES = {
+    "a batch": torch.stack([photo(40, 30, seed=i) for i in range(6)]),
+    "a grey batch": torch.stack([photo(28, 28, 1, seed=i) for i in range(6)]),
+    "many sizes": [photo(20 + 9 * i, 60 - 7 * i, seed=i) for i in range(6)],
+    "grey and colour": [photo(33, 33, 1), photo(40, 35), photo(1, 1), photo(1, 300), photo(300, 2), photo(8, 8, 1)],
+}
+
+
+@pytest.mark.parametrize("name", transforms.names())
+@pytest.mark.parametrize("kind", IMAGES)
+def test_a_batch_is_a_function_of_the_generator_alone(name: str, kind: str) -> None:
+    transform, images = transforms.get(name), IMAGES[kind]
+    before = [image.clone() for image in images]
+    torch.manual_seed(1)
+    first = transform.train(images, 32, seeded(7))
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    second = transform.train(images, 32, seeded(7))
+    assert torch.equal(first, second)
+    assert first.shape == (6, 3, 32, 32) and first.dtype == torch.float32 and bool(first.isfinite().all())
+    if name != "plain":
+        assert not torch.equal(first, transform.train(images, 32, seeded(8)))
+    plain = transform.test(images, 32)
+    assert torch.equal(plain, transform.test(images, 32)) and plain.shape == first.shape
+    assert all(torch.equal(a, b) for a, b in zip(images, before, strict=True)), "the stored images were written to"
+    torch.manual_seed(1)
+    assert torch.equal(state, torch.get_rng_state()), "the global generator was used"
+
+
+def test_training_batches_of_a_view_follow_the_generator(drawings: ImageDataset) -> None:
+    view = class_incremental(drawings, [50, 50], transforms.get("drawings"), 28).tasks[0].train
+    positions = np.array([5, 0, 321])
+    images, labels = view.training_batch(positions, seeded(3))
+    again, _ = view.training_batch(positions, seeded(3))
+    other, _ = view.training_batch(positions, seeded(4))
+    assert torch.equal(images, again) and not torch.equal(images, other)
+    assert torch.equal(labels, view.labels[positions])
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (32, 32), (500, 333), (224, 224)])
+def test_photo_test_transforms_equal_torchvisions(height: int, width: int) -> None:
+    image = photo(height, width)
+    pipeline = [v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224)]
+    # PILOT's ToTensor divides by 255; v2.ToDtype multiplies by 1/255, which differs in the last bit.
+    expected = v2.Compose(pipeline)(image) / 255
+    for images in ([image], image[None]):
+        assert torch.equal(transforms.get("pilot").test(images, 224)[0], expected)
+        normalised = v2.Normalize([0.5] * 3, [0.5] * 3)(expected)
+        assert torch.equal(transforms.get("timm").test(images, 224)[0], normalised)
+
+
+def test_photo_test_transform_is_within_rounding_of_pillows() -> None:
+    image = photo(300, 400)
+    pilots = v2.Compose(
+        [v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(224), v2.PILToTensor()]
+    )
+    expected = pilots(Image.fromarray(image.permute(1, 2, 0).numpy())).float()
+    found = transforms.get("pilot").test([image], 224)[0] * 255
+    assert float((found - expected).abs().max()) <= 1.01
+
+
+def test_a_crop_does_not_depend_on_the_other_images() -> None:
+    image, train = photo(50, 60), transforms.get("pilot").train
+    beside_small = train([photo(5, 100), image], 32, seeded(0))[1]
+    beside_large = train([photo(200, 200), image], 32, seeded(0))[1]
+    assert torch.equal(beside_small, beside_large)
+
+
+def test_crop_boxes_fit_and_follow_the_published_distribution() -> None:
+    draws = torch.rand((4000, 10, 4), generator=seeded(0), dtype=torch.float64).tolist()
+    boxes = np.array([crop_box(300, 400, tries, area=(0.05, 1.0), ratio=(3 / 4, 4 / 3)) for tries in draws])
+    top, left, height, width = boxes.T
+    assert top.min() >= 0 and left.min() >= 0 and (top + height).max() <= 300 and (left + width).max() <= 400
+    crop, image = v2.RandomResizedCrop(224, scale=(0.05, 1.0)), photo(300, 400)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = [crop.make_params([image]) for _ in range(4000)]
+    for ours, key in ((top, "top"), (left, "left"), (height, "height"), (width, "width")):
+        reference = np.array([box[key] for box in theirs])
+        assert abs(ours.mean() - reference.mean()) < 5 * reference.std() * np.sqrt(2 / 4000)
+        assert ours.std() == pytest.approx(reference.std(), rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(10, 1000, (0, 493, 10, 13)), (1000, 10, (493, 0, 13, 10)), (30, 40, (0, 0, 30, 40))],
+)
+def test_where_no_crop_fits_the_middle_is_taken(height: int, width: int, expected: tuple[int, ...]) -> None:
+    assert crop_box(height, width, [], area=(0.05, 1.0), ratio=(3 / 4, 4 / 3)) == expected
+
+
+# CIFAR-100
+
+
+def write_cifar(data_dir: Path, **replaced: object) -> Path:
+    """Small files in the published format: protocol 2, arrays under the module names of NumPy 1."""
+    folder = data_dir / "cifar-100-python"
+    folder.mkdir()
+    contents: dict[str, object] = {"meta": {"fine_label_names": [f"class {i}" for i in range(100)]}}
+    for seed, (part, count) in enumerate((("train", 200), ("test", 100))):
+        pixels = np.random.RandomState(seed).randint(0, 256, (count, 3072)).astype(np.uint8)
+        contents[part] = {"data": pixels, "fine_labels": [(7 * i) % 100 for i in range(count)]}
+    for name, content in {**contents, **replaced}.items():
+        stored = pickle.dumps(content, protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+        (folder / name).write_bytes(stored)
+    return data_dir
+
+
+def test_cifar_reads_torchvisions_files(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning) as warned:
+        dataset = load_dataset("cifar100", write_cifar(tmp_path))
+    told = sorted(str(warning.message).split(" (")[0] for warning in warned)
+    folder = tmp_path / "cifar-100-python"
+    assert told == [f"{folder / part}: not the published file" for part in ("meta", "test", "train")]
+    assert dataset.class_names[99] == "class 99"
+    assert dataset.train.labels[:3].tolist() == [0, 7, 14]
+    pixels = np.random.RandomState(0).randint(0, 256, (200, 3072)).astype(np.uint8)
+    images = dataset.train.images(np.array([4, 199]))
+    assert isinstance(images, torch.Tensor) and images.dtype == torch.uint8
+    assert np.array_equal(images.numpy(), pixels[[4, 199]].reshape(2, 3, 32, 32))
+    tasks = class_incremental(dataset, even_increments(100, 10), transforms.get("timm"), 224).tasks
+    batch, labels = tasks[1].train.training_batch(np.arange(3), seeded(0))
+    assert batch.shape == (3, 3, 224, 224) and labels.tolist() == [10, 10, 11]
+
+
+@pytest.mark.filterwarnings("ignore:.*not the published file")
+def test_cifar_reads_the_strings_of_python_2(tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    # {'fine_label_names': [...]} with SHORT_BINSTRING, and an array whose bytes are a Python 2 string.
+    names = b"".join(b"U" + bytes([len(name)]) + name for name in (b"class %d" % i for i in range(100)))
+    (tmp_path / "cifar-100-python" / "meta").write_bytes(b"\x80\x02}U\x10fine_label_names](" + names + b"es.")
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K\x02M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89T" + (6144).to_bytes(4, "little") + bytes(range(256)) * 24 + b"tb"
+    )
+    (tmp_path / "cifar-100-python" / "test").write_bytes(
+        b"\x80\x02}(U\x04data" + array + b"U\x0bfine_labels](K\x05K\x63eu."
+    )
+    dataset = load_dataset("cifar100", tmp_path)
+    assert dataset.class_names[7] == "class 7" and dataset.test.labels.tolist() == [5, 99]
+    assert np.array_equal(dataset.test.images(np.array([0, 1])).flatten(), np.tile(np.arange(256), 24))
+
+
+class Command:
+    """A pickle of it runs a shell command when it is loaded carelessly."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (self.command,)
+
+
+@pytest.mark.filterwarnings("ignore:.*not the published file")
+@pytest.mark.parametrize("part", ["train", "test", "meta"])
+def test_a_pickle_that_runs_code_is_refused_and_does_nothing(tmp_path: Path, part: str) -> None:
+    trace = tmp_path / "trace"
+    evil = {"data": Command(f"touch '{trace}'"), "fine_labels": []}
+    write_cifar(tmp_path, **{part: evil})
+    with pytest.raises(ConfigError, match=rf"{part}: cannot be read .* asks for (posix|nt)\.system"):
+        load_dataset("cifar100", tmp_path)
+    assert not trace.exists()
+    pickle.load(io.BytesIO((tmp_path / "cifar-100-python" / part).read_bytes()))
+    assert trace.exists(), "the file was harmless: the test shows nothing"
+
+
+@pytest.mark.filterwarnings("ignore:.*not the published file")
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [
+        ("train", {"data": np.zeros((2, 3072), np.float32), "fine_labels": [0, 1]}),
+        ("train", {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0]}),
+        ("test", {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, 100]}),
+        ("test", {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}),
+        ("test", [1, 2, 3]),
+        ("meta", {"fine_label_names": ["apple"]}),
+    ],
+)
+def test_cifar_files_with_other_content_are_named(tmp_path: Path, part: str, content: object) -> None:
+    with pytest.raises(ConfigError, match=f"cifar-100-python.{part}: expected"):
+        load_dataset("cifar100", write_cifar(tmp_path, **{part: content}))
+
+
+@pytest.mark.filterwarnings("ignore:.*not the published file")
+def test_a_cut_off_cifar_file_is_named(tmp_path: Path) -> None:
+    path = write_cifar(tmp_path) / "cifar-100-python" / "test"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=r"cifar-100-python.test: cannot be read"):
+        load_dataset("cifar100", tmp_path)
+
+
+# Image folders
+
+
+def write_folder(root: Path, classes: list[str], per_class: int = 2) -> Path:
+    for part in ("train", "test"):
+        for name in classes:
+            (root / part / name).mkdir(parents=True)
+            for i in range(per_class):
+                Image.new("RGB", (12 + i, 10), (i, 20, 30)).save(root / part / name / f"{i}.png")
+    return root
+
+
+def test_folders_with_odd_names_sort_and_hidden_entries_are_ignored(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "my photos", ["zebra finch", "ÄHRE", "001.Auk (black)", "鸟"])
+    (root / "train" / ".cache").mkdir()
+    (root / "train" / "notes.txt").write_text("no class")
+    (root / "train" / "鸟" / ".hidden.png").write_bytes(b"")
+    (root / "train" / "鸟" / "Thumbs.db").write_bytes(b"")
+    (root / "train" / "鸟" / "1.png").rename(root / "train" / "鸟" / "B.PnG")
+    dataset = image_folder("birds", root)
+    assert dataset.class_names == ("001.Auk (black)", "zebra finch", "ÄHRE", "鸟")
+    assert dataset.train.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    first, second = dataset.train.images(np.array([6, 7]))
+    assert first.shape == (3, 10, 12) and second.shape == (3, 10, 13)
+    assert second[:, 0, 0].tolist() == [1, 20, 30]
+    task = class_incremental(dataset, [2, 2], transforms.get("timm"), 32).tasks[0]
+    assert next(task.test.plain_batches())[0].shape == (4, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("mode", "file", "colour", "expected"),
+    [
+        ("L", "grey.JPG", 90, (90, 90, 90)),
+        ("CMYK", "print.jpeg", (0, 255, 255, 0), (255, 0, 0)),
+        ("P", "palette.png", 3, (10, 200, 30)),
+        ("RGBA", "clear.webp", (10, 20, 30, 255), (10, 20, 30)),
+        ("LA", "clear.png", (70, 0), (70, 70, 70)),
+        ("1", "fax.tiff", 1, (255, 255, 255)),
+        ("RGB", "old.bmp", (1, 2, 3), (1, 2, 3)),
+        ("RGB", "plain.ppm", (1, 2, 3), (1, 2, 3)),
+    ],
+)
+def test_every_colour_mode_becomes_rgb(
+    tmp_path: Path, mode: str, file: str, colour: int | tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    root = write_folder(tmp_path, ["a"], per_class=1)
+    (root / "train" / "a" / "0.png").unlink()
+    image = Image.new(mode, (8, 6), colour)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2, 10, 200, 30])
+    image.save(root / "train" / "a" / file, **({"lossless": True} if file.endswith("webp") else {}))
+    (found,) = image_folder("modes", root).train.images(np.array([0]))
+    assert found.shape == (3, 6, 8) and found.dtype == torch.uint8
+    assert torch.allclose(found[:, 2, 3].float(), torch.tensor(expected).float(), atol=2)
+
+
+def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, ["a"], per_class=1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 6)).save(root / "test" / "a" / "0.jpg", exif=exif)
+    (found,) = image_folder("turned", root).test.images(np.array([0]))
+    assert found.shape == (3, 6, 8)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", "cut"])
+def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes | str) -> None:
+    root = write_folder(tmp_path, ["a b"])
+    path = root / "train" / "a b" / "1.png"
+    whole = io.BytesIO()
+    Image.fromarray(photo(64, 64).permute(1, 2, 0).numpy()).save(whole, "png")
+    path.write_bytes(whole.getvalue()[:5000] if isinstance(content, str) else content)
+    dataset = image_folder("broken", root)
+    with pytest.raises(ConfigError, match=r"1\.png: cannot be read as an image") as caught:
+        dataset.train.images(np.array([0, 1]))
+    assert str(path) in str(caught.value)
+
+
+def test_all_problems_of_a_folder_are_told_at_once(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, ["both", "empty"])
+    (root / "train" / "only train").mkdir()
+    (root / "test" / "only test").mkdir()
+    for file in (root / "test" / "empty").iterdir():
+        file.unlink()
+    with pytest.raises(ConfigError) as caught:
+        image_folder("mixed", root, classes=5)
+    message = str(caught.value)
+    for expected in (
+        f"{root / 'test' / 'only train'}: missing",
+        f"{root / 'train' / 'only test'}: missing",
+        f"{root / 'test' / 'empty'}: no images",
+        f"{root / 'train' / 'only train'}: no images",
+        f"{root / 'train'}: 3 classes, expected 5",
+        f"{root / 'test'}: 3 classes, expected 5",
+    ):
+        assert expected in message
+    assert "both" not in message
+
+
+def test_a_folder_without_parts_or_classes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        image_folder("nothing", tmp_path / "nowhere")
+    assert all(f"{tmp_path / 'nowhere' / part}: no such folder" in str(caught.value) for part in ("train", "test"))
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+    with pytest.raises(ConfigError, match="0 classes, expected at least one"):
+        image_folder("nothing", tmp_path)
+
+
+@pytest.mark.parametrize(("name", "classes"), FOLDER_SETS.items())
+def test_the_benchmarks_folders_open_by_name(tmp_path: Path, name: str, classes: int) -> None:
+    write_folder(tmp_path / name, [f"{i:03d}" for i in range(classes)], per_class=1)
+    assert datasets.get(name).missing(tmp_path) == []
+    dataset = load_dataset(name, tmp_path)
+    assert len(dataset.class_names) == datasets.get(name).classes == classes
+    assert (datasets.get(name).transform, datasets.get(name).image_size) == ("timm", 224)
+
+
+# Missing data
+
+
+@pytest.mark.parametrize("name", [*FOLDER_SETS, "cifar100"])
+def test_missing_data_is_told_with_paths_and_source(tmp_path: Path, name: str) -> None:
+    folder = "cifar-100-python" if name == "cifar100" else name
+    for data_dir, root in ((tmp_path, tmp_path), (None, Path("<data_dir>"))):
+        absent = datasets.get(name).missing(data_dir)
+        assert root / folder / "train" in absent and root / folder / "test" in absent
+        with pytest.raises(ConfigError) as caught:
+            load_dataset(name, data_dir)
+        assert str(root / folder / "train") in str(caught.value)
+        assert "https://" in str(caught.value) and "md5" in str(caught.value)
+        with pytest.raises(ConfigError):
+            datasets.get(name).load(data_dir)
+
+
+def test_an_unknown_data_set_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'cifar100'"):
+        load_dataset("cifar10")
+
+
+def test_importing_the_package_stays_cheap() -> None:
+    code = "import sys, zeroflow.data; print([m for m in ('torchvision', 'PIL', 'timm', 'ray') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,319 @@
+"""Optimizers against independent references, and what a user of ``torch.optim`` relies on."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from zeroflow.errors import ConfigError
+from zeroflow.optim import NonFiniteLoss, create_optimizer, list_optimizers
+
+PAPER = [
+    "fo-adam", "fo-sgd", "forward-grad", "zo-adam", "zo-adam-conserve", "zo-adam-sign", "zo-sgd", "zo-sgd-conserve",
+    "zo-sgd-sign",
+]  # fmt: skip
+FORWARD_ONLY = [name for name in PAPER if not name.startswith("fo-")]
+
+
+def problem(dtype: torch.dtype = torch.float32, dropout: float = 0.0):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 3)).to(dtype)
+    x, y = torch.randn(40, 6, dtype=dtype), torch.randint(3, (40,))
+
+    def loss(other: nn.Module | None = None) -> torch.Tensor:
+        return F.cross_entropy((other or model)(x), y)
+
+    return model, loss
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1) for _, p in sorted(model.named_parameters())])
+
+
+def reference_directions(seed: int, step: int, queries: int, size: int) -> np.ndarray:
+    """The documented noise scheme, written with NumPy alone."""
+    return np.stack(
+        [
+            np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, query, step])).standard_normal(size)
+            for query in range(queries)
+        ]
+    )
+
+
+def test_the_papers_nine_names_exist() -> None:
+    assert set(PAPER) <= set(list_optimizers())
+    assert list_optimizers("fo-*") == ["fo-adam", "fo-sgd"]
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_spsa_sgd_follows_its_formula_on_a_quadratic(queries: int) -> None:
+    """theta_{t+1} = theta_t - lr * mean_i g_i z_i, with L, g and z computed by NumPy."""
+    rng = np.random.default_rng(1)
+    matrix = rng.normal(size=(5, 5))
+    matrix = matrix @ matrix.T
+    theta = rng.normal(size=5)
+    parameter = nn.Parameter(torch.tensor(theta))
+    optimizer = create_optimizer("zo-sgd", [parameter], lr=0.01, queries=queries, eps=1e-3, seed=7)
+    constant = torch.tensor(matrix)
+
+    def loss(at: np.ndarray) -> float:
+        return float(0.5 * at @ matrix @ at)
+
+    for step in range(20):
+        optimizer.step(lambda: 0.5 * parameter @ constant @ parameter)
+        z = reference_directions(7, step, queries, 5)
+        slopes = [(loss(theta + 1e-3 * d) - loss(theta - 1e-3 * d)) / 2e-3 for d in z]
+        theta = theta - 0.01 * np.mean([g * d for g, d in zip(slopes, z, strict=True)], axis=0)
+    np.testing.assert_allclose(parameter.detach().numpy(), theta, rtol=0, atol=1e-12)
+
+
+def test_forward_gradient_is_the_true_slope_along_z() -> None:
+    model, loss = problem(torch.float64)
+    names = sorted(dict(model.named_parameters()))
+    gradient = torch.autograd.grad(loss(), [dict(model.named_parameters())[name] for name in names])
+    gradient = torch.cat([g.reshape(-1) for g in gradient]).numpy()
+    before = flat(model).numpy().copy()
+    create_optimizer("forward-grad", model, lr=0.5, queries=2, seed=3).step(loss)
+    z = reference_directions(3, 0, 2, len(before))
+    expected = before - 0.5 * np.mean([(gradient @ d) * d for d in z], axis=0)
+    np.testing.assert_allclose(flat(model).numpy(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "rule"), [("fo-sgd", torch.optim.SGD), ("fo-adam", torch.optim.Adam)])
+def test_first_order_equals_torch_bit_for_bit(name: str, rule: type[torch.optim.Optimizer]) -> None:
+    ours, our_loss = problem()
+    theirs, their_loss = problem()
+    extra = {"momentum": 0.9} if name == "fo-sgd" else {}
+    mine = create_optimizer(name, ours, lr=0.05, weight_decay=0.01, **extra)
+    reference = rule(theirs.parameters(), lr=0.05, weight_decay=0.01, **extra)
+    for _ in range(10):
+        mine.step(our_loss)
+        reference.zero_grad()
+        their_loss().backward()
+        reference.step()
+    assert torch.equal(flat(ours), flat(theirs))
+
+
+def test_zo_adam_is_torchs_adam_on_the_estimate() -> None:
+    model, loss = problem(torch.float64)
+    twin = copy.deepcopy(model)
+    reference = torch.optim.Adam(twin.parameters(), lr=0.01)
+    optimizer = create_optimizer("zo-adam", model, lr=0.01, seed=5)
+    names = sorted(dict(model.named_parameters()))
+    for step in range(5):
+        z = torch.tensor(reference_directions(5, step, 1, flat(model).numel())[0])
+        sides, first = [], 0
+        for sign in (1, -1):
+            moved = copy.deepcopy(model)
+            first = 0
+            with torch.no_grad():
+                for name in names:
+                    p = dict(moved.named_parameters())[name]
+                    p += sign * 1e-3 * z[first : first + p.numel()].view_as(p)
+                    first += p.numel()
+                sides.append(float(loss(moved)))
+        slope = (sides[0] - sides[1]) / 2e-3
+        first = 0
+        for name in names:
+            p = dict(twin.named_parameters())[name]
+            p.grad = slope * z[first : first + p.numel()].view_as(p)
+            first += p.numel()
+        reference.step()
+        optimizer.step(loss)
+    torch.testing.assert_close(flat(model), flat(twin), rtol=0, atol=1e-9)
+
+
+def test_the_estimate_is_unbiased() -> None:
+    """The mean of many estimates approaches the gradient as fast as its variance says, within 5 standard errors."""
+    model, loss = problem(torch.float64)
+    gradient = torch.autograd.grad(loss(), list(dict(sorted(model.named_parameters())).values()))
+    gradient = torch.cat([g.reshape(-1) for g in gradient])
+    before, samples = flat(model), 400
+    estimates = []
+    for seed in range(samples):
+        twin = copy.deepcopy(model)
+        create_optimizer("zo-sgd", twin, lr=1.0, seed=seed).step(lambda twin=twin: loss(twin))
+        estimates.append(before - flat(twin))
+    stacked = torch.stack(estimates)
+    error = (stacked.mean(0) - gradient).abs() / (stacked.std(0) / math.sqrt(samples))
+    assert float(error.max()) < 5
+
+
+@pytest.mark.parametrize("name", FORWARD_ONLY)
+def test_no_graph_is_ever_built(name: str) -> None:
+    model, loss = problem()
+    seen = []
+
+    def closure() -> torch.Tensor:
+        value = loss()
+        seen.append(value.requires_grad or value.grad_fn is not None)
+        return value
+
+    optimizer = create_optimizer(name, model, lr=1e-3, queries=2)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: pytest.fail("a tensor was saved for backward"), lambda t: t):
+        optimizer.step(closure)
+    assert seen and not any(seen)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_each_optimizer_lowers_the_loss(name: str) -> None:
+    model, loss = problem()
+    optimizer = create_optimizer(name, model, lr=0.01 if "adam" in name or "sign" in name else 0.1, queries=4)
+    start = float(loss())
+    for _ in range(100):
+        optimizer.step(loss)
+    assert float(loss()) < start - 0.1
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_state_dict_resumes_bit_for_bit(name: str) -> None:
+    def build():
+        model, loss = problem(dropout=0.3)
+        optimizer = create_optimizer(name, model, lr=0.01, queries=2, seed=4)
+        return model, loss, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+
+    model, loss, optimizer, scheduler = build()
+    for step in range(10):
+        if step == 5:
+            saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), scheduler.state_dict()))
+        optimizer.step(loss)
+        scheduler.step()
+    finished = flat(model)
+
+    model, loss, optimizer, scheduler = build()
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    scheduler.load_state_dict(saved[2])
+    for _ in range(5):
+        optimizer.step(loss)
+        scheduler.step()
+    assert torch.equal(flat(model), finished)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, "raise"])
+def test_parameters_are_restored_exactly_when_an_evaluation_goes_wrong(bad: float | str) -> None:
+    model, loss = problem()
+    before, calls = flat(model), []
+
+    def closure() -> torch.Tensor | float:
+        calls.append(1)
+        if len(calls) < 2:
+            return loss()
+        if bad == "raise":
+            raise KeyError("simulator failed")
+        return float(bad)
+
+    with pytest.raises(KeyError if bad == "raise" else NonFiniteLoss):
+        create_optimizer("zo-sgd", model, lr=0.1).step(closure)
+    assert torch.equal(flat(model), before)
+
+
+def test_both_evaluations_see_the_same_dropout_mask() -> None:
+    """With eps far below rounding, both sides are the same point: any difference would be another mask."""
+    model, loss = problem(dropout=0.5)
+    values = []
+
+    def closure() -> torch.Tensor:
+        values.append(float(loss()))
+        return torch.tensor(values[-1])
+
+    optimizer = create_optimizer("zo-sgd", model, lr=1e-12, eps=1e-12, queries=3)
+    torch.manual_seed(1)
+    following = torch.rand(1)
+    torch.manual_seed(1)
+    optimizer.step(closure)
+    assert len(set(values)) == 1
+    assert torch.equal(torch.rand(1), following), "the caller's own random numbers moved"
+    optimizer.step(closure)
+    assert values[-1] != values[0], "another step must have another mask"
+
+
+def test_conserve_keeps_the_best_and_forgets_rejected_moments() -> None:
+    model, loss = problem()
+    optimizer = create_optimizer("zo-adam-conserve", model, lr=5.0)  # steps far too large: most make it worse
+    last = float(loss())
+    rejected = 0
+    for _ in range(30):
+        before, moments = flat(model), copy.deepcopy(optimizer.state_dict()["state"])
+        optimizer.step(loss)
+        now = float(loss())
+        assert now <= last
+        if torch.equal(flat(model), before):
+            rejected += 1
+            after = optimizer.state_dict()["state"]
+            assert after.keys() == moments.keys()
+            for key, state in moments.items():
+                for name, value in state.items():
+                    assert torch.equal(after[key][name], value)
+        last = now
+    assert rejected > 5
+
+
+def test_the_order_of_named_parameters_does_not_matter() -> None:
+    results = []
+    for turned in (False, True):
+        model, loss = problem()
+        named = list(model.named_parameters())
+        optimizer = create_optimizer("zo-sgd", named[::-1] if turned else named, lr=0.1, seed=2)
+        for _ in range(3):
+            optimizer.step(loss)
+        results.append(flat(model))
+    assert torch.equal(*results)
+
+
+def test_groups_have_their_own_lr_and_eps() -> None:
+    model, loss = problem()
+    still = model[0].weight.detach().clone()
+    groups = [
+        {"params": [model[0].weight], "lr": 0.0},
+        {"params": [model[0].bias, model[3].weight, model[3].bias], "eps_zo": 1e-2},
+    ]
+    optimizer = create_optimizer("zo-sgd", groups, lr=0.1)
+    before = model[3].weight.detach().clone()
+    optimizer.step(loss)
+    assert torch.equal(model[0].weight, still)
+    assert not torch.equal(model[3].weight, before)
+
+
+def test_a_loss_that_is_a_plain_number_from_outside_torch_is_fine() -> None:
+    parameter = nn.Parameter(torch.zeros(4))
+    optimizer = create_optimizer("zo-sgd", [parameter], lr=0.05, queries=4)
+    for _ in range(200):
+        optimizer.step(lambda: float(np.sum((parameter.detach().numpy() - 1.0) ** 2)))
+    np.testing.assert_allclose(parameter.detach().numpy(), 1.0, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "zo-sdg"}, "zo-sgd"),
+        ({"queries": 0}, "queries=0"),
+        ({"eps": 0.0}, "eps=0.0"),
+        ({"lr": -1.0}, "lr=-1.0"),
+        ({"momentun": 0.9}, "momentum"),
+        ({"momentum": -1.0}, "momentum"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(change: dict, message: str) -> None:
+    settings = {"name": "zo-sgd", "lr": 0.1, **change}
+    with pytest.raises(ConfigError, match=message):
+        create_optimizer(settings.pop("name"), nn.Linear(2, 2), **settings)
+
+
+def test_parameters_that_cannot_be_trained_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one parameter"):
+        create_optimizer("zo-sgd", [], lr=0.1)
+    with pytest.raises(ValueError, match="frozen"):
+        create_optimizer("zo-sgd", nn.Linear(2, 2).requires_grad_(False).parameters(), lr=0.1)
+    with pytest.raises(TypeError, match="floating"):
+        create_optimizer("zo-sgd", [torch.zeros(2, dtype=torch.long)], lr=0.1)
+    with pytest.raises(TypeError, match="scalar"):
+        create_optimizer("zo-sgd", nn.Linear(2, 2), lr=0.1).step(lambda: torch.zeros(2))

@@ -1,0 +1,209 @@
+"""Grids, plans, and a real sweep: Ray Tune, Ray Train, Parquet on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import zeroflow.results
+from zeroflow.errors import ConfigError
+from zeroflow.results.store import Store
+from zeroflow.sweep.driver import concurrent_cells
+from zeroflow.sweep.grid import SweepPlacement, load_grid, parse_grid, parse_override
+from zeroflow.sweep.plan import make_plan
+
+ROOT = Path(__file__).parent.parent
+
+SMALL_GRID = """
+name: small
+base: {checkpoint: none, tasks: 5, epochs: 1, batch_size: 400}
+grid:
+  - {method: simplecil}
+  - {method: aper-adapter, optimizer: [fo-sgd, zo-sgd], seed: [0, 1]}
+settings:
+  - {when: {optimizer: zo-sgd}, set: {lr: 1e-4, eps: 1e-2}}
+placement: {gpus_per_worker: 0}
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def full_grid(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), *map(str, arguments)],
+        capture_output=True, text=True, timeout=540, cwd=cwd, env=environment,
+    )  # fmt: skip
+
+
+def test_a_grid_is_the_product_of_its_lists_each_cell_once(tmp_path) -> None:
+    grid = load_grid(write(tmp_path / "small.yaml", SMALL_GRID))
+    assert len(grid.cells) == 5
+    zo = [c for c in grid.cells if c.optimizer == "zo-sgd"]
+    assert [(c.lr, c.eps, c.seed) for c in zo] == [(1e-4, 1e-2, 0), (1e-4, 1e-2, 1)]
+    # SimpleCIL is not trained: one cell whatever the optimizers and seeds.
+    crossed = parse_grid({"grid": [{"method": ["simplecil", "ease"], "optimizer": ["fo-sgd", "zo-sgd"], "seed": [0, 1]}]})
+    assert len(crossed.cells) == 5
+    # Queries multiply only what has queries.
+    queried = parse_grid({"grid": [{"optimizer": ["fo-sgd", "zo-sgd"], "queries": [1, 2, 4]}]})
+    assert len(queried.cells) == 4
+
+
+def test_overrides_win_over_everything(tmp_path) -> None:
+    file = write(tmp_path / "small.yaml", SMALL_GRID)
+    overrides = dict(map(parse_override, ["lr=5e-4", "seed=[3, 4, 5]", "method_options.bottleneck=4"]))
+    grid = load_grid(file, overrides)
+    trained = [c for c in grid.cells if c.optimizer]
+    assert {c.lr for c in trained} == {5e-4}
+    assert {c.seed for c in trained} == {3, 4, 5}
+    assert all(c.method_options == {"bottleneck": 4} for c in trained)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grid: [{metod: ease}]", "grid.0.*did you mean 'method'"),
+        ("grid: [{method: [ease, eaze]}]", "did you mean 'ease'"),
+        ("grid: [{optimizer: []}]", "the list is empty"),
+        ("grid: []", "expected a list"),
+        ("gird: [{method: ease}]", "did you mean 'grid'"),
+        ("grid: [{tasks: 3}]", "do not divide into 3"),
+        ("grid: [{method: ease, method: ease}]", "given twice"),
+        ("grid: [{method: ease]", "not valid YAML"),
+        ("grid: [{method: ease}]\nplacement: {worker: 2}", "workers_per_trial"),
+        ("grid: [{method: ease}]\nplacement: {cpus_per_worker: 0}", "cpus_per_worker=0"),
+        ("grid: [{method: ease}]\nsettings: [{if: {}}]", "when"),
+        ("grid: [{method: !!python/object/apply:os.system ['true']}]", "not valid YAML"),
+        ("- 1", "expected a mapping"),
+    ],
+)
+def test_a_bad_grid_is_refused_before_anything_is_written(tmp_path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_grid(write(tmp_path / "bad.yaml", text))
+
+
+def test_the_command_line_refuses_with_one_message_and_writes_nothing(tmp_path) -> None:
+    file = write(tmp_path / "bad.yaml", "grid: [{method: ease, optimizer: zo-sdg}]")
+    run = full_grid("--grid", file, "--results", tmp_path / "out")
+    assert run.returncode == 2
+    assert "bad.yaml: grid[0]: unknown optimizer 'zo-sdg'; did you mean 'zo-sgd'" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_default_grid_lists_what_has_no_data_here(tmp_path) -> None:
+    run = full_grid("--dry-run", "--results", tmp_path / "out", "--data-dir", tmp_path / "data")
+    assert run.returncode == 0, run.stderr
+    assert "cifar100" in run.stdout and str(tmp_path / "data") in run.stdout
+    assert "quickdraw100 ease zo-sgd q=32" in run.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_cells_at_a_time_follow_from_the_nodes() -> None:
+    def count(nodes, **placement) -> int:
+        return concurrent_cells(SweepPlacement(**{"gpus_per_worker": 0, **placement}), nodes)
+
+    assert count([{"CPU": 2}]) == 2
+    assert count([{"CPU": 2}], workers_per_trial=2) == 1
+    assert count([{"CPU": 3}, {"CPU": 3}], cpus_per_worker=2) == 2
+    assert count([{"CPU": 16, "GPU": 4}], gpus_per_worker=0.5, cpus_per_worker=1) == 8
+    assert count([{"CPU": 8}], max_concurrent=3) == 3
+    with pytest.raises(ConfigError, match=r"2 worker\(s\) with 4 CPU\(s\).*2 CPUs and 0 GPUs"):
+        count([{"CPU": 2}], workers_per_trial=2, cpus_per_worker=4)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_real_sweep_writes_parquet_and_never_runs_a_cell_twice(tmp_path) -> None:
+    file, out = write(tmp_path / "small.yaml", SMALL_GRID), tmp_path / "out"
+    run = full_grid("--grid", file, "--results", "out", cwd=tmp_path)  # a relative path, on purpose
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "5 of 5 cells done" in run.stdout and "[5/5" in run.stdout
+    trials = zeroflow.results.load(out, "trials")
+    assert sorted(trials["cell_id"].to_pylist()) == sorted(c.cell_id for c in load_grid(file).cells)
+    assert zeroflow.results.load(out, "stages").num_rows == 5 * 5
+    assert zeroflow.results.load(out, "accuracy").num_rows == 5 * 15
+    assert zeroflow.results.load(out, "steps").num_rows == 4 * 4
+    assert (out / "report.html").stat().st_size > 100_000
+
+    # A cell's bits do not depend on who ran it: the same cell in this process.
+    config = next(c for c in load_grid(file).cells if c.optimizer == "zo-sgd")
+    here = zeroflow.run_trial(config)
+    row = next(r for r in trials.to_pylist() if r["cell_id"] == config.cell_id)
+    assert (row["avg"], row["last"], row["final_loss"]) == tuple(here.summary[k] for k in ("avg", "last", "final_loss"))
+
+    written = {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")}
+    again = full_grid("--grid", file, "--results", out)
+    assert again.returncode == 0 and "5 done, 0 failed, 0 to run" in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")} == written
+
+    # A value added to the grid runs the new cells only.
+    more = full_grid("--grid", file, "--results", out, "--set", "seed=[0,1,2]")
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert "5 done, 0 failed, 2 to run" in more.stdout
+    assert {p: p.stat().st_mtime_ns for p in written} == written
+    assert zeroflow.results.load(out, "trials").num_rows == 7
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_failed_cell_is_recorded_and_the_rest_goes_on(tmp_path) -> None:
+    text = SMALL_GRID.replace("lr: 1e-4, eps: 1e-2", "lr: 1e30")
+    file, out = write(tmp_path / "small.yaml", text), tmp_path / "out"
+    run = full_grid("--grid", file, "--results", out, "--set", "seed=0")
+    assert run.returncode == 1
+    assert "FAILED: NonFiniteLoss" in run.stdout
+    grid = load_grid(file, {"seed": 0})
+    plan = make_plan(grid, Store(out), None)
+    assert len(plan.done) == 2 and [c.optimizer for c in plan.failed] == ["zo-sgd"]
+    failure = zeroflow.results.load(out, "failures").to_pylist()[0]
+    assert "NonFiniteLoss" in failure["traceback"]
+
+    # Left alone it stays failed; asked for it runs again and fails again, still counted once.
+    assert "0 to run" in full_grid("--grid", file, "--results", out, "--set", "seed=0").stdout
+    again = full_grid("--grid", file, "--results", out, "--set", "seed=0", "--retry-failed")
+    assert again.returncode == 1 and "FAILED: NonFiniteLoss" in again.stdout
+    assert zeroflow.results.load(out, "failures").num_rows == 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_ray_train_workers_give_the_bits_of_one(tmp_path) -> None:
+    text = SMALL_GRID.replace("[fo-sgd, zo-sgd]", "[fo-sgd, zo-sgd-conserve, forward-grad]").replace("seed: [0, 1]", "queries: 3")
+    file = write(tmp_path / "small.yaml", text)
+    rows = {}
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        run = full_grid("--grid", file, "--results", out, "--workers-per-trial", workers)
+        assert run.returncode == 0, run.stdout + run.stderr
+        steps = zeroflow.results.load(out, "steps").sort_by([("cell_id", "ascending"), ("step", "ascending")])
+        trials = zeroflow.results.load(out, "trials").sort_by("cell_id")
+        assert set(trials["workers"].to_pylist()) == {workers}
+        rows[workers] = (steps["loss"].to_pylist(), trials["avg"].to_pylist(), trials["forward_passes"].to_pylist())
+    assert rows[1] == rows[2]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_grid_that_no_node_can_hold_fails_at_once_with_the_numbers(tmp_path) -> None:
+    file = write(tmp_path / "small.yaml", SMALL_GRID.replace("gpus_per_worker: 0", "gpus_per_worker: 0, cpus_per_worker: 999"))
+    run = full_grid("--grid", file, "--results", tmp_path / "out")
+    assert run.returncode == 2
+    assert "999 CPU(s)" in run.stderr and "Traceback" not in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_as_json(tmp_path) -> None:
+    file = write(tmp_path / "small.yaml", SMALL_GRID)
+    command = [sys.executable, "-m", "zeroflow.cli", "plan", "--grid", str(file), "--results", str(tmp_path / "o"), "--json"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert len(json.loads(run.stdout)["missing"]) == 5

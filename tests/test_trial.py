@@ -1,0 +1,138 @@
+"""A cell: its configuration, its metrics, its run on the embedded data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import zeroflow.data
+import zeroflow.models.backbone
+from zeroflow import ConfigError, TrialConfig, run_trial
+from zeroflow.trial import metrics
+
+SMALL = {"tasks": 10, "epochs": 1, "batch_size": 100, "checkpoint": "none"}
+
+
+def test_metrics_on_a_matrix_worked_out_by_hand() -> None:
+    a = np.array([[80.0, np.nan, np.nan], [60.0, 90.0, np.nan], [70.0, 50.0, 40.0]])
+    n = np.array([10, 20, 30])
+    np.testing.assert_allclose(metrics.stage_accuracy(a, n), [80.0, 80.0, (700 + 1000 + 1200) / 60])
+    assert metrics.average(a, n) == pytest.approx((80 + 80 + 2900 / 60) / 3)
+    assert metrics.last(a, n) == pytest.approx(2900 / 60)
+    assert metrics.forgetting(a) == pytest.approx(((80 - 70) + (90 - 50)) / 2)
+    assert metrics.backward_transfer(a) == pytest.approx(((70 - 80) + (50 - 90)) / 2)
+    # A task that improves has been forgotten by nothing, never by less.
+    assert metrics.forgetting(np.array([[10.0, np.nan], [30.0, 20.0]])) == 0.0
+    assert metrics.forgetting(np.array([[10.0]])) == 0.0
+    with pytest.raises(ValueError, match="task 1 has no test samples"):
+        metrics.stage_accuracy(a, np.array([10, 0, 30]))
+
+
+def test_the_id_is_that_of_what_is_computed() -> None:
+    make = TrialConfig.from_dict
+    plain = make({"method": "ease", "optimizer": "zo-sgd"})
+    assert plain.cell_id == make({"optimizer": "zo-sgd", "eps": 0.001, "queries": 1}).cell_id
+    assert plain.cell_id == make({"optimizer": "zo-sgd", "method_options": {"alpha": 0.1}}).cell_id
+    assert plain.cell_id != make({"optimizer": "zo-sgd", "queries": 2}).cell_id
+    assert plain.cell_id != make({"optimizer": "zo-sgd", "method_options": {"alpha": 0.2}}).cell_id
+    # Queries mean nothing to a first-order optimizer, nothing of the training means anything to SimpleCIL.
+    assert make({"optimizer": "fo-sgd", "queries": 8}).cell_id == make({"optimizer": "fo-sgd"}).cell_id
+    assert make({"method": "simplecil", "optimizer": "zo-sgd", "seed": 5}).cell_id == make({"method": "simplecil"}).cell_id
+    assert TrialConfig(**plain.canonical()) == plain
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"metod": "ease"}, "did you mean 'method'"),
+        ({"method": "eaze"}, "did you mean 'ease'"),
+        ({"optimizer": "zosgd"}, "did you mean 'zo-sgd"),
+        ({"dataset": "quickdraw"}, "did you mean 'quickdraw100'"),
+        ({"transform": "drawing"}, "did you mean 'drawings'"),
+        ({"tasks": 7}, "100 classes do not divide into 7 equal tasks; nearest: 5"),
+        ({"tasks": 0}, "tasks=0"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": -4}, "batch_size=-4"),
+        ({"lr": 0}, "lr=0"),
+        ({"lr": "fast"}, "lr='fast'"),
+        ({"optimizer": "zo-sgd", "eps": -1.0}, "eps=-1.0"),
+        ({"optimizer": "zo-sgd", "queries": 0}, "queries=0"),
+        ({"optimizer": "zo-sgd", "queries": 1.5}, "queries=1.5"),
+        ({"optimizer_options": {"momentun": 0.9}}, "did you mean 'momentum'"),
+        ({"method_options": {"alfa": 0.9}}, "did you mean 'alpha'"),
+        ({"method_options": {"bottleneck": 0}}, "bottleneck=0"),
+        ({"method_options": {"bottleneck": "wide"}}, "bottleneck='wide'"),
+        ({"schedule": "linear"}, "cosine or constant"),
+        ({"checkpoint": "/nowhere/weights.pth"}, "no file '/nowhere/weights.pth'"),
+        ({"seed": -1}, "seed=-1"),
+        ({"dtype": "bf16"}, "float32"),
+        ({"validation": 1.5}, "validation=1.5"),
+    ],
+)
+def test_bad_configurations_are_refused_with_the_nearest_right_one(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrialConfig.from_dict(values)
+
+
+def test_simplecil_is_the_nearest_class_mean() -> None:
+    """The whole cell against class means computed here with NumPy."""
+    result = run_trial(TrialConfig.from_dict({"method": "simplecil"}))
+    data = zeroflow.data.load_dataset("quickdraw100")
+    backbone = zeroflow.models.backbone.create_backbone()
+    order = np.random.RandomState(1993).permutation(100)
+
+    def features(samples) -> np.ndarray:
+        with torch.no_grad():
+            return backbone((samples.pixels.float() / 255).expand(-1, 3, -1, -1)).double().numpy()
+
+    train, test = features(data.train), features(data.test)
+    means = np.stack([train[data.train.labels == label].mean(0) for label in order])
+    cosine = (test / np.linalg.norm(test, axis=1, keepdims=True)) @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    labels = np.argsort(order)[data.test.labels]
+    expected = [
+        100 * np.mean(cosine[labels < seen, :seen].argmax(1) == labels[labels < seen]) for seen in range(10, 101, 10)
+    ]
+    np.testing.assert_allclose(result.stage_accuracy, expected, atol=0.11)  # two test drawings of 2,000 may tie
+    assert result.summary["forward_passes"] == 0
+    assert result.accuracy_matrix.shape == (10, 10)
+    assert np.isnan(result.accuracy_matrix[np.triu_indices(10, 1)]).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer", "forwards"),
+    [("ease", "zo-sgd", 160), ("aper-adapter", "zo-sgd", 16), ("ease", "fo-sgd", 80), ("aper-adapter", "forward-grad", 8)],
+)
+def test_the_same_configuration_gives_the_same_bits(method: str, optimizer: str, forwards: int) -> None:
+    config = TrialConfig.from_dict({**SMALL, "method": method, "optimizer": optimizer})
+    first = run_trial(config)
+    torch.rand(7), np.random.rand(3)  # whatever else draws random numbers must not matter
+    second = run_trial(config)
+    assert [step.loss for step in first.steps] == [step.loss for step in second.steps]
+    np.testing.assert_array_equal(first.accuracy_matrix, second.accuracy_matrix)
+    assert first.summary["forward_passes"] == forwards
+    other = run_trial(TrialConfig.from_dict({**SMALL, "method": method, "optimizer": optimizer, "seed": 1}))
+    assert [step.loss for step in first.steps] != [step.loss for step in other.steps]
+
+
+def test_first_order_training_learns_the_first_task() -> None:
+    config = {"method": "aper-adapter", "optimizer": "fo-sgd", "epochs": 4, "lr": 0.5}
+    steps = run_trial(TrialConfig.from_dict(config)).steps
+    assert np.mean([s.loss for s in steps[-5:]]) < np.mean([s.loss for s in steps[:5]]) - 0.05
+
+
+def test_memory_of_forward_passes_is_far_below_that_of_backpropagation() -> None:
+    peaks = {
+        optimizer: run_trial(
+            TrialConfig.from_dict({**SMALL, "method": "aper-adapter", "optimizer": optimizer})
+        ).summary["peak_memory_bytes"]
+        for optimizer in ("zo-sgd", "fo-sgd")
+    }  # fmt: skip
+    assert peaks["zo-sgd"] < 0.6 * peaks["fo-sgd"]
+
+
+def test_a_diverging_trial_says_so() -> None:
+    from zeroflow.optim import NonFiniteLoss
+
+    with pytest.raises(NonFiniteLoss, match="lower lr"):
+        run_trial(TrialConfig.from_dict({**SMALL, "method": "aper-adapter", "optimizer": "zo-sgd", "lr": 1e30}))

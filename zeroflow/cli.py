@@ -1,0 +1,278 @@
+"""The ``zeroflow`` command: plan, run, sweep, status, report, list."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from zeroflow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zeroflow.sweep.grid import Grid
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_GRID = Path("sweeps/full_grid.yaml")
+
+
+class Commands(click.Group):
+    """Turns a ``ConfigError`` into one message and exit status 2, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            raise click.UsageError(str(error)) from None
+
+
+class Command(click.Command):
+    """The same for a command that is started on its own."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            raise click.UsageError(str(error)) from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="zeroflow")
+def main() -> None:
+    """Learn a stream of tasks without backpropagation and without forgetting.
+
+    \b
+    zeroflow run --set method=ease --set optimizer=zo-sgd    one cell, here, without Ray
+    zeroflow plan --grid sweeps/quick.yaml                   what a grid would run
+    zeroflow sweep --grid sweeps/quick.yaml                  run what is missing, with Ray
+    zeroflow report results/quick -o report.html             one page with tables and figures
+    """
+
+
+def grid_options(command: F) -> F:
+    """The options that name a grid and a store."""
+    for option in (
+        click.option(
+            "--set", "settings", multiple=True, metavar="KEY=VALUE",
+            help="Replace a key in every cell; VALUE is YAML, a list makes an axis (seed=[0,1]). May be repeated.",
+        ),
+        click.option(
+            "--data-dir", envvar="ZEROFLOW_DATA", default=None,
+            help="Folder of the data sets that are not embedded. [env: ZEROFLOW_DATA]",
+        ),
+        click.option(
+            "--results", default=None, metavar="DIR_OR_URI",
+            help="Where the Parquet store is: a folder or s3://... [default: results/<grid name>]",
+        ),
+        click.option(
+            "--grid", "grid_file", type=click.Path(path_type=Path), default=None,
+            help=f"Grid file. [default: {DEFAULT_GRID}]",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _open(grid_file: Path | None, settings: tuple[str, ...], data_dir: str | None) -> tuple[Grid, str | None]:
+    from zeroflow.sweep.grid import load_grid, parse_override
+
+    if grid_file is None:
+        beside = Path(__file__).resolve().parent.parent / DEFAULT_GRID
+        grid_file = DEFAULT_GRID if DEFAULT_GRID.exists() or not beside.exists() else beside
+    grid = load_grid(grid_file, dict(parse_override(text) for text in settings))
+    folder = data_dir or grid.data_dir
+    return grid, None if folder is None else str(Path(folder).expanduser().absolute())
+
+
+@main.command()
+@grid_options
+@click.option("--cells", is_flag=True, help="List every missing cell.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def plan(
+    grid_file: Path | None, results: str | None, data_dir: str | None, settings: tuple[str, ...], cells: bool, as_json: bool
+) -> None:
+    """Show which cells of a grid are done, failed, missing, or lack their data. Writes nothing."""
+    from zeroflow.results.store import Store
+    from zeroflow.sweep.plan import make_plan
+
+    grid, folder = _open(grid_file, settings, data_dir)
+    found = make_plan(grid, Store(results or f"results/{grid.name}"), folder)
+    if as_json:
+        parts = {"done": found.done, "failed": found.failed, "missing": found.missing}
+        ids = {name: [config.cell_id for config in part] for name, part in parts.items()}
+        waiting = {name: [config.cell_id for config in part] for name, part in found.unavailable.items()}
+        click.echo(json.dumps({**ids, "unavailable": waiting, "seconds": found.seconds}, indent=1))
+    else:
+        click.echo(found.describe(folder, cells=cells))
+
+
+@main.command(cls=Command)
+@grid_options
+@click.option("--dry-run", is_flag=True, help="Print the plan with every missing cell, and stop.")
+@click.option("--retry-failed", is_flag=True, help="Run failed cells again too.")
+@click.option("--workers-per-trial", type=click.IntRange(min=1), help="Processes that share a cell's queries.")
+@click.option("--max-concurrent", type=click.IntRange(min=1), help="Cells at a time. [default: as many as fit]")
+@click.option("--ray-address", help="A running Ray: an address or 'auto'. [default: RAY_ADDRESS, else a new local one]")
+@click.option("--report/--no-report", default=True, help="Write report.html into the results at the end.")
+def sweep(
+    grid_file: Path | None,
+    results: str | None,
+    data_dir: str | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    retry_failed: bool,
+    workers_per_trial: int | None,
+    max_concurrent: int | None,
+    ray_address: str | None,
+    report: bool,
+) -> None:
+    """Run the cells of a grid that are not done yet, with Ray Tune and Ray Train, into a Parquet store.
+
+    Ends with status 0 only if every cell that can run here is done.
+    """
+    import dataclasses
+
+    from zeroflow.results.report import write_report
+    from zeroflow.results.store import Store
+    from zeroflow.results.tables import render_text, summary
+    from zeroflow.sweep.driver import run_sweep
+    from zeroflow.sweep.plan import make_plan
+
+    started = time.monotonic()
+    grid, folder = _open(grid_file, settings, data_dir)
+    store = Store(results or f"results/{grid.name}")
+    found = make_plan(grid, store, folder)
+    click.echo(found.describe(folder, cells=dry_run))
+    if dry_run:
+        return
+    given = {"workers_per_trial": workers_per_trial, "max_concurrent": max_concurrent}
+    placement = dataclasses.replace(grid.placement, **{k: v for k, v in given.items() if v is not None})
+    cells = found.runnable(retry_failed)
+    failed = 0
+    if cells:
+        click.echo(f"results: {store.root}")
+        failed = run_sweep(cells, store, placement, data_dir=folder, address=ray_address, echo=click.echo)
+    click.echo("\n" + render_text(summary(_rows_of(grid, store))))
+    if report and not store.is_remote and store.done():
+        click.echo(f"\nreport: {write_report(store.root, Path(store.root) / 'report.html')}")
+    left = make_plan(grid, store, folder)
+    absent = sum(len(c) for c in left.unavailable.values())
+    click.echo(
+        f"{len(left.done)} of {len(grid.cells)} cells done, {len(left.failed)} failed, {len(left.missing)} missing, "
+        f"{absent} without their data set; {time.monotonic() - started:.0f} s"
+    )
+    if failed or left.failed or left.missing:
+        for config in left.failed:
+            click.echo(f"failed: {config.cell_id} {config.label()} (--retry-failed runs it again)", err=True)
+        sys.exit(1)
+
+
+def _rows_of(grid: Grid, store: Any) -> Any:
+    """The store's trials that belong to this grid."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    trials = store.load("trials")
+    return trials.filter(pc.is_in(trials["cell_id"], pa.array([config.cell_id for config in grid.cells])))
+
+
+@main.command()
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key of the cell; VALUE is YAML.")
+@click.option("--data-dir", envvar="ZEROFLOW_DATA", default=None, help="Folder of the data sets. [env: ZEROFLOW_DATA]")
+@click.option("--results", default=None, metavar="DIR_OR_URI", help="Also write the result into this store.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="CPU threads.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def run(
+    settings: tuple[str, ...], data_dir: str | None, results: str | None, device: str, threads: int, as_json: bool
+) -> None:
+    """Run one cell in this process, without Ray.
+
+    Example: zeroflow run --set method=ease --set optimizer=zo-sgd --set epochs=1
+    """
+    from zeroflow.results import records
+    from zeroflow.results.store import Store
+    from zeroflow.sweep.grid import merge_overrides, parse_override
+    from zeroflow.trial.config import TrialConfig
+    from zeroflow.trial.loop import Placement, run_trial
+    from zeroflow.trial.metrics import stage_accuracy
+
+    config = TrialConfig.from_dict(merge_overrides(parse_override(text) for text in settings), where="--set")
+
+    def progress(stage: int, accuracy: Any, samples: Any) -> None:
+        if not as_json:
+            seen = stage_accuracy(accuracy[: stage + 1, : stage + 1], samples[: stage + 1])[-1]
+            click.echo(f"stage {stage + 1}/{config.tasks}: {seen:.2f} % of all classes seen so far")
+
+    result = run_trial(config, Placement(data_dir, device, threads), on_stage=progress)
+    if results:
+        Store(results).write(records.tables(result))
+    if as_json:
+        click.echo(json.dumps({"cell_id": result.cell_id, "config": config.canonical(), **result.summary}, indent=1))
+        return
+    click.echo(f"cell {result.cell_id}: {config.label()}")
+    for name, value in result.summary.items():
+        click.echo(f"  {name:20} {value if not isinstance(value, float) else f'{value:.4g}'}")
+
+
+@main.command()
+@click.argument("results")
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), default=Path("report.html"), show_default=True)
+def report(results: str, output: Path) -> None:
+    """Make one self-contained HTML page of a store's tables and figures."""
+    from zeroflow.results.report import write_report
+
+    click.echo(write_report(results, output))
+
+
+@main.command()
+@click.argument("results")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def status(results: str, as_json: bool) -> None:
+    """Show what a store holds, also while a sweep writes into it: the result table and the failed cells."""
+    from zeroflow.results.store import Store
+    from zeroflow.results.tables import render_text, summary
+
+    store = Store(results)
+    trials, failures = store.load("trials"), store.failed()
+    if as_json:
+        click.echo(json.dumps({"done": trials["cell_id"].to_pylist(), "failed": sorted(failures)}, indent=1))
+        return
+    click.echo(f"{store.root}: {trials.num_rows} cells done, {len(failures)} failed")
+    if trials.num_rows:
+        click.echo(render_text(summary(trials)))
+    for cell_id, failure in failures.items():
+        click.echo(f"failed: {cell_id} {failure['label']}: {failure['message']}")
+
+
+@main.command("list")
+@click.argument("kind", type=click.Choice(["optimizers", "methods", "datasets", "transforms"]))
+@click.argument("pattern", default="*")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def list_(kind: str, pattern: str, as_json: bool) -> None:
+    """List what a grid may name, with a line on each; PATTERN is shell-style, e.g. 'zo-*'."""
+    from zeroflow import data, methods, optim
+
+    registry: Any = {
+        "optimizers": optim.optimizers, "methods": methods.methods, "datasets": data.datasets,
+        "transforms": data.transforms,
+    }[kind]  # fmt: skip
+    entries = {name: registry.get(name).description for name in registry.names(pattern)}
+    if as_json:
+        click.echo(json.dumps(entries, indent=1))
+        return
+    for name, description in entries.items():
+        extra = ""
+        if kind == "optimizers":
+            info = optim.optimizers.get(name)
+            extra = f"  [{info.forwards(1)} forward passes a step at q=1, {info.forwards(4)} at q=4]"
+        click.echo(f"{name:18} {description}{extra}")
+
+
+if __name__ == "__main__":
+    main()

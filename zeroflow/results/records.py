@@ -1,0 +1,119 @@
+"""From a finished or failed cell to rows of the store's tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import socket
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from zeroflow.results.schema import CONFIG_KEYS, SCHEMA_VERSION, SCHEMAS
+from zeroflow.trial.metrics import DEFINITIONS
+
+if TYPE_CHECKING:
+    from zeroflow.trial.config import TrialConfig
+    from zeroflow.trial.result import TrialResult
+
+
+def tables(result: TrialResult, *, workers: int = 1, ray_version: str | None = None) -> dict[str, pa.Table]:
+    """The rows of one finished cell: tables ``trials``, ``stages``, ``accuracy`` and ``steps``.
+
+    Args:
+        result: the finished cell. workers: processes that shared its queries. ray_version: None if run without Ray.
+    """
+    return {
+        "trials": _table("trials", [_trial(result, workers, ray_version)]),
+        "stages": _table("stages", _stages(result)),
+        "accuracy": _table("accuracy", _accuracy(result)),
+        "steps": _table("steps", _steps(result)),
+    }
+
+
+def failure(config: TrialConfig, error: BaseException, traceback: str, attempts: int) -> pa.Table:
+    """The row of one failed cell, for ``Store.write_failure``.
+
+    Args:
+        config: the cell. error: the last attempt's. traceback: as text. attempts: how often the cell was tried.
+    """
+    row = {
+        "cell_id": config.cell_id,
+        "config": _json(dataclasses.asdict(config)),
+        "label": config.label(),
+        "error": type(error).__name__,
+        "message": str(error),
+        "traceback": traceback,
+        "attempts": attempts,
+        "host": socket.gethostname(),
+        "failed_at": datetime.now(UTC),
+    }
+    return _table("failures", [row])
+
+
+def _trial(result: TrialResult, workers: int, ray_version: str | None) -> dict[str, Any]:
+    config = dataclasses.asdict(result.config)
+    return {
+        **{key: _json(config[key]) if isinstance(config[key], dict) else config[key] for key in CONFIG_KEYS},
+        **result.summary,
+        **result.provenance,
+        "cell_id": result.cell_id,
+        "schema_version": SCHEMA_VERSION,
+        "status": "done",
+        "config": _json(config),
+        "class_order": [int(label) for label in result.class_order],
+        "class_names": list(result.class_names),
+        "metric_definitions": _json(DEFINITIONS),
+        "workers": workers,
+        "ray_version": ray_version,
+    }
+
+
+def _stages(result: TrialResult) -> list[dict[str, Any]]:
+    stages, classes = len(result.test_samples), len(result.class_order)
+    return [
+        {
+            "cell_id": result.cell_id,
+            "stage": stage,
+            "accuracy": float(accuracy),
+            "classes_seen": classes * (stage + 1) // stages,
+            "n": int(result.test_samples[: stage + 1].sum()),
+        }
+        for stage, accuracy in enumerate(result.stage_accuracy)
+    ]
+
+
+def _accuracy(result: TrialResult) -> list[dict[str, Any]]:
+    return [
+        {
+            "cell_id": result.cell_id,
+            "stage": stage,
+            "task": task,
+            "accuracy": float(result.accuracy_matrix[stage, task]),
+            "n": int(result.test_samples[task]),
+        }
+        for stage in range(len(result.test_samples))
+        for task in range(stage + 1)
+    ]
+
+
+def _steps(result: TrialResult) -> list[dict[str, Any]]:
+    queries = result.config.queries
+    return [{"cell_id": result.cell_id, "queries": queries, **vars(step)} for step in result.steps]
+
+
+def _table(name: str, rows: Iterable[dict[str, Any]]) -> pa.Table:
+    """Rows in the declared columns; a key without a column is left out, a column without a key is null."""
+    return pa.Table.from_pylist([{k: _measured(v) for k, v in row.items()} for row in rows], schema=SCHEMAS[name])
+
+
+def _measured(value: Any) -> Any:
+    """None for NaN: readers disagree on whether NaN is a number, and on how it sorts and averages."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

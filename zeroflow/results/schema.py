@@ -1,0 +1,142 @@
+"""The columns of every table, declared: never inferred from values, so that all files of a table are alike.
+
+A column may be added at any time (older files then read as null). ``SCHEMA_VERSION`` rises only when a column changes
+its meaning or type. Every column carries its description, and its unit if it has one, as metadata of the field.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+_text, _int, _float, _flag = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_time = pa.timestamp("us", tz="UTC")
+
+
+def _column(name: str, type_: pa.DataType, description: str, unit: str = "") -> pa.Field:
+    return pa.field(name, type_, metadata={"description": description} | ({"unit": unit} if unit else {}))
+
+
+_CELL = _column("cell_id", _text, "hash of the cell's canonical configuration")
+
+_CONFIG = [
+    _column("dataset", _text, "registered name of the data set"),
+    _column("transform", _text, "registered name of the transform; null: the data set's own"),
+    _column("image_size", _int, "side of the images; null: the backbone's own", "pixels"),
+    _column("tasks", _int, "number of equal tasks"),
+    _column("class_order_seed", _int, "seed of the class order"),
+    _column("validation", _float, "share of the training samples evaluated on in place of test samples; 0: test", "1"),
+    _column("backbone", _text, "name of the backbone"),
+    _column("checkpoint", _text, "file, hub or none; null: the backbone's own"),
+    _column("method", _text, "registered name of the method"),
+    _column("method_options", _text, "the method's options that differ from their defaults, JSON"),
+    _column("optimizer", _text, "registered name of the optimizer; null: the method does not train"),
+    _column("optimizer_options", _text, "the optimizer's options that differ from their defaults, JSON"),
+    _column("lr", _float, "initial learning rate"),
+    _column("eps", _float, "perturbation size; null: the optimizer has none"),
+    _column("queries", _int, "directions per step; null: the optimizer has none"),
+    _column("schedule", _text, "learning rate schedule within a task"),
+    _column("epochs", _int, "epochs per task"),
+    _column("batch_size", _int, "samples per step"),
+    _column("seed", _int, "seed of initial values, batch order, augmentation and directions"),
+    _column("dtype", _text, "floating point type of all computation"),
+]
+
+CONFIG_KEYS = tuple(column.name for column in _CONFIG)
+"""The configuration's keys, in the order of the columns."""
+
+_TRIALS = [
+    _CELL,
+    _column("schema_version", pa.int32(), "version of these columns"),
+    _column("status", _text, "done"),
+    *_CONFIG,
+    _column("config", _text, "every key of the configuration, JSON with sorted keys"),
+    _column("avg", _float, "mean over stages of the pooled accuracy", "percent"),
+    _column("last", _float, "pooled accuracy after the last stage", "percent"),
+    _column("fgt", _float, "mean forgetting", "percentage points"),
+    _column("bwt", _float, "mean backward transfer", "percentage points"),
+    _column("final_loss", _float, "training loss of the last step; null: no step, or not a number"),
+    _column("forward_passes", _int, "forward passes of a batch in training, over all tasks"),
+    _column("peak_memory_bytes", _int, "peak memory of a training step", "bytes"),
+    _column("trainable_parameters", _int, "parameters trained in one task"),
+    _column("seconds", _float, "wall time of the whole cell", "seconds"),
+    _column("training_seconds", _float, "wall time of the training steps", "seconds"),
+    _column("seconds_per_epoch", _float, "training seconds per epoch; null: no training", "seconds"),
+    _column("class_order", pa.list_(pa.int32()), "the data set's own label of each new label"),
+    _column("class_names", pa.list_(_text), "name of each new label"),
+    _column("metric_definitions", _text, "what avg, last, fgt and bwt mean, JSON"),
+    _column("zeroflow_version", _text, "version of zeroflow"),
+    _column("torch_version", _text, "version of torch"),
+    _column("timm_version", _text, "version of timm"),
+    _column("ray_version", _text, "version of Ray; null: run without it"),
+    _column("python_version", _text, "version of Python"),
+    _column("git_commit", _text, "commit of the code; null: not in a checkout"),
+    _column("git_dirty", _flag, "whether tracked files differed from the commit"),
+    _column("device", _text, "processor the cell ran on"),
+    _column("threads", _int, "CPU threads per process"),
+    _column("workers", _int, "processes that shared the queries"),
+    _column("host", _text, "name of the host"),
+    _column("finished_at", _time, "when the cell was finished, UTC"),
+]
+
+_STAGES = [
+    _CELL,
+    _column("stage", _int, "number of the stage, from 0"),
+    _column("accuracy", _float, "pooled top-1 accuracy over all test samples seen so far", "percent"),
+    _column("classes_seen", _int, "classes learned up to this stage"),
+    _column("n", _int, "test samples seen so far"),
+]
+
+_ACCURACY = [
+    _CELL,
+    _column("stage", _int, "number of the stage, from 0"),
+    _column("task", _int, "number of the task, from 0; never later than the stage"),
+    _column("accuracy", _float, "top-1 accuracy on the task's test samples among all classes seen so far", "percent"),
+    _column("n", _int, "test samples of the task"),
+]
+
+_STEPS = [
+    _CELL,
+    _column("task", _int, "number of the task, from 0"),
+    _column("epoch", _int, "epoch within the task, from 0"),
+    _column("step", _int, "step within the trial, from 0"),
+    _column("loss", _float, "training loss at the step; null: not a number"),
+    _column("lr", _float, "learning rate of the step"),
+    _column("queries", _int, "directions of the step; null: the optimizer has none"),
+]
+
+_PROBES = [
+    _CELL,
+    _column("task", _int, "number of the task being learned, from 0"),
+    _column("step", _int, "step within the trial, from 0"),
+    _column("probe", _text, "name of the probe"),
+    _column("loss_old", _float, "loss on the tasks before"),
+    _column("loss_new", _float, "loss on the task being learned"),
+    _column("x", _float, "first coordinate of the trajectory"),
+    _column("y", _float, "second coordinate of the trajectory"),
+]
+
+_FAILURES = [
+    _CELL,
+    _column("config", _text, "every key of the configuration, JSON with sorted keys"),
+    _column("label", _text, "short name of the cell"),
+    _column("error", _text, "type of the error"),
+    _column("message", _text, "message of the error"),
+    _column("traceback", _text, "where the error arose"),
+    _column("attempts", _int, "how often the cell was tried"),
+    _column("host", _text, "name of the host"),
+    _column("failed_at", _time, "when the last attempt ended, UTC"),
+]
+
+SCHEMAS: dict[str, pa.Schema] = {
+    name: pa.schema(columns, metadata={"description": description, "schema_version": str(SCHEMA_VERSION)})
+    for name, description, columns in [
+        ("trials", "one row per finished cell", _TRIALS),
+        ("stages", "one row per cell and stage", _STAGES),
+        ("accuracy", "one row per cell, stage and task seen", _ACCURACY),
+        ("steps", "one row per cell and training step", _STEPS),
+        ("probes", "one row per cell, probe and step at which it was taken", _PROBES),
+        ("failures", "one row per cell that failed and has not been finished since", _FAILURES),
+    ]
+}

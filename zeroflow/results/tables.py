@@ -1,0 +1,213 @@
+"""The table a reader looks at first: a row per configuration, averaged over seeds, with what it cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from scipy import stats
+
+from zeroflow.results.schema import CONFIG_KEYS, SCHEMAS
+
+BASELINE = "simplecil"
+
+_MEASURED = ("avg", "last", "fgt", "forward_passes", "peak_memory_bytes", "seconds")
+_ALWAYS_SHOWN = ("method", "optimizer", "queries")
+# A key that only follows others (every optimizer its own learning rate) tells no rows apart and gets no column.
+_FOLLOWS = {
+    "transform": ("dataset",),
+    "image_size": ("dataset", "backbone"),
+    "checkpoint": ("backbone",),
+    "lr": ("optimizer",),
+    "eps": ("optimizer",),
+    "optimizer_options": ("optimizer",),
+}
+# Accuracies are comparable only where all of these agree.
+_SAME_PROBLEM = (
+    "dataset", "transform", "image_size", "tasks", "class_order_seed", "validation", "backbone", "checkpoint", "dtype",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` seeds and the half width of its 95 % t-interval, None for a single one."""
+
+    mean: float
+    half_width: float | None
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.half_width is None else f" ± {self.half_width:.2f}")
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and 95 % t-interval of at least one value."""
+    n, mean = len(values), sum(values) / len(values)
+    if n == 1:
+        return Estimate(mean, None, n)
+    deviation = (sum((value - mean) ** 2 for value in values) / (n - 1)) ** 0.5
+    return Estimate(mean, float(stats.t.ppf(0.975, n - 1)) * deviation / n**0.5, n)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A configuration over its seeds.
+
+    Attributes:
+        config: every key but the seed. shown: the keys that tell this row from others, as text. cells: ids, by seed.
+        avg, last, fgt: percent. vs_simplecil: Avg minus that of SimpleCIL on the same problem, percentage points; None
+            where there is none, and for SimpleCIL itself. forward_passes, peak_memory (MiB), seconds: means over cells.
+    """
+
+    config: Mapping[str, Any]
+    shown: Mapping[str, str]
+    cells: tuple[str, ...]
+    avg: Estimate | None
+    last: Estimate | None
+    fgt: Estimate | None
+    vs_simplecil: float | None
+    forward_passes: float | None
+    peak_memory: float | None
+    seconds: float | None
+
+    @property
+    def seeds(self) -> int:
+        return len(self.cells)
+
+    @property
+    def is_baseline(self) -> bool:
+        return bool(self.config["method"] == BASELINE)
+
+    @property
+    def label(self) -> str:
+        """A short name for figures."""
+        queries = self.shown["queries"]
+        named = [text for key, text in self.shown.items() if key != "queries" and text != "-"]
+        return " ".join(named + ([f"q={queries}"] if queries != "-" else []))
+
+
+def summary(trials: pa.Table) -> list[Row]:
+    """Rows over seeds: data set by data set, SimpleCIL (the row to beat) first, then by method, optimizer, queries.
+
+    Args:
+        trials: the table ``trials``, or some rows of it.
+    """
+    keys = [key for key in CONFIG_KEYS if key != "seed"]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for trial in trials.select([*CONFIG_KEYS, "cell_id", *_MEASURED]).sort_by("seed").to_pylist():
+        groups.setdefault(tuple(trial[key] for key in keys), []).append(trial)
+    found = [(dict(zip(keys, group, strict=True)), trials) for group, trials in groups.items()]
+
+    configs = [config for config, _ in found]
+    shown = [key for key in keys if key in _ALWAYS_SHOWN or _varies(key, configs)]
+    baselines = {_problem(config): _mean(trials, "avg") for config, trials in found if config["method"] == BASELINE}
+    return sorted(
+        (_row(config, trials, shown, baselines.get(_problem(config))) for config, trials in found), key=_order
+    )
+
+
+def _row(config: dict[str, Any], trials: list[dict[str, Any]], shown: list[str], baseline: float | None) -> Row:
+    avg, memory = _mean(trials, "avg"), _mean(trials, "peak_memory_bytes")
+    gain = None if avg is None or baseline is None or config["method"] == BASELINE else avg - baseline
+    return Row(
+        config=config,
+        shown={key: _text(key, config[key]) for key in shown},
+        cells=tuple(trial["cell_id"] for trial in trials),
+        avg=_estimate(trials, "avg"),
+        last=_estimate(trials, "last"),
+        fgt=_estimate(trials, "fgt"),
+        vs_simplecil=gain,
+        forward_passes=_mean(trials, "forward_passes"),
+        peak_memory=None if memory is None else memory / 2**20,
+        seconds=_mean(trials, "seconds"),
+    )
+
+
+def _estimate(trials: list[dict[str, Any]], name: str) -> Estimate | None:
+    values = [trial[name] for trial in trials if trial[name] is not None]
+    return estimate(values) if values else None
+
+
+def _mean(trials: list[dict[str, Any]], name: str) -> float | None:
+    found = _estimate(trials, name)
+    return found.mean if found else None
+
+
+def _varies(key: str, configs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a key takes several values beyond what the keys it follows explain; null means it does not apply."""
+    values: dict[tuple[Any, ...], set[Any]] = {}
+    for config in configs:
+        values.setdefault(tuple(config[other] for other in _FOLLOWS.get(key, ())), set()).add(config[key])
+    return any(len(found - {None}) > 1 for found in values.values())
+
+
+def _problem(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(config[key] for key in _SAME_PROBLEM)
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    config = row.config
+    stream = [str(config[key]) for key in ("dataset", "backbone", "checkpoint")]
+    named = (config["method"], config["optimizer"] or "", config["queries"] or 0)
+    # Numbers by size, null first, whatever the key.
+    rest = [(value is not None, isinstance(value, str), value or 0) for value in config.values()]
+    return (stream, not row.is_baseline, named, rest)
+
+
+def _text(key: str, value: Any) -> str:
+    if key.endswith("_options"):
+        value = " ".join(f"{name}={option}" for name, option in json.loads(value).items()) or None
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The table as text: a line of headings, then a line per row; ``-`` for what was not measured."""
+    shown = list(rows[0].shown) if rows else list(_ALWAYS_SHOWN)
+    headings = [{"queries": "q"}.get(key, key) for key in shown]
+    lines = [[*headings, "n", "Avg", "Last", "Fgt", "vs_simplecil", "forwards", "MiB", "seconds"]]
+    for row in rows:
+        lines.append(
+            [
+                *row.shown.values(),
+                str(row.seeds),
+                *("-" if value is None else str(value) for value in (row.avg, row.last, row.fgt)),
+                "-" if row.vs_simplecil is None else f"{row.vs_simplecil:+.2f}",
+                "-" if row.forward_passes is None else f"{row.forward_passes:,.0f}",
+                "-" if row.peak_memory is None else f"{row.peak_memory:,.1f}",
+                "-" if row.seconds is None else f"{row.seconds:,.1f}",
+            ]
+        )
+    return lines
+
+
+LEGEND = (
+    "q: queries per step. n: seeds. Avg, Last, Fgt: percent, ± half width of the 95 % t-interval over seeds.",
+    "vs_simplecil: Avg minus SimpleCIL's. forwards: forward passes in training. MiB: peak memory of a step.",
+)
+
+
+def render_text(rows: Sequence[Row]) -> str:
+    """The table for a terminal, with a legend."""
+    columns = []
+    for heading, *values in zip(*cells(rows), strict=True):
+        width = max(map(len, [heading, *values]))
+        adjust = str.ljust if is_text(heading) else str.rjust
+        columns.append([adjust(value, width) for value in [heading, "-" * width, *values]])
+    lines = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+    return "\n".join([*lines, "", *LEGEND]) + "\n"
+
+
+def render_markdown(rows: Sequence[Row]) -> str:
+    """The table in GitHub's Markdown, with a legend."""
+    heading, *lines = [[value.replace("\\", "\\\\").replace("|", "\\|") for value in line] for line in cells(rows)]
+    rule = [":--" if is_text(name) else "--:" for name in heading]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in [heading, rule, *lines])
+    return f"{body}\n\n{' '.join(LEGEND)}\n"
+
+
+def is_text(heading: str) -> bool:
+    """Whether a column holds words (set flush left) and not numbers."""
+    return heading in CONFIG_KEYS and SCHEMAS["trials"].field(heading).type == pa.string()

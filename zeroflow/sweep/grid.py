@@ -1,0 +1,214 @@
+"""A grid file: YAML that names the cells of a sweep.
+
+    name: example
+    base: {dataset: quickdraw100, epochs: 5}      # keys of every cell
+    grid:                                         # blocks; each is the product over its lists
+      - {method: simplecil}
+      - {method: [ease, aper-adapter], optimizer: [fo-sgd, zo-sgd], queries: [1, 4], seed: [0, 1, 2]}
+    settings:                                     # values for the cells that match, later ones win
+      - {when: {optimizer: zo-sgd}, set: {lr: 0.001}}
+    placement: {workers_per_trial: 1, cpus_per_worker: 1, gpus_per_worker: 0}
+
+Every key of ``TrialConfig`` may stand in ``base``, in a block (a list there is an axis) and in ``set``. Cells that come
+out equal (a method that does not train ignores the optimizer, for example) are one cell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zeroflow.errors import ConfigError, unknown
+from zeroflow.trial.config import TrialConfig
+
+SECTIONS = ("name", "base", "grid", "settings", "placement", "data_dir")
+
+
+@dataclass(frozen=True)
+class SweepPlacement:
+    """How cells are placed on a cluster.
+
+    Attributes:
+        workers_per_trial: processes that share a trial's queries. cpus_per_worker: also its CPU threads.
+        gpus_per_worker: may be a fraction; None: one where the cluster has any, else none.
+        max_concurrent: cells at a time; None: as many as fit.
+        retries: how often a cell that died (not one that raised an error of its own) is tried again.
+    """
+
+    workers_per_trial: int = 1
+    cpus_per_worker: int = 1
+    gpus_per_worker: float | None = None
+    max_concurrent: int | None = None
+    retries: int = 2
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers_per_trial", 1), ("cpus_per_worker", 1), ("max_concurrent", 1), ("retries", 0)):
+            value = getattr(self, name)
+            if value is None and name == "max_concurrent":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"placement.{name}={value!r}: expected an integer >= {least}")
+        gpus = self.gpus_per_worker
+        if gpus is not None and (not isinstance(gpus, int | float) or isinstance(gpus, bool) or gpus < 0):
+            raise ConfigError(f"placement.gpus_per_worker={gpus!r}: expected a number >= 0")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a grid file, each once, in the order of the file."""
+
+    name: str
+    cells: Sequence[TrialConfig]
+    placement: SweepPlacement = field(default_factory=SweepPlacement)
+    data_dir: str | None = None
+
+
+def load_grid(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Grid:
+    """Read a grid file.
+
+    Args:
+        path: the YAML file.
+        overrides: values that replace a key in every cell; a list makes an axis of it.
+
+    Raises:
+        ConfigError: the file is missing or not such a grid, or a cell is wrong; the message says where and what is right.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        content = yaml.load(text, _Loader)  # noqa: S506: _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    return parse_grid(content, overrides, where=str(path), default_name=file.stem)
+
+
+def parse_grid(
+    content: Any, overrides: Mapping[str, Any] | None = None, *, where: str = "grid", default_name: str = "grid"
+) -> Grid:
+    """Build a grid from the content of a grid file; see ``load_grid``."""
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{where}: expected a mapping with a 'grid' list, got {type(content).__name__}")
+    for key in content:
+        if key not in SECTIONS:
+            raise unknown("section", key, SECTIONS, where=where)
+    blocks, base = content.get("grid"), content.get("base") or {}
+    if not isinstance(blocks, list) or not blocks or not all(isinstance(block, Mapping) for block in blocks):
+        raise ConfigError(f"{where}: grid: expected a list of mappings (blocks), got {blocks!r}")
+    if not isinstance(base, Mapping):
+        raise ConfigError(f"{where}: base: expected a mapping, got {base!r}")
+    rules = [_rule(rule, f"{where}: settings[{number}]") for number, rule in enumerate(content.get("settings") or [])]
+    changed = dict(overrides or {})
+    _known(changed, "--set")
+
+    cells: dict[str, TrialConfig] = {}
+    for number, block in enumerate(blocks):
+        place = f"{where}: grid[{number}]"
+        for values in _product({**base, **block, **changed}, place):
+            for when, settings in rules:
+                if all(values.get(key) in _as_list(wanted) for key, wanted in when.items()):
+                    for key, value in settings.items():
+                        if key not in changed:
+                            _put(values, key, value)
+            config = TrialConfig.from_dict(values, where=place)
+            cells.setdefault(config.cell_id, config)
+    placement = content.get("placement") or {}
+    if not isinstance(placement, Mapping):
+        raise ConfigError(f"{where}: placement: expected a mapping, got {placement!r}")
+    names = [f.name for f in dataclasses.fields(SweepPlacement)]
+    for key in placement:
+        if key not in names:
+            raise unknown("placement key", key, names, where=where)
+    return Grid(
+        str(content.get("name", default_name)),
+        tuple(cells.values()),
+        SweepPlacement(**placement),
+        content.get("data_dir"),
+    )
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``"seed=[0, 1]"`` -> ``("seed", [0, 1])``; values are YAML, a dotted key reaches into options."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"--set {text}: expected KEY=VALUE")
+    try:
+        return name.strip(), yaml.load(value, _Loader)  # noqa: S506: _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: not a YAML value: {error}") from None
+
+
+def merge_overrides(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Overrides as the keys of one cell: dotted keys reach into options."""
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        _put(values, key, value)
+    return values
+
+
+def _product(block: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
+    """All combinations of a block's lists; dotted keys (``method_options.alpha``) are axes inside options."""
+    _known(block, where)
+    axes = [[(key, value) for value in _as_list(values)] for key, values in block.items()]
+    for empty in (key for key, values in block.items() if values == []):
+        raise ConfigError(f"{where}: {empty}: the list is empty")
+    for combination in itertools.product(*axes):
+        values: dict[str, Any] = {}
+        for key, value in combination:
+            _put(values, key, value)
+        yield values
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    section, dot, option = key.partition(".")
+    if dot:
+        values[section] = {**values.get(section, {}), option: value}
+    else:
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, Mapping) else value
+
+
+def _rule(rule: Any, where: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    if not isinstance(rule, Mapping) or set(rule) != {"when", "set"}:
+        raise ConfigError(f"{where}: expected {{when: {{...}}, set: {{...}}}}, got {rule!r}")
+    _known(rule["when"], f"{where}: when")
+    _known(rule["set"], f"{where}: set")
+    return rule["when"], rule["set"]
+
+
+def _known(keys: Mapping[str, Any], where: str) -> None:
+    names = [f.name for f in dataclasses.fields(TrialConfig)]
+    for key in keys:
+        section, dot, _ = str(key).partition(".")
+        if section not in names or (dot and not section.endswith("_options")):
+            raise unknown("key", key, names, where=where)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number, and a key given twice is an error instead of a silent loss."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)

@@ -1,0 +1,105 @@
+"""Inside Ray: a Tune trial for one cell, which runs a Ray Train loop over the cell's workers.
+
+With one worker per trial the loop runs in the Tune trial's own process (Ray Train's local mode), which Tune then hands to
+the next cell: no process starts, nothing is imported again. With more, Ray Train starts a group of workers that share the
+trial's queries.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray import tune
+
+from zeroflow.results import records
+from zeroflow.results.store import Store
+from zeroflow.sweep.grid import SweepPlacement
+from zeroflow.trial.config import TrialConfig
+
+WRITER = "zeroflow-writer"
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class Writer:
+    """Writes the store from the node that the sweep was started on, wherever cells run."""
+
+    def __init__(self, root: str) -> None:
+        self.store = Store(root)
+
+    def done(self, tables: Mapping[str, Any]) -> None:
+        self.store.write(tables)
+
+    def failed(self, table: Any) -> None:
+        self.store.write_failure(table)
+
+
+def run_cell(setting: Mapping[str, Any]) -> None:
+    """A Tune trial: run one cell and have it written before Tune hears of it. An error becomes a row of ``failures``."""
+    started = time.monotonic()
+    config = TrialConfig.from_dict(setting["cell"])
+    placement = SweepPlacement(**setting["placement"])
+    try:
+        report: dict[str, Any] = {"ok": True, **_fit(config, placement, setting)}
+    except Exception as error:
+        table = records.failure(config, _cause(error), traceback.format_exc(), 1)
+        ray.get(setting["writer"].failed.remote(table))
+        report = {"ok": False, "error": f"{type(_cause(error)).__name__}: {_cause(error)}"}
+    tune.report({**report, "cell_seconds": time.monotonic() - started})
+
+
+def _fit(config: TrialConfig, placement: SweepPlacement, setting: Mapping[str, Any]) -> Mapping[str, Any]:
+    workers = placement.workers_per_trial
+    resources: dict[str, float] = {"CPU": placement.cpus_per_worker}
+    if placement.gpus_per_worker:
+        resources["GPU"] = placement.gpus_per_worker
+    trainer = ray.train.torch.TorchTrainer(
+        train_loop,
+        train_loop_config={**setting, "workers": workers},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=0 if workers == 1 else workers,
+            use_gpu=bool(placement.gpus_per_worker),
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.cell_id,
+            storage_path=setting["scratch"],
+            failure_config=ray.train.FailureConfig(max_failures=placement.retries if workers > 1 else 0),
+        ),
+    )
+    return trainer.fit().return_value
+
+
+def train_loop(setting: Mapping[str, Any]) -> dict[str, float]:
+    """A Ray Train loop: the whole stream of one cell. Worker 0 has the result written; its summary is returned.
+
+    Which worker this is comes from torch: Ray Train's own context is refused in local mode inside a Tune trial.
+    """
+    from zeroflow.optim.parallel import DistributedExecutor
+    from zeroflow.trial.loop import Placement, run_trial
+
+    if commit := setting["commit"]:
+        os.environ["ZEROFLOW_GIT_COMMIT"] = commit
+    config = TrialConfig.from_dict(setting["cell"])
+    device = ray.train.torch.get_device() if setting["placement"]["gpus_per_worker"] else "cpu"
+    place = Placement(setting["data_dir"], str(device), threads=setting["placement"]["cpus_per_worker"])
+    executor = DistributedExecutor() if setting["workers"] > 1 else None
+    result = run_trial(config, place, executor=executor)
+    if executor is None or executor.rank == 0:
+        tables = records.tables(result, workers=setting["workers"], ray_version=ray.__version__)
+        ray.get(setting["writer"].done.remote(tables))
+    return {key: float(result.summary[key]) for key in ("avg", "last", "fgt")}
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error a worker raised, out of the wrappers it came in."""
+    inner = getattr(error, "worker_failures", None)
+    if inner:
+        return _cause(next(iter(inner.values())))
+    return _cause(error.cause) if isinstance(getattr(error, "cause", None), BaseException) else error
