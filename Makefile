@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 .PHONY: sweep test check clean
 
 sweep: $(VENV)/installed
-	$(BIN)/python sweeps/full_grid.py --grid sweeps/quick.yaml --results results/quick
+	$(BIN)/python sweeps/full_grid.py --grid sweeps/quick.yaml --results runs/quick
 
 test: $(VENV)/installed-test check
 	$(BIN)/python -m pytest

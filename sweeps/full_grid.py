@@ -6,7 +6,7 @@ from pathlib import Path
 # The code beside this file is the code that runs: in a checkout, and in the copy that a job submission uploads.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from zeroflow.cli import sweep  # noqa: E402
+from zeroflow.cli import sweep
 
 if __name__ == "__main__":
     sweep(prog_name="full_grid.py")

@@ -10,8 +10,8 @@ import torch
 from zeroflow.errors import ConfigError
 from zeroflow.models.adapters import AdapterStack
 from zeroflow.models.backbone import create_backbone
-from zeroflow.trial.loop import run_trial
 from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.loop import run_trial
 
 TINY = "vit_tiny_patch16_224"
 

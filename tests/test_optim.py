@@ -156,7 +156,9 @@ def test_no_graph_is_ever_built(name: str) -> None:
         return value
 
     optimizer = create_optimizer(name, model, lr=1e-3, queries=2)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: pytest.fail("a tensor was saved for backward"), lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: pytest.fail("a tensor was saved for backward"), lambda t: t
+    ):
         optimizer.step(closure)
     assert seen and not any(seen)
     assert all(p.grad is None for p in model.parameters())

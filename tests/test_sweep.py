@@ -50,7 +50,9 @@ def test_a_grid_is_the_product_of_its_lists_each_cell_once(tmp_path) -> None:
     zo = [c for c in grid.cells if c.optimizer == "zo-sgd"]
     assert [(c.lr, c.eps, c.seed) for c in zo] == [(1e-4, 1e-2, 0), (1e-4, 1e-2, 1)]
     # SimpleCIL is not trained: one cell whatever the optimizers and seeds.
-    crossed = parse_grid({"grid": [{"method": ["simplecil", "ease"], "optimizer": ["fo-sgd", "zo-sgd"], "seed": [0, 1]}]})
+    crossed = parse_grid(
+        {"grid": [{"method": ["simplecil", "ease"], "optimizer": ["fo-sgd", "zo-sgd"], "seed": [0, 1]}]}
+    )
     assert len(crossed.cells) == 5
     # Queries multiply only what has queries.
     queried = parse_grid({"grid": [{"optimizer": ["fo-sgd", "zo-sgd"], "queries": [1, 2, 4]}]})
@@ -177,7 +179,9 @@ def test_a_failed_cell_is_recorded_and_the_rest_goes_on(tmp_path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_ray_train_workers_give_the_bits_of_one(tmp_path) -> None:
-    text = SMALL_GRID.replace("[fo-sgd, zo-sgd]", "[fo-sgd, zo-sgd-conserve, forward-grad]").replace("seed: [0, 1]", "queries: 3")
+    text = SMALL_GRID.replace("[fo-sgd, zo-sgd]", "[fo-sgd, zo-sgd-conserve, forward-grad]").replace(
+        "seed: [0, 1]", "queries: 3"
+    )
     file = write(tmp_path / "small.yaml", text)
     rows = {}
     for workers in (1, 2):
@@ -194,7 +198,9 @@ def test_two_ray_train_workers_give_the_bits_of_one(tmp_path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_grid_that_no_node_can_hold_fails_at_once_with_the_numbers(tmp_path) -> None:
-    file = write(tmp_path / "small.yaml", SMALL_GRID.replace("gpus_per_worker: 0", "gpus_per_worker: 0, cpus_per_worker: 999"))
+    file = write(
+        tmp_path / "small.yaml", SMALL_GRID.replace("gpus_per_worker: 0", "gpus_per_worker: 0, cpus_per_worker: 999")
+    )
     run = full_grid("--grid", file, "--results", tmp_path / "out")
     assert run.returncode == 2
     assert "999 CPU(s)" in run.stderr and "Traceback" not in run.stderr
@@ -203,7 +209,17 @@ def test_a_grid_that_no_node_can_hold_fails_at_once_with_the_numbers(tmp_path) -
 
 def test_the_plan_as_json(tmp_path) -> None:
     file = write(tmp_path / "small.yaml", SMALL_GRID)
-    command = [sys.executable, "-m", "zeroflow.cli", "plan", "--grid", str(file), "--results", str(tmp_path / "o"), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "zeroflow.cli",
+        "plan",
+        "--grid",
+        str(file),
+        "--results",
+        str(tmp_path / "o"),
+        "--json",
+    ]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert len(json.loads(run.stdout)["missing"]) == 5

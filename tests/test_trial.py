@@ -38,7 +38,9 @@ def test_the_id_is_that_of_what_is_computed() -> None:
     assert plain.cell_id != make({"optimizer": "zo-sgd", "method_options": {"alpha": 0.2}}).cell_id
     # Queries mean nothing to a first-order optimizer, nothing of the training means anything to SimpleCIL.
     assert make({"optimizer": "fo-sgd", "queries": 8}).cell_id == make({"optimizer": "fo-sgd"}).cell_id
-    assert make({"method": "simplecil", "optimizer": "zo-sgd", "seed": 5}).cell_id == make({"method": "simplecil"}).cell_id
+    assert (
+        make({"method": "simplecil", "optimizer": "zo-sgd", "seed": 5}).cell_id == make({"method": "simplecil"}).cell_id
+    )
     assert TrialConfig(**plain.canonical()) == plain
 
 
@@ -88,7 +90,9 @@ def test_simplecil_is_the_nearest_class_mean() -> None:
 
     train, test = features(data.train), features(data.test)
     means = np.stack([train[data.train.labels == label].mean(0) for label in order])
-    cosine = (test / np.linalg.norm(test, axis=1, keepdims=True)) @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    cosine = (test / np.linalg.norm(test, axis=1, keepdims=True)) @ (
+        means / np.linalg.norm(means, axis=1, keepdims=True)
+    ).T
     labels = np.argsort(order)[data.test.labels]
     expected = [
         100 * np.mean(cosine[labels < seen, :seen].argmax(1) == labels[labels < seen]) for seen in range(10, 101, 10)
@@ -101,7 +105,12 @@ def test_simplecil_is_the_nearest_class_mean() -> None:
 
 @pytest.mark.parametrize(
     ("method", "optimizer", "forwards"),
-    [("ease", "zo-sgd", 160), ("aper-adapter", "zo-sgd", 16), ("ease", "fo-sgd", 80), ("aper-adapter", "forward-grad", 8)],
+    [
+        ("ease", "zo-sgd", 160),
+        ("aper-adapter", "zo-sgd", 16),
+        ("ease", "fo-sgd", 80),
+        ("aper-adapter", "forward-grad", 8),
+    ],
 )
 def test_the_same_configuration_gives_the_same_bits(method: str, optimizer: str, forwards: int) -> None:
     config = TrialConfig.from_dict({**SMALL, "method": method, "optimizer": optimizer})

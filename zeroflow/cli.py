@@ -50,7 +50,7 @@ def main() -> None:
     zeroflow run --set method=ease --set optimizer=zo-sgd    one cell, here, without Ray
     zeroflow plan --grid sweeps/quick.yaml                   what a grid would run
     zeroflow sweep --grid sweeps/quick.yaml                  run what is missing, with Ray
-    zeroflow report results/quick -o report.html             one page with tables and figures
+    zeroflow report runs/quick -o report.html             one page with tables and figures
     """
 
 
@@ -67,7 +67,7 @@ def grid_options(command: F) -> F:
         ),
         click.option(
             "--results", default=None, metavar="DIR_OR_URI",
-            help="Where the Parquet store is: a folder or s3://... [default: results/<grid name>]",
+            help="Where the Parquet store is: a folder or s3://... [default: runs/<grid name>]",
         ),
         click.option(
             "--grid", "grid_file", type=click.Path(path_type=Path), default=None,
@@ -94,14 +94,19 @@ def _open(grid_file: Path | None, settings: tuple[str, ...], data_dir: str | Non
 @click.option("--cells", is_flag=True, help="List every missing cell.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def plan(
-    grid_file: Path | None, results: str | None, data_dir: str | None, settings: tuple[str, ...], cells: bool, as_json: bool
+    grid_file: Path | None,
+    results: str | None,
+    data_dir: str | None,
+    settings: tuple[str, ...],
+    cells: bool,
+    as_json: bool,
 ) -> None:
     """Show which cells of a grid are done, failed, missing, or lack their data. Writes nothing."""
     from zeroflow.results.store import Store
     from zeroflow.sweep.plan import make_plan
 
     grid, folder = _open(grid_file, settings, data_dir)
-    found = make_plan(grid, Store(results or f"results/{grid.name}"), folder)
+    found = make_plan(grid, Store(results or f"runs/{grid.name}"), folder)
     if as_json:
         parts = {"done": found.done, "failed": found.failed, "missing": found.missing}
         ids = {name: [config.cell_id for config in part] for name, part in parts.items()}
@@ -145,7 +150,7 @@ def sweep(
 
     started = time.monotonic()
     grid, folder = _open(grid_file, settings, data_dir)
-    store = Store(results or f"results/{grid.name}")
+    store = Store(results or f"runs/{grid.name}")
     found = make_plan(grid, store, folder)
     click.echo(found.describe(folder, cells=dry_run))
     if dry_run:
@@ -158,7 +163,7 @@ def sweep(
         click.echo(f"results: {store.root}")
         failed = run_sweep(cells, store, placement, data_dir=folder, address=ray_address, echo=click.echo)
     click.echo("\n" + render_text(summary(_rows_of(grid, store))))
-    if report and not store.is_remote and store.done():
+    if report and "://" not in store.root and store.done():
         click.echo(f"\nreport: {write_report(store.root, Path(store.root) / 'report.html')}")
     left = make_plan(grid, store, folder)
     absent = sum(len(c) for c in left.unavailable.values())
@@ -222,7 +227,9 @@ def run(
 
 @main.command()
 @click.argument("results")
-@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), default=Path("report.html"), show_default=True)
+@click.option(
+    "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), default=Path("report.html"), show_default=True
+)
 def report(results: str, output: Path) -> None:
     """Make one self-contained HTML page of a store's tables and figures."""
     from zeroflow.results.report import write_report

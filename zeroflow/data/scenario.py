@@ -30,7 +30,9 @@ def even_increments(classes: int, tasks: int) -> list[int]:
     if tasks < 1 or classes % tasks:
         divisors = [n for n in range(1, classes + 1) if classes % n == 0]
         nearest = min(divisors, key=lambda n: abs(n - tasks))
-        raise ConfigError(f"tasks={tasks}: {classes} classes do not divide into {tasks} equal tasks; nearest: {nearest}")
+        raise ConfigError(
+            f"tasks={tasks}: {classes} classes do not divide into {tasks} equal tasks; nearest: {nearest}"
+        )
     return [classes // tasks] * tasks
 
 

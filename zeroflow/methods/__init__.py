@@ -5,4 +5,4 @@ from zeroflow.methods.ease import EASE
 from zeroflow.methods.method import Method, MethodInfo, methods, register_method
 from zeroflow.methods.simplecil import SimpleCIL
 
-__all__ = ["APERAdapter", "EASE", "Method", "MethodInfo", "SimpleCIL", "methods", "register_method"]
+__all__ = ["EASE", "APERAdapter", "Method", "MethodInfo", "SimpleCIL", "methods", "register_method"]

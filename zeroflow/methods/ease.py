@@ -99,7 +99,9 @@ class EASE(Method):
         for space in range(stages):
             similar = cosine(features[:, space], self.prototypes[space])
             for task, classes in enumerate(self.tasks):
-                total[:, classes.start : classes.stop] += self._weight(task, space) * similar[:, classes.start : classes.stop]
+                total[:, classes.start : classes.stop] += (
+                    self._weight(task, space) * similar[:, classes.start : classes.stop]
+                )
         if self.options.frozen_space:
             total += self.options.beta * cosine(features[:, stages], self.prototypes[stages])
         return total
@@ -124,7 +126,9 @@ class EASE(Method):
     def _complete(self) -> None:
         """Eq. 8: an old class in a newer space is a mixture of the classes since, by similarity in its own space."""
         newest = len(self.tasks) - 1
-        known = self.prototypes.clone()  # references are measured prototypes only: those of tasks k..t in spaces s and k
+        known = (
+            self.prototypes.clone()
+        )  # references are measured prototypes only: those of tasks k..t in spaces s and k
         for old in range(newest):
             spaces = range(old + 1, newest + 1) if self.options.recalculate_similarity else range(newest, newest + 1)
             own = slice(self.tasks[old].start, self.tasks[old].stop)

@@ -112,7 +112,9 @@ def build_timm(name: str, arguments: dict[str, Any], *, pretrained: bool = False
     except Exception as error:
         raise ConfigError(f"backbone {name!r} with {arguments}: {error}") from error
     if not isinstance(model, VisionTransformer) or getattr(model, "dist_token", None) is not None:
-        raise ConfigError(f"backbone {name!r} is a {type(model).__name__}; expected a plain vision transformer of timm's")
+        raise ConfigError(
+            f"backbone {name!r} is a {type(model).__name__}; expected a plain vision transformer of timm's"
+        )
     return model
 
 

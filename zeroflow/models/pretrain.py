@@ -84,7 +84,7 @@ def main(
                 loss = share * F.cross_entropy(logits, target, label_smoothing=0.1)
                 loss = loss + (1 - share) * F.cross_entropy(logits, partners, label_smoothing=0.1)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_([*model.parameters(), *head.parameters()], 1.0)
             optimizer.step()
             scheduler.step()

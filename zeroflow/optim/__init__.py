@@ -1,7 +1,7 @@
 """Forward-pass optimizers for any ``nn.Module`` and any loss: estimator x direction x update. Needs only torch.
 
-    optimizer = zeroflow.optim.create_optimizer("zo-sgd", model, lr=1e-3, queries=4)
-    loss = optimizer.step(lambda: criterion(model(x), y))
+optimizer = zeroflow.optim.create_optimizer("zo-sgd", model, lr=1e-3, queries=4)
+loss = optimizer.step(lambda: criterion(model(x), y))
 """
 
 from zeroflow.optim.factory import (

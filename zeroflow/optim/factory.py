@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ class OptimizerInfo:
     name: str
     description: str
     estimator: Estimator
-    rule: type[torch.optim.Optimizer]
+    rule: Callable[..., torch.optim.Optimizer]
     options: Mapping[str, Any]
     default_lr: float
     direction: Direction = identity
@@ -103,9 +103,7 @@ def create_optimizer(
     """
     info = optimizers.get(name)
     check_settings(info, lr=lr, queries=queries, eps=eps, seed=seed, options=options)
-    return ThreeStepOptimizer(
-        params, info.compose(lr, options), queries=queries, eps=eps, seed=seed, executor=executor
-    )
+    return ThreeStepOptimizer(params, info.compose(lr, options), queries=queries, eps=eps, seed=seed, executor=executor)
 
 
 def check_settings(

@@ -73,7 +73,14 @@ class Objective:
     def __init__(
         self, flat: FlatParameters, closure: Closure, eps: float | Tensor, seed: int, step: int, executor: Executor
     ) -> None:
-        self.flat, self.closure, self.eps, self.seed, self.step, self.executor = flat, closure, eps, seed, step, executor
+        self.flat, self.closure, self.eps, self.seed, self.step, self.executor = (
+            flat,
+            closure,
+            eps,
+            seed,
+            step,
+            executor,
+        )
         self.forwards = 0
         self._theta = flat.live.clone()
         self._scratch = torch.empty_like(flat.live)
@@ -108,11 +115,11 @@ class Objective:
             with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
                 for parameter, tangent in zip(self.flat.parameters, tangents, strict=True):
                     # In place on purpose: a closure sees the module's own parameters, whatever module that is.
-                    parameter.copy_(forward_ad.make_dual(parameter.detach().clone(), tangent))
+                    parameter.copy_(forward_ad.make_dual(parameter.detach().clone(), tangent))  # type: ignore[no-untyped-call]
                 loss = self.closure()
                 if not isinstance(loss, Tensor):
                     raise TypeError("closure: forward-mode differentiation needs a tensor loss, got a plain number")
-                primal, slope = forward_ad.unpack_dual(loss)
+                primal, slope = forward_ad.unpack_dual(loss)  # type: ignore[no-untyped-call]
                 return self._scalar(primal), 0.0 if slope is None else float(slope)
 
         with self._same_function():
@@ -130,7 +137,8 @@ class Objective:
             value = self._finite(self._scalar(loss.detach()))
             parts = torch.autograd.grad(loss, self.flat.parameters, allow_unused=True)
         pieces = [
-            (torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in zip(parts, self.flat.parameters, strict=True)
+            (torch.zeros_like(p) if g is None else g).reshape(-1)
+            for g, p in zip(parts, self.flat.parameters, strict=True)
         ]
         self.forwards += 1
         return value, torch.cat(pieces)

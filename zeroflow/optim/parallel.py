@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -30,7 +31,7 @@ class DistributedExecutor:
     def map(self, count: int, width: int, evaluate: Callable[[int], Numbers]) -> list[Numbers]:
         # Blocks, not strides: the two sides of a query stay together, and its direction is generated once.
         bounds = [count * rank // self.size for rank in range(self.size + 1)]
-        largest = max(after - before for before, after in zip(bounds, bounds[1:], strict=False))
+        largest = max(after - before for before, after in itertools.pairwise(bounds))
         mine = torch.zeros((largest, width), dtype=torch.float64)
         for place, index in enumerate(range(bounds[self.rank], bounds[self.rank + 1])):
             mine[place] = torch.tensor(evaluate(index), dtype=torch.float64)
@@ -38,6 +39,6 @@ class DistributedExecutor:
         distributed.all_gather(gathered, mine.to(self.device), group=self.group)
         return [
             tuple(row)
-            for block, before, after in zip(gathered, bounds, bounds[1:], strict=False)
+            for block, (before, after) in zip(gathered, itertools.pairwise(bounds), strict=True)
             for row in block[: after - before].tolist()
         ]

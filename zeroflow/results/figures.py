@@ -74,7 +74,7 @@ def draw_stage_curves(curves: Sequence[Curve], title: str = "Accuracy along the 
         if any(point.half_width is not None for point in curve.accuracy):
             figure.add_scatter(
                 x=[*curve.classes, *reversed(curve.classes)], y=[*high, *reversed(low)], fill="toself",
-                fillcolor=color, opacity=0.15, line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name,
+                fillcolor=color, opacity=0.15, mode="lines", line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name,
             )  # fmt: skip
         figure.add_scatter(
             x=list(curve.classes), y=[point.mean for point in curve.accuracy], name=name, legendgroup=name,

@@ -25,6 +25,8 @@ _FOLLOWS = {
     "eps": ("optimizer",),
     "optimizer_options": ("optimizer",),
 }
+# Here null stands for a value, the data set's or the backbone's own; elsewhere it says that the key does not apply.
+_DEFAULTED = ("transform", "image_size", "checkpoint")
 # Accuracies are comparable only where all of these agree.
 _SAME_PROBLEM = (
     "dataset", "transform", "image_size", "tasks", "class_order_seed", "validation", "backbone", "checkpoint", "dtype",
@@ -99,14 +101,13 @@ def summary(trials: pa.Table) -> list[Row]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for trial in trials.select([*CONFIG_KEYS, "cell_id", *_MEASURED]).sort_by("seed").to_pylist():
         groups.setdefault(tuple(trial[key] for key in keys), []).append(trial)
-    found = [(dict(zip(keys, group, strict=True)), trials) for group, trials in groups.items()]
+    found = [(dict(zip(keys, group, strict=True)), members) for group, members in groups.items()]
 
     configs = [config for config, _ in found]
     shown = [key for key in keys if key in _ALWAYS_SHOWN or _varies(key, configs)]
-    baselines = {_problem(config): _mean(trials, "avg") for config, trials in found if config["method"] == BASELINE}
-    return sorted(
-        (_row(config, trials, shown, baselines.get(_problem(config))) for config, trials in found), key=_order
-    )
+    baselines = {_problem(config): _mean(members, "avg") for config, members in found if config["method"] == BASELINE}
+    rows = (_row(config, members, shown, baselines.get(_problem(config))) for config, members in found)
+    return sorted(rows, key=_order)
 
 
 def _row(config: dict[str, Any], trials: list[dict[str, Any]], shown: list[str], baseline: float | None) -> Row:
@@ -137,11 +138,12 @@ def _mean(trials: list[dict[str, Any]], name: str) -> float | None:
 
 
 def _varies(key: str, configs: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a key takes several values beyond what the keys it follows explain; null means it does not apply."""
+    """Whether a key takes several values beyond what the keys it follows explain."""
     values: dict[tuple[Any, ...], set[Any]] = {}
     for config in configs:
         values.setdefault(tuple(config[other] for other in _FOLLOWS.get(key, ())), set()).add(config[key])
-    return any(len(found - {None}) > 1 for found in values.values())
+    ignored = set() if key in _DEFAULTED else {None}
+    return any(len(found - ignored) > 1 for found in values.values())
 
 
 def _problem(config: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -95,7 +94,8 @@ def _run(
         f"{len(cells)} cells, {concurrency} at a time"
     )
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    writer = Writer.options(scheduling_strategy=here).remote(str(store.root))
+    writer = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Writer)
+    writer = writer.options(scheduling_strategy=here).remote(str(store.root))
     scratch = tempfile.mkdtemp(prefix="zeroflow-")
     settings = [
         {

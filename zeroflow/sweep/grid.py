@@ -86,7 +86,7 @@ def load_grid(path: str | Path, overrides: Mapping[str, Any] | None = None) -> G
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        content = yaml.load(text, _Loader)  # noqa: S506: _Loader is a SafeLoader
+        content = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     return parse_grid(content, overrides, where=str(path), default_name=file.stem)
@@ -142,7 +142,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not name:
         raise ConfigError(f"--set {text}: expected KEY=VALUE")
     try:
-        return name.strip(), yaml.load(value, _Loader)  # noqa: S506: _Loader is a SafeLoader
+        return name.strip(), yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: not a YAML value: {error}") from None
 

@@ -87,9 +87,7 @@ def _estimate(missing: Sequence[TrialConfig], store: Store) -> float | None:
             seconds[kind].append(row["seconds"])
     total = 0.0
     for config in missing:
-        kinds = _kinds(
-            config.dataset, config.backbone, config.method, config.optimizer, config.queries, config.epochs
-        )
+        kinds = _kinds(config.dataset, config.backbone, config.method, config.optimizer, config.queries, config.epochs)
         found = next((seconds[kind] for kind in kinds if kind in seconds), None)
         if found is None:
             return None

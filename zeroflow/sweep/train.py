@@ -23,17 +23,14 @@ from zeroflow.results.store import Store
 from zeroflow.sweep.grid import SweepPlacement
 from zeroflow.trial.config import TrialConfig
 
-WRITER = "zeroflow-writer"
 
-
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Writer:
     """Writes the store from the node that the sweep was started on, wherever cells run."""
 
     def __init__(self, root: str) -> None:
         self.store = Store(root)
 
-    def done(self, tables: Mapping[str, Any]) -> None:
+    def done(self, tables: dict[str, Any]) -> None:
         self.store.write(tables)
 
     def failed(self, table: Any) -> None:
@@ -99,7 +96,6 @@ def train_loop(setting: Mapping[str, Any]) -> dict[str, float]:
 
 def _cause(error: BaseException) -> BaseException:
     """The error a worker raised, out of the wrappers it came in."""
-    inner = getattr(error, "worker_failures", None)
-    if inner:
-        return _cause(next(iter(inner.values())))
-    return _cause(error.cause) if isinstance(getattr(error, "cause", None), BaseException) else error
+    workers = getattr(error, "worker_failures", None)
+    inner = next(iter(workers.values())) if workers else getattr(error, "cause", None)
+    return _cause(inner) if isinstance(inner, BaseException) else error

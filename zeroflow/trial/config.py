@@ -90,7 +90,9 @@ class TrialConfig:
         _require("seed", self.seed, isinstance(self.seed, int) and 0 <= self.seed < 2**63, "an integer >= 0")
         _require("tasks", self.tasks, _whole(self.tasks), "an integer >= 1")
         _require("class_order_seed", self.class_order_seed, _whole(self.class_order_seed + 1), "an integer >= 0")
-        _require("validation", self.validation, _number(self.validation) and 0 <= self.validation < 1, "a share in [0, 1)")
+        _require(
+            "validation", self.validation, _number(self.validation) and 0 <= self.validation < 1, "a share in [0, 1)"
+        )
         _require("image_size", self.image_size, self.image_size is None or _whole(self.image_size), "an integer >= 1")
         _require("dtype", self.dtype, self.dtype in DTYPES, " or ".join(DTYPES))
         for name in ("method_options", "optimizer_options"):

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zeroflow.data import Scenario, class_incremental, class_order, datasets, even_increments, load_dataset, transforms
 from zeroflow.data.dataset import ImageDataset
 from zeroflow.data.scenario import View
-from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, methods
 from zeroflow.models.backbone import create_backbone
 from zeroflow.optim import Executor, ThreeStepOptimizer, create_optimizer
@@ -185,9 +184,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run(
-    config: TrialConfig, place: Placement, executor: Executor | None, on_stage: OnStage
-) -> TrialResult:
+def _run(config: TrialConfig, place: Placement, executor: Executor | None, on_stage: OnStage) -> TrialResult:
     started = time.perf_counter()
     device, dtype = place.torch_device(), getattr(torch, config.dtype)
     backbone = create_backbone(

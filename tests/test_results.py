@@ -1,0 +1,466 @@
+"""The store, its tables, its figures and its report, as a user meets them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from zeroflow.errors import ConfigError
+from zeroflow.results import SCHEMA_VERSION, SCHEMAS, Store, figures, load
+from zeroflow.results.records import failure, tables
+from zeroflow.results.report import write_report
+from zeroflow.results.tables import estimate, render_markdown, render_text, summary
+from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.metrics import DEFINITIONS
+from zeroflow.trial.result import Step, TrialResult
+
+FINISHED = datetime(2025, 3, 4, 5, 6, 7, 891, tzinfo=UTC)
+
+
+def cell(level: float = 80.0, *, loss: float = 0.5, **config: Any) -> TrialResult:
+    """A result of two tasks whose stage accuracies are ``level`` and ``level - 10``, so Avg is ``level - 5``."""
+    values = TrialConfig(**({"tasks": 2, "lr": 0.01, "queries": 1} | config))
+    untrained = values.method == "simplecil"
+    return TrialResult(
+        config=values,
+        accuracy_matrix=np.array([[level, np.nan], [level - 20, level]]),
+        test_samples=np.array([30, 30]),
+        class_order=np.array([3, 1, 0, 2]),
+        class_names=["cat", "dog", "eel", "fox"],
+        steps=[] if untrained else [Step(0, 0, 0, 1.25, 0.01), Step(1, 0, 1, loss, 0.005)],
+        costs={
+            "forward_passes": 0 if untrained else 12_000,
+            "peak_memory_bytes": 3 * 2**20,
+            "trainable_parameters": 0 if untrained else 700,
+            "seconds": 4.5,
+            "training_seconds": 0.0 if untrained else 3.5,
+            "seconds_per_epoch": None if untrained else 0.35,
+        },
+        provenance={
+            "zeroflow_version": "0.1.0",
+            "torch_version": "2.9.0",
+            "timm_version": "1.0.0",
+            "python_version": "3.11.9",
+            "git_commit": "c0ffee",
+            "git_dirty": True,
+            "device": "cpu (x86_64)",
+            "threads": 1,
+            "host": "node-7",
+            "finished_at": FINISHED,
+        },
+    )
+
+
+def simplecil(level: float = 70.0, **config: Any) -> TrialResult:
+    return cell(level, method="simplecil", optimizer=None, lr=None, queries=None, schedule=None, epochs=None, **config)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "results")
+
+
+def fill(store: Store, *results: TrialResult) -> None:
+    for result in results:
+        store.write(tables(result))
+
+
+def path(store: Store, table: str, result: TrialResult) -> Path:
+    return Path(store.root, table, f"{result.cell_id}.parquet")
+
+
+# Round trip
+
+
+def test_what_is_written_is_read(store: Store) -> None:
+    result = cell(method_options={"b": 1, "a": [2]}, seed=2**62)
+    store.write(tables(result, workers=4, ray_version="2.60.0"))
+
+    (trial,) = load(store.root, "trials").to_pylist()
+    assert trial["cell_id"] == result.cell_id and trial["status"] == "done"
+    assert trial["schema_version"] == SCHEMA_VERSION
+    for field in dataclasses.fields(TrialConfig):
+        if not field.name.endswith("_options"):
+            assert trial[field.name] == getattr(result.config, field.name), field.name
+    assert trial["method_options"] == '{"a":[2],"b":1}' and trial["optimizer_options"] == "{}"
+    assert TrialConfig(**json.loads(trial["config"])) == result.config
+    for name, value in (result.summary | result.provenance).items():
+        assert trial[name] == value, name
+    assert (trial["avg"], trial["last"], trial["fgt"]) == (75.0, 70.0, 20.0)
+    assert trial["class_order"] == [3, 1, 0, 2] and trial["class_names"] == ["cat", "dog", "eel", "fox"]
+    assert json.loads(trial["metric_definitions"]) == DEFINITIONS
+    assert (trial["workers"], trial["ray_version"]) == (4, "2.60.0")
+
+    assert [tuple(row.values())[1:] for row in load(store.root, "stages").to_pylist()] == [
+        (0, 80.0, 2, 30),
+        (1, 70.0, 4, 60),
+    ]
+    assert [tuple(row.values())[1:] for row in load(store.root, "accuracy").to_pylist()] == [
+        (0, 0, 80.0, 30),
+        (1, 0, 60.0, 30),
+        (1, 1, 80.0, 30),
+    ]
+    assert [tuple(row.values())[1:] for row in load(store.root, "steps").to_pylist()] == [
+        (0, 0, 0, 1.25, 0.01, 1),
+        (1, 0, 1, 0.5, 0.005, 1),
+    ]
+
+
+def test_a_rerun_replaces_its_own_rows(store: Store) -> None:
+    fill(store, cell(80.0), cell(60.0, seed=1), cell(90.0))
+    assert sorted(store.load("trials")["avg"].to_pylist()) == [55.0, 85.0]
+    assert len(store.load("accuracy")) == 6
+
+
+def test_cells_come_in_the_order_of_their_ids(store: Store) -> None:
+    fill(store, *(cell(seed=seed) for seed in range(20)))
+    ids = store.load("trials")["cell_id"].to_pylist()
+    assert ids == sorted(ids) and len(ids) == 20
+
+
+def test_not_measured_is_null_and_never_nan(store: Store) -> None:
+    fill(store, cell(loss=math.nan), simplecil())
+    for name in ("trials", "stages", "accuracy", "steps"):
+        table = store.load(name)
+        for column in table.column_names:
+            assert not any(isinstance(v, float) and math.isnan(v) for v in table[column].to_pylist()), (name, column)
+    trained, untrained = sorted(store.load("trials").to_pylist(), key=lambda row: row["method"])
+    assert trained["final_loss"] is None and trained["seconds_per_epoch"] == 0.35
+    assert untrained["optimizer"] is None and untrained["seconds_per_epoch"] is None
+    assert store.load("steps")["loss"].to_pylist() == [1.25, None]
+
+
+@pytest.mark.parametrize("name", ["trials", "stages", "accuracy", "steps"])
+def test_every_file_has_the_declared_columns(store: Store, name: str) -> None:
+    fill(store, cell(), simplecil())
+    files = sorted(Path(store.root, name).iterdir())
+    assert len(files) == 2
+    for file in files:
+        assert pq.read_schema(file).equals(SCHEMAS[name])
+    assert store.load(name).schema.equals(SCHEMAS[name], check_metadata=True)
+    assert all(field.metadata[b"description"] for field in SCHEMAS[name])
+
+
+def test_pandas_reads_a_file_and_a_folder(store: Store) -> None:
+    fill(store, cell(), simplecil())
+    one = pd.read_parquet(path(store, "trials", cell()))
+    assert one.loc[0, "avg"] == 75.0 and one.loc[0, "finished_at"] == pd.Timestamp(FINISHED)
+    assert len(pd.read_parquet(Path(store.root, "accuracy"))) == 6
+
+
+def test_a_table_with_other_columns_is_refused_and_nothing_is_written(store: Store) -> None:
+    written = tables(cell())
+    written["steps"] = written["steps"].drop_columns(["loss"])
+    with pytest.raises(ValueError, match="loss"):
+        store.write(written)
+    assert not Path(store.root).exists()
+
+
+def test_tables_of_two_cells_are_refused(store: Store) -> None:
+    with pytest.raises(ValueError, match="one cell"):
+        store.write(tables(cell()) | {"steps": tables(cell(seed=1))["steps"]})
+
+
+def test_an_object_store_is_read_like_a_folder() -> None:
+    store = Store("mock://bucket/results")
+    for name in SCHEMAS:
+        store._filesystem.create_dir(f"{store._base}/{name}")
+    store.write_failure(failure(cell().config, RuntimeError("boom"), "", 1))
+    assert set(store.failed()) == {cell().cell_id} and store.done() == set()
+    fill(store, cell(), simplecil())
+    assert store.done() == {cell().cell_id, simplecil().cell_id}
+    assert store.failed() == {} and len(store.load("accuracy")) == 6
+
+
+# Done, broken, absent
+
+
+@pytest.mark.parametrize("keep", [0, 3, 200, -1])
+def test_a_truncated_file_is_not_done_and_is_skipped_with_a_warning(store: Store, keep: int) -> None:
+    whole, cut = cell(), cell(seed=1)
+    fill(store, whole, cut)
+    file = path(store, "trials", cut)
+    file.write_bytes(file.read_bytes()[:keep])
+    assert store.done() == {whole.cell_id}
+    with pytest.warns(UserWarning, match=cut.cell_id):
+        assert store.load("trials")["cell_id"].to_pylist() == [whole.cell_id]
+    assert set(store.load("steps")["cell_id"].to_pylist()) == {whole.cell_id}
+
+
+def test_a_file_broken_inside_is_skipped_with_a_warning(store: Store) -> None:
+    whole, broken = cell(), cell(seed=1)
+    fill(store, whole, broken)
+    file = path(store, "trials", broken)
+    data = file.read_bytes()
+    file.write_bytes(data[:-200] + b"\xff" * 192 + data[-8:])
+    with pytest.warns(UserWarning, match=broken.cell_id):
+        assert store.load("trials")["cell_id"].to_pylist() == [whole.cell_id]
+
+
+def test_a_crash_between_two_files_leaves_the_cell_not_done(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.replace
+
+    def crash(self: Path, target: Path) -> Path:
+        if target.parent.name == "trials":
+            raise OSError("disk gone")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", crash)
+    with pytest.raises(OSError, match="disk gone"):
+        store.write(tables(cell()))
+    assert path(store, "stages", cell()).exists()
+    assert store.done() == set()
+    assert len(store.load("stages")) == 0, "rows of a cell that is not done are not results"
+    assert [p for p in Path(store.root).rglob("*") if p.name.startswith(".")] == []
+
+    monkeypatch.undo()
+    fill(store, cell())
+    assert store.done() == {cell().cell_id} and len(store.load("stages")) == 2
+
+
+def test_files_of_writers_at_work_are_ignored(store: Store) -> None:
+    fill(store, cell())
+    Path(store.root, "trials", f".{'0' * 16}.parquet.abc.tmp").write_bytes(b"half")
+    Path(store.root, "trials", ".hidden.parquet").write_bytes(b"half")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(store.load("trials")) == 1
+    assert store.done() == {cell().cell_id}
+
+
+def test_what_a_killed_writer_left_goes_when_its_cell_is_written_again(store: Store) -> None:
+    fill(store, cell())
+    old, fresh = (path(store, "trials", cell()).with_name(f".{cell().cell_id}.parquet.{n}.tmp") for n in "ab")
+    for file in (old, fresh):
+        file.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    fill(store, cell())
+    assert not old.exists() and fresh.exists()
+
+
+def test_nothing_is_there_and_nothing_is_made_by_reading(tmp_path: Path) -> None:
+    store = Store(tmp_path / "nowhere")
+    assert store.done() == set() and store.failed() == {}
+    for name, schema in SCHEMAS.items():
+        table = store.load(name)
+        assert len(table) == 0 and table.schema.equals(schema, check_metadata=True)
+    assert summary(store.load("trials")) == []
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_relative_folder_stays_where_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store("results")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    fill(store, cell())
+    assert (tmp_path / "results" / "trials").is_dir()
+
+
+def test_a_store_of_a_newer_version_is_refused(store: Store) -> None:
+    fill(store, cell())
+    written = tables(cell(seed=1))
+    trials = written["trials"]
+    newer = pa.array([SCHEMA_VERSION + 1], pa.int32())
+    written["trials"] = trials.set_column(trials.column_names.index("schema_version"), "schema_version", newer)
+    store.write(written)
+    for read in (store.done, lambda: store.load("trials"), lambda: store.load("stages")):
+        with pytest.raises(ConfigError, match=f"schema version {SCHEMA_VERSION + 1}.*newer zeroflow"):
+            read()
+
+
+def test_bad_names_are_answered_with_the_nearest(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'trial'.*did you mean 'trials'"):
+        load(store.root, "trial")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="found a file"):
+        Store(tmp_path / "file")
+    with pytest.raises(ConfigError, match="expected a folder or an object store"):
+        Store("nosuch://bucket")
+
+
+# Failures
+
+
+def test_a_failure_is_kept_until_the_cell_is_done(store: Store) -> None:
+    config = cell().config
+    store.write_failure(failure(config, MemoryError("out of memory"), "Traceback ...", 3))
+    assert store.done() == set()
+    row = store.failed()[config.cell_id]
+    assert (row["error"], row["message"], row["traceback"]) == ("MemoryError", "out of memory", "Traceback ...")
+    assert row["attempts"] == 3 and row["label"] == config.label() and row["failed_at"].tzinfo is not None
+    assert TrialConfig(**json.loads(row["config"])) == config
+    fill(store, cell())
+    assert store.failed() == {} and len(store.load("failures")) == 0
+
+
+# Summary
+
+
+def test_the_interval_is_students() -> None:
+    found = estimate([1.0, 2.0, 3.0])
+    assert found.mean == 2.0
+    # The 97.5 % quantile of Student's t with 2 degrees of freedom, from a table; the standard deviation is 1.
+    assert found.half_width == pytest.approx(4.302652729911275 / math.sqrt(3), rel=1e-9)
+    assert estimate([5.0]).half_width is None and str(estimate([5.0])) == "5.00"
+
+
+def test_the_summary_averages_over_seeds_and_compares_with_simplecil(store: Store) -> None:
+    fill(store, *(cell(level, seed=seed, optimizer="zo-sgd") for seed, level in enumerate((79.0, 80.0, 81.0))))
+    fill(store, cell(90.0, optimizer="fo-sgd", queries=None), simplecil(70.0, seed=0))
+    baseline, first_order, zeroth = summary(store.load("trials"))
+    assert baseline.is_baseline and baseline.avg and baseline.avg.mean == 65.0 and baseline.vs_simplecil is None
+    assert first_order.avg and first_order.avg.half_width is None and first_order.vs_simplecil == 20.0
+    assert zeroth.seeds == 3 and zeroth.vs_simplecil == pytest.approx(10.0)
+    assert zeroth.avg and zeroth.avg.half_width == pytest.approx(4.302652729911275 / math.sqrt(3))
+    assert (zeroth.forward_passes, zeroth.peak_memory, zeroth.seconds) == (12_000, 3.0, 4.5)
+    assert list(zeroth.shown) == ["method", "optimizer", "queries"]
+    assert zeroth.label == "ease zo-sgd q=1"
+
+
+def test_simplecil_leads_every_data_set_and_rows_are_sorted(store: Store) -> None:
+    for dataset in ("b-set", "a-set"):
+        fill(store, *(cell(dataset=dataset, optimizer="zo-sgd", queries=queries) for queries in (16, 4)))
+        fill(store, cell(dataset=dataset, method="aper", optimizer="zo-sgd"), simplecil(dataset=dataset))
+    rows = summary(store.load("trials"))
+    assert [row.label for row in rows] == [
+        f"{dataset} {rest}"
+        for dataset in ("a-set", "b-set")
+        for rest in ("simplecil", "aper zo-sgd q=1", "ease zo-sgd q=4", "ease zo-sgd q=16")
+    ]
+
+
+def test_keys_get_a_column_where_they_tell_rows_apart(store: Store) -> None:
+    fill(store, cell(epochs=1), cell(epochs=2), cell(lr=0.5, optimizer="fo-adam", epochs=1), simplecil())
+    rows = summary(store.load("trials"))
+    # The learning rate follows the optimizer here; SimpleCIL has no epochs.
+    assert all(list(row.shown) == ["method", "optimizer", "queries", "epochs"] for row in rows)
+    fill(store, cell(epochs=1, lr=0.2), cell(epochs=1, checkpoint="none", method_options={"depth": 2}))
+    shown = [row.shown for row in summary(store.load("trials"))]
+    assert {row["lr"] for row in shown} == {"-", "0.01", "0.2", "0.5"}
+    assert {row["checkpoint"] for row in shown} == {"-", "none"}
+    assert {row["method_options"] for row in shown} == {"-", "depth=2"}
+    assert len({tuple(row.values()) for row in shown}) == len(shown) == 6
+
+
+def test_simplecil_on_another_problem_is_no_measure(store: Store) -> None:
+    fill(store, cell(), simplecil(class_order_seed=7))
+    assert [row.vs_simplecil for row in summary(store.load("trials"))] == [None, None]
+
+
+def test_the_table_fits_a_terminal(store: Store) -> None:
+    for seed, level in enumerate((79.0, 80.0, 81.0)):
+        fill(store, cell(level, seed=seed, method="aper-adapter", optimizer="zo-adam-conserve", queries=4))
+    fill(store, simplecil())
+    text = render_text(summary(store.load("trials")))
+    assert max(map(len, text.splitlines())) <= 120
+    _, _, first, second, *_ = text.splitlines()
+    assert first.split()[:4] == ["simplecil", "-", "-", "1"]
+    assert re.search(r"zo-adam-conserve +4 +3 +75\.00 ± 2\.48 .* \+10\.00 +12,000 +3\.0 +4\.5$", second)
+
+
+def test_markdown_keeps_its_columns_whatever_the_names(store: Store) -> None:
+    fill(store, cell(method="a|b"), simplecil())
+    lines = [line for line in render_markdown(summary(store.load("trials"))).splitlines() if line.startswith("|")]
+    assert len(lines) == 4 and len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+
+
+def test_an_empty_table_renders() -> None:
+    assert "Avg" in render_text([]) and "Avg" in render_markdown([])
+
+
+# Figures
+
+
+def test_stage_curves_average_over_seeds(store: Store) -> None:
+    fill(store, *(cell(level, seed=seed) for seed, level in enumerate((79.0, 80.0, 81.0))), simplecil(70.0))
+    baseline, trained = figures.stage_curves(summary(store.load("trials")), store.load("stages"))
+    assert (baseline.label, baseline.classes) == ("simplecil", (2, 4))
+    assert [point.mean for point in trained.accuracy] == [80.0, 70.0]
+    assert trained.accuracy[0].half_width == pytest.approx(4.302652729911275 / math.sqrt(3))
+    drawn = figures.draw_stage_curves([baseline, trained])
+    lines = [trace for trace in drawn.data if trace.fill is None]
+    assert [tuple(trace.y) for trace in lines] == [(70.0, 60.0), (80.0, 70.0)]
+    assert len(drawn.data) == 3, "one band: a single seed has no interval"
+
+
+def test_lines_differ_without_colour() -> None:
+    looks = {
+        (figures.DASHES[i % len(figures.DASHES)], figures.MARKERS[i % len(figures.MARKERS)]) for i in range(24)
+    }  # fmt: skip
+    assert len(looks) == 24
+
+
+def test_the_heat_map_is_the_matrix(store: Store) -> None:
+    fill(store, cell(), cell(10.0, seed=1))
+    matrix = figures.task_accuracy(store.load("accuracy"), cell().cell_id)
+    np.testing.assert_array_equal(matrix, cell().accuracy_matrix)
+    (drawn,) = figures.draw_task_accuracy(matrix).data
+    assert drawn.z[0][1] is None and drawn.z[1][0] == 60.0
+
+
+def test_every_axis_names_its_unit(store: Store) -> None:
+    fill(store, cell(), simplecil())
+    rows = summary(store.load("trials"))
+    for drawn in (figures.draw_costs(rows), figures.draw_accuracy_against_forwards(rows)):
+        for axis in drawn.select_xaxes():
+            assert re.search(r"\(.+\)$", axis.title.text)
+    memory, seconds = figures.draw_costs(rows).data
+    assert tuple(memory.x) == (3.0, 3.0) and tuple(seconds.x) == (4.5, 4.5)
+
+
+# Report
+
+
+def test_the_report_holds_everything_and_needs_no_network(store: Store, tmp_path: Path) -> None:
+    fill(store, cell(seed=0), cell(seed=1), simplecil(), cell(dataset="other"))
+    store.write_failure(failure(cell(seed=9).config, RuntimeError("boom"), "", 2))
+    out = write_report(store.root, tmp_path / "reports" / "report.html")
+    page = out.read_text()
+    assert out.is_absolute() and out.stat().st_size < 8e6
+    for expected in ("fo-sgd", "simplecil", "+10.00", "c0ffee with changes", "node-7", "boom", DEFINITIONS["avg"]):
+        assert expected in page, expected
+    assert "4 cells done, 1 failed" in page
+    assert (
+        page.index("<h2>Summary") < page.index("<h2>Figures") < page.index("<h2>Provenance") < page.index("Metric def")
+    )
+    assert page.count("Plotly.newPlot(") == 2 * 4
+    assert page.count("plotly.js v") == 1, "the library is in the page once"
+    assert not re.search(r"<(script|link|img|iframe)[^>]*\b(src|href)\s*=", page)
+    assert [p.name for p in out.parent.iterdir()] == ["report.html"]
+
+
+def test_the_report_shows_names_and_does_not_run_them(store: Store, tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    fill(store, cell(method=evil), simplecil(), dataclasses.replace(simplecil(dataset=evil), class_names=[evil] * 4))
+    store.write_failure(failure(cell(seed=9, method=evil).config, RuntimeError(evil), evil, 1))
+    page = write_report(store, tmp_path / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>alert(1)" not in page and "<img src=x" not in page
+
+
+def test_the_report_of_an_empty_store_says_so(tmp_path: Path) -> None:
+    page = write_report(tmp_path / "nowhere", tmp_path / "report.html").read_text()
+    assert "0 cells done, 0 failed" in page
+
+
+def test_results_are_read_without_torch() -> None:
+    program = (
+        "import sys, zeroflow.results.report; assert not {'torch', 'timm', 'ray', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
