@@ -60,7 +60,6 @@ def cell(level: float = 80.0, *, loss: float = 0.5, **config: Any) -> TrialResul
             "git_dirty": True,
             "device": "cpu (x86_64)",
             "threads": 1,
-            "host": "node-7",
             "finished_at": FINISHED,
         },
     )

@@ -19,6 +19,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.models.adapters import AdapterStack
@@ -39,6 +40,23 @@ class Prefix(NamedTuple):
     output: Tensor
 
 
+class FrozenLinear(nn.Linear):
+    """A linear layer that takes oneDNN's kernel where nothing is differentiated: the same numbers to float32 rounding.
+
+    ATen's own float32 path calls MKL, which leaves about half the speed of some x86 processors unused
+    (``benchmarks/frozen_linear.py``).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        plain = torch.is_grad_enabled() or forward_ad._current_level >= 0 or input.device.type != "cpu"
+        if plain or input.dtype != torch.float32 or not _ONEDNN:
+            return super().forward(input)
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], ""))
+
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
 class Backbone(nn.Module):
     """A frozen timm vision transformer that can be run with an adapter stack beside its MLPs.
 
@@ -49,6 +67,9 @@ class Backbone(nn.Module):
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
         self.vit = vit.requires_grad_(False).eval()
+        for module in self.vit.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = FrozenLinear
 
     @property
     def width(self) -> int:

@@ -33,7 +33,7 @@ thead th, tr.baseline td { background: var(--soft); }
 _PROVENANCE = (
     "dataset", "backbone", "tasks", "class_order_seed", "dtype",
     "zeroflow_version", "torch_version", "timm_version", "ray_version", "python_version",
-    "device", "threads", "workers", "host",
+    "device", "threads", "workers",
 )  # fmt: skip
 
 

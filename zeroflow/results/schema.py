@@ -76,7 +76,6 @@ _TRIALS = [
     _column("device", _text, "processor the cell ran on"),
     _column("threads", _int, "CPU threads per process"),
     _column("workers", _int, "processes that shared the queries"),
-    _column("host", _text, "name of the host"),
     _column("finished_at", _time, "when the cell was finished, UTC"),
 ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,7 +85,6 @@ def provenance(device: torch.device, placement: Mapping[str, Any]) -> dict[str, 
         "git_dirty": commit.endswith("-dirty") if commit else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "threads": placement.get("threads"),
-        "host": socket.gethostname(),
         "finished_at": datetime.now(UTC),
     }
 
