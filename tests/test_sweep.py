@@ -59,6 +59,11 @@ def test_a_grid_is_the_product_of_its_lists_each_cell_once(tmp_path) -> None:
     assert len(queried.cells) == 4
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_grid_file_of_the_project_is_right(file: Path) -> None:
+    assert load_grid(file).cells
+
+
 def test_overrides_win_over_everything(tmp_path) -> None:
     file = write(tmp_path / "small.yaml", SMALL_GRID)
     overrides = dict(map(parse_override, ["lr=5e-4", "seed=[3, 4, 5]", "method_options.bottleneck=4"]))
