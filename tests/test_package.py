@@ -27,7 +27,18 @@ def test_the_wheel_runs_a_cell_outside_the_checkout(tmp_path) -> None:
     ):  # fmt: skip
         assert wanted in names
     site = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(site),
+        str(wheel),
+    ]
     subprocess.run(install, check=True, capture_output=True, timeout=300)
     program = (
         "import zeroflow; assert zeroflow.__file__.startswith(%r), zeroflow.__file__; "

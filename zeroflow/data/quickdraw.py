@@ -70,7 +70,7 @@ def quickdraw100_marker(data_dir: Path | None = None) -> ImageDataset:
     The embedded backbone was trained on thin strokes, so here adapting it can gain something; on QuickDraw-100 itself
     class means of the frozen features are as good as anything trained.
     """
-    thin = quickdraw100()
+    thin = quickdraw100(data_dir)
 
     def broad(samples: Samples) -> ArraySamples:
         pixels = samples.images(np.arange(len(samples.labels)))
