@@ -41,9 +41,9 @@ def test_the_wheel_runs_a_cell_outside_the_checkout(tmp_path) -> None:
     ]
     subprocess.run(install, check=True, capture_output=True, timeout=300)
     program = (
-        "import zeroflow; assert zeroflow.__file__.startswith(%r), zeroflow.__file__; "
-        "r = zeroflow.run_trial(zeroflow.TrialConfig.from_dict({'method': 'simplecil'})); "
-        "assert r.summary['last'] > 30, r.summary" % str(site)
+        f"import zeroflow; assert zeroflow.__file__.startswith({str(site)!r}), zeroflow.__file__; "
+        "config = zeroflow.TrialConfig.from_dict({'method': 'simplecil'}); "
+        "summary = zeroflow.run_trial(config).summary; assert summary['last'] > 30, summary"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     run = subprocess.run(
