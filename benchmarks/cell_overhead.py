@@ -54,7 +54,7 @@ def main(few: int, many: int) -> None:
         short, _ = sweep(few, concurrent, workers)
         long, inside = sweep(many, concurrent, workers)
         slot = (long - short) / (many - few) * concurrent
-        once = short - few / concurrent * slot / 1
+        once = short - few / concurrent * slot
         click.echo(f"{workers:16}  {concurrent:15}  {slot:10.2f}  {inside:16.2f}  {slot - inside:9.2f}  {once:14.2f}")
 
 

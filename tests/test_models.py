@@ -79,6 +79,14 @@ def test_a_local_checkpoint_is_loaded(tmp_path, suffix: str) -> None:
     assert torch.equal(backbone.vit.blocks[3].mlp.fc1.weight, state["blocks.3.mlp.fc1.weight"])
 
 
+def test_a_checkpoint_of_another_size_or_channel_count_is_fitted(tmp_path) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(timm.create_model(TINY, num_classes=0, img_size=32).state_dict(), path)
+    images = torch.rand(1, 1, 64, 64)
+    assert create_backbone(TINY, checkpoint=str(path), image_size=64, channels=1)(images).shape == (1, 192)
+    assert create_backbone(image_size=56)(images.expand(-1, 3, -1, -1)[..., :56, :56]).shape == (1, 192)
+
+
 class _Evil:
     def __reduce__(self):
         return print, ("ran",)

@@ -74,6 +74,22 @@ def test_overrides_win_over_everything(tmp_path) -> None:
     assert all(c.method_options == {"bottleneck": 4} for c in trained)
 
 
+def test_rules_see_defaults_and_dotted_keys_and_never_beat_the_command_line() -> None:
+    content = {
+        "base": {"method_options.bottleneck": 8},
+        "grid": [{"optimizer": "fo-sgd", "optimizer_options.momentum": 0.9}, {"method": "simplecil"}],
+        "settings": [
+            {"when": {"method": "ease"}, "set": {"epochs": 3}},
+            {"when": {"optimizer_options.momentum": 0.9}, "set": {"lr": 0.7, "method_options": {"bottleneck": 16}}},
+        ],
+    }
+    plain, frozen = parse_grid(content).cells
+    assert (plain.epochs, plain.lr, plain.method_options["bottleneck"]) == (3, 0.7, 16)
+    assert not frozen.method_options, "an option that all cells share is dropped where a method has no such thing"
+    plain, frozen = parse_grid(content, {"method_options.bottleneck": 4, "lr": 0.1}).cells
+    assert (plain.lr, plain.method_options["bottleneck"]) == (0.1, 4)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -90,6 +106,14 @@ def test_overrides_win_over_everything(tmp_path) -> None:
         ("grid: [{method: ease}]\nsettings: [{if: {}}]", "when"),
         ("grid: [{method: !!python/object/apply:os.system ['true']}]", "not valid YAML"),
         ("- 1", "expected a mapping"),
+        ("grid: [{method: ease}]\nsettings: 5", "settings: expected a list"),
+        ("grid: [{method: ease}]\nsettings: [{when: {optimizer: zo-sdg}, set: {lr: 1}}]", "did you mean 'zo-sgd'"),
+        ("grid: [{method: ease}]\nsettings: [{when: 1, set: {lr: 1}}]", "when: expected a mapping"),
+        ("grid: [{method: ease}]\nbase: {method_options.alfa: 1}", "base: unknown option.*did you mean 'alpha'"),
+        ("grid: [{method: simplecil, method_options.alpha: 1}]", "alpha"),
+        ("grid: [{[a]: x}]", "not valid YAML"),
+        ("grid: [{method: ease}]\ndata_dir: 5", "data_dir"),
+        ("grid: [{method: ease}]\nplacement: {gpus_per_worker: 1.5}", "bad.yaml.*gpus_per_worker=1.5"),
     ],
 )
 def test_a_bad_grid_is_refused_before_anything_is_written(tmp_path, text: str, message: str) -> None:
@@ -103,6 +127,15 @@ def test_the_command_line_refuses_with_one_message_and_writes_nothing(tmp_path) 
     assert run.returncode == 2
     assert "bad.yaml: grid[0]: unknown optimizer 'zo-sdg'; did you mean 'zo-sgd'" in run.stderr
     assert "Traceback" not in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_stops_the_sweep_before_it_starts(tmp_path) -> None:
+    (tmp_path / "weights.pth").write_bytes(b"not a checkpoint")
+    file = write(tmp_path / "grid.yaml", "grid: [{method: simplecil, checkpoint: weights.pth}]")
+    run = full_grid("--grid", file, "--results", "out", cwd=tmp_path)
+    assert run.returncode == 2
+    assert "weights.pth: cannot be read" in run.stderr and "Traceback" not in run.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -122,6 +155,8 @@ def test_cells_at_a_time_follow_from_the_nodes() -> None:
     assert count([{"CPU": 2}], workers_per_trial=2) == 1
     assert count([{"CPU": 3}, {"CPU": 3}], cpus_per_worker=2) == 2
     assert count([{"CPU": 16, "GPU": 4}], gpus_per_worker=0.5, cpus_per_worker=1) == 8
+    assert count([{"CPU": 16, "GPU": 4}], gpus_per_worker=0.6) == 4, "a share never spans two GPUs"
+    assert count([{"CPU": 16, "GPU": 4}], gpus_per_worker=2) == 2
     assert count([{"CPU": 8}], max_concurrent=3) == 3
     with pytest.raises(ConfigError, match=r"2 worker\(s\) with 4 CPU\(s\).*2 CPUs and 0 GPUs"):
         count([{"CPU": 2}], workers_per_trial=2, cpus_per_worker=4)

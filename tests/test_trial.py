@@ -42,6 +42,8 @@ def test_the_id_is_that_of_what_is_computed() -> None:
         make({"method": "simplecil", "optimizer": "zo-sgd", "seed": 5}).cell_id == make({"method": "simplecil"}).cell_id
     )
     assert TrialConfig(**plain.canonical()) == plain
+    # A default that is spelled out is the default.
+    assert make({"transform": "drawings", "image_size": 28}).cell_id == make({}).cell_id
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,14 @@ def test_the_id_is_that_of_what_is_computed() -> None:
         ({"schedule": "linear"}, "cosine or constant"),
         ({"checkpoint": "/nowhere/weights.pth"}, "no file '/nowhere/weights.pth'"),
         ({"seed": -1}, "seed=-1"),
+        ({"lr": float("inf")}, "lr=inf"),
+        ({"class_order_seed": 2**40}, "class_order_seed"),
+        ({"class_order_seed": None}, "class_order_seed=None"),
+        ({"backbone": 5}, "backbone=5"),
+        ({"backbone": "resnet19"}, "did you mean 'resnet1"),
+        ({"method_options": 5}, "method_options=5"),
+        ({"method_options": {"alpha": float("nan")}}, "finite"),
+        ({"method": "simplecil", "optimizer": "zosgd"}, "did you mean 'zo-sgd"),
         ({"dtype": "bf16"}, "float32"),
         ({"validation": 1.5}, "validation=1.5"),
     ],
@@ -128,6 +138,42 @@ def test_first_order_training_learns_the_first_task() -> None:
     config = {"method": "aper-adapter", "optimizer": "fo-sgd", "epochs": 4, "lr": 0.5}
     steps = run_trial(TrialConfig.from_dict(config)).steps
     assert np.mean([s.loss for s in steps[-5:]]) < np.mean([s.loss for s in steps[:5]]) - 0.05
+
+
+def test_cached_features_score_as_fresh_ones_also_with_the_bare_backbone_as_a_space() -> None:
+    """EASE's spaces only ever grow at the end, so what was computed at an earlier stage may be kept."""
+    from zeroflow.data import class_incremental, even_increments, load_dataset, transforms
+    from zeroflow.methods import EASE
+    from zeroflow.models.backbone import create_backbone
+    from zeroflow.trial.loop import Evaluation
+
+    for frozen_space in (False, True):
+        model = EASE(create_backbone(), EASE.Options(bottleneck=2, frozen_space=frozen_space, beta=0.5))
+        stream = class_incremental(load_dataset("quickdraw100"), even_increments(100, 50), transforms.get("plain"), 28)
+        kept = Evaluation(model, torch.device("cpu"), torch.float32, 64)
+        generator = torch.Generator().manual_seed(0)
+        for task in stream.tasks[:3]:
+            model.begin_task(task.classes, generator)
+            with torch.no_grad():
+                for adapter in model.adapters[-1]:
+                    adapter.up.weight.normal_(generator=generator)
+            model.end_task(task.train.plain_batches())
+            fresh = Evaluation(model, torch.device("cpu"), torch.float32, 64)
+            for seen in stream.tasks[: task.index + 1]:
+                assert torch.equal(kept.scores(seen.test, seen.index), fresh.scores(seen.test, seen.index))
+        assert model.prototypes.shape == (3 + frozen_space, 6, 192)
+
+
+def test_the_memory_meter_counts_every_tensor_once() -> None:
+    """On a model whose parameters share one storage, as the optimizers make them."""
+    from zeroflow.optim import create_optimizer
+    from zeroflow.trial.meters import peak_memory
+
+    model = torch.nn.Sequential(torch.nn.Linear(100, 100), torch.nn.Linear(100, 100))
+    create_optimizer("zo-sgd", model, lr=0.1)
+    size = 4 * sum(p.numel() for p in model.parameters())
+    assert peak_memory(lambda: None, model, torch.device("cpu"))[1] == size
+    assert peak_memory(lambda: torch.zeros(1000), model, torch.device("cpu"))[1] == size + 4000
 
 
 def test_memory_of_forward_passes_is_far_below_that_of_backpropagation() -> None:

@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_GRID = Path("sweeps/full_grid.yaml")
 
 
-class Commands(click.Group):
+class _PlainErrors(click.Command):
     """Turns a ``ConfigError`` into one message and exit status 2, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -31,14 +31,12 @@ class Commands(click.Group):
             raise click.UsageError(str(error)) from None
 
 
-class Command(click.Command):
-    """The same for a command that is started on its own."""
+class Command(_PlainErrors):
+    """A command that may be started on its own."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except ConfigError as error:
-            raise click.UsageError(str(error)) from None
+
+class Commands(_PlainErrors, click.Group):
+    """A group of commands."""
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -83,10 +81,22 @@ def _open(grid_file: Path | None, settings: tuple[str, ...], data_dir: str | Non
 
     if grid_file is None:
         beside = Path(__file__).resolve().parent.parent / DEFAULT_GRID
-        grid_file = DEFAULT_GRID if DEFAULT_GRID.exists() or not beside.exists() else beside
+        grid_file = beside if beside.exists() else DEFAULT_GRID
+        if not grid_file.exists():
+            raise ConfigError(
+                f"no {DEFAULT_GRID} here, which only a checkout of zeroflow has; name a grid file with --grid"
+            )
     grid = load_grid(grid_file, dict(parse_override(text) for text in settings))
     folder = data_dir or grid.data_dir
     return grid, None if folder is None else str(Path(folder).expanduser().absolute())
+
+
+def _root(results: str | None, name: str) -> str:
+    """Where the store is. In a job's uploaded copy a relative folder would vanish with the upload: the home keeps it."""
+    root = results or f"runs/{name}"
+    if "://" in root or "working_dir_files" not in Path.cwd().parts:
+        return root
+    return str(Path.home() / "zeroflow" / Path(root).expanduser())
 
 
 @main.command()
@@ -106,7 +116,7 @@ def plan(
     from zeroflow.sweep.plan import make_plan
 
     grid, folder = _open(grid_file, settings, data_dir)
-    found = make_plan(grid, Store(results or f"runs/{grid.name}"), folder)
+    found = make_plan(grid, Store(_root(results, grid.name)), folder)
     if as_json:
         parts = {"done": found.done, "failed": found.failed, "missing": found.missing}
         ids = {name: [config.cell_id for config in part] for name, part in parts.items()}
@@ -142,6 +152,7 @@ def sweep(
     """
     import dataclasses
 
+    from zeroflow.models.backbone import check_buildable
     from zeroflow.results.report import write_report
     from zeroflow.results.store import Store
     from zeroflow.results.tables import render_text, summary
@@ -150,14 +161,16 @@ def sweep(
 
     started = time.monotonic()
     grid, folder = _open(grid_file, settings, data_dir)
-    store = Store(results or f"runs/{grid.name}")
+    store = Store(_root(results, grid.name))
     found = make_plan(grid, store, folder)
     click.echo(found.describe(folder, cells=dry_run))
+    cells = found.runnable(retry_failed)
+    for config in cells:
+        check_buildable(config.backbone, config.checkpoint, config.image_size)
     if dry_run:
         return
     given = {"workers_per_trial": workers_per_trial, "max_concurrent": max_concurrent}
     placement = dataclasses.replace(grid.placement, **{k: v for k, v in given.items() if v is not None})
-    cells = found.runnable(retry_failed)
     failed = 0
     if cells:
         click.echo(f"results: {store.root}")
@@ -200,6 +213,7 @@ def run(
 
     Example: zeroflow run --set method=ease --set optimizer=zo-sgd --set epochs=1
     """
+    from zeroflow.optim import NonFiniteLoss
     from zeroflow.results import records
     from zeroflow.results.store import Store
     from zeroflow.sweep.grid import merge_overrides, parse_override
@@ -214,9 +228,15 @@ def run(
             seen = stage_accuracy(accuracy[: stage + 1, : stage + 1], samples[: stage + 1])[-1]
             click.echo(f"stage {stage + 1}/{config.tasks}: {seen:.2f} % of all classes seen so far")
 
-    result = run_trial(config, Placement(data_dir, device, threads), on_stage=progress)
-    if results:
-        Store(results).write(records.tables(result))
+    store = Store(results) if results else None
+    if store:
+        store.check_writable()
+    try:
+        result = run_trial(config, Placement(data_dir, device, threads), on_stage=progress)
+    except NonFiniteLoss as error:
+        raise click.ClickException(f"training diverged: {error}") from None
+    if store:
+        store.write(records.tables(result))
     if as_json:
         click.echo(json.dumps({"cell_id": result.cell_id, "config": config.canonical(), **result.summary}, indent=1))
         return
@@ -246,6 +266,8 @@ def status(results: str, as_json: bool) -> None:
     from zeroflow.results.tables import render_text, summary
 
     store = Store(results)
+    if "://" not in store.root and not Path(store.root).is_dir():
+        raise ConfigError(f"results {store.root!r}: no such folder")
     trials, failures = store.load("trials"), store.failed()
     if as_json:
         click.echo(json.dumps({"done": trials["cell_id"].to_pylist(), "failed": sorted(failures)}, indent=1))

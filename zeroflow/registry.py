@@ -1,4 +1,4 @@
-"""Named things that others may add to: methods, optimizers, data sets, backbones, transforms.
+"""Named things that others may add to: methods, optimizers, data sets, transforms.
 
 A registration is one decorator or one call. Packages outside zeroflow register through an entry point of the group
 ``zeroflow.<kind>s`` (for example ``zeroflow.optimizers``): the entry point names a module, and importing it registers.
@@ -59,6 +59,6 @@ class Registry(Generic[T]):
     def _load_entry_points(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
-        for entry_point in entry_points(group=f"zeroflow.{self.kind.replace(' ', '_')}s"):
+        for entry_point in entry_points(group=f"zeroflow.{self.kind}s"):
             entry_point.load()
+        self._loaded = True

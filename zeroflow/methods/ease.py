@@ -25,8 +25,8 @@ from zeroflow.models.heads import CosineHead, cosine
 class EASE(Method):
     """Task t trains adapter t with a throw-away cosine head on the task's own classes, then freezes it.
 
-    Spaces are numbered by task; with ``frozen_space`` the bare backbone comes last. ``prototypes[k, c]`` is class c's
-    mean feature in space k, completed (Eq. 8) where c is older than k.
+    Spaces are numbered by task, after the bare backbone where ``frozen_space`` asks for it. ``prototypes[k, c]`` is class
+    c's mean feature in space k, completed (Eq. 8) where c is older than the task of space k.
     """
 
     prototypes: Tensor
@@ -56,6 +56,7 @@ class EASE(Method):
         self.adapters = nn.ModuleList()
         self.head: CosineHead | None = None
         self.tasks: list[range] = []
+        self.first = int(self.options.frozen_space)  # number of the first task's space
         self.register_buffer("prototypes", torch.empty(0, 0, backbone.width))
 
     def begin_task(self, classes: range, generator: torch.Generator) -> None:
@@ -80,7 +81,7 @@ class EASE(Method):
     def end_task(self, batches: Iterable[Batch]) -> None:
         self.head = None
         self.requires_grad_(False).eval()
-        self.frozen_spaces = len(self.tasks) + self.options.frozen_space
+        self.frozen_spaces = self.first + len(self.tasks)
         means = class_means(lambda images: self.features(images, range(self.frozen_spaces)), batches, self.tasks[-1])
         self._add(means.transpose(0, 1))
         self._complete()
@@ -88,22 +89,20 @@ class EASE(Method):
     @torch.no_grad()
     def features(self, images: Tensor, spaces: range) -> Tensor:
         prefix = self.backbone.prefix(images)  # shared by all spaces
-        stacks = [*self.adapters, None]
+        stacks = [None] * self.first + [*self.adapters]
         return torch.stack([self.backbone(prefix, stacks[space]) for space in spaces], dim=1)
 
     @torch.no_grad()
     def scores(self, features: Tensor) -> Tensor:
         """Eq. 9-10: sum over spaces k of w[i, k] * cos(f_k(x), P[k, c]) for class c of task i."""
-        stages = len(self.tasks)
         total = features.new_zeros(len(features), self.tasks[-1].stop)
-        for space in range(stages):
-            similar = cosine(features[:, space], self.prototypes[space])
-            for task, classes in enumerate(self.tasks):
-                total[:, classes.start : classes.stop] += (
-                    self._weight(task, space) * similar[:, classes.start : classes.stop]
-                )
         if self.options.frozen_space:
-            total += self.options.beta * cosine(features[:, stages], self.prototypes[stages])
+            total += self.options.beta * cosine(features[:, 0], self.prototypes[0])
+        for number in range(len(self.tasks)):
+            similar = cosine(features[:, self.first + number], self.prototypes[self.first + number])
+            for task, classes in enumerate(self.tasks):
+                own = slice(classes.start, classes.stop)
+                total[:, own] += self._weight(task, number) * similar[:, own]
         return total
 
     def _weight(self, task: int, space: int) -> float:
@@ -115,12 +114,10 @@ class EASE(Method):
 
     def _add(self, means: Tensor) -> None:
         """Append the new classes' prototypes ``means`` ``[spaces, new classes, d]``; room for the newest space."""
-        newest, old = len(self.tasks) - 1, self.prototypes.to(means)
-        seen = self.tasks[-1].start
-        grown = means.new_zeros(self.frozen_spaces, seen + means.shape[1], means.shape[2])
-        grown[:newest, :seen] = old[:newest]
-        grown[newest + 1 :, :seen] = old[newest:]  # the bare backbone's space, if any, stays last
-        grown[:, seen:] = means
+        old = self.prototypes.to(means)
+        grown = means.new_zeros(len(means), old.shape[1] + means.shape[1], means.shape[2])
+        grown[: old.shape[0], : old.shape[1]] = old
+        grown[:, old.shape[1] :] = means
         self.prototypes = grown
 
     def _complete(self) -> None:
@@ -134,5 +131,7 @@ class EASE(Method):
             own = slice(self.tasks[old].start, self.tasks[old].stop)
             for space in spaces:
                 since = slice(self.tasks[space].start, self.tasks[newest].stop)
-                mixture = torch.softmax(cosine(known[old, own], known[old, since]), dim=1)
-                self.prototypes[space, own] = mixture @ known[space, since]
+                similar = cosine(known[self.first + old, own], known[self.first + old, since])
+                self.prototypes[self.first + space, own] = (
+                    torch.softmax(similar, dim=1) @ known[self.first + space, since]
+                )

@@ -7,6 +7,7 @@ optimizer on ``loss``, then ``end_task`` with the task's training images under t
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -90,6 +91,8 @@ class MethodInfo:
             if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
                 expected = "a number" if isinstance(default, float) else f"a {type(default).__name__}"
                 raise ConfigError(f"{where}.{key}={value!r}: expected {expected}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{where}.{key}={value!r}: expected a finite number")
         try:
             return self.options(**options)
         except ValueError as error:

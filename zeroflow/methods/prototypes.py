@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from zeroflow.data.scenario import Batch
 
@@ -22,13 +23,13 @@ def class_means(features: Callable[[Tensor], Tensor], batches: Iterable[Batch], 
         ``[len(classes), ...]``, in label order.
     """
     total: Tensor | None = None
-    count = torch.zeros(len(classes), dtype=torch.long)
+    count = torch.zeros(len(classes))
     for images, labels in batches:
         found = features(images)
-        if total is None:
-            total = found.new_zeros(len(classes), *found.shape[1:])
-        index = labels - classes.start
-        total.index_add_(0, index.to(found.device), found)
-        count += torch.bincount(index, minlength=len(classes))
+        member = F.one_hot(labels - classes.start, len(classes)).to(found)
+        # A product, because scattered addition on a GPU has no fixed order.
+        part = (member.T @ found.flatten(1)).reshape(len(classes), *found.shape[1:])
+        total = part if total is None else total + part
+        count += member.sum(0).cpu()
     assert total is not None and bool((count > 0).all()), "a class without training images passed the scenario's checks"
     return total / count.to(total).reshape(-1, *[1] * (total.ndim - 1))

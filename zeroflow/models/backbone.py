@@ -17,7 +17,8 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.models import adapt_input_conv
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -151,6 +152,22 @@ def check_backbone(name: str, checkpoint: str | None) -> None:
         raise ConfigError(f"checkpoint: no file {checkpoint!r}; expected .safetensors or .pth, 'hub', or 'none'")
 
 
+@functools.cache
+def default_image_size(name: str) -> int | None:
+    """Side of the input that a backbone takes if none is asked for, pixels; None where only building it tells."""
+    if name == EMBEDDED:
+        return int(embedded_architecture()[1]["img_size"])
+    settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return int(settings.input_size[-1]) if settings is not None else None
+
+
+@functools.cache
+def check_buildable(name: str, checkpoint: str | None, image_size: int | None) -> None:
+    """Refuse a backbone that cannot be built, or a local checkpoint that cannot be read or does not fit; downloads nothing."""
+    local = checkpoint if checkpoint not in (None, "hub") or name == EMBEDDED else "none"
+    create_backbone(name, checkpoint=local, image_size=image_size)
+
+
 def create_backbone(
     name: str = EMBEDDED,
     *,
@@ -213,6 +230,10 @@ def load_checkpoint(vit: VisionTransformer, path: Path) -> None:
         raise ConfigError(f"checkpoint {path}: expected a state dict of tensors with timm's parameter names")
     state = {key: value.float() for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
     try:
-        vit.load_state_dict(state)
-    except RuntimeError as error:
+        # timm's own rules for another image size, patch size or number of channels than the file's.
+        projection = "patch_embed.proj.weight"
+        if projection in state and state[projection].ndim == 4:
+            state[projection] = adapt_input_conv(vit.patch_embed.proj.in_channels, state[projection])
+        vit.load_state_dict(checkpoint_filter_fn(state, vit))
+    except Exception as error:
         raise ConfigError(f"checkpoint {path}: does not fit the model: {error}") from error

@@ -28,6 +28,9 @@ class FlatParameters:
         kinds = {(p.dtype, p.device) for p in parameters}
         if len(kinds) > 1:
             raise ValueError(f"params: expected one dtype and device, found {sorted(map(str, kinds))}")
+        if parameters[0].dtype not in (torch.float32, torch.float64):
+            # A perturbation of the usual size is lost in the rounding of a half-precision parameter.
+            raise ValueError(f"params: expected float32 or float64 parameters, found {parameters[0].dtype}")
         self.parameters = list(parameters)
         self._adopt()
 

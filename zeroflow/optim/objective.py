@@ -111,6 +111,7 @@ class Objective:
 
         def evaluate(query: int) -> Numbers:
             tangents = self.flat.views(self.direction(query))
+            self._seed()
             # Fused attention has no forward-mode rule; the plain formula has.
             with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
                 for parameter, tangent in zip(self.flat.parameters, tangents, strict=True):

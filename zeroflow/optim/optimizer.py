@@ -138,10 +138,11 @@ def _groups(params: Parameters) -> list[dict[str, Any]]:
     items: list[Any] = list(params)
     if not items:
         raise ValueError("params: expected at least one parameter that requires a gradient, found none")
-    groups = items if isinstance(items[0], dict) else [{"params": items}]
+    groups = [dict(group) for group in (items if isinstance(items[0], dict) else [{"params": items}])]
     for group in groups:
-        group = group["params"]
-        for item in group if isinstance(group, list) else list(group):
+        members = group["params"]
+        group["params"] = [members] if isinstance(members, Tensor) else list(members)
+        for item in group["params"]:
             name, parameter = item if isinstance(item, tuple) else ("", item)
             if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
                 raise TypeError(f"params: expected floating-point parameters, found {name or type(parameter).__name__}")

@@ -19,14 +19,13 @@ class DistributedExecutor:
     do not depend on the number of processes.
 
     Args:
-        group: process group; default: the world.
+        group: process group of a backend for CPU tensors, such as gloo; default: the world. A few numbers gain nothing
+            from a GPU's own network, and several processes may then share one GPU.
     """
 
     def __init__(self, group: distributed.ProcessGroup | None = None) -> None:
         self.group = group
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
-        nccl = distributed.get_backend(group) == "nccl"
-        self.device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
     def map(self, count: int, width: int, evaluate: Callable[[int], Numbers]) -> list[Numbers]:
         # Blocks, not strides: the two sides of a query stay together, and its direction is generated once.
@@ -35,8 +34,8 @@ class DistributedExecutor:
         mine = torch.zeros((largest, width), dtype=torch.float64)
         for place, index in enumerate(range(bounds[self.rank], bounds[self.rank + 1])):
             mine[place] = torch.tensor(evaluate(index), dtype=torch.float64)
-        gathered = [torch.empty_like(mine, device=self.device) for _ in range(self.size)]
-        distributed.all_gather(gathered, mine.to(self.device), group=self.group)
+        gathered = [torch.empty_like(mine) for _ in range(self.size)]
+        distributed.all_gather(gathered, mine, group=self.group)
         return [
             tuple(row)
             for block, (before, after) in zip(gathered, itertools.pairwise(bounds), strict=True)

@@ -61,18 +61,11 @@ class Conserve:
         before = flat.live.clone()
         moments = {parameter: copy.deepcopy(state) for parameter, state in inner.state.items()}
         self.plain(inner, flat, direction, objective)
-        after = flat.live.clone()
-        step = before - after
+        step = before - flat.live
         flat.live.copy_(before)
-        stay, forth, back = objective.losses([Shift(0.0), Shift(-1.0, vector=step), Shift(1.0, vector=step)])
-        best = min(stay, forth, back)
-        if best == stay:
-            kept = before
-        elif best == forth:
-            kept = after
-        else:
-            kept = before + step
-        flat.live.copy_(kept)
-        if kept is not after:
+        losses = objective.losses([Shift(0.0), Shift(-1.0, vector=step), Shift(1.0, vector=step)])
+        best = losses.index(min(losses))  # staying wins a tie
+        flat.live.copy_((before, before - step, before + step)[best])
+        if best != 1:
             inner.state.clear()
             inner.state.update(moments)

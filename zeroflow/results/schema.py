@@ -102,6 +102,7 @@ _STEPS = [
     _column("step", _int, "step within the trial, from 0"),
     _column("loss", _float, "training loss at the step; null: not a number"),
     _column("lr", _float, "learning rate of the step"),
+    _column("seconds", _float, "seconds of the step without data loading; null: its memory was measured instead"),
     _column("queries", _int, "directions of the step; null: the optimizer has none"),
 ]
 

@@ -7,6 +7,7 @@ again replaces its files; no file is ever appended to, so any number of processe
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 import uuid
 import warnings
@@ -73,6 +74,21 @@ class Store:
             self._put(name, cell, encoded[name])
         if "trials" in tables:
             self._drop("failures", cell)
+
+    def check_writable(self) -> None:
+        """Make a local store's folder and see that it takes files; nothing to do for an object store.
+
+        Raises:
+            ConfigError: the folder cannot be made or written.
+        """
+        if not self._local:
+            return
+        try:
+            Path(self._base).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._base):
+                pass
+        except OSError as error:
+            raise ConfigError(f"results {self.root!r}: cannot be written: {error.strerror}") from None
 
     def write_failure(self, table: pa.Table) -> None:
         """Record that a cell failed: one row from ``records.failure``."""

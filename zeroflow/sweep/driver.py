@@ -56,7 +56,7 @@ def run_sweep(
         The number of cells that failed.
 
     Raises:
-        ConfigError: no node can hold a cell; before anything is written.
+        ConfigError: no node can hold a cell, or the store cannot be written; before anything runs.
     """
     for name, value in _RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -88,6 +88,7 @@ def _run(
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     placement = resolve_placement(placement, nodes)
     concurrency = concurrent_cells(placement, nodes)
+    store.check_writable()
     echo(
         f"Ray {ray.__version__} at {ray.get_runtime_context().gcs_address}: {len(nodes)} node(s), "
         f"{sum(n.get('CPU', 0) for n in nodes):g} CPUs, {sum(n.get('GPU', 0) for n in nodes):g} GPUs; "
@@ -96,11 +97,11 @@ def _run(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     writer = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Writer)
     writer = writer.options(scheduling_strategy=here).remote(str(store.root))
-    scratch = tempfile.mkdtemp(prefix="zeroflow-")
+    scratch, commit = tempfile.mkdtemp(prefix="zeroflow-"), checkout_commit()
     settings = [
         {
             "cell": config.canonical(), "placement": dataclasses.asdict(placement), "data_dir": data_dir,
-            "commit": checkout_commit(), "scratch": scratch,
+            "commit": commit, "scratch": scratch,
         }
         for config in cells
     ]  # fmt: skip
@@ -150,7 +151,12 @@ def concurrent_cells(placement: SweepPlacement, nodes: Sequence[Mapping[str, flo
     need = {"CPU": float(placement.cpus_per_worker), "GPU": float(placement.gpus_per_worker or 0)}
 
     def fits(node: Mapping[str, float]) -> int:
-        return min(int((node.get(kind, 0) + 1e-9) / amount) for kind, amount in need.items() if amount)
+        by_cpu = int(node.get("CPU", 0) / need["CPU"])
+        if not need["GPU"]:
+            return by_cpu
+        gpus = int(node.get("GPU", 0))
+        # A share never spans two GPUs.
+        return min(by_cpu, gpus * int(1 / need["GPU"]) if need["GPU"] < 1 else gpus // int(need["GPU"]))
 
     workers = sum(fits(node) for node in nodes)
     cells = workers // placement.workers_per_trial

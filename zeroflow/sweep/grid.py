@@ -25,7 +25,11 @@ from typing import Any
 
 import yaml
 
+from zeroflow.data import datasets
 from zeroflow.errors import ConfigError, unknown
+from zeroflow.methods import methods
+from zeroflow.optim import optimizers
+from zeroflow.registry import Registry
 from zeroflow.trial.config import TrialConfig
 
 SECTIONS = ("name", "base", "grid", "settings", "placement", "data_dir")
@@ -58,6 +62,8 @@ class SweepPlacement:
         gpus = self.gpus_per_worker
         if gpus is not None and (not isinstance(gpus, int | float) or isinstance(gpus, bool) or gpus < 0):
             raise ConfigError(f"placement.gpus_per_worker={gpus!r}: expected a number >= 0")
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ConfigError(f"placement.gpus_per_worker={gpus!r}: expected a whole number above 1")
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,9 @@ def load_grid(path: str | Path, overrides: Mapping[str, Any] | None = None) -> G
     """
     file = Path(path)
     try:
-        text = file.read_text()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
         content = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -106,21 +112,27 @@ def parse_grid(
         raise ConfigError(f"{where}: grid: expected a list of mappings (blocks), got {blocks!r}")
     if not isinstance(base, Mapping):
         raise ConfigError(f"{where}: base: expected a mapping, got {base!r}")
-    rules = [_rule(rule, f"{where}: settings[{number}]") for number, rule in enumerate(content.get("settings") or [])]
+    settings = content.get("settings") or []
+    if not isinstance(settings, list):
+        raise ConfigError(f"{where}: settings: expected a list, got {settings!r}")
+    rules = [_rule(rule, f"{where}: settings[{number}]") for number, rule in enumerate(settings)]
     changed = dict(overrides or {})
-    _known(changed, "--set")
+    # What stands in every block's place belongs to the cells that know it; what a block says must fit its cells.
+    shared = _Shared(base, changed, where)
 
     cells: dict[str, TrialConfig] = {}
     for number, block in enumerate(blocks):
         place = f"{where}: grid[{number}]"
-        for values in _product({**base, **block, **changed}, place):
-            for when, settings in rules:
-                if all(values.get(key) in _as_list(wanted) for key, wanted in when.items()):
-                    for key, value in settings.items():
-                        if key not in changed:
-                            _put(values, key, value)
-            config = TrialConfig.from_dict(values, where=place)
+        parts = (_product(base, f"{where}: base"), _product(block, place), _product(changed, "--set"))
+        for common, own, given in itertools.product(*map(list, parts)):
+            values = _merged(common, own, given)
+            for when, changes in rules:
+                if all(_look_up(values, key) in _as_list(wanted) for key, wanted in when.items()):
+                    # What the command line says is put on top again: no file overrides it.
+                    values = _merged(values, changes, given)
+            config = TrialConfig.from_dict(shared.fitting(values, block), where=place)
             cells.setdefault(config.cell_id, config)
+    shared.all_used()
     placement = content.get("placement") or {}
     if not isinstance(placement, Mapping):
         raise ConfigError(f"{where}: placement: expected a mapping, got {placement!r}")
@@ -128,12 +140,64 @@ def parse_grid(
     for key in placement:
         if key not in names:
             raise unknown("placement key", key, names, where=where)
-    return Grid(
-        str(content.get("name", default_name)),
-        tuple(cells.values()),
-        SweepPlacement(**placement),
-        content.get("data_dir"),
-    )
+    data_dir = content.get("data_dir")
+    if not isinstance(data_dir, str | None):
+        raise ConfigError(f"{where}: data_dir: expected a folder, got {data_dir!r}")
+    try:
+        return Grid(
+            str(content.get("name", default_name)), tuple(cells.values()), SweepPlacement(**placement), data_dir
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+class _Shared:
+    """Options that ``base`` and the command line give to all cells: dropped where a cell's method or optimizer lacks them.
+
+    An option that no cell knows is an error.
+    """
+
+    def __init__(self, base: Mapping[str, Any], changed: Mapping[str, Any], where: str) -> None:
+        self.unused: dict[tuple[str, str], str] = {}
+        self.known: set[str] = set()
+        for mapping, place in ((base, f"{where}: base"), (changed, "--set")):
+            for key, value in mapping.items():
+                section, _, option = str(key).partition(".")
+                if section.endswith("_options"):
+                    names = [option] if option else list(value if isinstance(value, Mapping) else [])
+                    self.unused |= {(section, name): place for name in names}
+        self.options = frozenset(self.unused)
+
+    def fitting(self, values: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
+        """``values`` of one cell without the shared options that mean nothing to it."""
+        found = dict(values)
+        for section, names in (
+            ("method_options", _option_names(methods, values.get("method", TrialConfig.method))),
+            ("optimizer_options", _option_names(optimizers, values.get("optimizer", TrialConfig.optimizer))),
+        ):
+            self.known |= names
+            own = block.get(section) or {}
+            if isinstance(values.get(section), Mapping):
+                kept = {}
+                for name, value in values[section].items():
+                    shared = (section, name) in self.options and name not in own and f"{section}.{name}" not in block
+                    if not shared or name in names:
+                        kept[name] = value
+                        self.unused.pop((section, name), None)
+                found[section] = kept
+        return found
+
+    def all_used(self) -> None:
+        """Raise for the first shared option that no cell knew."""
+        for (section, name), place in self.unused.items():
+            raise unknown(f"option in {section}", name, self.known, where=place)
+
+
+def _option_names(registry: Registry[Any], name: Any) -> set[str]:
+    if not isinstance(name, str) or name not in registry.names():
+        return set()  # the cell's own check says what is wrong with the name
+    options = registry.get(name).options
+    return {f.name for f in dataclasses.fields(options)} if dataclasses.is_dataclass(options) else set(options)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -149,10 +213,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def merge_overrides(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Overrides as the keys of one cell: dotted keys reach into options."""
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        _put(values, key, value)
-    return values
+    return _merged(*({key: value} for key, value in pairs))
 
 
 def _product(block: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
@@ -162,14 +223,29 @@ def _product(block: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
     for empty in (key for key, values in block.items() if values == []):
         raise ConfigError(f"{where}: {empty}: the list is empty")
     for combination in itertools.product(*axes):
-        values: dict[str, Any] = {}
-        for key, value in combination:
+        yield _merged(dict(combination))
+
+
+def _merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of all parts, later ones on top; options are merged one by one."""
+    values: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
             _put(values, key, value)
-        yield values
+    return values
+
+
+def _look_up(values: Mapping[str, Any], key: str) -> Any:
+    """A cell's value of a key, dotted or not, or the default where the cell does not say."""
+    section, dot, option = key.partition(".")
+    value = values.get(section, _DEFAULTS[section])
+    return (value or {}).get(option) if dot else value
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
     section, dot, option = key.partition(".")
+    if section.endswith("_options") and not isinstance(values.get(section, {}), Mapping):
+        raise ConfigError(f"{section}={values[section]!r}: expected a mapping")
     if dot:
         values[section] = {**values.get(section, {}), option: value}
     else:
@@ -179,8 +255,13 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 def _rule(rule: Any, where: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     if not isinstance(rule, Mapping) or set(rule) != {"when", "set"}:
         raise ConfigError(f"{where}: expected {{when: {{...}}, set: {{...}}}}, got {rule!r}")
-    _known(rule["when"], f"{where}: when")
-    _known(rule["set"], f"{where}: set")
+    for part in ("when", "set"):
+        if not isinstance(rule[part], Mapping):
+            raise ConfigError(f"{where}: {part}: expected a mapping, got {rule[part]!r}")
+        _known(rule[part], f"{where}: {part}")
+    for key, registry in (("method", methods), ("optimizer", optimizers), ("dataset", datasets)):
+        for name in _as_list(rule["when"].get(key, [])):
+            registry.get(name, where=f"{where}: when")
     return rule["when"], rule["set"]
 
 
@@ -196,6 +277,9 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+_DEFAULTS = dataclasses.asdict(TrialConfig())
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-3 is a number, and a key given twice is an error instead of a silent loss."""
 
@@ -203,6 +287,8 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a text", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)

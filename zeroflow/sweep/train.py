@@ -18,6 +18,7 @@ import ray.train
 import ray.train.torch
 from ray import tune
 
+from zeroflow.optim import NonFiniteLoss
 from zeroflow.results import records
 from zeroflow.results.store import Store
 from zeroflow.sweep.grid import SweepPlacement
@@ -40,7 +41,7 @@ class Writer:
 def run_cell(setting: Mapping[str, Any]) -> None:
     """A Tune trial: run one cell and have it written before Tune hears of it. An error becomes a row of ``failures``."""
     started = time.monotonic()
-    config = TrialConfig.from_dict(setting["cell"])
+    config = TrialConfig(**setting["cell"])
     placement = SweepPlacement(**setting["placement"])
     try:
         report: dict[str, Any] = {"ok": True, **_fit(config, placement, setting)}
@@ -59,6 +60,9 @@ def _fit(config: TrialConfig, placement: SweepPlacement, setting: Mapping[str, A
     trainer = ray.train.torch.TorchTrainer(
         train_loop,
         train_loop_config={**setting, "workers": workers},
+        torch_config=ray.train.torch.TorchConfig(
+            backend="gloo"
+        ),  # for a few numbers a step, also between shares of a GPU
         scaling_config=ray.train.ScalingConfig(
             num_workers=0 if workers == 1 else workers,
             use_gpu=bool(placement.gpus_per_worker),
@@ -70,24 +74,34 @@ def _fit(config: TrialConfig, placement: SweepPlacement, setting: Mapping[str, A
             failure_config=ray.train.FailureConfig(max_failures=placement.retries if workers > 1 else 0),
         ),
     )
-    return trainer.fit().return_value
+    outcome = trainer.fit().return_value
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
 
 
-def train_loop(setting: Mapping[str, Any]) -> dict[str, float]:
+def train_loop(setting: Mapping[str, Any]) -> dict[str, float] | NonFiniteLoss:
     """A Ray Train loop: the whole stream of one cell. Worker 0 has the result written; its summary is returned.
 
-    Which worker this is comes from torch: Ray Train's own context is refused in local mode inside a Tune trial.
+    Which worker this is comes from torch: Ray Train's own context is refused in local mode inside a Tune trial. A cell that
+    diverges does so in all workers alike, and would again: that error is returned, so that Ray Train does not retry it.
     """
     from zeroflow.optim.parallel import DistributedExecutor
     from zeroflow.trial.loop import Placement, run_trial
 
     if commit := setting["commit"]:
         os.environ["ZEROFLOW_GIT_COMMIT"] = commit
-    config = TrialConfig.from_dict(setting["cell"])
-    device = ray.train.torch.get_device() if setting["placement"]["gpus_per_worker"] else "cpu"
-    place = Placement(setting["data_dir"], str(device), threads=setting["placement"]["cpus_per_worker"])
+    config = TrialConfig(**setting["cell"])
+    device = "cpu"
+    if setting["placement"]["gpus_per_worker"]:
+        # Alone in its process a trial sees its own GPU as the only one.
+        device = str(ray.train.torch.get_device()) if setting["workers"] > 1 else "cuda"
+    place = Placement(setting["data_dir"], device, threads=setting["placement"]["cpus_per_worker"])
     executor = DistributedExecutor() if setting["workers"] > 1 else None
-    result = run_trial(config, place, executor=executor)
+    try:
+        result = run_trial(config, place, executor=executor)
+    except NonFiniteLoss as error:
+        return error
     if executor is None or executor.rank == 0:
         tables = records.tables(result, workers=setting["workers"], ray_version=ray.__version__)
         ray.get(setting["writer"].done.remote(tables))

@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from zeroflow.errors import ConfigError, unknown
@@ -82,14 +84,20 @@ class TrialConfig:
     def _normal(self) -> TrialConfig:
         from zeroflow.data import datasets, even_increments, transforms
         from zeroflow.methods import methods
-        from zeroflow.models.backbone import check_backbone
+        from zeroflow.models.backbone import check_backbone, default_image_size
         from zeroflow.optim import optimizers
         from zeroflow.optim.factory import check_settings
 
+        for name in ("dataset", "transform", "backbone", "checkpoint", "method", "optimizer", "schedule", "dtype"):
+            value, optional = getattr(self, name), name in ("transform", "checkpoint", "optimizer", "schedule")
+            _require(name, value, isinstance(value, str) or (optional and value is None), "a text")
         dataset, method = datasets.get(self.dataset), methods.get(self.method)
         _require("seed", self.seed, isinstance(self.seed, int) and 0 <= self.seed < 2**63, "an integer >= 0")
         _require("tasks", self.tasks, _whole(self.tasks), "an integer >= 1")
-        _require("class_order_seed", self.class_order_seed, _whole(self.class_order_seed + 1), "an integer >= 0")
+        order_seed = self.class_order_seed
+        _require(
+            "class_order_seed", order_seed, order_seed == 0 or (_whole(order_seed) and order_seed < 2**32), "0..2^32-1"
+        )
         _require(
             "validation", self.validation, _number(self.validation) and 0 <= self.validation < 1, "a share in [0, 1)"
         )
@@ -101,13 +109,20 @@ class TrialConfig:
             even_increments(dataset.classes, self.tasks)
         if self.transform is not None:
             transforms.get(self.transform)
+        if self.optimizer is not None:
+            optimizers.get(self.optimizer)
         check_backbone(self.backbone, self.checkpoint)
         method.parse(dict(self.method_options))
         defaults = {f.name: f.default for f in dataclasses.fields(method.options)}
         changes: dict[str, Any] = {
             "method_options": _changed(self.method_options, defaults),
             "validation": float(self.validation),
+            "transform": None if self.transform == dataset.transform else self.transform,
+            "image_size": None if self.image_size == default_image_size(self.backbone) else self.image_size,
         }
+        if self.checkpoint not in (None, "hub", "none"):
+            # Cells run in folders of their own.
+            changes["checkpoint"] = str(Path(str(self.checkpoint)).expanduser().absolute())
         if not method.trains:
             changes |= dict.fromkeys(("optimizer", "lr", "eps", "queries", "schedule", "epochs", "batch_size"))
             changes |= {"optimizer_options": {}, "seed": 0}
@@ -119,6 +134,7 @@ class TrialConfig:
         _require("batch_size", self.batch_size, _whole(self.batch_size), "an integer >= 1")
         _require("schedule", self.schedule, self.schedule in SCHEDULES, " or ".join(SCHEDULES))
         lr = info.default_lr if self.lr is None else self.lr
+        _require("lr", lr, _number(lr) and lr > 0, "a number > 0")
         eps = 1e-3 if self.eps is None else self.eps
         queries = 1 if self.queries is None else self.queries
         check_settings(info, lr=lr, queries=queries, eps=eps, seed=self.seed, options=self.optimizer_options)
@@ -164,7 +180,7 @@ def _changed(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _whole(value: Any) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch import Tensor
 from zeroflow.data import Scenario, class_incremental, class_order, datasets, even_increments, load_dataset, transforms
 from zeroflow.data.dataset import ImageDataset
 from zeroflow.data.scenario import View
+from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, methods
 from zeroflow.models.backbone import create_backbone
 from zeroflow.optim import Executor, ThreeStepOptimizer, create_optimizer
@@ -46,7 +47,13 @@ class Placement:
 
     def torch_device(self) -> torch.device:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        return torch.device(name)
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise ConfigError(f"device={self.device!r}: expected auto, cpu, cuda or cuda:<number>") from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"device={self.device!r}: torch sees no GPU here")
+        return device
 
 
 @dataclass
@@ -78,22 +85,29 @@ class TaskTrainer:
                 draws = randomness.generator(seed, randomness.AUGMENTATION, task, epoch, number)
                 images, labels = samples.training_batch(positions[first : first + self.batch_size], draws)
                 images, labels = images.to(self.device, self.dtype), labels.to(self.device)
-                with watch.running():
-                    loss = self._step(images, labels)
-                self.steps.append(Step(task, epoch, len(self.steps), loss, rate))
+                loss, seconds = self._step(images, labels, watch)
+                self.steps.append(Step(task, epoch, len(self.steps), loss, rate, seconds))
             if self.schedule == "cosine":
                 cosine.step()
 
-    def _step(self, images: Tensor, labels: Tensor) -> float:
+    def _step(self, images: Tensor, labels: Tensor, watch: Stopwatch) -> tuple[float, float | None]:
+        """Loss and seconds of one step; no seconds for the one step whose memory is measured."""
+
         def step() -> float:
             prefix = self.method.backbone.prefix(images)
             return float(self.optimizer.step(lambda: self.method.loss(prefix, labels)))
 
-        if self.peak_bytes:
-            return step()
-        # One step tells the memory of all: they allocate alike.
-        loss, self.peak_bytes = peak_memory(step, self.method, self.device)
-        return loss
+        # The second step of a task: from then on the rule's moments are part of what is held.
+        if len(self.steps) == 1:
+            loss, self.peak_bytes = peak_memory(step, self.method, self.device, held=self._moments())
+            return loss, None
+        before = watch.seconds
+        with watch.running():
+            loss = step()
+        return loss, watch.seconds - before
+
+    def _moments(self) -> list[Tensor]:
+        return [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
 
 
 class Evaluation:
@@ -123,15 +137,6 @@ class Evaluation:
         """Top-1 accuracy on a task's test samples, percent."""
         predicted = self.scores(test, task).argmax(dim=1).cpu()
         return 100.0 * float((predicted == test.labels).double().mean())
-
-
-def open_scenario(config: TrialConfig, data_dir: str | Path | None = None) -> Scenario:
-    """The stream a configuration asks for.
-
-    Raises:
-        ConfigError: the data is not here, or does not divide into the tasks.
-    """
-    return _scenario(config, load_dataset(config.dataset, data_dir), None)
 
 
 def _scenario(config: TrialConfig, dataset: ImageDataset, size: int | None) -> Scenario:
@@ -168,8 +173,7 @@ def run_trial(
         NonFiniteLoss: training diverged.
     """
     place = placement or Placement()
-    if not isinstance(config, TrialConfig):
-        config = TrialConfig.from_dict(config)
+    config = TrialConfig.from_dict(dataclasses.asdict(config))
     with _threads(place.threads):
         return _run(config, place, executor, on_stage or (lambda stage, accuracy, samples: None))
 
@@ -187,9 +191,7 @@ def _threads(count: int) -> Iterator[None]:
 def _run(config: TrialConfig, place: Placement, executor: Executor | None, on_stage: OnStage) -> TrialResult:
     started = time.perf_counter()
     device, dtype = place.torch_device(), getattr(torch, config.dtype)
-    backbone = create_backbone(
-        config.backbone, checkpoint=config.checkpoint, image_size=config.image_size, seed=config.seed
-    )
+    backbone = create_backbone(config.backbone, checkpoint=config.checkpoint, image_size=config.image_size)
     scenario = _scenario(config, load_dataset(config.dataset, place.data_dir), backbone.image_size)
     info = methods.get(config.method)
     method = info.build(backbone, info.parse(dict(config.method_options))).to(device, dtype)
@@ -212,16 +214,14 @@ def _run(config: TrialConfig, place: Placement, executor: Executor | None, on_st
                 eps=config.eps or 1e-3, seed=randomness.key(config.seed, randomness.OPTIMIZER, task.index),
                 executor=executor, **config.optimizer_options,
             )  # fmt: skip
-            trainer = TaskTrainer(
-                method, optimizer, config.epochs, config.batch_size, config.schedule, device, dtype, peak_bytes=peak
-            )
+            trainer = TaskTrainer(method, optimizer, config.epochs, config.batch_size, config.schedule, device, dtype)
 
             def order(epoch: int, task: int = task.index, samples: int = len(task.train)) -> npt.NDArray[np.int64]:
                 return randomness.batch_order(config.seed, task, epoch, samples)
 
             trainer.train(task.train, task.index, config.seed, order, watch)
-            peak, parameters = trainer.peak_bytes, optimizer.flat.size
-            steps += [Step(s.task, s.epoch, len(steps) + s.step, s.loss, s.lr) for s in trainer.steps]
+            peak, parameters = max(peak, trainer.peak_bytes), optimizer.flat.size
+            steps += [dataclasses.replace(step, step=len(steps) + step.step) for step in trainer.steps]
             forwards += optimizer.forwards
             trained_epochs += config.epochs
         method.eval()
@@ -247,8 +247,14 @@ def _run(config: TrialConfig, place: Placement, executor: Executor | None, on_st
             "peak_memory_bytes": peak,
             "trainable_parameters": parameters,
             "seconds": time.perf_counter() - started,
-            "training_seconds": watch.seconds,
-            "seconds_per_epoch": watch.seconds / trained_epochs if trained_epochs else None,
+            "training_seconds": _training_seconds(steps),
+            "seconds_per_epoch": _training_seconds(steps) / trained_epochs if trained_epochs else None,
         },
         provenance=provenance(device, asdict(place)),
     )
+
+
+def _training_seconds(steps: Sequence[Step]) -> float:
+    """Seconds of all steps; the few whose memory was measured count as the mean of the others."""
+    timed = [step.seconds for step in steps if step.seconds is not None]
+    return sum(timed) / len(timed) * len(steps) if timed else 0.0

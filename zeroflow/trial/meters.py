@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -33,16 +33,20 @@ class Stopwatch:
         return time.perf_counter()
 
 
-def peak_memory(work: Callable[[], T], model: nn.Module, device: torch.device) -> tuple[T, int]:
+def peak_memory(
+    work: Callable[[], T], model: nn.Module, device: torch.device, *, held: Iterable[torch.Tensor] = ()
+) -> tuple[T, int]:
     """Run ``work`` and give its result with the peak of live tensor bytes meanwhile.
 
-    On CUDA this is the allocator's own peak. On a CPU it is the model's bytes plus the peak of what the allocator handed
+    On CUDA this is the allocator's own peak. On a CPU it is the bytes of the model and of ``held`` plus the peak of what the allocator handed
     out during ``work``, from torch's profiler: the size of the process would count libraries and freed memory too.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return work(), torch.cuda.max_memory_allocated(device)
-    held = sum(t.untyped_storage().nbytes() for t in {t.data_ptr(): t for t in _tensors(model)}.values())
+    storages = {
+        storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in [*_tensors(model), *held])
+    }
     with torch.autograd.profiler.profile(use_cpu=True, profile_memory=True) as profiler:
         result = work()
     live = peak = 0
@@ -50,7 +54,7 @@ def peak_memory(work: Callable[[], T], model: nn.Module, device: torch.device) -
         if event.name() == "[memory]":
             live += event.nbytes()
             peak = max(peak, live)
-    return result, held + peak
+    return result, sum(storages.values()) + peak
 
 
 def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:

@@ -22,13 +22,14 @@ from zeroflow.trial.config import TrialConfig
 
 @dataclass(frozen=True)
 class Step:
-    """One training step: task, epoch within the task, step within the trial, loss, learning rate."""
+    """One training step: task, epoch within the task, step within the trial, loss, learning rate, seconds if timed."""
 
     task: int
     epoch: int
     step: int
     loss: float
     lr: float
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
