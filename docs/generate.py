@@ -38,8 +38,9 @@ def sweep_table(store: str) -> str:
 
 def wall_time(store: str) -> str:
     """How long a sweep took from its command to its end."""
-    record = json.loads((RESULTS / store / "run.json").read_text())
-    return f"`{record['command']}` took {record['seconds'] / 60:.1f} minutes on {record['machine']}.\n"
+    record = json.loads((RESULTS / store / "sweeps.jsonl").read_text().splitlines()[0])
+    minutes = record["seconds"] / 60
+    return f"The {record['cells']} cells took {minutes:.1f} minutes on {record['cpus']} CPU cores, start of Ray included.\n"
 
 
 def cell_overhead() -> str:

@@ -77,3 +77,9 @@ def test_no_file_names_a_place_of_one_machine() -> None:
         assert path.stat().st_size <= 10 * 2**20, f"{name} is larger than 10 MiB"
         if path.suffix in {".py", ".md", ".yaml", ".yml", ".cfg", ".toml", ".json"}:
             assert str(ROOT) + "/" not in path.read_text(), f"{name} names {ROOT}"
+
+
+def test_every_number_in_the_documents_comes_from_the_committed_results() -> None:
+    command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stdout + run.stderr

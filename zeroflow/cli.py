@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import click
 from zeroflow.errors import ConfigError
 
 if TYPE_CHECKING:
+    from zeroflow.results.store import Store
     from zeroflow.sweep.grid import Grid
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -175,6 +177,7 @@ def sweep(
     if cells:
         click.echo(f"results: {store.root}")
         failed = run_sweep(cells, store, placement, data_dir=folder, address=ray_address, echo=click.echo)
+        _log(store, grid, len(cells), failed, time.monotonic() - started)
     click.echo("\n" + render_text(summary(_rows_of(grid, store))))
     if report and "://" not in store.root and store.done():
         click.echo(f"\nreport: {write_report(store.root, Path(store.root) / 'report.html')}")
@@ -190,7 +193,21 @@ def sweep(
         sys.exit(1)
 
 
-def _rows_of(grid: Grid, store: Any) -> Any:
+def _log(store: Store, grid: Grid, cells: int, failed: int, seconds: float) -> None:
+    """Add a line on this run to a local store's ``sweeps.jsonl``: how long the whole took is in no cell's row."""
+    if "://" not in store.root:
+        line = {
+            "grid": grid.name,
+            "cells": cells,
+            "failed": failed,
+            "seconds": round(seconds, 1),
+            "cpus": os.cpu_count(),
+        }
+        with (Path(store.root) / "sweeps.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _rows_of(grid: Grid, store: Store) -> Any:
     """The store's trials that belong to this grid."""
     import pyarrow as pa
     import pyarrow.compute as pc
