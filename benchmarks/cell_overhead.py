@@ -21,8 +21,8 @@ import zeroflow.results
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = """
-base: {{checkpoint: none, method: aper-adapter, optimizer: zo-sgd, epochs: 1, batch_size: 800, queries: 2}}
-grid: [{{seed: [{seeds}]}}]
+base: {{checkpoint: none, method: simplecil, image_size: 7}}
+grid: [{{class_order_seed: [{seeds}]}}]
 placement: {{gpus_per_worker: 0}}
 """
 

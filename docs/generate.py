@@ -72,6 +72,7 @@ def model_card() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "quick-table": lambda: sweep_table("quick"),
     "quick-time": lambda: wall_time("quick"),
+    "search": lambda: sweep_table("search"),
     "room-search": lambda: sweep_table("room_search"),
     "room-table": lambda: sweep_table("room"),
     "cell-overhead": cell_overhead,

@@ -137,8 +137,8 @@ _GRADIENT_LABEL = "the gradient by backpropagation (the first-order reference)"
 
 for _info in (
     OptimizerInfo("fo-sgd", f"SGD on {_GRADIENT_LABEL}", Backpropagation(), torch.optim.SGD, SGD_OPTIONS, 0.1),
-    OptimizerInfo("fo-adam", f"Adam on {_GRADIENT_LABEL}", Backpropagation(), _Adam, ADAM_OPTIONS, 1e-3),
-    OptimizerInfo("zo-sgd", f"SGD on {_SPSA_LABEL}", _SPSA, torch.optim.SGD, SGD_OPTIONS, 1e-3),
+    OptimizerInfo("fo-adam", f"Adam on {_GRADIENT_LABEL}", Backpropagation(), _Adam, ADAM_OPTIONS, 1e-4),
+    OptimizerInfo("zo-sgd", f"SGD on {_SPSA_LABEL}", _SPSA, torch.optim.SGD, SGD_OPTIONS, 3e-3),
     OptimizerInfo(
         "zo-sgd-sign", f"SGD on the elementwise sign of {_SPSA_LABEL}", _SPSA, torch.optim.SGD, SGD_OPTIONS, 1e-4,
         direction=sign,
@@ -147,7 +147,7 @@ for _info in (
         "zo-sgd-conserve", f"SGD on {_SPSA_LABEL}, keeping the best of theta and theta -+ step", _SPSA, torch.optim.SGD,
         SGD_OPTIONS, 1e-3, update=Conserve(),
     ),
-    OptimizerInfo("zo-adam", f"Adam on {_SPSA_LABEL}", _SPSA, _Adam, ADAM_OPTIONS, 1e-4),
+    OptimizerInfo("zo-adam", f"Adam on {_SPSA_LABEL}", _SPSA, _Adam, ADAM_OPTIONS, 1e-3),
     OptimizerInfo(
         "zo-adam-sign", f"Adam on the elementwise sign of {_SPSA_LABEL}", _SPSA, _Adam, ADAM_OPTIONS, 1e-4,
         direction=sign,

@@ -43,7 +43,7 @@ class Placement:
     data_dir: str | None = None
     device: str = "auto"
     threads: int = 1
-    evaluation_batch: int = 256
+    evaluation_batch: int = 64
 
     def torch_device(self) -> torch.device:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
