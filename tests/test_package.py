@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -77,6 +78,26 @@ def test_no_file_names_a_place_of_one_machine() -> None:
         assert path.stat().st_size <= 10 * 2**20, f"{name} is larger than 10 MiB"
         if path.suffix in {".py", ".md", ".yaml", ".yml", ".cfg", ".toml", ".json"}:
             assert str(ROOT) + "/" not in path.read_text(), f"{name} names {ROOT}"
+
+
+def test_the_examples_in_the_documents_run() -> None:
+    """Every Python block of the page on extending, in one process, then the new names in use."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    program = "\n".join(
+        [
+            *blocks,
+            "from zeroflow.data import datasets",
+            "from zeroflow.optim import create_optimizer",
+            "assert 'birds' in datasets.names()",
+            "model = torch.nn.Linear(20, 1)",
+            "before = model.weight.detach().clone()",
+            "create_optimizer('zo-tenth', model, lr=1.0).step(lambda: model(torch.ones(1, 20)).sum())",
+            "assert 1 <= int((model.weight != before).sum()) <= 3",
+        ]
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
 
 
 def test_every_number_in_the_documents_comes_from_the_committed_results() -> None:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 SMALL_GRID = """
 name: small
-base: {checkpoint: none, tasks: 5, epochs: 1, batch_size: 400}
+base: {checkpoint: none, image_size: 14, tasks: 5, epochs: 1, batch_size: 400}
 grid:
   - {method: simplecil}
   - {method: aper-adapter, optimizer: [fo-sgd, zo-sgd], seed: [0, 1]}
