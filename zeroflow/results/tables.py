@@ -21,9 +21,11 @@ _FOLLOWS = {
     "transform": ("dataset",),
     "image_size": ("dataset", "backbone"),
     "checkpoint": ("backbone",),
-    "lr": ("optimizer",),
-    "eps": ("optimizer",),
-    "optimizer_options": ("optimizer",),
+    "method_options": ("dataset", "method"),
+    "epochs": ("dataset", "method"),
+    "lr": ("dataset", "method", "optimizer"),
+    "eps": ("dataset", "method", "optimizer"),
+    "optimizer_options": ("dataset", "method", "optimizer"),
 }
 # Here null stands for a value, the data set's or the backbone's own; elsewhere it says that the key does not apply.
 _DEFAULTED = ("transform", "image_size", "checkpoint")
