@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_GRID = Path("sweeps/full_grid.yaml")
 
 
-class _PlainErrors(click.Command):
+class Command(click.Command):
     """Turns a ``ConfigError`` into one message and exit status 2, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -33,12 +33,8 @@ class _PlainErrors(click.Command):
             raise click.UsageError(str(error)) from None
 
 
-class Command(_PlainErrors):
-    """A command that may be started on its own."""
-
-
-class Commands(_PlainErrors, click.Group):
-    """A group of commands."""
+class Commands(Command, click.Group):
+    """The same for a group of commands."""
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

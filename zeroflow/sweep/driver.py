@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zeroflow.errors import ConfigError
+from zeroflow.results import records
 from zeroflow.results.store import Store
 from zeroflow.sweep.grid import SweepPlacement
 from zeroflow.sweep.progress import Progress
@@ -83,7 +84,7 @@ def _run(
     from ray import tune
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from zeroflow.sweep.train import Writer, run_cell
+    from zeroflow.sweep.train import run_cell
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     placement = resolve_placement(placement, nodes)
@@ -95,8 +96,9 @@ def _run(
         f"{len(cells)} cells, {concurrency} at a time"
     )
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    writer = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Writer)
-    writer = writer.options(scheduling_strategy=here).remote(str(store.root))
+    # The store as an actor: written from the node that the sweep was started on, wherever cells run.
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Store)
+    shared = remote.options(scheduling_strategy=here).remote(store.root)
     scratch, commit = tempfile.mkdtemp(prefix="zeroflow-"), checkout_commit()
     settings = [
         {
@@ -108,7 +110,7 @@ def _run(
     progress = Progress(cells, concurrency, echo)
 
     def trial(setting: Mapping[str, Any]) -> None:
-        run_cell({**setting["one"], "writer": writer})
+        run_cell({**setting["one"], "store": shared})
 
     trial.__name__ = "cell"
     bundle: dict[str, float] = {"CPU": placement.cpus_per_worker, "GPU": placement.gpus_per_worker or 0.0}
@@ -127,8 +129,6 @@ def _run(
         with progress.beating():
             tuner.fit()
         for config, error in progress.died():
-            from zeroflow.results import records
-
             store.write_failure(records.failure(config, error, str(error), placement.retries + 1))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

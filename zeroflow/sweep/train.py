@@ -20,22 +20,8 @@ from ray import tune
 
 from zeroflow.optim import NonFiniteLoss
 from zeroflow.results import records
-from zeroflow.results.store import Store
 from zeroflow.sweep.grid import SweepPlacement
 from zeroflow.trial.config import TrialConfig
-
-
-class Writer:
-    """Writes the store from the node that the sweep was started on, wherever cells run."""
-
-    def __init__(self, root: str) -> None:
-        self.store = Store(root)
-
-    def done(self, tables: dict[str, Any]) -> None:
-        self.store.write(tables)
-
-    def failed(self, table: Any) -> None:
-        self.store.write_failure(table)
 
 
 def run_cell(setting: Mapping[str, Any]) -> None:
@@ -47,7 +33,7 @@ def run_cell(setting: Mapping[str, Any]) -> None:
         report: dict[str, Any] = {"ok": True, **_fit(config, placement, setting)}
     except Exception as error:
         table = records.failure(config, _cause(error), traceback.format_exc(), 1)
-        ray.get(setting["writer"].failed.remote(table))
+        ray.get(setting["store"].write_failure.remote(table))
         report = {"ok": False, "error": f"{type(_cause(error)).__name__}: {_cause(error)}"}
     tune.report({**report, "cell_seconds": time.monotonic() - started})
 
@@ -60,9 +46,8 @@ def _fit(config: TrialConfig, placement: SweepPlacement, setting: Mapping[str, A
     trainer = ray.train.torch.TorchTrainer(
         train_loop,
         train_loop_config={**setting, "workers": workers},
-        torch_config=ray.train.torch.TorchConfig(
-            backend="gloo"
-        ),  # for a few numbers a step, also between shares of a GPU
+        # A few numbers a step are all that workers exchange, also where they share a GPU, which nccl refuses.
+        torch_config=ray.train.torch.TorchConfig(backend="gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=0 if workers == 1 else workers,
             use_gpu=bool(placement.gpus_per_worker),
@@ -104,7 +89,7 @@ def train_loop(setting: Mapping[str, Any]) -> dict[str, float] | NonFiniteLoss:
         return error
     if executor is None or executor.rank == 0:
         tables = records.tables(result, workers=setting["workers"], ray_version=ray.__version__)
-        ray.get(setting["writer"].done.remote(tables))
+        ray.get(setting["store"].write.remote(tables))
     return {key: float(result.summary[key]) for key in ("avg", "last", "fgt")}
 
 

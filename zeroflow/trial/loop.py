@@ -139,13 +139,13 @@ class Evaluation:
         return 100.0 * float((predicted == test.labels).double().mean())
 
 
-def _scenario(config: TrialConfig, dataset: ImageDataset, size: int | None) -> Scenario:
+def _scenario(config: TrialConfig, dataset: ImageDataset, size: int) -> Scenario:
     info, classes = datasets.get(config.dataset), len(dataset.class_names)
     return class_incremental(
         dataset,
         even_increments(classes, config.tasks),
         transforms.get(config.transform or info.transform),
-        size or config.image_size or info.image_size,
+        size,
         order=class_order(classes, config.class_order_seed),
         validation=config.validation,
     )
