@@ -92,7 +92,7 @@ def test_the_examples_in_the_documents_run() -> None:
             "assert 'birds' in datasets.names()",
             "model = torch.nn.Linear(20, 1)",
             "before = model.weight.detach().clone()",
-            "create_optimizer('zo-tenth', model, lr=1.0).step(lambda: model(torch.ones(1, 20)).sum())",
+            "create_optimizer('zo-largest', model, lr=1.0).step(lambda: model(torch.ones(1, 20)).sum())",
             "assert 1 <= int((model.weight != before).sum()) <= 3",
         ]
     )

@@ -61,9 +61,10 @@ class APERAdapter(SimpleCIL):
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad} if self.head is not None else {}
 
-    def loss(self, images: Tensor | Prefix, labels: Tensor) -> Tensor:
+    def losses(self, images: Tensor | Prefix, labels: Tensor) -> Tensor:
         assert self.head is not None, "only the first task is trained"
-        return F.cross_entropy(self.head(self.backbone(images, self.adapters)), labels)
+        logits = self.head(self.backbone(images, self.adapters))
+        return F.cross_entropy(logits, labels, reduction="none")
 
     @torch.no_grad()
     def features(self, images: Tensor, spaces: range) -> Tensor:

@@ -73,10 +73,10 @@ class EASE(Method):
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def loss(self, images: Tensor | Prefix, labels: Tensor) -> Tensor:
+    def losses(self, images: Tensor | Prefix, labels: Tensor) -> Tensor:
         assert self.head is not None, "no task has begun"
         logits = self.head(self.backbone(images, self.adapters[-1]))
-        return F.cross_entropy(logits, labels - self.tasks[-1].start)
+        return F.cross_entropy(logits, labels - self.tasks[-1].start, reduction="none")
 
     def end_task(self, batches: Iterable[Batch]) -> None:
         self.head = None

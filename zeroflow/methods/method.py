@@ -1,7 +1,7 @@
 """What a class-incremental method is, and the registry of methods.
 
 A method lives through a stream: for each task ``begin_task``, then (if ``trainable()`` is not empty) steps of an
-optimizer on ``loss``, then ``end_task`` with the task's training images under the test transform. At any time after that
+optimizer on ``losses``, then ``end_task`` with the task's training images under the test transform. At any time after that
 ``features`` and ``scores`` classify images among all classes seen so far.
 """
 
@@ -53,9 +53,13 @@ class Method(nn.Module, ABC):
         """Parameters to train at this task by name; empty where this task is not trained."""
         return {}
 
-    def loss(self, images: Tensor | Prefix, labels: Tensor) -> Tensor:
-        """Training loss of a mini-batch, a scalar; every penalty is inside. ``labels`` are new labels ``[N]``."""
+    def losses(self, images: Tensor | Prefix, labels: Tensor) -> Tensor:
+        """Training losses of a mini-batch's examples ``[N]``; every penalty is inside. ``labels`` are new labels ``[N]``."""
         raise NotImplementedError(f"{type(self).__name__} is not trained")
+
+    def loss(self, images: Tensor | Prefix, labels: Tensor) -> Tensor:
+        """Training loss of a mini-batch, the mean over its examples."""
+        return self.losses(images, labels).mean()
 
     @abstractmethod
     def end_task(self, batches: Iterable[Batch]) -> None:

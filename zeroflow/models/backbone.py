@@ -21,6 +21,7 @@ from timm.models import adapt_input_conv
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.models.adapters import AdapterStack
@@ -72,6 +73,12 @@ class Backbone(nn.Module):
             if type(module) is nn.Linear:
                 module.__class__ = FrozenLinear
 
+        self.checkpointing = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Where a graph is built, store what enters each block only and compute the rest again on the way back."""
+        self.checkpointing = enable
+
     @property
     def width(self) -> int:
         """Features d."""
@@ -104,9 +111,12 @@ class Backbone(nn.Module):
         stack: Iterable[nn.Module | None] = repeat(None) if adapters is None else adapters
         tokens = first.output
         for number, (block, adapter) in enumerate(zip(self.vit.blocks, stack, strict=False)):
-            hidden, tokens = first if number == 0 else _halves(block, tokens)
-            if adapter is not None:
-                tokens = tokens + adapter(hidden)
+            if number == 0:
+                tokens = first.output if adapter is None else first.output + adapter(first.hidden)
+            elif self.checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(_adapted, block, adapter, tokens, use_reentrant=False)
+            else:
+                tokens = _adapted(block, adapter, tokens)
         return cast(Tensor, self.vit.forward_head(self.vit.norm(tokens), pre_logits=True))
 
 
@@ -114,6 +124,12 @@ def _halves(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """A transformer block's residual stream after attention, and its output."""
     hidden = tokens + block.ls1(block.attn(block.norm1(tokens)))
     return hidden, hidden + block.ls2(block.mlp(block.norm2(hidden)))
+
+
+def _adapted(block: Any, adapter: nn.Module | None, tokens: Tensor) -> Tensor:
+    """A block's output with an adapter beside its MLP, or without."""
+    hidden, tokens = _halves(block, tokens)
+    return tokens if adapter is None else tokens + cast(Tensor, adapter(hidden))
 
 
 def embedded_architecture() -> tuple[str, dict[str, Any]]:

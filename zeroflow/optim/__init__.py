@@ -4,7 +4,9 @@ optimizer = zeroflow.optim.create_optimizer("zo-sgd", model, lr=1e-3, queries=4)
 loss = optimizer.step(lambda: criterion(model(x), y))
 """
 
+from zeroflow.optim import names as _names  # registers them
 from zeroflow.optim.factory import (
+    ENHANCEMENTS,
     OptimizerInfo,
     create_optimizer,
     list_optimizers,
@@ -14,7 +16,9 @@ from zeroflow.optim.factory import (
 from zeroflow.optim.objective import Executor, LocalExecutor, NonFiniteLoss
 from zeroflow.optim.optimizer import Composition, ThreeStepOptimizer
 
+del _names
+
 __all__ = [
-    "Composition", "Executor", "LocalExecutor", "NonFiniteLoss", "OptimizerInfo", "ThreeStepOptimizer",
+    "ENHANCEMENTS", "Composition", "Executor", "LocalExecutor", "NonFiniteLoss", "OptimizerInfo", "ThreeStepOptimizer",
     "create_optimizer", "list_optimizers", "optimizers", "register_optimizer",
 ]  # fmt: skip

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 
 from zeroflow.errors import ConfigError
-from zeroflow.optim.directions import Direction, identity, sign
-from zeroflow.optim.estimators import SPSA, Backpropagation, Estimator, ForwardGradient
+from zeroflow.optim.directions import Direction, History, Identity
+from zeroflow.optim.estimators import Estimator
 from zeroflow.optim.objective import Executor
 from zeroflow.optim.optimizer import Composition, Parameters, ThreeStepOptimizer
-from zeroflow.optim.updates import Conserve, Plain, Update
+from zeroflow.optim.updates import Plain, Update
 from zeroflow.registry import Registry
+
+Piece = TypeVar("Piece")
+
+ENHANCEMENTS: Mapping[str, Any] = {
+    "history": 0.0, "sparsity": 0.0, "hybrid": 0, "hybrid_lr": None, "max_skipped": 10,
+}  # fmt: skip
+"""Options of every optimizer.
+
+history: share a of earlier estimates mixed into each. sparsity: share of the components that a random mask holds still.
+hybrid: steps at the beginning that take the exact gradient; hybrid_lr: their learning rate (default: the same).
+max_skipped: steps in a row that may be without any finite loss.
+"""
 
 
 @dataclass(frozen=True)
@@ -24,45 +37,73 @@ class OptimizerInfo:
 
     Attributes:
         name: as users write it. description: one line.
-        estimator, direction, update: the three steps. rule: the ``torch.optim`` class of step 3.
-        options: option names that users may give, with their defaults.
+        estimator, direction, update: the three steps; their dataclass fields are options too.
+        rule: ``rule(groups, lr=..., **options)`` makes the ``torch.optim`` optimizer of step 3: a class of torch's or timm's,
+            or any callable. rule_options: which of its options users may give, with their defaults.
         default_lr: learning rate where a trial names none: tuned for the embedded benchmark, a start for others.
+        default_eps, default_queries: where none are named.
     """
 
     name: str
     description: str
     estimator: Estimator
     rule: Callable[..., torch.optim.Optimizer]
-    options: Mapping[str, Any]
+    rule_options: Mapping[str, Any]
     default_lr: float
-    direction: Direction = identity
+    direction: Direction = field(default_factory=Identity)
     update: Update = field(default_factory=Plain)
+    default_eps: float = 1e-3
+    default_queries: int = 1
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Every option that users may give, with its default."""
+        pieces = {k: v for piece in (self.estimator, self.direction, self.update) for k, v in _fields(piece).items()}
+        return {**self.rule_options, **pieces, **ENHANCEMENTS}
+
+    @property
+    def cost(self) -> str:
+        """Forward passes of a step as a formula in q."""
+        return " + ".join(filter(None, (self.estimator.cost, self.direction.cost, self.update.cost)))
 
     def forwards(self, queries: int) -> int:
         """Forward passes per step as a function of q."""
-        return self.estimator.forwards(queries) + self.update.forwards()
+        return self.estimator.forwards(queries) + self.direction.forwards(queries) + self.update.forwards()
 
     def compose(self, lr: float, options: Mapping[str, Any]) -> Composition:
-        settings = {**self.options, **options}
-        rule = self.rule
+        """The three steps with these options.
+
+        Raises:
+            ValueError: an option out of range.
+        """
+        chosen = {**self.options, **options}
+        for name, low, high, expected in (
+            ("sparsity", 0, 1, "a share in [0, 1)"), ("history", 0, 1, "a share in [0, 1)"),
+            ("hybrid", 0, None, "a number of steps >= 0"), ("max_skipped", 0, None, "an integer >= 0"),
+        ):  # fmt: skip
+            value, whole = chosen[name], high is None
+            right = isinstance(value, int) if whole else isinstance(value, int | float)
+            if not right or isinstance(value, bool) or value < low or (high is not None and value >= high):
+                raise ValueError(f"{name}={value!r}: expected {expected}")
+        hybrid_lr = chosen["hybrid_lr"]
+        if hybrid_lr is not None and not (isinstance(hybrid_lr, int | float) and hybrid_lr > 0):
+            raise ValueError(f"hybrid_lr={hybrid_lr!r}: expected a number > 0")
+        direction = _with(self.direction, chosen)
+        history = [History(float(chosen["history"]))] if chosen["history"] else []
+        directions: list[Direction] = [direction, *history] if direction.before_history else [*history, direction]
+        rule, rule_options = self.rule, {name: chosen[name] for name in self.rule_options}
 
         def inner(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-            return rule(groups, lr=lr, **settings)
+            return rule(groups, lr=lr, **rule_options)
 
-        return Composition(self.estimator, self.direction, inner, self.update)
+        return Composition(
+            _with(self.estimator, chosen), directions, inner, _with(self.update, chosen),
+            sparsity=float(chosen["sparsity"]), first_order_steps=chosen["hybrid"],
+            first_order_lr=1.0 if hybrid_lr is None or not lr else hybrid_lr / lr, max_skipped=chosen["max_skipped"],
+        )  # fmt: skip
 
 
 optimizers: Registry[OptimizerInfo] = Registry("optimizer")
-
-SGD_OPTIONS: Mapping[str, Any] = {"momentum": 0.0, "weight_decay": 0.0, "nesterov": False}
-ADAM_OPTIONS: Mapping[str, Any] = {"betas": (0.9, 0.999), "eps_adam": 1e-8, "weight_decay": 0.0}
-
-
-class _Adam(torch.optim.Adam):
-    """Adam whose own epsilon is called ``eps_adam`` in options: ``eps`` is the perturbation size everywhere here."""
-
-    def __init__(self, params: Any, *, eps_adam: float = 1e-8, **options: Any) -> None:
-        super().__init__(params, eps=eps_adam, **options)
 
 
 def register_optimizer(info: OptimizerInfo) -> OptimizerInfo:
@@ -70,9 +111,18 @@ def register_optimizer(info: OptimizerInfo) -> OptimizerInfo:
     return optimizers.register(info.name, info)
 
 
-def list_optimizers(pattern: str = "*") -> list[str]:
-    """Names that match a shell-style pattern, e.g. ``"zo-*"``."""
-    return optimizers.names(pattern)
+@overload
+def list_optimizers(pattern: str = "*", *, details: Literal[False] = False) -> list[str]: ...
+@overload
+def list_optimizers(pattern: str = "*", *, details: Literal[True]) -> list[OptimizerInfo]: ...
+def list_optimizers(pattern: str = "*", *, details: bool = False) -> list[str] | list[OptimizerInfo]:
+    """Names that match a shell-style pattern, e.g. ``"zo-*"``.
+
+    Args:
+        pattern: as in a shell. details: give ``OptimizerInfo`` (``description``, ``cost``, ``forwards(q)``, ``options``).
+    """
+    names = optimizers.names(pattern)
+    return [optimizers.get(name) for name in names] if details else names
 
 
 def create_optimizer(
@@ -80,8 +130,8 @@ def create_optimizer(
     params: Parameters,
     *,
     lr: float,
-    queries: int = 1,
-    eps: float = 1e-3,
+    queries: int | None = None,
+    eps: float | None = None,
     seed: int = 0,
     executor: Executor | None = None,
     **options: Any,
@@ -90,18 +140,23 @@ def create_optimizer(
 
     Args:
         name: one of ``list_optimizers()``.
-        params: a module, parameters, named parameters, or parameter groups.
-        lr: learning rate. queries: directions per step, q >= 1. eps: perturbation size, > 0.
+        params: a module, parameters, named parameters, or parameter groups. Prefer the module: its buffers are then kept
+            from seeing each mini-batch several times.
+        lr: learning rate. queries: directions per step, q >= 1 (default 1; 8 for zo-fzoo).
+        eps: perturbation size, > 0 (default 1e-3; .5 for zo-cars, 1e-4 for zo-fzoo).
         seed: key of all directions, >= 0. executor: where evaluations run (default: here).
-        **options: of the named optimizer, e.g. ``momentum`` or ``weight_decay``.
+        **options: of the named optimizer, e.g. ``momentum`` or ``weight_decay``; of all: see ``ENHANCEMENTS``.
 
     Returns:
         An optimizer with ``loss = optimizer.step(closure)``.
 
     Raises:
         ConfigError: unknown name or option, or a number out of range; it names the argument and the nearest right one.
+        ValueError, TypeError: parameters that cannot be trained.
     """
     info = optimizers.get(name)
+    queries = info.default_queries if queries is None else queries
+    eps = info.default_eps if eps is None else eps
     check_settings(info, lr=lr, queries=queries, eps=eps, seed=seed, options=options)
     return ThreeStepOptimizer(params, info.compose(lr, options), queries=queries, eps=eps, seed=seed, executor=executor)
 
@@ -110,16 +165,13 @@ def check_settings(
     info: OptimizerInfo, *, lr: float, queries: int, eps: float, seed: int, options: Mapping[str, Any]
 ) -> None:
     """Refuse settings that cannot work, before any work is done."""
-    for key, value, right in (
-        ("lr", lr, isinstance(lr, int | float) and lr >= 0),
-        ("eps", eps, isinstance(eps, int | float) and eps > 0),
-        ("queries", queries, isinstance(queries, int) and queries >= 1),
-        ("seed", seed, isinstance(seed, int) and 0 <= seed < 2**64),
+    for key, value, right, expected in (
+        ("lr", lr, isinstance(lr, int | float) and 0 <= lr < float("inf"), "a number >= 0"),
+        ("eps", eps, isinstance(eps, int | float) and 0 < eps < float("inf"), "a number > 0"),
+        ("queries", queries, isinstance(queries, int) and queries >= 1, "an integer >= 1"),
+        ("seed", seed, isinstance(seed, int) and 0 <= seed < 2**64, "an integer from 0 to 2^64 - 1"),
     ):
         if not right or isinstance(value, bool):
-            expected = {"lr": "a number >= 0", "eps": "a number > 0", "queries": "an integer >= 1"}.get(
-                key, "an integer from 0 to 2^64 - 1"
-            )
             raise ConfigError(f"{key}={value!r} for optimizer {info.name!r}: expected {expected}")
     for key in options:
         if key not in info.options:
@@ -132,33 +184,13 @@ def check_settings(
         raise ConfigError(f"options {dict(options)} for optimizer {info.name!r}: {error}") from None
 
 
-_SPSA, _SPSA_LABEL = SPSA(), "the two-sided SPSA estimate"
-_GRADIENT_LABEL = "the gradient by backpropagation (the first-order reference)"
+def _fields(piece: Any) -> dict[str, Any]:
+    return (
+        {f.name: getattr(piece, f.name) for f in dataclasses.fields(piece)} if dataclasses.is_dataclass(piece) else {}
+    )
 
-for _info in (
-    OptimizerInfo("fo-sgd", f"SGD on {_GRADIENT_LABEL}", Backpropagation(), torch.optim.SGD, SGD_OPTIONS, 0.1),
-    OptimizerInfo("fo-adam", f"Adam on {_GRADIENT_LABEL}", Backpropagation(), _Adam, ADAM_OPTIONS, 1e-4),
-    OptimizerInfo("zo-sgd", f"SGD on {_SPSA_LABEL}", _SPSA, torch.optim.SGD, SGD_OPTIONS, 3e-3),
-    OptimizerInfo(
-        "zo-sgd-sign", f"SGD on the elementwise sign of {_SPSA_LABEL}", _SPSA, torch.optim.SGD, SGD_OPTIONS, 1e-4,
-        direction=sign,
-    ),
-    OptimizerInfo(
-        "zo-sgd-conserve", f"SGD on {_SPSA_LABEL}, keeping the best of theta and theta -+ step", _SPSA, torch.optim.SGD,
-        SGD_OPTIONS, 1e-3, update=Conserve(),
-    ),
-    OptimizerInfo("zo-adam", f"Adam on {_SPSA_LABEL}", _SPSA, _Adam, ADAM_OPTIONS, 1e-3),
-    OptimizerInfo(
-        "zo-adam-sign", f"Adam on the elementwise sign of {_SPSA_LABEL}", _SPSA, _Adam, ADAM_OPTIONS, 1e-4,
-        direction=sign,
-    ),
-    OptimizerInfo(
-        "zo-adam-conserve", f"Adam on {_SPSA_LABEL}, keeping the best of theta and theta -+ step", _SPSA, _Adam,
-        ADAM_OPTIONS, 1e-4, update=Conserve(),
-    ),
-    OptimizerInfo(
-        "forward-grad", "SGD on forward-mode directional derivatives, no eps", ForwardGradient(), torch.optim.SGD,
-        SGD_OPTIONS, 1e-3,
-    ),
-):  # fmt: skip
-    register_optimizer(_info)
+
+def _with(piece: Piece, chosen: Mapping[str, Any]) -> Piece:
+    """A copy of a piece of a composition with the options that are its own."""
+    changes = {name: chosen[name] for name in _fields(piece)}
+    return dataclasses.replace(piece, **changes) if changes else piece  # type: ignore[type-var]

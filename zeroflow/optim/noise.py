@@ -2,32 +2,127 @@
 
 The scheme is counter-based (Philox 4x64-10, Salmon et al. 2011): the seed is the key and (step, query) is the counter's
 upper half, so a direction does not depend on which worker asks, in what order, or how often. On CUDA torch's own Philox
-is seeded with a 64-bit hash of the same three numbers; the bits of CPU and CUDA differ, as everything between them does.
+is seeded with a 64-bit hash of the same numbers; the bits of CPU and CUDA differ, as everything between them does.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_DIRECTIONS, _CLOSURE = 0, 1  # domains: the two uses of one seed must not share a stream
+# Domains: the uses of one seed must not share a stream.
+_DIRECTIONS, _CLOSURE, _MASK, _COORDINATES, _EXAMPLES = range(5)
 
 
 def gaussian_(out: Tensor, seed: int, step: int, query: int) -> Tensor:
     """Fill ``out`` (flat, contiguous) with z ~ N(0, I) of that seed, step and query, in place; returns it."""
-    if out.device.type == "cpu" and out.dtype in (torch.float32, torch.float64):
-        bits = np.random.Philox(key=[seed, _DIRECTIONS], counter=[0, 0, query, step])
+    if _numpy_can(out):
         values = out.numpy()
-        np.random.Generator(bits).standard_normal(dtype=values.dtype.type, out=values)
+        _numpy(seed, step, query, _DIRECTIONS).standard_normal(dtype=values.dtype.type, out=values)
         return out
-    generator = torch.Generator(out.device).manual_seed(_hash64(seed, step, query, _DIRECTIONS))
-    return out.normal_(generator=generator)
+    return out.normal_(generator=_torch(out.device, seed, step, query, _DIRECTIONS))
+
+
+def rademacher_(out: Tensor, seed: int, step: int, query: int) -> Tensor:
+    """Fill ``out`` (flat, contiguous) with independent signs, +1 or -1; returns it."""
+    return _signs_(out, seed, step, query, _DIRECTIONS)
+
+
+def sphere_(out: Tensor, seed: int, step: int, query: int) -> Tensor:
+    """Fill ``out`` with a direction; ``Directions`` scales it to length 1 once a mask has been applied."""
+    return gaussian_(out, seed, step, query)
+
+
+def example_signs_(out: Tensor, seed: int, step: int, query: int) -> Tensor:
+    """Fill ``out`` with signs of a stream of their own: what tells apart the directions of a mini-batch's examples."""
+    return _signs_(out, seed, step, query, _EXAMPLES)
+
+
+def mask(like: Tensor, seed: int, sparsity: float) -> Tensor:
+    """Ones and zeros in the shape of ``like``; each is zero with probability ``sparsity``, by the seed alone."""
+    if _numpy_can(like):
+        uniform = _numpy(seed, 0, 0, _MASK).random(like.numel(), dtype=np.float32)
+        return torch.from_numpy(uniform >= sparsity).to(like.dtype).view_as(like)
+    generator = _torch(like.device, seed, 0, 0, _MASK)
+    drawn = torch.rand(like.shape, generator=generator, device=like.device)
+    return (drawn >= sparsity).to(like.dtype)
+
+
+def coordinates(size: int, count: int, seed: int, step: int) -> list[int]:
+    """``min(count, size)`` different numbers below ``size``, in random order; the same on every device."""
+    chosen = _numpy(seed, step, 0, _COORDINATES).choice(size, min(count, size), replace=False)
+    return [int(number) for number in chosen]
 
 
 def closure_seed(seed: int, step: int) -> int:
     """Seed of torch's own generators during every evaluation of one step, so that all see the same dropout masks."""
     return _hash64(seed, step, 0, _CLOSURE)
+
+
+FILL: dict[str, Callable[[Tensor, int, int, int], Tensor]] = {
+    "gaussian": gaussian_, "rademacher": rademacher_, "sphere": sphere_,
+}  # fmt: skip
+"""Distributions of dense directions by name."""
+
+
+@dataclass
+class Directions:
+    """The directions of an optimizer: which distribution, on which components, from which seed.
+
+    Attributes:
+        distribution: ``"gaussian"``, ``"rademacher"`` (signs), ``"sphere"`` (length 1), or ``"coordinate"`` (one component
+            is 1, a different one for each query of a step).
+        seed: key of all of them.
+        mask: ``[d]`` of ones and zeros, components that may move; None: all.
+        queries: of one step, the number of coordinates drawn without replacement.
+    """
+
+    distribution: str
+    seed: int
+    mask: Tensor | None = None
+    queries: int = 1
+
+    def fill_(self, out: Tensor, step: int, query: int) -> Tensor:
+        """Put the direction of a step's query into ``out`` ``[d]``."""
+        if self.distribution == "coordinate":
+            return out.zero_().index_fill_(0, torch.tensor(self._coordinate(out, step, query), device=out.device), 1.0)
+        FILL[self.distribution](out, self.seed, step, query)
+        if self.mask is not None:
+            out.mul_(self.mask)
+        return out.div_(torch.linalg.vector_norm(out)) if self.distribution == "sphere" else out
+
+    def dimensions(self, size: int) -> int:
+        """Number of components that may move, of ``size``."""
+        return size if self.mask is None else int(self.mask.sum())
+
+    def _coordinate(self, out: Tensor, step: int, query: int) -> int:
+        number = coordinates(self.dimensions(out.numel()), self.queries, self.seed, step)[query]
+        return number if self.mask is None else int(self.mask.nonzero()[number, 0])
+
+
+def _signs_(out: Tensor, seed: int, step: int, query: int, domain: int) -> Tensor:
+    if _numpy_can(out):
+        size = out.numel()
+        drawn = np.frombuffer(_numpy(seed, step, query, domain).bytes((size + 7) // 8), np.uint8)
+        bits = torch.from_numpy(np.unpackbits(drawn, count=size)).view(out.shape)
+        return out.copy_(bits).mul_(2).sub_(1)
+    return out.bernoulli_(0.5, generator=_torch(out.device, seed, step, query, domain)).mul_(2).sub_(1)
+
+
+def _numpy_can(out: Tensor) -> bool:
+    return out.device.type == "cpu" and out.dtype in (torch.float32, torch.float64)
+
+
+def _numpy(seed: int, step: int, query: int, domain: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, domain], counter=[0, 0, query, step]))
+
+
+def _torch(device: torch.device, *words: int) -> torch.Generator:
+    return torch.Generator(device).manual_seed(_hash64(*words))
 
 
 def _hash64(*words: int) -> int:

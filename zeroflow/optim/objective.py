@@ -1,7 +1,8 @@
 """The function an estimator may ask: loss values at displaced parameters, slopes along directions, or the gradient.
 
-All evaluations of a step see the same function: the same mini-batch (the closure's business) and the same dropout masks
-(torch's generators are seeded per step). Parameters are restored bit for bit afterwards, also when a closure raises.
+All evaluations of a step see the same function: the same mini-batch (the closure's business), the same dropout masks
+(torch's generators are seeded per step) and the same buffers. Parameters are restored bit for bit afterwards, also when a
+closure raises.
 
 Where evaluations run is an ``Executor``'s business. It is given the number of evaluations and a function that makes one,
 and returns all results in order: one process runs them all, several share them, and a log can replay them.
@@ -11,9 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zeroflow.optim import noise
 from zeroflow.optim.flat import FlatParameters
+from zeroflow.optim.noise import Directions
 
 Closure = Callable[[], Tensor | float]
 Numbers = tuple[float, ...]
@@ -30,20 +32,25 @@ Numbers = tuple[float, ...]
 class Executor(Protocol):
     """Runs the evaluations of a step. Every process that takes part calls it with the same arguments."""
 
-    def map(self, count: int, width: int, evaluate: Callable[[int], Numbers]) -> list[Numbers]:
-        """``[evaluate(0), ..., evaluate(count - 1)]``, each of ``width`` numbers, in this order."""
+    def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
+        """``[evaluate(0), ..., evaluate(count - 1)]``, in this order.
+
+        Args:
+            count: how many. evaluate: makes one. width: how many numbers each gives; None: only evaluating it tells, and
+                all give the same.
+        """
         ...
 
 
 class LocalExecutor:
     """Makes every evaluation here, one after the other."""
 
-    def map(self, count: int, width: int, evaluate: Callable[[int], Numbers]) -> list[Numbers]:
+    def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
         return [evaluate(index) for index in range(count)]
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A closure returned NaN or infinity. The parameters have been restored."""
+    """Too many steps in a row without one finite loss. The parameters are those of the last good step."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +63,13 @@ class Shift:
         vector: a displacement ``[d]`` that every process holds alike.
     """
 
-    scale: float
+    scale: float = 0.0
     query: int | None = None
     vector: Tensor | None = None
+
+
+HERE = Shift()
+"""No displacement: the parameters as they are."""
 
 
 class Objective:
@@ -67,122 +78,206 @@ class Objective:
     Args:
         flat: the parameters. closure: returns the loss at the current parameters, without calling backward.
         eps: perturbation size, one number or a vector ``[d]`` where parameter groups differ.
-        seed, step: key of all randomness of this step. executor: where evaluations run.
+        directions: of the queries. step: number of the step, which keys them.
+        executor: where evaluations run. buffers: tensors that an evaluation may change and must not.
+        watching: gives what is entered around each evaluation here. memory: of the estimator, what only saves it work.
     """
 
     def __init__(
-        self, flat: FlatParameters, closure: Closure, eps: float | Tensor, seed: int, step: int, executor: Executor
+        self,
+        flat: FlatParameters,
+        closure: Closure,
+        eps: float | Tensor,
+        directions: Directions,
+        step: int,
+        executor: Executor,
+        buffers: Sequence[Tensor] = (),
+        watching: Callable[[], AbstractContextManager[object]] = nullcontext,
+        memory: dict[str, Any] | None = None,
     ) -> None:
-        self.flat, self.closure, self.eps, self.seed, self.step, self.executor = (
-            flat,
-            closure,
-            eps,
-            seed,
-            step,
-            executor,
-        )
+        self.flat, self.closure, self.eps, self.step, self.executor = flat, closure, eps, step, executor
+        self.directions, self.watching = directions, watching
+        self.memory: dict[str, Any] = {} if memory is None else memory
         self.forwards = 0
-        self._theta = flat.live.clone()
-        self._scratch = torch.empty_like(flat.live)
-        self._held: int | None = None
+        self._theta = flat.vector.clone()
+        self._base = self._theta
+        self._held = _Held(torch.empty_like(self._theta))
+        self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
 
-    def direction(self, query: int) -> Tensor:
-        """z ``[d]`` of a query. The buffer is shared: it is valid until another query's direction is asked for."""
-        if self._held != query:
-            noise.gaussian_(self._scratch, self.seed, self.step, query)
-            self._held = query
-        return self._scratch
+    # What estimators ask.
+
+    @property
+    def theta(self) -> Tensor:
+        """The point ``[d]`` that evaluations are displaced from; not to be changed."""
+        return self._base
+
+    @property
+    def dimensions(self) -> int:
+        """Number of components that may move: d, or what a sparsity mask leaves of it."""
+        return self.directions.dimensions(self.flat.size)
+
+    def direction(self, query: int, step: int | None = None) -> Tensor:
+        """z ``[d]`` of a query. The buffer is shared: it is valid until another direction is asked for.
+
+        Args:
+            query: its number. step: of another step than this one.
+        """
+        key = (self.step if step is None else step, query)
+        if self._held.key != key:
+            self.directions.fill_(self._held.vector, *key)
+            self._held.key = key
+        return self._held.vector
+
+    def combine(self, weights: dict[int, float], step: int | None = None) -> Tensor:
+        """Sum over queries of weight * z, ``[d]``; directions are regenerated one at a time, in query order."""
+        total = torch.zeros_like(self._theta)
+        for query in sorted(weights):
+            total.add_(self.direction(query, step), alpha=weights[query])
+        return total
 
     def losses(self, shifts: Sequence[Shift]) -> list[float]:
-        """Loss at each shifted place; as many forward passes."""
+        """Loss at each shifted place, non-finite ones included; as many forward passes."""
 
         def evaluate(index: int) -> Numbers:
             with torch.no_grad():
-                self._move(shifts[index])
-                return (self._scalar(self.closure()),)
+                self.move(shifts[index])
+                return (scalar(self.call()),)
 
-        with self._same_function():
-            results = self.executor.map(len(shifts), 1, evaluate)
-        self.forwards += len(shifts)
-        return [self._finite(loss) for (loss,) in results]
+        return [loss for (loss,) in self.run(len(shifts), evaluate)]
 
     def slopes(self, queries: int) -> list[tuple[float, float]]:
         """(loss, directional derivative along z) for each query by forward-mode differentiation; no graph is built."""
 
         def evaluate(query: int) -> Numbers:
+            self.flat.show(self._base)
             tangents = self.flat.views(self.direction(query))
-            self._seed()
             # Fused attention has no forward-mode rule; the plain formula has.
             with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
                 for parameter, tangent in zip(self.flat.parameters, tangents, strict=True):
                     # In place on purpose: a closure sees the module's own parameters, whatever module that is.
-                    parameter.copy_(forward_ad.make_dual(parameter.detach().clone(), tangent))  # type: ignore[no-untyped-call]
-                loss = self.closure()
+                    dual = forward_ad.make_dual(parameter.detach().clone(), tangent.to(parameter.dtype))  # type: ignore[no-untyped-call]
+                    parameter.copy_(dual)
+                loss = self.call()
                 if not isinstance(loss, Tensor):
                     raise TypeError("closure: forward-mode differentiation needs a tensor loss, got a plain number")
                 primal, slope = forward_ad.unpack_dual(loss)  # type: ignore[no-untyped-call]
-                return self._scalar(primal), 0.0 if slope is None else float(slope)
+                return scalar(primal), 0.0 if slope is None else float(slope)
 
-        with self._same_function():
-            results = self.executor.map(queries, 2, evaluate)
-        self.forwards += queries
-        return [(self._finite(loss), self._finite(slope)) for loss, slope in results]
+        return [(loss, slope) for loss, slope in self.run(queries, evaluate, width=2)]
 
     def gradient(self) -> tuple[float, Tensor]:
-        """(loss, gradient ``[d]``) by backpropagation. Nothing is left in ``param.grad``."""
+        """(loss, gradient ``[d]``) by backpropagation. Nothing is left in ``param.grad``, and buffers move as usual."""
         with self._same_function(), torch.enable_grad():
             self._seed()
             loss = self.closure()
             if not isinstance(loss, Tensor) or loss.grad_fn is None:
                 raise TypeError("closure: a first-order optimizer needs a loss tensor that depends on the parameters")
-            value = self._finite(self._scalar(loss.detach()))
+            value = scalar(loss.detach())
             parts = torch.autograd.grad(loss, self.flat.parameters, allow_unused=True)
+        dtype = self._theta.dtype
         pieces = [
-            (torch.zeros_like(p) if g is None else g).reshape(-1)
+            (torch.zeros_like(p) if g is None else g).reshape(-1).to(dtype)
             for g, p in zip(parts, self.flat.parameters, strict=True)
         ]
         self.forwards += 1
         return value, torch.cat(pieces)
 
-    def _move(self, shift: Shift) -> None:
-        self._seed()
+    def at(self, theta: Tensor) -> Objective:
+        """The same function around another point ``[d]``; its forward passes are counted by its own ``forwards``."""
+        other = object.__new__(Objective)
+        other.__dict__.update(self.__dict__)
+        other._base, other.forwards = theta, 0
+        return other
+
+    def of(self, closure: Closure) -> Objective:
+        """Another function around the same point, with the same directions."""
+        other = self.at(self._base)
+        other.closure = closure
+        return other
+
+    # What estimators with evaluations of their own kind are made of.
+
+    def run(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
+        """Have ``count`` evaluations made by the executor, and everything put back afterwards; see ``Executor.map``."""
+        with self._same_function():
+            results = self.executor.map(count, evaluate, width)
+        self.forwards += count
+        return results
+
+    def move(self, shift: Shift) -> None:
+        """Let the model's parameters be those at ``shift``."""
+        out = self.flat.vector if self.flat.half is None else torch.empty_like(self._base)
         if shift.query is None:
-            vector = self._theta if shift.vector is None else shift.vector
-            scale = 0.0 if shift.vector is None else shift.scale
-            torch.add(self._theta, vector, alpha=scale, out=self.flat.live)
+            vector = self._base if shift.vector is None else shift.vector
+            torch.add(self._base, vector, alpha=0.0 if shift.vector is None else shift.scale, out=out)
         elif isinstance(self.eps, Tensor):
-            torch.addcmul(self._theta, self.direction(shift.query), self.eps, value=shift.scale, out=self.flat.live)
+            torch.addcmul(self._base, self.direction(shift.query), self.eps, value=shift.scale, out=out)
         else:
-            torch.add(self._theta, self.direction(shift.query), alpha=shift.scale * self.eps, out=self.flat.live)
+            torch.add(self._base, self.direction(shift.query), alpha=shift.scale * self.eps, out=out)
+        if self.flat.half is not None:
+            self.flat.show(out)
+
+    def call(self) -> Tensor | float:
+        """The closure's own answer at the model's parameters, under this step's dropout masks; buffers do not move."""
+        self._seed()
+        try:
+            with self.watching():
+                return self.closure()
+        finally:
+            for buffer, before in self._buffers:
+                buffer.copy_(before)
+
+    def settle(self) -> None:
+        """Let buffers see the mini-batch once, at theta: what a first-order step's forward pass does to them."""
+        if self._buffers:
+            with self._same_function(), torch.no_grad():
+                self._seed()
+                self.closure()
+            self.forwards += 1
 
     def _seed(self) -> None:
         # Not torch.manual_seed: it also queues work for every CUDA device that was never started.
-        seed, device = noise.closure_seed(self.seed, self.step), self.flat.live.device
+        seed, device = noise.closure_seed(self.directions.seed, self.step), self._theta.device
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
     @contextmanager
     def _same_function(self) -> Iterator[None]:
-        devices = [self.flat.live.device] if self.flat.live.device.type == "cuda" else []
+        devices = [self._theta.device] if self._theta.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             try:
                 yield
             finally:
-                with torch.no_grad():
-                    self.flat.live.copy_(self._theta)
+                self.flat.show(self._theta)
 
-    @staticmethod
-    def _scalar(loss: Tensor | float) -> float:
-        if isinstance(loss, Tensor):
-            if loss.numel() != 1:
-                raise TypeError(f"closure: expected a scalar loss, got shape {tuple(loss.shape)}")
-            if loss.requires_grad:
-                raise TypeError("closure: the loss carries an autograd graph, which forward-only optimizers never need")
+
+@dataclass
+class _Held:
+    """The one direction in memory, shared by an objective and its siblings, and whose it is: (step, query)."""
+
+    vector: Tensor
+    key: tuple[int, int] | None = None
+
+
+def scalar(loss: Tensor | float) -> float:
+    """A closure's answer as a number.
+
+    Raises:
+        TypeError: it is not one number, or it carries an autograd graph.
+    """
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            raise TypeError(f"closure: expected a scalar loss, got shape {tuple(loss.shape)}")
+        if loss.requires_grad:
+            raise TypeError("closure: the loss carries an autograd graph, which forward-only optimizers never need")
+    try:
         return float(loss)
+    except (TypeError, ValueError):
+        raise TypeError(f"closure: expected a scalar loss, got {type(loss).__name__}") from None
 
-    @staticmethod
-    def _finite(value: float) -> float:
-        if not math.isfinite(value):
-            raise NonFiniteLoss(f"the closure returned {value}; lower lr or eps, or check the data")
-        return value
+
+def mean_finite(losses: Sequence[float]) -> float:
+    """Mean of the finite ones; NaN where there is none."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return sum(finite) / len(finite) if finite else math.nan

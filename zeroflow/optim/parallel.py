@@ -12,7 +12,7 @@ from zeroflow.optim.objective import Numbers
 
 
 class DistributedExecutor:
-    """Shares evaluations out over a ``torch.distributed`` group, in blocks, with one all-gather of the results a step.
+    """Shares evaluations out over a ``torch.distributed`` group, in blocks, and gathers the results.
 
     All processes must run the same steps on the same mini-batches; each regenerates the directions it needs, so traffic
     does not depend on the number of parameters. Results come back in evaluation order, never in arrival order: the bits
@@ -27,13 +27,16 @@ class DistributedExecutor:
         self.group = group
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
 
-    def map(self, count: int, width: int, evaluate: Callable[[int], Numbers]) -> list[Numbers]:
+    def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
         # Blocks, not strides: the two sides of a query stay together, and its direction is generated once.
         bounds = [count * rank // self.size for rank in range(self.size + 1)]
+        own = [evaluate(index) for index in range(bounds[self.rank], bounds[self.rank + 1])]
+        if width is None:
+            width = self._agreed(len(own[0]) if own else 0)
         largest = max(after - before for before, after in itertools.pairwise(bounds))
         mine = torch.zeros((largest, width), dtype=torch.float64)
-        for place, index in enumerate(range(bounds[self.rank], bounds[self.rank + 1])):
-            mine[place] = torch.tensor(evaluate(index), dtype=torch.float64)
+        if own:
+            mine[: len(own)] = torch.tensor(own, dtype=torch.float64)
         gathered = [torch.empty_like(mine) for _ in range(self.size)]
         distributed.all_gather(gathered, mine, group=self.group)
         return [
@@ -41,3 +44,9 @@ class DistributedExecutor:
             for block, (before, after) in zip(gathered, itertools.pairwise(bounds), strict=True)
             for row in block[: after - before].tolist()
         ]
+
+    def _agreed(self, width: int) -> int:
+        """How many numbers an evaluation gives, for processes that made none."""
+        wide = torch.tensor(width)
+        distributed.all_reduce(wide, distributed.ReduceOp.MAX, group=self.group)
+        return int(wide)

@@ -38,6 +38,7 @@ _CONFIG = [
     _column("queries", _int, "directions per step; null: the optimizer has none"),
     _column("schedule", _text, "learning rate schedule within a task"),
     _column("epochs", _int, "epochs per task"),
+    _column("hybrid_epochs", _int, "epochs, from the first, that took the exact gradient; null: none"),
     _column("batch_size", _int, "samples per step"),
     _column("seed", _int, "seed of initial values, batch order, augmentation and directions"),
     _column("dtype", _text, "floating point type of all computation"),

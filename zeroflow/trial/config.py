@@ -33,7 +33,9 @@ class TrialConfig:
         method, method_options: registered name and its options.
         optimizer, optimizer_options: registered name and its options; None where the method does not train.
         lr: learning rate. eps: perturbation size. queries: directions per step. None where they mean nothing.
-        schedule: ``cosine`` (per epoch, to zero) or ``constant``. epochs, batch_size: per task.
+        schedule: ``cosine`` (per epoch, to zero) or ``constant``. epochs, batch_size: per task. hybrid_epochs: how many of
+            the epochs, from the first, take the exact gradient (ZeroFlow's hybrid enhancement); their learning rate is
+            ``optimizer_options.hybrid_lr``.
         seed: of initial values, batch order, augmentation and directions. dtype: of all computation.
     """
 
@@ -54,6 +56,7 @@ class TrialConfig:
     queries: int | None = None
     schedule: str | None = "cosine"
     epochs: int | None = 10
+    hybrid_epochs: int = 0
     batch_size: int | None = 48
     seed: int = 0
     dtype: str = "float32"
@@ -86,6 +89,7 @@ class TrialConfig:
         from zeroflow.methods import methods
         from zeroflow.models.backbone import check_backbone, default_image_size
         from zeroflow.optim import optimizers
+        from zeroflow.optim.estimators import Backpropagation
         from zeroflow.optim.factory import check_settings
 
         for name in ("dataset", "transform", "backbone", "checkpoint", "method", "optimizer", "schedule", "dtype"):
@@ -125,7 +129,7 @@ class TrialConfig:
             changes["checkpoint"] = str(Path(str(self.checkpoint)).expanduser().absolute())
         if not method.trains:
             changes |= dict.fromkeys(("optimizer", "lr", "eps", "queries", "schedule", "epochs", "batch_size"))
-            changes |= {"optimizer_options": {}, "seed": 0}
+            changes |= {"optimizer_options": {}, "seed": 0, "hybrid_epochs": 0}
             return dataclasses.replace(self, **changes)
 
         _require("optimizer", self.optimizer, self.optimizer is not None, f"a name: method {self.method!r} trains")
@@ -135,9 +139,16 @@ class TrialConfig:
         _require("schedule", self.schedule, self.schedule in SCHEDULES, " or ".join(SCHEDULES))
         lr = info.default_lr if self.lr is None else self.lr
         _require("lr", lr, _number(lr) and lr > 0, "a number > 0")
-        eps = 1e-3 if self.eps is None else self.eps
-        queries = 1 if self.queries is None else self.queries
+        eps = info.default_eps if self.eps is None else self.eps
+        queries = info.default_queries if self.queries is None else self.queries
         check_settings(info, lr=lr, queries=queries, eps=eps, seed=self.seed, options=self.optimizer_options)
+        _require(
+            "hybrid_epochs", self.hybrid_epochs,
+            self.hybrid_epochs == 0 or (_whole(self.hybrid_epochs) and self.hybrid_epochs <= int(self.epochs or 0)),
+            f"an integer from 0 to epochs={self.epochs}",
+        )  # fmt: skip
+        if isinstance(info.estimator, Backpropagation):
+            changes["hybrid_epochs"] = 0
         changes["lr"] = float(lr)
         changes["queries"] = queries if info.estimator.uses_queries else None
         changes["eps"] = float(eps) if info.estimator.uses_eps else None

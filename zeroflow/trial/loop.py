@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,8 @@ from zeroflow.data.scenario import View
 from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, methods
 from zeroflow.models.backbone import create_backbone
-from zeroflow.optim import Executor, ThreeStepOptimizer, create_optimizer
+from zeroflow.optim import Executor, NonFiniteLoss, ThreeStepOptimizer, create_optimizer
+from zeroflow.optim.objective import Closure
 from zeroflow.trial import randomness
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.meters import Stopwatch, peak_memory
@@ -77,6 +80,7 @@ class TaskTrainer:
 
     def train(self, samples: View, task: int, seed: int, order: Order, watch: Stopwatch) -> None:
         """Visit ``samples`` in ``order(epoch)`` in mini-batches, the last one smaller where they do not divide."""
+        full = self._whole_task(samples, task, seed)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.epochs)
         self.method.train()
         for epoch in range(self.epochs):
@@ -85,17 +89,38 @@ class TaskTrainer:
                 draws = randomness.generator(seed, randomness.AUGMENTATION, task, epoch, number)
                 images, labels = samples.training_batch(positions[first : first + self.batch_size], draws)
                 images, labels = images.to(self.device, self.dtype), labels.to(self.device)
-                loss, seconds = self._step(images, labels, watch)
+                loss, seconds = self._step(images, labels, full, watch)
                 self.steps.append(Step(task, epoch, len(self.steps), loss, rate, seconds))
             if self.schedule == "cosine":
                 cosine.step()
+        if self.optimizer.skipped:
+            raise NonFiniteLoss(
+                f"the last {self.optimizer.skipped} step(s) of task {task} had no finite loss; lower lr or eps"
+            )
 
-    def _step(self, images: Tensor, labels: Tensor, watch: Stopwatch) -> tuple[float, float | None]:
+    def _whole_task(self, samples: View, task: int, seed: int) -> list[Closure]:
+        """The loss on each mini-batch of the task in order, for optimizers that look at all of it at a snapshot."""
+
+        def closure(first: int) -> Closure:
+            def loss() -> Tensor:
+                positions = np.arange(first, min(first + self.batch_size, len(samples)))
+                draws = randomness.generator(seed, randomness.SNAPSHOT, task, first)
+                images, labels = samples.training_batch(positions, draws)
+                return self.method.loss(images.to(self.device, self.dtype), labels.to(self.device))
+
+            return loss
+
+        return [closure(first) for first in range(0, len(samples), self.batch_size)]
+
+    def _step(
+        self, images: Tensor, labels: Tensor, full: Sequence[Closure], watch: Stopwatch
+    ) -> tuple[float, float | None]:
         """Loss and seconds of one step; no seconds for the one step whose memory is measured."""
+        loss_of = self.method.losses if self.optimizer.per_example else self.method.loss
 
         def step() -> float:
             prefix = self.method.backbone.prefix(images)
-            return float(self.optimizer.step(lambda: self.method.loss(prefix, labels)))
+            return float(self.optimizer.step(lambda: loss_of(prefix, labels), full))
 
         # The second step of a task: from then on the rule's moments are part of what is held.
         if len(self.steps) == 1:
@@ -210,10 +235,11 @@ def _run(config: TrialConfig, place: Placement, executor: Executor | None, on_st
         if trainable:
             assert config.optimizer and config.lr and config.epochs and config.batch_size and config.schedule
             optimizer = create_optimizer(
-                config.optimizer, list(trainable.items()), lr=config.lr, queries=config.queries or 1,
-                eps=config.eps or 1e-3, seed=randomness.key(config.seed, randomness.OPTIMIZER, task.index),
-                executor=executor, **config.optimizer_options,
+                config.optimizer, list(trainable.items()), lr=config.lr, queries=config.queries,
+                eps=config.eps, seed=randomness.key(config.seed, randomness.OPTIMIZER, task.index),
+                executor=executor, **_optimizer_options(config, len(task.train)),
             )  # fmt: skip
+            method.backbone.set_grad_checkpointing(optimizer.checkpoint)
             trainer = TaskTrainer(method, optimizer, config.epochs, config.batch_size, config.schedule, device, dtype)
 
             def order(epoch: int, task: int = task.index, samples: int = len(task.train)) -> npt.NDArray[np.int64]:
@@ -252,6 +278,12 @@ def _run(config: TrialConfig, place: Placement, executor: Executor | None, on_st
         },
         provenance=provenance(device, asdict(place)),
     )
+
+
+def _optimizer_options(config: TrialConfig, samples: int) -> dict[str, Any]:
+    """The optimizer's options, with epochs of the exact gradient in its own unit, steps."""
+    hybrid = config.hybrid_epochs * math.ceil(samples / (config.batch_size or 1))
+    return {**config.optimizer_options, **({"hybrid": hybrid} if hybrid else {})}
 
 
 def _training_seconds(steps: Sequence[Step]) -> float:

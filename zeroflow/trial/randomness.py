@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-INITIAL_VALUES, AUGMENTATION, BATCH_ORDER, OPTIMIZER = range(4)
+INITIAL_VALUES, AUGMENTATION, BATCH_ORDER, OPTIMIZER, SNAPSHOT = range(5)
 
 
 def key(seed: int, *words: int) -> int:

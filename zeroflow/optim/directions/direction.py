@@ -1,0 +1,56 @@
+"""Step 2 of a step: what a direction is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from zeroflow.optim.estimators.estimator import Estimate, Estimator
+from zeroflow.optim.objective import Closure, Objective
+
+
+@dataclass
+class Step:
+    """What is known while a step is made.
+
+    Attributes:
+        objective: may be asked for more. estimator, queries: made the estimate. estimate: of this step.
+        memory: of the direction, kept from step to step and part of the optimizer's state; plain numbers and tensors.
+        full: closures of mini-batches that are the whole training data together; empty where there are none.
+    """
+
+    objective: Objective
+    estimator: Estimator
+    queries: int
+    estimate: Estimate
+    memory: dict[str, Any] = field(default_factory=dict)
+    full: Sequence[Closure] = ()
+
+
+class Direction(ABC):
+    """Turns the estimate into the vector that the update treats as the gradient. Its dataclass fields are options."""
+
+    before_history: ClassVar[bool] = False
+    """Whether it needs the estimate as it was measured, before it is mixed with earlier ones."""
+    cost: ClassVar[str] = ""
+    """Forward passes besides the estimator's, as a formula in q."""
+
+    def forwards(self, queries: int) -> int:
+        """Forward passes of one step besides the estimator's."""
+        return 0
+
+    @abstractmethod
+    def __call__(self, vector: Tensor, step: Step) -> Tensor:
+        """The new vector ``[d]`` from ``vector`` ``[d]``, which it may work on in place."""
+
+
+@dataclass(frozen=True)
+class Identity(Direction):
+    """The estimate itself (ZO-SGD, ZO-Adam). Cost: no forward pass."""
+
+    def __call__(self, vector: Tensor, step: Step) -> Tensor:
+        return vector

@@ -1,0 +1,65 @@
+"""Variance reduction by a snapshot of the parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from zeroflow.optim.directions.direction import Direction, Step
+from zeroflow.optim.estimators.estimator import Slopes
+
+
+@dataclass(frozen=True)
+class SVRG(Direction):
+    """estimate_B(theta; u) - estimate_B(snapshot; u) + estimate_full(snapshot; u').
+
+    The same directions u in both estimates on the mini-batch B; every ``snapshot_every`` steps theta is copied and the full
+    estimate is made anew, over all closures of ``optimizer.step(closure, full=...)`` or over this step's mini-batch where
+    none are given. Only its slopes are kept, the directions u' are regenerated.
+
+    Source: Liu et al. 2018 (ZO-SVRG), Algorithm 2. Memory: one vector ``[d]``. Cost: 2q forward passes besides the
+    estimator's, and 2q for each closure of ``full`` at a snapshot.
+    """
+
+    before_history: ClassVar[bool] = True
+    cost: ClassVar[str] = "2q (and 2q a mini-batch at each snapshot)"
+
+    snapshot_every: int = 50
+
+    def __post_init__(self) -> None:
+        if isinstance(self.snapshot_every, bool) or not isinstance(self.snapshot_every, int) or self.snapshot_every < 1:
+            raise ValueError(f"snapshot_every={self.snapshot_every!r}: expected an integer >= 1")
+
+    def forwards(self, queries: int) -> int:
+        return 2 * queries
+
+    def __call__(self, vector: Tensor, step: Step) -> Tensor:
+        objective, memory, now = step.objective, step.memory, step.estimate
+        assert isinstance(now, Slopes), "only for estimators of slopes along directions that a whole mini-batch shares"
+        if "snapshot" not in memory or objective.step - memory["snapshot_step"] >= self.snapshot_every:
+            self._take(step)
+        there = objective.at(memory["snapshot"])
+        before = step.estimator.estimate(there, step.queries)
+        objective.forwards += there.forwards
+        assert isinstance(before, Slopes)
+        both = now.slopes.keys() & before.slopes.keys()
+        full = Slopes(0.0, objective, memory["full_slopes"], now.factor, now.eps)
+        return now.of(both) - before.of(both) + full.of(full.slopes, step=memory["snapshot_step"])
+
+    @staticmethod
+    def _take(step: Step) -> None:
+        """Copy theta, and find the slopes of the full loss there along this step's directions."""
+        objective = step.objective
+        sums: dict[int, list[float]] = {}
+        for closure in step.full or [objective.closure]:
+            part = objective.of(closure)
+            estimate = step.estimator.estimate(part, step.queries)
+            objective.forwards += part.forwards
+            assert isinstance(estimate, Slopes)
+            for query, slope in estimate.slopes.items():
+                sums.setdefault(query, []).append(slope)
+        step.memory["snapshot"] = objective.theta.clone()
+        step.memory["snapshot_step"] = objective.step
+        step.memory["full_slopes"] = {query: sum(found) / len(found) for query, found in sums.items()}

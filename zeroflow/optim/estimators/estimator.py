@@ -1,0 +1,108 @@
+"""Step 1 of a step: what an estimator is, and what it gives."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from zeroflow.optim.objective import Objective
+
+
+class Estimate(ABC):
+    """A gradient estimate.
+
+    Attributes:
+        loss: the loss near theta, NaN where no evaluation was finite.
+    """
+
+    loss: float
+
+    @property
+    def usable(self) -> bool:
+        """Whether anything finite was measured."""
+        return math.isfinite(self.loss)
+
+    @abstractmethod
+    def vector(self) -> Tensor:
+        """The estimate itself, ``[d]``, a new tensor."""
+
+    def scalar_sign(self) -> Tensor:
+        """The estimate with each slope replaced by its sign, ``[d]``: mean over queries of sign(g_i) z_i.
+
+        Raises:
+            TypeError: there are no slopes, as in backpropagation.
+        """
+        raise TypeError(f"{type(self).__name__} has no slopes along random directions whose sign could be taken")
+
+
+@dataclass
+class Slopes(Estimate):
+    """An estimate made of slopes along random directions: factor / eps * mean over queries i of slopes[i] * z_i.
+
+    Attributes:
+        loss: see ``Estimate``. objective: regenerates the directions.
+        slopes: finite ones by query, times eps: (L(theta + eps z) - L(theta - eps z)) / 2 and the like. Where a query's
+            loss was not finite, the mean is over the others.
+        factor: of the distribution; see ``zeroflow.optim.estimators``.
+        eps: what the slopes are still multiplied with, one number or ``[d]``.
+    """
+
+    loss: float
+    objective: Objective
+    slopes: dict[int, float]
+    factor: float = 1.0
+    eps: float | Tensor = 1.0
+
+    @property
+    def usable(self) -> bool:
+        return bool(self.slopes)
+
+    def vector(self) -> Tensor:
+        return self.of(self.slopes)
+
+    def of(self, queries: Collection[int], step: int | None = None) -> Tensor:
+        """The estimate from some of the queries, ``[d]``; ``step``: where its directions are another step's."""
+        if not queries:
+            return torch.zeros_like(self.objective.flat.vector)
+        weights = {query: self.factor * self.slopes[query] / len(queries) for query in queries}
+        return self.objective.combine(weights, step).div_(self.eps)
+
+    def scalar_sign(self) -> Tensor:
+        signs = {query: float((g > 0) - (g < 0)) for query, g in self.slopes.items()}
+        return self.objective.combine(signs).div_(len(signs))
+
+
+class Estimator(ABC):
+    """Turns answers of an ``Objective`` into an ``Estimate``. Its dataclass fields are options that users may give."""
+
+    uses_queries: ClassVar[bool] = True
+    """Whether the number of queries matters."""
+    uses_eps: ClassVar[bool] = True
+    """Whether the perturbation size matters."""
+    per_example: ClassVar[bool] = False
+    """Whether a closure may return one loss for every example of its mini-batch."""
+    cost: ClassVar[str]
+    """Forward passes of one step, as a formula in q."""
+
+    distribution: str = "gaussian"
+    """Of the directions; see ``zeroflow.optim.noise.Directions``."""
+
+    @abstractmethod
+    def forwards(self, queries: int) -> int:
+        """Forward passes of one step."""
+
+    @abstractmethod
+    def estimate(self, objective: Objective, queries: int) -> Estimate:
+        """Ask ``objective`` and give the estimate."""
+
+
+def differences(first: Sequence[float], second: Sequence[float]) -> dict[int, float]:
+    """``first[i] - second[i]`` by position, where that is finite."""
+    found = {i: a - b for i, (a, b) in enumerate(zip(first, second, strict=True))}
+    return {i: difference for i, difference in found.items() if math.isfinite(difference)}

@@ -1,0 +1,57 @@
+"""Whether a loss is computed precisely enough for a finite difference to mean anything.
+
+A perturbation of size eps changes the loss by about eps; a forward pass in half precision rounds it by about the dtype's
+machine epsilon (bfloat16 0.0078, float16 0.00098, relative). Below that the difference is rounding noise and training
+walks at random, without any error. So a smaller eps is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zeroflow.errors import ConfigError
+
+_HALF = (torch.bfloat16, torch.float16)
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "mv", "dot")
+
+
+class PrecisionWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the lowest precision of any matrix product or convolution computed inside ``with watch:``.
+
+    Attributes:
+        half: ``torch.bfloat16`` or ``torch.float16`` if there was such a product, else None.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.half: torch.dtype | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype in _HALF and func.__name__.split(".")[0] in _PRODUCTS:
+            self.half = result.dtype
+        return result
+
+
+def smallest_eps(half: torch.dtype) -> float:
+    """The smallest sensible perturbation size where losses are computed in ``half``: its machine epsilon."""
+    return float(torch.finfo(half).eps)
+
+
+def check_eps(eps: float, half: torch.dtype) -> None:
+    """Refuse an ``eps`` that half precision swallows.
+
+    Raises:
+        ConfigError: with the reason and the smallest sensible eps.
+    """
+    least = smallest_eps(half)
+    if eps < least:
+        name = str(half).removeprefix("torch.")
+        raise ConfigError(
+            f"eps={eps:g} is too small for a loss computed in {name}: its rounding, about {least:.2g} of every value, "
+            f"swallows the difference; the smallest sensible eps is {least:.2g} (or evaluate in float32)"
+        )
