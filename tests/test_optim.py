@@ -382,3 +382,287 @@ def test_parameters_that_cannot_be_trained_are_refused() -> None:
         create_optimizer("zo-sgd", nn.Linear(2, 2).bfloat16(), lr=0.1)
     with pytest.raises(TypeError, match="scalar"):
         create_optimizer("zo-sgd", nn.Linear(2, 2), lr=0.1).step(lambda: torch.zeros(2))
+
+
+class Normed(nn.Module):
+    """A model with batch norm, and a constant buffer beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("constant", torch.ones(3))
+        self.first, self.norm, self.last = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.norm(self.first(x)))) * self.constant
+
+
+@pytest.mark.parametrize("name", list_optimizers())
+def test_a_model_with_batch_norm_trains_and_its_statistics_see_each_batch_once(name: str) -> None:
+    torch.manual_seed(0)
+    model, x, y = Normed(), torch.randn(30, 6) + 1, torch.randint(3, (30,))
+    twin = copy.deepcopy(model)
+    optimizer = create_optimizer(name, model, lr=0.0 if name != "zo-cars" else 1e-30, queries=3)
+    optimizer.step(lambda: F.cross_entropy(model(x), y))
+    twin(x)
+    assert torch.equal(model.norm.running_mean, twin.norm.running_mean)
+    assert torch.equal(model.norm.running_var, twin.norm.running_var)
+    assert int(model.norm.num_batches_tracked) == 1
+    optimizer = create_optimizer(name, model, lr=0.5 if name == "zo-cars" else 0.01, queries=3)
+    before = flat(model)
+    optimizer.step(lambda: F.cross_entropy(model(x), y))
+    assert not torch.equal(flat(model), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_steps_smaller_than_their_rounding_add_up_and_resume(dtype: torch.dtype) -> None:
+    """1000 steps of 1e-5 on weights of 1, whose rounding is 1e-3 and more."""
+
+    def build():
+        parameter = nn.Parameter(torch.ones(8, dtype=dtype))
+        return parameter, create_optimizer("fo-sgd", [parameter], lr=1e-5, momentum=0.5)
+
+    parameter, optimizer = build()
+    for step in range(1000):
+        if step == 500:
+            saved = copy.deepcopy((parameter.detach(), optimizer.state_dict()))
+        optimizer.step(lambda: parameter.float().sum())
+    assert abs(float(parameter.detach().double().mean()) - 0.98) < 0.004
+    finished = optimizer.flat.vector.clone()
+    parameter, optimizer = build()
+    parameter.data.copy_(saved[0])
+    optimizer.load_state_dict(saved[1])
+    for _ in range(500):
+        optimizer.step(lambda: parameter.float().sum())
+    assert torch.equal(optimizer.flat.vector, finished)
+
+
+def test_an_eps_that_autocast_would_swallow_is_refused_and_a_larger_one_is_not() -> None:
+    model, loss = problem()
+
+    def closure() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss()
+
+    before = flat(model)
+    with pytest.raises(ConfigError, match=r"eps=0.001 .* bfloat16.* 0.0078"):
+        create_optimizer("zo-sgd", model, lr=0.1).step(closure)
+    assert torch.equal(flat(model), before)
+    create_optimizer("zo-sgd", model, lr=0.1, eps=1e-2).step(closure)
+    create_optimizer("zo-sgd", model, lr=0.1, check_precision=False).step(closure)
+    with pytest.raises(ConfigError, match="bfloat16"):
+        create_optimizer("zo-sgd", model, lr=0.1).step(lambda: loss().bfloat16())
+
+
+def test_a_model_made_half_precision_later_keeps_a_master_copy() -> None:
+    model, loss = problem()
+    optimizer = create_optimizer("fo-sgd", model, lr=1e-5)
+    model.bfloat16()
+    before = optimizer.flat.vector.clone()
+    for _ in range(5):
+        optimizer.step(lambda: sum(p.float().sum() for p in model.parameters()))
+    torch.testing.assert_close(before.float() - optimizer.flat.vector, torch.full_like(before, 5e-5), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"history": 0.5}, {"sparsity": 0.5}, {}])
+@pytest.mark.parametrize("name", ["zo-sgd", "zo-adam", "zo-svrg"])
+def test_a_group_may_be_added_in_the_middle(name: str, options: dict) -> None:
+    model, loss = problem()
+    optimizer = create_optimizer(name, model[0], lr=0.01, **options)
+    optimizer.step(loss)
+    held = [bool((m == 0).all()) for m in [optimizer._mask]] if options.get("sparsity") else None
+    mask = None if held is None else optimizer._mask.clone()
+    optimizer.add_param_group({"params": model[3].parameters(), "lr": 0.1})
+    before = model[3].weight.detach().clone()
+    for _ in range(3):
+        optimizer.step(loss)
+    assert not torch.equal(model[3].weight, before)
+    if mask is not None:  # the components that were there keep their roles
+        places = dict(optimizer.flat.slices())
+        now = torch.cat([optimizer._mask[places[p]] for _, p in sorted(model[0].named_parameters())])
+        assert torch.equal(now, mask)
+
+
+def test_a_refused_group_leaves_the_optimizer_as_it_was() -> None:
+    model, loss = problem()
+    optimizer = create_optimizer("zo-sgd", model, lr=0.01)
+    with pytest.raises(ValueError, match="float64"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3, dtype=torch.float64))]})
+    assert len(optimizer.param_groups) == 1
+    optimizer.step(loss)
+
+
+@pytest.mark.parametrize("name", list_optimizers())
+def test_parameters_frozen_later_and_parameters_out_of_use_stay(name: str) -> None:
+    model, loss = problem()
+    spare = nn.Parameter(torch.ones(5))
+    options = {} if name == "zo-cars" else {"weight_decay": 0.1}
+    optimizer = create_optimizer(name, [*model.parameters(), spare], lr=0.01, **options)
+    model[0].requires_grad_(False)
+    frozen, other = model[0].weight.detach().clone(), model[3].weight.detach().clone()
+    for _ in range(2):
+        optimizer.step(loss)
+    assert torch.equal(model[0].weight, frozen) and not torch.equal(model[3].weight, other)
+    if name.startswith("fo-"):
+        assert torch.equal(spare, torch.ones(5)), "as in torch, weight decay does not move what has no gradient"
+
+
+def test_all_seeds_are_different() -> None:
+    moved = []
+    for seed in (0, 1, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1):
+        parameter = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+        create_optimizer("zo-sgd", [parameter], lr=1.0, seed=seed).step(lambda p=parameter: p.sum())
+        moved.append(tuple(parameter.tolist()))
+    assert len(set(moved)) == len(moved)
+
+
+def test_a_model_can_be_saved_as_ever(tmp_path) -> None:
+    import safetensors.torch
+
+    model, loss = problem()
+    optimizer = create_optimizer("zo-sgd", model, lr=0.1)
+    optimizer.step(loss)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    torch.save(model[3].bias, tmp_path / "bias.pt")
+    assert (tmp_path / "bias.pt").stat().st_size < 2500
+    loaded = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(loaded[k], v) for k, v in model.state_dict().items())
+
+
+def test_values_loaded_into_the_model_are_what_the_next_step_starts_from() -> None:
+    model, loss = problem()
+    optimizer = create_optimizer("zo-sgd", model, lr=0.0)
+    model.load_state_dict({k: torch.zeros_like(v) for k, v in model.state_dict().items()})
+    optimizer.step(loss)
+    assert all(not p.any() for p in model.parameters())
+
+
+def test_any_rule_of_timm_is_a_third_step() -> None:
+    from timm.optim import create_optimizer_v2
+    from zeroflow.optim import OptimizerInfo, ThreeStepOptimizer
+    from zeroflow.optim.estimators import SPSA
+
+    def run(steps: int, resume_at: int | None = None) -> torch.Tensor:
+        def build():
+            model, loss = problem()
+            info = OptimizerInfo(
+                "zo-lookahead",
+                "",
+                SPSA(),
+                lambda groups, lr: create_optimizer_v2(groups, "lookahead_lion", lr=lr),
+                {},
+                0.0,
+            )
+            return model, loss, ThreeStepOptimizer(model, info.compose(1e-3, {}), queries=2)
+
+        model, loss, optimizer = build()
+        for step in range(steps):
+            if step == resume_at:
+                state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+                model, loss, optimizer = build()
+                model.load_state_dict(state[0])
+                optimizer.load_state_dict(state[1])
+            optimizer.step(loss)
+        return flat(model)
+
+    assert torch.equal(run(12), run(12, resume_at=8))
+
+
+def test_a_group_may_have_its_own_eps() -> None:
+    """The slope of x^3 by differences of size eps is 3 x^2 + eps^2: it tells which eps was used."""
+    for name in ("zo-cge", "zo-scd"):
+        one, two = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2))
+        groups = [{"params": [one], "eps": 0.1}, {"params": [two], "eps": 0.2}]
+        create_optimizer(name, groups, lr=1.0, queries=2).step(lambda one=one, two=two: (one**3 + two**3).sum())
+        one_sided = name == "zo-cge"
+        for parameter, eps in ((one, 0.1), (two, 0.2)):
+            expected = 3 + eps**2 + (3 * eps if one_sided else 0)
+            assert float(1 - parameter) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_copy_of_an_optimizer_and_its_model_goes_on_alone() -> None:
+    model, loss = problem()
+    optimizer = create_optimizer("zo-adam", model, lr=0.01)
+    optimizer.step(loss)
+    other_model, other = copy.deepcopy((model, optimizer))
+    before = flat(model)
+    other.step(lambda: loss(other_model))
+    assert torch.equal(flat(model), before) and not torch.equal(flat(other_model), before)
+    optimizer.step(loss)
+    assert torch.equal(flat(model), flat(other_model))
+
+
+def test_an_error_while_a_step_is_tried_leaves_no_trace() -> None:
+    model, loss = problem()
+    optimizer = create_optimizer("zo-adam-conserve", model, lr=0.01)
+    optimizer.step(loss)
+    before, moments, calls = flat(model), copy.deepcopy(optimizer.inner.state_dict()), []
+
+    def closure() -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyError("out of quota")
+        return loss()
+
+    with pytest.raises(KeyError):
+        optimizer.step(closure)
+    assert torch.equal(flat(model), before)
+    after = optimizer.inner.state_dict()["state"]
+    assert all(torch.equal(after[i][k], v) for i, state in moments["state"].items() for k, v in state.items())
+
+
+def test_forward_mode_refuses_a_loss_without_derivative() -> None:
+    model, loss = problem()
+    with pytest.raises(TypeError, match="no derivative"):
+        create_optimizer("forward-grad", model, lr=0.01).step(lambda: loss().detach())
+
+
+def test_per_example_losses_beside_hybrid_and_odd_batches() -> None:
+    """Batches of 20, 1 and 7, with the exact gradient first."""
+    model, _ = problem()
+    optimizer = create_optimizer("zo-per-example", model, lr=0.01, hybrid=1, hybrid_lr=0.1)
+    torch.manual_seed(1)
+    for size in (20, 20, 1, 7, 20):
+        x, y = torch.randn(size, 6), torch.randint(3, (size,))
+        before = flat(model)
+        optimizer.step(lambda x=x, y=y: F.cross_entropy(model(x), y, reduction="none"))
+        assert not torch.equal(flat(model), before)
+
+
+def test_per_example_refuses_examples_that_meet() -> None:
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(6, 3), torch.randn(8, 6), torch.randint(3, (8,))
+    with pytest.raises(TypeError, match="Examples meet"):
+        create_optimizer("zo-per-example", model, lr=0.1).step(
+            lambda: F.cross_entropy(model(x), y, reduction="none") + 10 * model(x).mean()
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("zo-sgd", {"q": 3}, "queries"),
+        ("zo-sgd", {"eps_zo": 1e-3}, "'eps'"),
+        ("zo-sgd", {"weight_decay": "1e-4"}, "weight_decay='1e-4'.*a number"),
+        ("zo-sgd", {"weight_decay": math.nan}, "weight_decay=nan"),
+        ("zo-sgd", {"nesterov": "yes"}, "True or False"),
+        ("zo-adam", {"betas": [0.9]}, "2 numbers"),
+        ("zo-sgd", {"sparsity": 1.0}, "sparsity=1.0"),
+        ("zo-sgd", {"sparsity": math.nan}, "sparsity=nan"),
+        ("zo-sgd", {"history": -0.1}, "history=-0.1"),
+        ("zo-sgd", {"hybrid_lr": 0.1}, "together with hybrid"),
+        ("zo-rge", {"distribution": "normal"}, "'gaussian', 'rademacher' or 'sphere'"),
+        ("zo-sgd-sign", {"sign": "vector"}, "elementwise"),
+    ],
+)
+def test_bad_options_are_refused_by_name(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        create_optimizer(name, nn.Linear(2, 2), lr=0.1, **options)
+
+
+def test_states_of_others_are_refused() -> None:
+    model, _ = problem()
+    optimizer = create_optimizer("zo-sgd", model, lr=0.1)
+    with pytest.raises(ValueError, match="zeroflow"):
+        optimizer.load_state_dict(torch.optim.SGD(model.parameters(), lr=0.1).state_dict())
+    with pytest.raises(ValueError, match="trained components"):
+        optimizer.load_state_dict(create_optimizer("zo-sgd", nn.Linear(2, 2), lr=0.1).state_dict())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, overload
 
 import torch
@@ -21,13 +23,14 @@ from zeroflow.registry import Registry
 Piece = TypeVar("Piece")
 
 ENHANCEMENTS: Mapping[str, Any] = {
-    "history": 0.0, "sparsity": 0.0, "hybrid": 0, "hybrid_lr": None, "max_skipped": 10,
+    "history": 0.0, "sparsity": 0.0, "hybrid": 0, "hybrid_lr": None, "max_skipped": 10, "check_precision": True,
 }  # fmt: skip
 """Options of every optimizer.
 
 history: share a of earlier estimates mixed into each. sparsity: share of the components that a random mask holds still.
-hybrid: steps at the beginning that take the exact gradient; hybrid_lr: their learning rate (default: the same).
-max_skipped: steps in a row that may be without any finite loss.
+hybrid: steps at the beginning that take the exact gradient; hybrid_lr: their learning rate where lr is the other steps'
+(groups and schedules keep their ratios; default: the same). max_skipped: steps in a row that may be without any finite loss.
+check_precision: refuse an eps that half precision would swallow.
 """
 
 
@@ -77,17 +80,15 @@ class OptimizerInfo:
             ValueError: an option out of range.
         """
         chosen = {**self.options, **options}
-        for name, low, high, expected in (
-            ("sparsity", 0, 1, "a share in [0, 1)"), ("history", 0, 1, "a share in [0, 1)"),
-            ("hybrid", 0, None, "a number of steps >= 0"), ("max_skipped", 0, None, "an integer >= 0"),
-        ):  # fmt: skip
-            value, whole = chosen[name], high is None
-            right = isinstance(value, int) if whole else isinstance(value, int | float)
-            if not right or isinstance(value, bool) or value < low or (high is not None and value >= high):
-                raise ValueError(f"{name}={value!r}: expected {expected}")
+        for name in ("sparsity", "history"):
+            if not 0 <= chosen[name] < 1:
+                raise ValueError(f"{name}={chosen[name]!r}: expected a share in [0, 1)")
+        for name in ("hybrid", "max_skipped"):
+            if chosen[name] < 0:
+                raise ValueError(f"{name}={chosen[name]!r}: expected an integer >= 0")
         hybrid_lr = chosen["hybrid_lr"]
-        if hybrid_lr is not None and not (isinstance(hybrid_lr, int | float) and hybrid_lr > 0):
-            raise ValueError(f"hybrid_lr={hybrid_lr!r}: expected a number > 0")
+        if hybrid_lr is not None and not (chosen["hybrid"] and lr and _is_number(hybrid_lr) and hybrid_lr > 0):
+            raise ValueError(f"hybrid_lr={hybrid_lr!r}: expected a number > 0, together with hybrid and lr > 0")
         direction = _with(self.direction, chosen)
         history = [History(float(chosen["history"]))] if chosen["history"] else []
         directions: list[Direction] = [direction, *history] if direction.before_history else [*history, direction]
@@ -99,7 +100,8 @@ class OptimizerInfo:
         return Composition(
             _with(self.estimator, chosen), directions, inner, _with(self.update, chosen),
             sparsity=float(chosen["sparsity"]), first_order_steps=chosen["hybrid"],
-            first_order_lr=1.0 if hybrid_lr is None or not lr else hybrid_lr / lr, max_skipped=chosen["max_skipped"],
+            first_order_lr=1.0 if hybrid_lr is None else hybrid_lr / lr, max_skipped=chosen["max_skipped"],
+            check_precision=chosen["check_precision"],
         )  # fmt: skip
 
 
@@ -166,22 +168,53 @@ def check_settings(
 ) -> None:
     """Refuse settings that cannot work, before any work is done."""
     for key, value, right, expected in (
-        ("lr", lr, isinstance(lr, int | float) and 0 <= lr < float("inf"), "a number >= 0"),
-        ("eps", eps, isinstance(eps, int | float) and 0 < eps < float("inf"), "a number > 0"),
-        ("queries", queries, isinstance(queries, int) and queries >= 1, "an integer >= 1"),
-        ("seed", seed, isinstance(seed, int) and 0 <= seed < 2**64, "an integer from 0 to 2^64 - 1"),
+        ("lr", lr, _is_number(lr) and lr >= 0, "a number >= 0"),
+        ("eps", eps, _is_number(eps) and eps > 0, "a number > 0"),
+        ("queries", queries, isinstance(queries, Integral) and queries >= 1, "an integer >= 1"),
+        ("seed", seed, isinstance(seed, Integral) and 0 <= seed < 2**64, "an integer from 0 to 2^64 - 1"),
     ):
         if not right or isinstance(value, bool):
             raise ConfigError(f"{key}={value!r} for optimizer {info.name!r}: expected {expected}")
-    for key in options:
-        if key not in info.options:
-            nearest = difflib.get_close_matches(key, info.options, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(sorted(info.options))}"
+    known = info.options
+    for key, value in options.items():
+        if key not in known:
+            nearest = _MEANT.get(key) or next(iter(difflib.get_close_matches(key, [*known, *_ARGUMENTS], n=1)), None)
+            hint = f"did you mean {nearest!r}?" if nearest else f"known: {', '.join(sorted(known))}"
             raise ConfigError(f"unknown option {key!r} for optimizer {info.name!r}; {hint}")
+        expected = _expected(known[key])
+        if expected and not _fits(value, known[key]):
+            raise ConfigError(f"{key}={value!r} for optimizer {info.name!r}: expected {expected}")
     try:
         info.compose(lr, options).inner([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise ConfigError(f"options {dict(options)} for optimizer {info.name!r}: {error}") from None
+
+
+_ARGUMENTS = ("lr", "queries", "eps", "seed")
+_MEANT = {"q": "queries", "eps_zo": "eps", "mu": "eps", "epsilon": "eps", "learning_rate": "lr"}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _expected(default: Any) -> str:
+    """What a value must be, said by the default's type."""
+    if isinstance(default, bool):
+        return "True or False"
+    if isinstance(default, tuple):
+        return f"{len(default)} numbers"
+    return {float: "a number", int: "an integer", str: "a text"}.get(type(default), "")
+
+
+def _fits(value: Any, default: Any) -> bool:
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple) and len(value) == len(default) and all(map(_is_number, value))
+    if isinstance(default, float):
+        return _is_number(value)
+    return isinstance(value, type(default)) and not isinstance(value, bool)
 
 
 def _fields(piece: Any) -> dict[str, Any]:

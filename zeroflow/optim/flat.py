@@ -1,8 +1,8 @@
 """All trainable parameters as one flat float32 (or float64) vector, so that a perturbation is one fused operation.
 
-Where the parameters have that precision themselves, their storages become views of the vector. Half-precision parameters
-keep their storages; the vector is then their master copy: perturbations and updates are made in float32 and rounded on
-the way into the model, so that a step smaller than the rounding is not lost.
+The vector is the master copy: perturbations and updates are made on it and written into the model's own parameters, which
+keep their storages, layouts and precision (so they can be saved, tied, shared and moved as ever). A step smaller than the
+rounding of a half-precision parameter is not lost, and what was written for an evaluation is undone exactly.
 """
 
 from __future__ import annotations
@@ -31,27 +31,34 @@ class FlatParameters:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        if not parameters:
+        if not sum(p.numel() for p in parameters):
             raise ValueError("params: expected at least one parameter that requires a gradient, found none")
         kinds, devices = {p.dtype for p in parameters}, {p.device for p in parameters}
         if len(devices) > 1:
-            raise ValueError(f"params: expected one device, found {sorted(map(str, devices))}")
+            raise ValueError(f"params: expected one device, found {', '.join(sorted(map(str, devices)))}")
         if kinds - {*_FULL, *_HALF} or (torch.float64 in kinds and len(kinds) > 1):
             raise ValueError(f"params: expected float32, bfloat16, float16 or only float64, found {_names(kinds)}")
         self.parameters = list(parameters)
         self.half = next((kind for kind in _HALF if kind in kinds), None)
-        self.vector = torch.cat([p.detach().reshape(-1).to(self._dtype(kinds)) for p in parameters])
+        dtype = torch.float64 if torch.float64 in kinds else torch.float32
+        self.vector = torch.cat([p.detach().reshape(-1).to(dtype) for p in parameters])
         self.masters = [nn.Parameter(view, requires_grad=False) for view in self.views(self.vector)]
-        self._adopt()
+        self._kinds = self._seen()
 
-    @staticmethod
-    def _dtype(kinds: set[torch.dtype]) -> torch.dtype:
-        return torch.float64 if torch.float64 in kinds else torch.float32
+    def bind(self) -> None:
+        """Make the masters slices of the vector again, which a deep copy does not preserve."""
+        for master, view in zip(self.masters, self.views(self.vector), strict=True):
+            master.data = view
 
     @property
     def size(self) -> int:
         """Number of scalars, d."""
         return self.vector.numel()
+
+    @property
+    def outdated(self) -> bool:
+        """Whether a parameter has got another dtype, device or shape since (``module.half()``, ``module.to(...)``)."""
+        return self._kinds != self._seen()
 
     def slices(self) -> Iterator[tuple[nn.Parameter, slice]]:
         """Each parameter with its place in the vector."""
@@ -62,38 +69,25 @@ class FlatParameters:
 
     def views(self, vector: Tensor) -> list[Tensor]:
         """Slices of ``vector`` ``[d]`` in the shapes of the parameters, sharing its memory."""
-        return [vector[place].view(parameter.shape) for parameter, place in self.slices()]
+        shapes = [parameter.shape for parameter in self.parameters]
+        parts = torch.split(vector, [shape.numel() for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     @torch.no_grad()
     def show(self, vector: Tensor | None = None) -> None:
-        """Let the model's parameters be ``vector`` ``[d]``, rounded where they are half precision; default: its own."""
-        if self.half is None:
-            if vector is not None:
-                self.vector.copy_(vector)
-            return
-        for parameter, view in zip(self.parameters, self.views(self.vector if vector is None else vector), strict=True):
-            parameter.copy_(view)
+        """Let the model's parameters be ``vector`` ``[d]``, rounded where they are half precision; default: the masters."""
+        torch._foreach_copy_(tuple(self.parameters), tuple(self.views(self.vector if vector is None else vector)))
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over what others did to the parameters since: new storages (``module.to``), new values."""
-        if self.half is not None:
-            for parameter, master in zip(self.parameters, self.masters, strict=True):
-                moved = parameter != master.to(parameter.dtype)
-                if moved.any():
-                    master.copy_(torch.where(moved, parameter.to(master.dtype), master))
-            return
-        origin = self.vector.untyped_storage().data_ptr()
-        if any(p.untyped_storage().data_ptr() != origin for p in self.parameters):
-            self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])
-            self._adopt()
+        """Take over values that others gave to the parameters since, such as a loaded state dict."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            shown = master if parameter.dtype == master.dtype else master.to(parameter.dtype)
+            if not torch.equal(parameter, shown):
+                master.copy_(torch.where(parameter == shown, master, parameter.to(master.dtype)))
 
-    @torch.no_grad()
-    def _adopt(self) -> None:
-        for parameter, master, view in zip(self.parameters, self.masters, self.views(self.vector), strict=True):
-            master.data = view
-            if self.half is None:
-                parameter.data = view
+    def _seen(self) -> list[tuple[torch.dtype, torch.device, torch.Size]]:
+        return [(p.dtype, p.device, p.shape) for p in self.parameters]
 
 
 def _names(kinds: set[torch.dtype]) -> str:

@@ -85,6 +85,8 @@ class Directions:
     seed: int
     mask: Tensor | None = None
     queries: int = 1
+    _free: Tensor | None = None
+    _drawn: tuple[int, list[int]] | None = None
 
     def fill_(self, out: Tensor, step: int, query: int) -> Tensor:
         """Put the direction of a step's query into ``out`` ``[d]``."""
@@ -97,11 +99,18 @@ class Directions:
 
     def dimensions(self, size: int) -> int:
         """Number of components that may move, of ``size``."""
-        return size if self.mask is None else int(self.mask.sum())
+        return size if self.mask is None else len(self._unmasked(self.mask))
+
+    def _unmasked(self, mask: Tensor) -> Tensor:
+        if self._free is None:
+            self._free = mask.nonzero()[:, 0]
+        return self._free
 
     def _coordinate(self, out: Tensor, step: int, query: int) -> int:
-        number = coordinates(self.dimensions(out.numel()), self.queries, self.seed, step)[query]
-        return number if self.mask is None else int(self.mask.nonzero()[number, 0])
+        if self._drawn is None or self._drawn[0] != step:
+            self._drawn = step, coordinates(self.dimensions(out.numel()), self.queries, self.seed, step)
+        number = self._drawn[1][query]
+        return number if self.mask is None else int(self._unmasked(self.mask)[number])
 
 
 def _signs_(out: Tensor, seed: int, step: int, query: int, domain: int) -> Tensor:
@@ -118,7 +127,9 @@ def _numpy_can(out: Tensor) -> bool:
 
 
 def _numpy(seed: int, step: int, query: int, domain: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, domain], counter=[0, 0, query, step]))
+    # As uint64: a plain list with a number above 2^63 would become floats, and seeds would collide.
+    key, counter = np.array([seed, domain], np.uint64), np.array([0, 0, query, step], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def _torch(device: torch.device, *words: int) -> torch.Generator:

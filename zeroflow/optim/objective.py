@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -79,8 +79,9 @@ class Objective:
         flat: the parameters. closure: returns the loss at the current parameters, without calling backward.
         eps: perturbation size, one number or a vector ``[d]`` where parameter groups differ.
         directions: of the queries. step: number of the step, which keys them.
-        executor: where evaluations run. buffers: tensors that an evaluation may change and must not.
-        watching: gives what is entered around each evaluation here. memory: of the estimator, what only saves it work.
+        executor: where evaluations run. buffers: the model's, which evaluations must not move.
+        per_example: whether a closure may give one loss for each example; their mean is then the loss.
+        ask: calls a closure, ``ask(closure)``. memory: of the estimator, what only saves it work.
     """
 
     def __init__(
@@ -91,18 +92,19 @@ class Objective:
         directions: Directions,
         step: int,
         executor: Executor,
-        buffers: Sequence[Tensor] = (),
-        watching: Callable[[], AbstractContextManager[object]] = nullcontext,
+        buffers: Buffers | None = None,
+        per_example: bool = False,
+        ask: Callable[[Closure], Tensor | float] | None = None,
         memory: dict[str, Any] | None = None,
     ) -> None:
         self.flat, self.closure, self.eps, self.step, self.executor = flat, closure, eps, step, executor
-        self.directions, self.watching = directions, watching
+        self.directions, self.per_example = directions, per_example
         self.memory: dict[str, Any] = {} if memory is None else memory
         self.forwards = 0
-        self._theta = flat.vector.clone()
-        self._base = self._theta
-        self._held = _Held(torch.empty_like(self._theta))
-        self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
+        self._ask = ask or (lambda closure: closure())
+        self._base = flat.vector
+        self._held = _Held(torch.empty_like(flat.vector))
+        self._buffers = buffers or Buffers([])
 
     # What estimators ask.
 
@@ -130,7 +132,7 @@ class Objective:
 
     def combine(self, weights: dict[int, float], step: int | None = None) -> Tensor:
         """Sum over queries of weight * z, ``[d]``; directions are regenerated one at a time, in query order."""
-        total = torch.zeros_like(self._theta)
+        total = torch.zeros_like(self._base)
         for query in sorted(weights):
             total.add_(self.direction(query, step), alpha=weights[query])
         return total
@@ -141,7 +143,7 @@ class Objective:
         def evaluate(index: int) -> Numbers:
             with torch.no_grad():
                 self.move(shifts[index])
-                return (scalar(self.call()),)
+                return (scalar(self.mean(self.call())),)
 
         return [loss for (loss,) in self.run(len(shifts), evaluate)]
 
@@ -157,30 +159,34 @@ class Objective:
                     # In place on purpose: a closure sees the module's own parameters, whatever module that is.
                     dual = forward_ad.make_dual(parameter.detach().clone(), tangent.to(parameter.dtype))  # type: ignore[no-untyped-call]
                     parameter.copy_(dual)
-                loss = self.call()
+                loss = self.mean(self.call())
                 if not isinstance(loss, Tensor):
                     raise TypeError("closure: forward-mode differentiation needs a tensor loss, got a plain number")
                 primal, slope = forward_ad.unpack_dual(loss)  # type: ignore[no-untyped-call]
-                return scalar(primal), 0.0 if slope is None else float(slope)
+                if slope is None:
+                    raise TypeError(
+                        "closure: the loss has no derivative with respect to the parameters (detached, .item(), accuracy?); "
+                        "forward-mode differentiation needs one, zo-sgd does not"
+                    )
+                return scalar(primal), float(slope)
 
         return [(loss, slope) for loss, slope in self.run(queries, evaluate, width=2)]
 
-    def gradient(self) -> tuple[float, Tensor]:
-        """(loss, gradient ``[d]``) by backpropagation. Nothing is left in ``param.grad``, and buffers move as usual."""
+    def gradient(self) -> tuple[float, list[Tensor | None]]:
+        """(loss, gradient by parameter, None where it is not in the graph) by backpropagation.
+
+        Nothing is left in ``param.grad``, and buffers move as in any forward pass.
+        """
         with self._same_function(), torch.enable_grad():
             self._seed()
-            loss = self.closure()
+            loss = self.mean(self.closure())
             if not isinstance(loss, Tensor) or loss.grad_fn is None:
                 raise TypeError("closure: a first-order optimizer needs a loss tensor that depends on the parameters")
             value = scalar(loss.detach())
-            parts = torch.autograd.grad(loss, self.flat.parameters, allow_unused=True)
-        dtype = self._theta.dtype
-        pieces = [
-            (torch.zeros_like(p) if g is None else g).reshape(-1).to(dtype)
-            for g, p in zip(parts, self.flat.parameters, strict=True)
-        ]
+            wanted = [p for p in self.flat.parameters if p.requires_grad]
+            found = dict(zip(wanted, torch.autograd.grad(loss, wanted, allow_unused=True), strict=True))
         self.forwards += 1
-        return value, torch.cat(pieces)
+        return value, [found.get(p) for p in self.flat.parameters]
 
     def at(self, theta: Tensor) -> Objective:
         """The same function around another point ``[d]``; its forward passes are counted by its own ``forwards``."""
@@ -206,30 +212,29 @@ class Objective:
 
     def move(self, shift: Shift) -> None:
         """Let the model's parameters be those at ``shift``."""
-        out = self.flat.vector if self.flat.half is None else torch.empty_like(self._base)
+        base = self._base
         if shift.query is None:
-            vector = self._base if shift.vector is None else shift.vector
-            torch.add(self._base, vector, alpha=0.0 if shift.vector is None else shift.scale, out=out)
+            moved = base if shift.vector is None else torch.add(base, shift.vector, alpha=shift.scale)
         elif isinstance(self.eps, Tensor):
-            torch.addcmul(self._base, self.direction(shift.query), self.eps, value=shift.scale, out=out)
+            moved = torch.addcmul(base, self.direction(shift.query), self.eps, value=shift.scale)
         else:
-            torch.add(self._base, self.direction(shift.query), alpha=shift.scale * self.eps, out=out)
-        if self.flat.half is not None:
-            self.flat.show(out)
+            moved = torch.add(base, self.direction(shift.query), alpha=shift.scale * self.eps)
+        self.flat.show(moved)
 
     def call(self) -> Tensor | float:
         """The closure's own answer at the model's parameters, under this step's dropout masks; buffers do not move."""
         self._seed()
-        try:
-            with self.watching():
-                return self.closure()
-        finally:
-            for buffer, before in self._buffers:
-                buffer.copy_(before)
+        with self._buffers.held():
+            return self._ask(self.closure)
+
+    def mean(self, answer: Tensor | float) -> Tensor | float:
+        """A closure's answer with losses of single examples reduced to their mean."""
+        several = self.per_example and isinstance(answer, Tensor) and answer.ndim == 1
+        return answer.mean() if several and isinstance(answer, Tensor) else answer
 
     def settle(self) -> None:
-        """Let buffers see the mini-batch once, at theta: what a first-order step's forward pass does to them."""
-        if self._buffers:
+        """Let buffers that evaluations would move see the mini-batch once, at theta, as in a first-order step."""
+        if self._buffers.moving:
             with self._same_function(), torch.no_grad():
                 self._seed()
                 self.closure()
@@ -237,19 +242,50 @@ class Objective:
 
     def _seed(self) -> None:
         # Not torch.manual_seed: it also queues work for every CUDA device that was never started.
-        seed, device = noise.closure_seed(self.directions.seed, self.step), self._theta.device
+        seed, device = noise.closure_seed(self.directions.seed, self.step), self._base.device
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
     @contextmanager
     def _same_function(self) -> Iterator[None]:
-        devices = [self._theta.device] if self._theta.device.type == "cuda" else []
+        devices = [self._base.device] if self._base.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             try:
                 yield
             finally:
-                self.flat.show(self._theta)
+                self.flat.show()
+
+
+class Buffers:
+    """A model's buffers, such as batch norm's statistics: put back after every evaluation.
+
+    Most never move. Those that did not in the first evaluation are not copied again.
+
+    Args:
+        tensors: all of them. still: identities of those known not to move, kept by the caller.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], still: set[int] | None = None) -> None:
+        self._still = set() if still is None else still
+        self._tensors = [t for t in tensors if id(t) not in self._still]
+        self.moving = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Put back what changes inside."""
+        before = [(tensor, tensor.clone()) for tensor in self._tensors]
+        try:
+            yield
+        finally:
+            for tensor, values in before:
+                # Version counters do not tell: batch norm moves its statistics behind them.
+                if torch.equal(tensor, values):
+                    self._still.add(id(tensor))
+                else:
+                    self.moving = True
+                    tensor.detach().copy_(values)
+            self._tensors = [t for t in self._tensors if id(t) not in self._still]
 
 
 @dataclass
@@ -260,21 +296,27 @@ class _Held:
     key: tuple[int, int] | None = None
 
 
-def scalar(loss: Tensor | float) -> float:
+def scalar(loss: Any) -> float:
     """A closure's answer as a number.
 
     Raises:
-        TypeError: it is not one number, or it carries an autograd graph.
+        TypeError: it is not one real number, or it carries an autograd graph.
     """
     if isinstance(loss, Tensor):
         if loss.numel() != 1:
             raise TypeError(f"closure: expected a scalar loss, got shape {tuple(loss.shape)}")
         if loss.requires_grad:
             raise TypeError("closure: the loss carries an autograd graph, which forward-only optimizers never need")
+    elif getattr(loss, "size", 1) != 1:
+        raise TypeError(f"closure: expected a scalar loss, got shape {getattr(loss, 'shape', '?')}")
+    if isinstance(loss, str | bytes) or not (isinstance(loss, SupportsFloat) or hasattr(loss, "item")):
+        raise TypeError(f"closure: expected a scalar loss, got {type(loss).__name__}")
     try:
-        return float(loss)
-    except (TypeError, ValueError):
-        raise TypeError(f"closure: expected a scalar loss, got {type(loss).__name__}") from None
+        return float(loss.item() if hasattr(loss, "item") else loss)
+    except OverflowError:
+        return math.inf
+    except TypeError:
+        raise TypeError(f"closure: expected a real scalar loss, got {loss!r}") from None
 
 
 def mean_finite(losses: Sequence[float]) -> float:

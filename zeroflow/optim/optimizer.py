@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 
 from zeroflow.optim import noise
 from zeroflow.optim.directions import Direction, Step
-from zeroflow.optim.estimators import Backpropagation, Estimator
+from zeroflow.optim.estimators import Backpropagation, Estimate, Estimator
+from zeroflow.optim.estimators.backpropagation import Exact
 from zeroflow.optim.flat import FlatParameters
-from zeroflow.optim.objective import Closure, Executor, LocalExecutor, NonFiniteLoss, Objective
-from zeroflow.optim.precision import PrecisionWatch, check_eps
+from zeroflow.optim.objective import Buffers, Closure, Executor, LocalExecutor, NonFiniteLoss, Objective
+from zeroflow.optim.precision import PrecisionWatch, check_eps, half_precision
 from zeroflow.optim.updates import Plain, Rule, Update
 
 Parameters = nn.Module | Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]] | Iterable[dict[str, Any]]
@@ -35,6 +35,10 @@ class Composition:
         first_order_steps: how many steps at the beginning take the exact gradient instead (ZeroFlow, Section 6, "hybrid").
         first_order_lr: multiple of the learning rate during those; moments start anew after them.
         max_skipped: how many steps in a row may be without any finite loss; one more raises ``NonFiniteLoss``.
+        check_precision: refuse an eps that the half precision of parameters or of the loss would swallow.
+
+    Raises:
+        TypeError: pieces that do not go together.
     """
 
     estimator: Estimator
@@ -45,21 +49,32 @@ class Composition:
     first_order_steps: int = 0
     first_order_lr: float = 1.0
     max_skipped: int = 10
+    check_precision: bool = True
+
+    def __post_init__(self) -> None:
+        pieces: list[Direction | Update] = [*self.directions, self.update]
+        for piece in pieces:
+            if piece.needs and not isinstance(self.estimator, piece.needs):
+                raise TypeError(
+                    f"{type(piece).__name__} needs the estimator {' or '.join(n.__name__ for n in piece.needs)}, "
+                    f"got {type(self.estimator).__name__}"
+                )
 
 
 class ThreeStepOptimizer(torch.optim.Optimizer):
     """A ``torch.optim`` optimizer whose ``step(closure)`` asks for function values (or slopes, or the gradient).
 
     Parameter groups may have their own ``lr``, ``eps_zo`` and whatever the inner rule knows; LR schedulers, ``state_dict``,
-    hooks and ``add_param_group`` work as with any other. float32 and float64 parameters become views of one flat vector;
-    half-precision ones are rounded from a float32 master copy.
+    hooks and ``add_param_group`` work as with any other. The master copy of all parameters is one flat vector of float32 (or
+    float64), which is written into the model's own.
 
     Args:
         params: a module (its parameters that require gradients), parameters, named parameters, or groups of them. Given a
             module, buffers in training mode (batch norm) see each mini-batch once a step instead of once an evaluation.
         composition: the three steps.
         queries: directions per step, q.
-        eps: default perturbation size of a group; the key in a group is ``"eps_zo"`` since Adam's own is ``"eps"``.
+        eps: default perturbation size of a group. A group may be given with its own ``"eps"``; its key afterwards is
+            ``"eps_zo"``, since Adam's own is ``"eps"``.
         seed: key of all directions and of dropout during evaluations.
         executor: where evaluations run; one process by default.
 
@@ -87,13 +102,13 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         self._module = params if isinstance(params, nn.Module) else None
         self._memory: dict[str, Any] = {}  # of the direction: part of the state
         self._transient: dict[str, Any] = {}  # of the estimator: saves work, never changes a result
-        self._unwatched = composition.estimator.uses_eps
+        self._still: set[int] = set()  # buffers known not to move
+        self._half: torch.dtype | None = None  # precision in which losses were seen to be computed
+        self._watched = not (composition.estimator.uses_eps and composition.check_precision)
         # The inner rule tells which hyper-parameters groups have; its own parameters are the master copies.
         probe = composition.inner([{**group, "params": list(group["params"])} for group in groups])
         super().__init__(probe.param_groups, {**probe.defaults, "eps_zo": eps})
         self._lay_out()
-        if self.flat.half is not None and composition.estimator.uses_eps:
-            check_eps(min(float(group["eps_zo"]) for group in self.param_groups), self.flat.half)
         if self.checkpoint:
             _checkpoint(self._module)
 
@@ -130,31 +145,33 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
             raise TypeError(
                 "step: expected a closure that returns the loss, as in optimizer.step(lambda: loss(model(x), y))"
             )
-        self.flat.refresh()
+        self._catch_up()
         method, first_order = self.composition, self.steps < self.composition.first_order_steps
         if self.steps == method.first_order_steps > 0:
-            self._forget()
+            self.inner = self._rule()  # moments start anew
         estimator: Estimator = Backpropagation() if first_order else method.estimator
-        objective = self._objective(closure)
+        mask = self._trained()
+        objective = self._objective(closure, mask)
         estimate = estimator.estimate(objective, self.queries)
+        objective.settle()
         if estimate.usable:
             self.skipped = 0
             with torch.no_grad():
                 self._hand_over(method.first_order_lr if first_order else 1.0)
                 vector = estimate.vector()
-                if objective.directions.mask is not None:
-                    vector.mul_(objective.directions.mask)
+                if mask is not None:
+                    vector.mul_(mask)
                 step = Step(objective, estimator, self.queries, estimate, self._memory, full)
                 for direction in () if first_order else method.directions:
                     vector = direction(vector, step)
                 update = Plain() if first_order else method.update
-                update(Rule(self.inner, self.flat, objective.directions.mask), vector, step)
-                self.flat.show()
+                try:
+                    update(Rule(self.inner, self.flat, mask, self._without_gradient(estimate)), vector, step)
+                finally:
+                    self.flat.show()
                 self._take_back()
         else:
             self.skipped += 1
-        if not first_order and not isinstance(estimator, Backpropagation):
-            objective.settle()
         self.steps += 1
         self.forwards += objective.forwards
         if self.skipped > method.max_skipped:
@@ -165,64 +182,156 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         return torch.tensor(estimate.loss, dtype=torch.float64)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch; moments of the parameters so far stay."""
-        known = hasattr(self, "flat")
-        super().add_param_group(_groups([param_group])[0] if known else param_group)
-        if known:
-            self._lay_out()
+        """As in torch. Moments, history and mask of the parameters so far stay; a new snapshot is taken where one is kept.
+
+        Raises:
+            ValueError, TypeError: parameters that cannot be trained together with those so far; nothing is added then.
+        """
+        if not hasattr(self, "flat"):
+            super().add_param_group(param_group)
+            return
+        (group,) = _groups([param_group])
+        named, first = "param_names" in self.param_groups[0], isinstance(next(iter(group["params"]), None), tuple)
+        if named and not first:
+            number = len(self.param_groups)
+            group["params"] = [(f"group{number}.{i}", p) for i, p in enumerate(group["params"])]
+        elif first and not named:
+            group["params"] = [p for _, p in group["params"]]
+        FlatParameters([*self.flat.parameters, *(p[1] if isinstance(p, tuple) else p for p in group["params"])])
+        super().add_param_group(group)
+        self._lay_out()
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch, with the counters that key the randomness and what directions remember: resumes bit for bit."""
+        """As in torch, with the counters that key the randomness and all that a step looks back to: resumes bit for bit."""
         own = {
             "steps": self.steps, "forwards": self.forwards, "skipped": self.skipped, "seed": self.seed,
-            "memory": self._memory, "master": None if self.flat.half is None else self.flat.vector,
+            "queries": self.queries, "size": self.flat.size, "memory": self._memory, "mask": self._mask,
+            "masters": self.flat.vector if self.flat.half is not None else None, "rule": self.inner.state_dict(),
         }  # fmt: skip
         return {**super().state_dict(), "zeroflow": own}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As in torch. For half-precision parameters the float32 master copy is part of it."""
+        """As in torch. For half-precision parameters the float32 master copy is part of it.
+
+        Raises:
+            ValueError: the state is another optimizer's, or of other parameters.
+        """
+        own = state_dict.get("zeroflow")
+        if own is None:
+            raise ValueError(
+                "state_dict: expected one of a zeroflow optimizer (key 'zeroflow'), found only torch's keys"
+            )
+        if own["size"] != self.flat.size:
+            raise ValueError(f"state_dict: of {own['size']} trained components, this optimizer has {self.flat.size}")
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
-        own, device = state_dict["zeroflow"], self.flat.vector.device
-        self.steps, self.forwards, self.seed = own["steps"], own["forwards"], own["seed"]
-        self.skipped = own["skipped"]
-        memory = copy.deepcopy(own["memory"])
-        self._memory = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in memory.items()}
-        if self.flat.half is not None:
-            # torch has rounded the moments to the parameters' dtype.
-            flat = [p for group in self.param_groups for p in group["params"]]
-            for number, state in state_dict["state"].items():
-                self.state[flat[number]] = copy.deepcopy(state)
-            self.flat.vector.copy_(own["master"])
+        self.inner.load_state_dict(copy.deepcopy(own["rule"]))  # unrounded, where parameters are half precision
+        self.steps, self.forwards, self.skipped = own["steps"], own["forwards"], own["skipped"]
+        self.seed, self.queries = own["seed"], own["queries"]
+        self._memory = {k: self._placed(v) for k, v in copy.deepcopy(own["memory"]).items()}
+        self._mask = None if own["mask"] is None else self._placed(own["mask"].clone())
+        if self.flat.half is not None and own["masters"] is not None:
+            self.flat.vector.copy_(own["masters"])
             self.flat.show()
-        self._restore_moments()
+        self._take_back()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's own leaves out all that a step needs; a scheduler's patch of ``step`` must not come along.
+        return {key: value for key, value in self.__dict__.items() if key != "step"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._still = set()
+        if "flat" in state:
+            self.flat.bind()
 
     def _lay_out(self) -> None:
+        """Put all parameters into one vector, and what is kept for each component with them."""
         # Named parameters are laid out by name, so that the order they were registered in does not change the noise.
         named: list[tuple[str, nn.Parameter]] = []
         for number, group in enumerate(self.param_groups):
             names = group.get("param_names") or [f"\0{number:04d}.{i:06d}" for i in range(len(group["params"]))]
             named += zip(names, group["params"], strict=True)
-        before: dict[nn.Parameter, nn.Parameter] = getattr(self, "_master", {})
+        before: FlatParameters | None = getattr(self, "flat", None)
         self.flat = FlatParameters([parameter for _, parameter in sorted(named, key=lambda pair: pair[0])])
-        self._master = dict(zip(self.flat.parameters, self.flat.masters, strict=True))
-        for parameter, master in before.items():  # more precise than a half-precision parameter
-            self._master[parameter].data.copy_(master)
-        self.inner = self.composition.inner(
-            [{**group, "params": [self._master[p] for p in group["params"]]} for group in self._hyper()]
-        )
-        self._restore_moments()
-        size, sparsity = self.flat.size, self.composition.sparsity
-        self._mask = noise.mask(self.flat.vector, self.seed, sparsity) if sparsity else None
+        mask = noise.mask(self.flat.vector, self.seed, self.composition.sparsity) if self.composition.sparsity else None
+        if before is None:
+            self._mask = mask
+        else:
+            self._carry_over(before, mask)
         if self._mask is not None and not self._mask.any():
-            raise ValueError(f"sparsity={sparsity}: of {size} components none would be trained")
+            raise ValueError(
+                f"sparsity={self.composition.sparsity}: none of {self.flat.size} components would be trained"
+            )
+        self._master = dict(zip(self.flat.parameters, self.flat.masters, strict=True))
+        self.inner = self._rule()
+        for parameter, master in self._master.items():
+            if parameter in self.state:
+                self.inner.state[master] = {k: self._placed(v) for k, v in self.state[parameter].items()}
+        self._check_eps()
 
-    def _hyper(self) -> list[dict[str, Any]]:
-        return [{k: v for k, v in group.items() if k != "param_names"} for group in self.param_groups]
+    def _carry_over(self, before: FlatParameters, mask: Tensor | None) -> None:
+        """From the layout before: unrounded values, history and mask of parameters that were there already."""
+        places = dict(before.slices())
+
+        def carried(fresh: Tensor, old: Tensor) -> Tensor:
+            for parameter, place in self.flat.slices():
+                if parameter in places:
+                    fresh[place] = self._placed(old[places[parameter]])
+            return fresh
+
+        with torch.no_grad():
+            for parameter, place in self.flat.slices():
+                if parameter in places and torch.equal(
+                    before.vector[places[parameter]].to(parameter), parameter.view(-1)
+                ):
+                    self.flat.vector[place] = before.vector[places[parameter]].to(self.flat.vector)
+            self._mask = None if mask is None or self._mask is None else carried(mask, self._mask)
+            if "history" in self._memory:
+                self._memory["history"] = carried(torch.zeros_like(self.flat.vector), self._memory["history"])
+            self._memory.pop("snapshot", None)
+
+    def _placed(self, value: Any) -> Any:
+        """A tensor beside the vector, in its precision; anything else as it is, and counters too."""
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            return value
+        return value.to(self.flat.vector) if value.is_floating_point() else value.to(self.flat.vector.device)
+
+    def _rule(self) -> torch.optim.Optimizer:
+        groups = [{k: v for k, v in group.items() if k != "param_names"} for group in self.param_groups]
+        return self.composition.inner(
+            [{**group, "params": [self._master[p] for p in group["params"]]} for group in groups]
+        )
+
+    def _catch_up(self) -> None:
+        """Notice what others did to parameters and groups since the last step."""
+        if self.flat.outdated:
+            self._lay_out()
+        self.flat.refresh()
+        self._check_eps()
+
+    def _check_eps(self) -> None:
+        half = self.flat.half or self._half
+        if half is not None and self.composition.estimator.uses_eps and self.composition.check_precision:
+            check_eps(min(float(group["eps_zo"]) for group in self.param_groups), half)
+
+    def _trained(self) -> Tensor | None:
+        """Ones and zeros ``[d]``, or None for all: the mask, and whatever has been frozen since."""
+        mask = self._mask
+        if any(not p.requires_grad for p in self.flat.parameters):
+            mask = torch.ones_like(self.flat.vector) if mask is None else mask.clone()
+            for parameter, place in self.flat.slices():
+                if not parameter.requires_grad:
+                    mask[place] = 0
+        return mask
+
+    def _without_gradient(self, estimate: Estimate) -> frozenset[int]:
+        frozen = {number for number, p in enumerate(self.flat.parameters) if not p.requires_grad}
+        return frozenset(frozen | (estimate.unused if isinstance(estimate, Exact) else frozenset()))
 
     def _hand_over(self, lr_factor: float) -> None:
         """Give the inner rule the groups' hyper-parameters, as a user or a scheduler may have changed them."""
-        for inner, group in zip(self.inner.param_groups, self._hyper(), strict=True):
-            inner.update({k: v for k, v in group.items() if k != "params"})
+        for inner, group in zip(self.inner.param_groups, self.param_groups, strict=True):
+            inner.update({k: v for k, v in group.items() if k not in ("params", "param_names")})
             inner["lr"] = group["lr"] * lr_factor
 
     def _take_back(self) -> None:
@@ -233,42 +342,25 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         for inner, group in zip(self.inner.param_groups, self.param_groups, strict=True):
             group.update({k: v for k, v in inner.items() if k not in ("params", "lr")})
 
-    def _restore_moments(self) -> None:
-        self.inner.state.clear()
-        self.inner.state.update({master: self.state[p] for p, master in self._master.items() if p in self.state})
-
-    def _forget(self) -> None:
-        self.inner.state.clear()
-        self.state.clear()
-
-    def _objective(self, closure: Closure) -> Objective:
+    def _objective(self, closure: Closure, mask: Tensor | None = None) -> Objective:
         method = self.composition
-        directions = noise.Directions(method.estimator.distribution, self.seed, self._mask, self.queries)
-        watching: Callable[[], AbstractContextManager[object]] = self._first_look if self._unwatched else nullcontext
         return Objective(
-            self.flat,
-            closure,
-            self._eps(),
-            directions,
-            self.steps,
-            self.executor,
-            self._buffers(),
-            watching,
-            self._transient,
-        )
+            self.flat, closure, self._eps(),
+            noise.Directions(method.estimator.distribution, self.seed, mask, self.queries),
+            self.steps, self.executor, Buffers(self._buffers(), self._still), method.estimator.per_example,
+            self._ask, self._transient,
+        )  # fmt: skip
 
-    @contextmanager
-    def _first_look(self) -> Iterator[None]:
-        """Around the first evaluation here: find out whether they are made in a precision that eps is too small for."""
-        if not self._unwatched:
-            yield
-            return
+    def _ask(self, closure: Closure) -> Tensor | float:
+        """The closure's answer; the first time, find out whether it is made in a precision that eps is too small for."""
+        if self._watched:
+            return closure()
         watch = PrecisionWatch()
         with watch:
-            yield
-        if watch.half is not None:
-            check_eps(min(float(group["eps_zo"]) for group in self.param_groups), watch.half)
-        self._unwatched = False
+            answer = closure()
+        self._watched, self._half = True, watch.half or half_precision(answer)
+        self._check_eps()
+        return answer
 
     def _buffers(self) -> list[Tensor]:
         if self._module is None:
@@ -298,24 +390,40 @@ def _groups(params: Parameters) -> list[dict[str, Any]]:
     """Bring every accepted form of ``params`` into torch's groups, named where names are known."""
     if isinstance(params, nn.Module):
         params = [(name, p) for name, p in params.named_parameters() if p.requires_grad]
-    if isinstance(params, Tensor):
-        raise TypeError("params: expected a module, parameters or groups, got a single tensor; give [parameter]")
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        raise TypeError(f"params: expected a module, parameters or groups, got a single {type(params).__name__}")
     items: list[Any] = list(params)
     if not items:
         raise ValueError("params: expected at least one parameter that requires a gradient, found none")
     groups = [dict(group) for group in (items if isinstance(items[0], dict) else [{"params": items}])]
-    for group in groups:
+    seen: set[int] = set()
+    for number, group in enumerate(groups):
+        if "params" not in group:
+            raise ValueError(f"params: group {number} has no 'params', only {', '.join(map(repr, group))}")
         members = group["params"]
         group["params"] = [members] if isinstance(members, Tensor) else list(members)
         for item in group["params"]:
             name, parameter = item if isinstance(item, tuple) else ("", item)
             if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
-                raise TypeError(f"params: expected floating-point parameters, found {name or type(parameter).__name__}")
+                found = str(parameter.dtype) if isinstance(parameter, Tensor) else type(parameter).__name__
+                raise TypeError(
+                    f"params: expected floating-point parameters, found {f'{name} of ' if name else ''}{found}"
+                )
             if not parameter.requires_grad:
                 raise ValueError(f"params: {name or 'a parameter'} is frozen (requires_grad=False); leave it out")
+            if id(parameter) in seen:
+                raise ValueError(f"params: {name or 'a parameter'} is given twice")
+            seen.add(id(parameter))
+        if "eps" in group:  # what everybody writes; the key is another one because Adam's own is "eps"
+            group["eps_zo"] = group.pop("eps")
         for key in ("lr", "eps_zo"):
             value = group.get(key)
-            if value is not None and not (math.isfinite(value) and (value > 0 or (key == "lr" and value == 0))):
+            if value is None or isinstance(value, Tensor):
+                continue
+            right = (
+                isinstance(value, int | float) and math.isfinite(value) and (value > 0 or (key == "lr" and value == 0))
+            )
+            if not right:
                 raise ValueError(
                     f"params: {key}={value!r} of a group: expected a number {'>=' if key == 'lr' else '>'} 0"
                 )

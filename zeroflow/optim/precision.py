@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zeroflow.errors import ConfigError
 
 _HALF = (torch.bfloat16, torch.float16)
-_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "mv", "dot")
+_PRODUCTS = ("mm", "mv", "dot", "linear", "conv", "attention", "embedding", "rnn", "lstm", "gru")
 
 
 class PrecisionWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the lowest precision of any matrix product or convolution computed inside ``with watch:``.
+    """Notes whether any layer's product (matrix, convolution, attention, recurrence) is half precision in ``with watch:``.
 
     Attributes:
         half: ``torch.bfloat16`` or ``torch.float16`` if there was such a product, else None.
@@ -32,9 +32,15 @@ class PrecisionWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.dtype in _HALF and func.__name__.split(".")[0] in _PRODUCTS:
-            self.half = result.dtype
+        first = result[0] if isinstance(result, tuple) and result else result
+        if half_precision(first) is not None and any(part in func.__name__ for part in _PRODUCTS):
+            self.half = half_precision(first)
         return result
+
+
+def half_precision(value: Any) -> torch.dtype | None:
+    """A value's dtype if it is a half-precision tensor."""
+    return value.dtype if isinstance(value, Tensor) and value.dtype in _HALF else None
 
 
 def smallest_eps(half: torch.dtype) -> float:
@@ -53,5 +59,6 @@ def check_eps(eps: float, half: torch.dtype) -> None:
         name = str(half).removeprefix("torch.")
         raise ConfigError(
             f"eps={eps:g} is too small for a loss computed in {name}: its rounding, about {least:.2g} of every value, "
-            f"swallows the difference; the smallest sensible eps is {least:.2g} (or evaluate in float32)"
+            f"swallows the difference; the smallest sensible eps is {least:.2g} (or evaluate in float32, or give "
+            "check_precision=False where only frozen parts are that coarse)"
         )

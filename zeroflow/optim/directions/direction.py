@@ -36,6 +36,8 @@ class Direction(ABC):
 
     before_history: ClassVar[bool] = False
     """Whether it needs the estimate as it was measured, before it is mixed with earlier ones."""
+    needs: ClassVar[tuple[type[Estimator], ...]] = ()
+    """Estimators it works with; empty: all."""
     cost: ClassVar[str] = ""
     """Forward passes besides the estimator's, as a formula in q."""
 

@@ -8,7 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from zeroflow.optim.directions.direction import Direction, Step
-from zeroflow.optim.estimators.estimator import Slopes
+from zeroflow.optim.estimators.estimator import Estimator, Slopes
+from zeroflow.optim.estimators.rge import RGE
+from zeroflow.optim.estimators.spsa import SPSA
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class SVRG(Direction):
     estimator's, and 2q for each closure of ``full`` at a snapshot.
     """
 
+    needs: ClassVar[tuple[type[Estimator], ...]] = (SPSA, RGE)
     before_history: ClassVar[bool] = True
     cost: ClassVar[str] = "2q (and 2q a mini-batch at each snapshot)"
 
@@ -37,7 +40,7 @@ class SVRG(Direction):
 
     def __call__(self, vector: Tensor, step: Step) -> Tensor:
         objective, memory, now = step.objective, step.memory, step.estimate
-        assert isinstance(now, Slopes), "only for estimators of slopes along directions that a whole mini-batch shares"
+        assert isinstance(now, Slopes)
         if "snapshot" not in memory or objective.step - memory["snapshot_step"] >= self.snapshot_every:
             self._take(step)
         there = objective.at(memory["snapshot"])
@@ -45,7 +48,7 @@ class SVRG(Direction):
         objective.forwards += there.forwards
         assert isinstance(before, Slopes)
         both = now.slopes.keys() & before.slopes.keys()
-        full = Slopes(0.0, objective, memory["full_slopes"], now.factor, now.eps)
+        full = Slopes(0.0, objective, memory["full_slopes"], now.factor, memory["snapshot_eps"])
         return now.of(both) - before.of(both) + full.of(full.slopes, step=memory["snapshot_step"])
 
     @staticmethod
@@ -61,5 +64,5 @@ class SVRG(Direction):
             for query, slope in estimate.slopes.items():
                 sums.setdefault(query, []).append(slope)
         step.memory["snapshot"] = objective.theta.clone()
-        step.memory["snapshot_step"] = objective.step
+        step.memory["snapshot_step"], step.memory["snapshot_eps"] = objective.step, objective.eps
         step.memory["full_slopes"] = {query: sum(found) / len(found) for query, found in sums.items()}

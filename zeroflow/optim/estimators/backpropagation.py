@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
@@ -14,10 +15,16 @@ from zeroflow.optim.objective import Objective
 
 @dataclass
 class Exact(Estimate):
-    """The gradient itself, ``[d]``."""
+    """The gradient itself.
+
+    Attributes:
+        loss: see ``Estimate``. gradient: ``[d]``, zero where there is none.
+        unused: positions of the parameters that the loss does not depend on: as in torch, no rule moves them.
+    """
 
     loss: float
     gradient: Tensor
+    unused: frozenset[int]
 
     @property
     def usable(self) -> bool:
@@ -47,4 +54,10 @@ class Backpropagation(Estimator):
         return 1
 
     def estimate(self, objective: Objective, queries: int) -> Estimate:
-        return Exact(*objective.gradient())
+        loss, parts = objective.gradient()
+        flat = objective.flat
+        pieces = [
+            m.new_zeros(m.numel()) if g is None else g.reshape(-1).to(m)
+            for g, m in zip(parts, flat.masters, strict=True)
+        ]
+        return Exact(loss, torch.cat(pieces), frozenset(i for i, g in enumerate(parts) if g is None))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from zeroflow.optim import noise
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
@@ -30,9 +32,10 @@ class PerExample(Estimator):
     forward passes, by up to sqrt(N) in its cosine to the gradient.
 
     The closure returns the losses ``[N]`` (``reduction="none"``), and dimension 0 of the model's activations is the example.
-    Examples must not meet: no batch statistics. A closure that returns a single number gets plain SPSA along signs, with a
-    warning. Source: per-example directions of GRZO and EVA-0 (2026). Cost: 2q forward passes; at most one more where the
-    size of the mini-batch changes.
+    Examples must not meet: no batch statistics. This is verified on one example for every new size of a mini-batch. A closure
+    that returns a single number gets plain SPSA along signs, with a warning.
+    Source: per-example directions of GRZO and EVA-0 (2026). Cost: 2q forward passes, and 3 more to count and verify a
+    mini-batch of a new size (1 more where the size has been seen).
     """
 
     per_example: ClassVar[bool] = True
@@ -43,55 +46,92 @@ class PerExample(Estimator):
         return 2 * queries
 
     def estimate(self, objective: Objective, queries: int) -> Estimate:
-        census = objective.memory.setdefault("examples", Census())
+        census = objective.memory.setdefault("census", Census())
 
         def evaluate(index: int) -> Numbers:
-            query, scale = index // 2, (1.0, -1.0)[index % 2]
+            extra = objective.forwards
             with torch.no_grad():
-                if census.examples is None:
-                    census.count(objective)
-                if census.examples == 0:
-                    objective.move(Shift(scale, query))
-                    return (scalar(objective.call()),)
-                try:
-                    return _losses(objective, query, scale, census.examples)
-                except _OtherSize:
-                    census.count(objective)
-                try:
-                    return _losses(objective, query, scale, census.examples)
-                except _OtherSize as error:
-                    raise TypeError(
-                        f"zo-per-example: {census.examples} losses, but a layer saw an input of shape {error}; dimension 0 of "
-                        "every activation must be the example"
-                    ) from None
+                losses = census.losses(objective, index // 2, (1.0, -1.0)[index % 2])
+            return (*losses, objective.forwards - extra)
 
+        before = objective.forwards
         answers = objective.run(2 * queries, evaluate, width=None)
-        losses = torch.tensor(answers, dtype=torch.float64)
+        # Counted from the answers, so that all processes count alike.
+        objective.forwards = before + 2 * queries + int(sum(answer[-1] for answer in answers))
+        losses = torch.tensor([answer[:-1] for answer in answers], dtype=torch.float64)
         slopes = (losses[::2] - losses[1::2]) / 2
         return ExampleSlopes(mean_finite(losses.flatten().tolist()), objective, slopes)
 
 
 @dataclass
 class Census:
-    """How many examples the last mini-batch had: 0 where the closure returns a single number, None before the first."""
+    """How many losses the closure gives, and for which numbers of them displaced evaluation has been verified.
+
+    Attributes:
+        examples: of the last mini-batch; 1 where the closure gives a single number; None before the first.
+        verified: sizes of mini-batches.
+    """
 
     examples: int | None = None
+    verified: set[int] = field(default_factory=set)
+    _warned: bool = False
 
-    def count(self, objective: Objective) -> None:
-        """Ask the closure at theta, one more forward pass."""
+    def losses(self, objective: Objective, query: int, scale: float) -> Numbers:
+        """Losses of all examples at theta + scale * eps * z_n, or the one loss of a mini-batch that has only one."""
+        for _ in range(2):
+            if self.examples is None:
+                self._count(objective)
+            assert self.examples is not None
+            try:
+                if self.examples == 1:
+                    objective.move(Shift(scale, query))
+                    return (scalar(_several(objective.call(), 1)),)
+                if self.examples not in self.verified:
+                    self._verify(objective, query)
+                return _displaced(objective, query, scale, self.examples)
+            except _OtherSize as error:
+                found, self.examples = error, None
+        raise TypeError(
+            f"zo-per-example: the closure gives one number of losses, a layer's input has shape {found}; dimension 0 of every "
+            "activation must be the example"
+        )
+
+    def _count(self, objective: Objective) -> None:
         objective.move(HERE)
         answer = objective.call()
         objective.forwards += 1
-        if isinstance(answer, Tensor) and answer.ndim == 1:
-            self.examples = len(answer) if len(answer) > 1 else 0
-        else:
-            self.examples = 0
+        self.examples = len(answer) if isinstance(answer, Tensor) and answer.ndim == 1 else 1
+        if not (isinstance(answer, Tensor) and answer.ndim == 1) and not self._warned:
             scalar(answer)
+            self._warned = True
             warnings.warn(
                 "zo-per-example: the closure returns one loss for the whole mini-batch, so there is one direction for all "
                 'of it (plain SPSA); return a loss for each example, such as cross_entropy(..., reduction="none")',
                 stacklevel=2,
             )
+
+    def _verify(self, objective: Objective, query: int) -> None:
+        """Compare the last example's loss with that of the whole mini-batch at this example's own place.
+
+        Far from theta, so that a difference shows: they are the same function unless examples meet, or something that only
+        happens to have the batch's size was taken for it.
+        """
+        examples, far = self.examples or 1, 30.0
+        fast = _displaced(objective, query, far, examples)[-1]
+        signs, place = Signs(objective, query, examples), objective.direction(query).clone()
+        for parameter, part in objective.flat.slices():
+            place[part] *= signs.full(parameter)[-1].reshape(-1)
+        objective.move(Shift(far, vector=place * objective.eps))
+        slow = float(_several(objective.call(), examples)[-1])
+        objective.forwards += 2
+        tolerance = 1e-3 if objective.flat.half is None else 5e-2
+        if math.isfinite(fast) and math.isfinite(slow) and abs(fast - slow) > tolerance * (1 + abs(slow)):
+            raise TypeError(
+                f"zo-per-example: with a direction of its own the last example's loss is {fast:.6g}, evaluated alone "
+                f"{slow:.6g}. Examples meet (batch statistics, attention over dimension 0), or a tensor that is no "
+                f"activation has the length of the mini-batch ({examples}); take zo-sgd or another batch size"
+            )
+        self.verified.add(examples)
 
 
 @dataclass
@@ -184,17 +224,24 @@ class _OtherSize(Exception):
     """The mini-batch has another number of examples than the last one; the argument is the shape that shows it."""
 
 
-def _losses(objective: Objective, query: int, scale: float, examples: int) -> Numbers:
+def _several(answer: Tensor | float, examples: int) -> Tensor:
+    """A closure's answer as losses ``[examples]``; of one example it may be a number."""
+    if examples == 1 and not (isinstance(answer, Tensor) and answer.ndim):
+        return torch.tensor([scalar(answer)], dtype=torch.float64)
+    if not isinstance(answer, Tensor) or answer.ndim != 1:
+        found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise TypeError(f"closure: expected one loss per example, [{examples}], got {found}")
+    if len(answer) != examples:
+        raise _OtherSize(tuple(answer.shape))
+    return answer
+
+
+def _displaced(objective: Objective, query: int, scale: float, examples: int) -> Numbers:
     """Losses of all examples, each at its own place: theta + scale * eps * z_n."""
     objective.move(HERE)
     with _Displaced(objective, query, scale, examples):
         answer = objective.call()
-    if not isinstance(answer, Tensor) or answer.ndim != 1:
-        shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-        raise TypeError(f"closure: expected one loss per example, [{examples}], got {shape}")
-    if len(answer) != examples:
-        raise _OtherSize(tuple(answer.shape))
-    return tuple(answer.as_subclass(Tensor).double().tolist())
+    return tuple(_several(answer, examples).as_subclass(Tensor).double().tolist())
 
 
 class _PerExampleTensor(Tensor):
@@ -210,50 +257,62 @@ class _Displaced(TorchFunctionMode):
 
     def __init__(self, objective: Objective, query: int, scale: float, examples: int) -> None:
         super().__init__()
-        flat, base = objective.flat, objective.direction(query).clone()
-        base.mul_(objective.eps).mul_(scale)
+        flat, base = objective.flat, objective.direction(query) * objective.eps
+        base.mul_(scale)
         self.examples, self.signs = examples, Signs(objective, query, examples)
+        # Each parameter and its displacement before signs.
         self.parameters = {
-            id(p): (p, base[place].view(p.shape).to(p.dtype)) for p, place in flat.slices()
-        }  # parameter and displacement before signs
+            id(p): (p, part.to(p.dtype)) for p, part in zip(flat.parameters, flat.views(base), strict=True)
+        }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.linear and self._is_parameter(args[1]):
             return self._linear(*args, **kwargs)
         inputs = list(_tensors((args, kwargs)))
-        if _asks_only(func):
-            first = [t.as_subclass(Tensor)[0] if isinstance(t, _PerExampleTensor) else t for t in inputs]
-            return func(*_replaced(args, iter(first)), **kwargs)
         if not any(self._is_parameter(t) or isinstance(t, _PerExampleTensor) for t in inputs):
             return func(*args, **kwargs)
-        return self._mapped(func, args, kwargs, inputs)
+        if func in _ASKS_ONLY:
+            first = [t.as_subclass(Tensor)[0] if isinstance(t, _PerExampleTensor) else t for t in inputs]
+            return func(*_replaced(args, iter(first)), **_replaced(kwargs, iter(first)))
+        try:
+            return self._mapped(func, args, kwargs, inputs)
+        except _OtherSize:
+            raise
+        except Exception as error:
+            raise TypeError(
+                f"zo-per-example: {getattr(func, '__name__', func)} of a trainable parameter cannot be evaluated for each "
+                f"example ({error}); take zo-sgd, or train other layers"
+            ) from error
 
     def _is_parameter(self, value: Any) -> bool:
         return id(value) in self.parameters
 
-    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if isinstance(x, _PerExampleTensor):
-            return self._mapped(F.linear, (x, weight, bias), {}, [t for t in (x, weight, bias) if t is not None])
-        self._check(x)
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if isinstance(input, _PerExampleTensor) or isinstance(bias, _PerExampleTensor):
+            inputs = [t for t in (input, weight, bias) if t is not None]
+            return cast(Tensor, self._mapped(F.linear, (input, weight, bias), {}, inputs))
+        if input.ndim < 2 or len(input) != self.examples:
+            raise _OtherSize(tuple(input.shape))
         weight, displacement = self.parameters[id(weight)]
-        rows, columns = (s.to(x.dtype) for s in self.signs.matrix(weight))
-        middle = (1,) * (x.ndim - 2)
-        moved = F.linear(x * columns.view(self.examples, *middle, -1), displacement)
-        moved = moved.mul_(rows.view(self.examples, *middle, -1))
+        rows, columns = (s.to(input.dtype) for s in self.signs.matrix(weight))
+        shape = (self.examples, *(1,) * (input.ndim - 2), -1)
+        moved = F.linear(input * columns.view(shape), displacement).mul_(rows.view(shape))
         if bias is not None and self._is_parameter(bias):
             _, shift = self.parameters[id(bias)]
-            moved += (shift * self.signs.full(bias).to(x.dtype)).view(self.examples, *middle, -1)
-        elif isinstance(bias, _PerExampleTensor):
-            moved, bias = moved + bias.as_subclass(Tensor).view(self.examples, *middle, -1), None
-        return moved.add_(F.linear(x, weight, bias))
+            moved += (shift * self.signs.full(bias).to(input.dtype)).view(shape)
+        return moved.add_(F.linear(input, weight, bias))
 
     def _mapped(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
-        """``func`` for every example by ``torch.vmap``: over displaced parameters and over activations."""
+        """``func`` for every example by ``torch.vmap``: over displaced parameters and over activations.
+
+        An activation goes in as a batch of one, so that ``func`` finds the dimensions it expects.
+        """
         dims: list[int | None] = []
         values: list[Tensor] = []
-        meets = False
+        single: list[bool] = []
         for tensor in inputs:
+            activation = False
             if self._is_parameter(tensor):
                 parameter, displacement = self.parameters[id(tensor)]
                 tensor = parameter + displacement * self.signs.full(parameter).to(parameter.dtype)
@@ -262,27 +321,34 @@ class _Displaced(TorchFunctionMode):
                 tensor = tensor.as_subclass(Tensor)
                 dims.append(0)
             elif not isinstance(tensor, nn.Parameter) and tensor.ndim and len(tensor) == self.examples:
-                meets = True  # an activation: dimension 0 is the example
+                activation = True
                 dims.append(0)
             else:
                 dims.append(None)
             values.append(tensor)
+            single.append(activation)
+        meets = any(single)
 
         def one(*given: Tensor) -> Any:
-            rest = iter(given)
-            return func(*_replaced(args, rest), **_replaced(kwargs, rest))
+            rest = iter([t.unsqueeze(0) if alone else t for t, alone in zip(given, single, strict=True)])
+            result = func(*_replaced(args, rest), **_replaced(kwargs, rest))
+            return (
+                tree_map(lambda t: t.squeeze(0) if isinstance(t, Tensor) and t.ndim else t, result) if meets else result
+            )
 
         result = torch.vmap(one, in_dims=tuple(dims), randomness="same")(*values)
         return result if meets or not isinstance(result, Tensor) else result.as_subclass(_PerExampleTensor)
 
-    def _check(self, x: Tensor) -> None:
-        if x.ndim < 2 or len(x) != self.examples:
-            raise _OtherSize(tuple(x.shape))
 
-
-def _asks_only(func: Any) -> bool:
-    """Whether a function asks for a property of a tensor (shape, dtype...), which displacement does not change."""
-    return getattr(func, "__name__", "") == "__get__" or func in (Tensor.size, Tensor.dim, Tensor.numel)
+_ASKS_ONLY = {
+    *(getattr(Tensor, name).__get__ for name in dir(Tensor) if name in (
+        "shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_leaf", "grad_fn", "is_sparse", "is_cuda",
+        "is_cpu", "is_nested", "is_quantized", "is_meta", "is_mkldnn",
+    )),
+    Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous,
+    Tensor.stride, Tensor.element_size, Tensor.__len__, Tensor.type, torch.is_floating_point,
+}  # fmt: skip
+"""Functions that ask for a property of a tensor, which displacement does not change."""
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

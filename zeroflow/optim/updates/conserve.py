@@ -9,7 +9,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from zeroflow.optim.directions.direction import Step
-from zeroflow.optim.estimators.cars import Line
+from zeroflow.optim.estimators.cars import CARS, Line
+from zeroflow.optim.estimators.estimator import Estimator
 from zeroflow.optim.objective import HERE, Shift
 from zeroflow.optim.updates.rule import Rule, Update
 
@@ -29,15 +30,14 @@ class Conserve(Update):
         return 3
 
     def __call__(self, rule: Rule, vector: Tensor, step: Step) -> None:
-        theta, moments = rule.flat.vector.clone(), rule.moments()
-        rule.apply(vector)
-        change = theta - rule.flat.vector
-        rule.flat.vector.copy_(theta)
-        losses = step.objective.losses([HERE, Shift(-1.0, vector=change), Shift(1.0, vector=change)])
-        best = best_of(losses)
-        rule.flat.vector.copy_((theta, theta - change, theta + change)[best])
-        if best != 1:
-            rule.forget_since(moments)
+        theta = rule.flat.vector
+        with rule.tried(vector) as change:
+            losses = step.objective.losses([HERE, Shift(1.0, vector=change), Shift(-1.0, vector=change)])
+            best = best_of(losses)
+            if best == 1:
+                rule.keep()
+        if best:
+            theta.add_(change, alpha=1.0 if best == 1 else -1.0)
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class KeepBest(Update):
     Source: Kim et al. 2021 (CARS), Algorithm 1. Cost: 1 forward pass.
     """
 
+    needs: ClassVar[tuple[type[Estimator], ...]] = (CARS,)
     cost: ClassVar[str] = "1"
 
     def forwards(self) -> int:
@@ -54,20 +55,17 @@ class KeepBest(Update):
 
     def __call__(self, rule: Rule, vector: Tensor, step: Step) -> None:
         line, objective = step.estimate, step.objective
-        assert isinstance(line, Line), "goes with the CARS estimator"
-        theta, moments = rule.flat.vector.clone(), rule.moments()
-        rule.apply(vector)
-        change = rule.flat.vector - theta
-        rule.flat.vector.copy_(theta)
-        (candidate,) = objective.losses([Shift(1.0, vector=change)])
-        best = best_of([*(loss for _, loss in line.visited), candidate])
+        assert isinstance(line, Line)
+        theta = rule.flat.vector
+        with rule.tried(vector) as change:
+            (candidate,) = objective.losses([Shift(1.0, vector=change)])
+            best = best_of([*(loss for _, loss in line.visited), candidate])
+            if best == len(line.visited):
+                rule.keep()
         if best == len(line.visited):
-            rule.flat.vector.add_(change)
-            return
-        rule.forget_since(moments)
-        shift, _ = line.visited[best]
-        if shift.query is not None:
-            rule.flat.vector.add_(objective.direction(shift.query).mul(objective.eps), alpha=shift.scale)
+            theta.add_(change)
+        elif (query := line.visited[best][0].query) is not None:
+            theta.add_(objective.direction(query).mul(objective.eps), alpha=line.visited[best][0].scale)
 
 
 def best_of(losses: list[float]) -> int:

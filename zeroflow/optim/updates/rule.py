@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from zeroflow.optim.directions.direction import Step
+from zeroflow.optim.estimators.estimator import Estimator
 from zeroflow.optim.flat import FlatParameters
 
 
@@ -20,36 +22,55 @@ class Rule:
     Args:
         inner: holds hyper-parameters and moments; its parameters are ``flat.masters``.
         flat: the parameters. mask: ``[d]`` of ones and zeros, components that may move; None: all.
+        skip: positions of parameters that have no gradient at all, which a rule leaves alone.
     """
 
-    def __init__(self, inner: torch.optim.Optimizer, flat: FlatParameters, mask: Tensor | None) -> None:
-        self.inner, self.flat, self.mask = inner, flat, mask
+    def __init__(
+        self, inner: torch.optim.Optimizer, flat: FlatParameters, mask: Tensor | None, skip: Collection[int] = ()
+    ) -> None:
+        self.inner, self.flat, self.mask, self.skip = inner, flat, mask, skip
 
     def apply(self, vector: Tensor) -> None:
         """Move the parameters as if ``vector`` ``[d]`` were their gradient."""
         # Weight decay would move what a mask holds still.
         before = None if self.mask is None else self.flat.vector.clone()
-        for master, gradient in zip(self.flat.masters, self.flat.views(vector), strict=True):
-            master.grad = gradient
-        self.inner.step()
-        for master in self.flat.masters:
-            master.grad = None
+        for number, (master, gradient) in enumerate(zip(self.flat.masters, self.flat.views(vector), strict=True)):
+            master.grad = None if number in self.skip else gradient
+        try:
+            self.inner.step()
+        finally:
+            for master in self.flat.masters:
+                master.grad = None
         if self.mask is not None and before is not None:
             self.flat.vector.copy_(torch.where(self.mask > 0, self.flat.vector, before))
 
-    def moments(self) -> Mapping[Any, Any]:
-        """A copy of everything the rule remembers."""
-        return {parameter: copy.deepcopy(state) for parameter, state in self.inner.state.items()}
+    @contextmanager
+    def tried(self, vector: Tensor) -> Iterator[Tensor]:
+        """What ``apply(vector)`` would change, ``[d]``, while the parameters stay; the rule remembers nothing of it.
 
-    def forget_since(self, moments: Mapping[Any, Any]) -> None:
-        """Remember again only what ``moments()`` gave."""
-        self.inner.state.clear()
-        self.inner.state.update(moments)
+        Moments are those after the step only if ``keep()`` is called meanwhile.
+        """
+        theta, moments = self.flat.vector.clone(), copy.deepcopy(self.inner.state_dict())
+        self.kept = False
+        self.apply(vector)
+        change = self.flat.vector - theta
+        self.flat.vector.copy_(theta)
+        try:
+            yield change
+        finally:
+            if not self.kept:
+                self.inner.load_state_dict(moments)
+
+    def keep(self) -> None:
+        """Remember the step that is being tried."""
+        self.kept = True
 
 
 class Update(ABC):
     """Moves the parameters along ``-vector``. Its dataclass fields are options."""
 
+    needs: ClassVar[tuple[type[Estimator], ...]] = ()
+    """Estimators it works with; empty: all."""
     cost: ClassVar[str] = ""
     """Forward passes of one update, as a formula."""
 
