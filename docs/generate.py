@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -69,6 +70,124 @@ def model_card() -> str:
     )  # fmt: skip
 
 
+def optimizers() -> dict[str, Any]:
+    """The committed measurement of ``benchmarks/optimizers.py``."""
+    return json.loads((RESULTS / "benchmarks" / "optimizers.json").read_text())
+
+
+def optimizer_columns(result: dict[str, Any], part: str, cell: Callable[[dict[str, Any]], str]) -> list[str]:
+    """A table with a row for each optimizer and a column for each model and number of queries."""
+    cells = {
+        (row["optimizer"], model["model"], row["queries"]): cell(row)
+        for model in result["models"]
+        for row in model[part]
+    }
+    names = list(dict.fromkeys(name for name, _, _ in cells))
+    columns = [
+        (model["model"], q)
+        for model in result["models"]
+        for q in sorted({q for _, m, q in cells if m == model["model"]})
+    ]
+    head = " | ".join(f"{model} q = {queries}" for model, queries in columns)
+    lines = [f"| optimizer | {head} |", "|---|" + "---:|" * len(columns)]
+    return lines + [
+        f"| {name} | {' | '.join(cells.get((name, *column), '') for column in columns)} |" for name in names
+    ]
+
+
+def optimizer_source(result: dict[str, Any]) -> str:
+    commit = (result["git_commit"] or "unknown")[:10] + ("+" if result["git_dirty"] else "")
+    return (
+        f"`{result['command']}`; {result['device']}, {result['threads']} thread(s), {result['dtype']}, torch "
+        f"{result['torch_version']}; commit {commit}."
+    )
+
+
+def optimizer_targets(result: dict[str, Any]) -> str:
+    """The limits that the measurement is held against."""
+    parts = []
+    for what, most in result["targets"].items():
+        by_model = most if isinstance(most, dict) else {"": most}
+        parts.append(f"{what} <= " + ", ".join(f"{value} {model}".strip() for model, value in by_model.items()))
+    return f"Targets: {'; '.join(parts)}."
+
+
+def optimizer_time() -> str:
+    """Plain forward passes that a step takes, and what one perturbation costs."""
+    result = optimizers()
+
+    def cell(row: dict[str, Any]) -> str:
+        return f"{row['in_forwards']:.2f}" + (f" ({row['per_query']:.2f})" if row["queries"] > 1 else "")
+
+    lines = optimizer_columns(result, "time", cell)
+    models = []
+    for model in result["models"]:
+        prefix, shares = model["prefix_share"], [f"{100 * share:.2f}" for share in model["perturbation"].values()]
+        models.append(
+            f"| {model['model']} | {model['size']:,} in {model['tensors']} | {model['forward_seconds'] * 1e3:.1f} | "
+            f"{100 * prefix:.1f} | {2 - prefix:.2f} / {2 - 1.75 * prefix:.2f} | {' | '.join(shares)} |"
+        )
+    ways = list(result["models"][0]["perturbation"])
+    head = " | ".join(f"one perturbation ({way}), % of a forward" for way in ways)
+    return "\n".join([
+        f"Time of a step in plain no-grad forwards of a mini-batch of {result['batch']}; in brackets: by query.", "",
+        *lines, "",
+        f"| model | d in tensors | forward, ms | prefix, % of it | two-sided limit by query, q = 1 / 4 | {head} |",
+        "|---|---:|---:|---:|---:|" + "---:|" * len(ways), *models, "",
+        optimizer_targets(result), "", optimizer_source(result), "",
+    ])  # fmt: skip
+
+
+def optimizer_memory() -> str:
+    """Peak bytes of a step beside the model's own."""
+    result = optimizers()
+    lines = optimizer_columns(result, "memory", lambda row: f"{row['mib']:.1f} ({row['ratio']:.2f})")
+    models = "; ".join(
+        f"{model['model']}: {model['model_mib']:.1f} MiB, a plain forward {model['forward_mib']:.1f} MiB beside it"
+        for model in result["models"]
+    )
+    what = "Peak MiB of a step beside the model's parameters and buffers; in brackets: over a plain no-grad forward's."
+    return "\n".join(
+        [
+            f"{what} Mini-batch of {result['batch']}; {models}.",
+            "",
+            *lines,
+            "",
+            optimizer_targets(result),
+            "",
+            optimizer_source(result),
+            "",
+        ]
+    )
+
+
+def optimizer_quality() -> str:
+    """Cosine to the true gradient at equal numbers of forward passes."""
+    result = optimizers()
+    quality = result["quality"]
+    states = [state["state"] for state in quality["states"]]
+    found = {(row["optimizer"], row["queries"], row["state"]): row for row in quality["quality"]}
+    lines = [
+        f"| optimizer | q | forward passes | seeds | {' | '.join(f'{state} | expected' for state in states)} |",
+        "|---|---:|---:|---:|" + "---:|---:|" * len(states),
+    ]
+    for name, queries in dict.fromkeys((name, queries) for name, queries, _ in found):
+        rows = [found[name, queries, state] for state in states]
+        cells = [
+            f"{row['cosine']:.4f} ± {row['standard_error']:.4f} | "
+            + (f"{row['expected']:.4f}" if row["expected"] else "")
+            for row in rows
+        ]
+        lines.append(f"| {name} | {queries} | {rows[0]['forwards']} | {rows[0]['seeds']} | {' | '.join(cells)} |")
+    ratios = " and ".join(f"{state['per_example_over_spsa']:.1f} ({state['state']})" for state in quality["states"])
+    return "\n".join([
+        f"Cosine to the gradient of the same mini-batch of {quality['batch']} by backpropagation, embedded backbone, "
+        f"d = {quality['size']:,}: mean and standard error over the seeds. A direction for each example is worth "
+        f"{ratios} times SPSA's cosine for the same two forward passes.", "",
+        *lines, "", optimizer_source(result), "",
+    ])  # fmt: skip
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "quick-table": lambda: sweep_table("quick"),
     "quick-time": lambda: wall_time("quick"),
@@ -77,6 +196,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "room-table": lambda: sweep_table("room"),
     "cell-overhead": cell_overhead,
     "model-card": model_card,
+    "optimizer-time": optimizer_time,
+    "optimizer-memory": optimizer_memory,
+    "optimizer-quality": optimizer_quality,
 }
 
 

@@ -250,7 +250,7 @@ def test_steps_without_any_finite_loss_change_nothing_and_end_after_so_many_in_a
         optimizer.step(lambda value=value: value)
     assert torch.equal(flat(model), after) and not torch.equal(after, before)
     assert moments.keys() == optimizer.state_dict()["state"].keys()
-    with pytest.raises(NonFiniteLoss, match="4 steps in a row.*Lower lr"):
+    with pytest.raises(NonFiniteLoss, match=r"4 steps in a row.*Lower lr"):
         optimizer.step(lambda: math.nan)
 
 
@@ -454,7 +454,7 @@ def test_an_eps_that_autocast_would_swallow_is_refused_and_a_larger_one_is_not()
 
 
 def test_a_model_made_half_precision_later_keeps_a_master_copy() -> None:
-    model, loss = problem()
+    model, _ = problem()
     optimizer = create_optimizer("fo-sgd", model, lr=1e-5)
     model.bfloat16()
     before = optimizer.flat.vector.clone()
@@ -469,8 +469,7 @@ def test_a_group_may_be_added_in_the_middle(name: str, options: dict) -> None:
     model, loss = problem()
     optimizer = create_optimizer(name, model[0], lr=0.01, **options)
     optimizer.step(loss)
-    held = [bool((m == 0).all()) for m in [optimizer._mask]] if options.get("sparsity") else None
-    mask = None if held is None else optimizer._mask.clone()
+    mask = optimizer._mask.clone() if options.get("sparsity") else None
     optimizer.add_param_group({"params": model[3].parameters(), "lr": 0.1})
     before = model[3].weight.detach().clone()
     for _ in range(3):
@@ -538,6 +537,7 @@ def test_values_loaded_into_the_model_are_what_the_next_step_starts_from() -> No
 
 def test_any_rule_of_timm_is_a_third_step() -> None:
     from timm.optim import create_optimizer_v2
+
     from zeroflow.optim import OptimizerInfo, ThreeStepOptimizer
     from zeroflow.optim.estimators import SPSA
 
@@ -576,7 +576,7 @@ def test_a_group_may_have_its_own_eps() -> None:
         one_sided = name == "zo-cge"
         for parameter, eps in ((one, 0.1), (two, 0.2)):
             expected = 3 + eps**2 + (3 * eps if one_sided else 0)
-            assert float(1 - parameter) == pytest.approx(expected, abs=1e-9)
+            assert 1 - parameter.item() == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_copy_of_an_optimizer_and_its_model_goes_on_alone() -> None:

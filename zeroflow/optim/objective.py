@@ -233,12 +233,19 @@ class Objective:
         return answer.mean() if several and isinstance(answer, Tensor) else answer
 
     def settle(self) -> None:
-        """Let buffers that evaluations would move see the mini-batch once, at theta, as in a first-order step."""
+        """Find out what buffers become when the mini-batch is seen once, at theta, as in a first-order step.
+
+        They take those values with ``finish()``: until then all evaluations of the step see the same ones.
+        """
         if self._buffers.moving:
-            with self._same_function(), torch.no_grad():
+            with self._same_function(), torch.no_grad(), self._buffers.remembered():
                 self._seed()
                 self.closure()
             self.forwards += 1
+
+    def finish(self) -> None:
+        """The step is over: let buffers have the values that ``settle()`` found."""
+        self._buffers.release()
 
     def _seed(self) -> None:
         # Not torch.manual_seed: it also queues work for every CUDA device that was never started.
@@ -269,7 +276,24 @@ class Buffers:
     def __init__(self, tensors: Sequence[Tensor], still: set[int] | None = None) -> None:
         self._still = set() if still is None else still
         self._tensors = [t for t in tensors if id(t) not in self._still]
+        self._settled: list[tuple[Tensor, Tensor]] = []
         self.moving = False
+
+    @contextmanager
+    def remembered(self) -> Iterator[None]:
+        """Put back what changes inside, and remember what it became."""
+        before = [(tensor, tensor.clone()) for tensor in self._tensors]
+        try:
+            yield
+            self._settled = [(tensor, tensor.clone()) for tensor in self._tensors]
+        finally:
+            for tensor, values in before:
+                tensor.detach().copy_(values)
+
+    def release(self) -> None:
+        """Let the tensors have the remembered values."""
+        for tensor, values in self._settled:
+            tensor.detach().copy_(values)
 
     @contextmanager
     def held(self) -> Iterator[None]:

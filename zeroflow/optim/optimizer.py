@@ -172,6 +172,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
                 self._take_back()
         else:
             self.skipped += 1
+        objective.finish()
         self.steps += 1
         self.forwards += objective.forwards
         if self.skipped > method.max_skipped:
@@ -306,6 +307,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         """Notice what others did to parameters and groups since the last step."""
         if self.flat.outdated:
             self._lay_out()
+            self._still.clear()
         self.flat.refresh()
         self._check_eps()
 
