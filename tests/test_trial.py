@@ -8,6 +8,7 @@ import torch
 
 import zeroflow.data
 import zeroflow.models.backbone
+import zeroflow.optim
 from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.trial import metrics
 
@@ -191,3 +192,44 @@ def test_a_diverging_trial_says_so() -> None:
 
     with pytest.raises(NonFiniteLoss, match="lower lr"):
         run_trial(TrialConfig.from_dict({**SMALL, "method": "aper-adapter", "optimizer": "zo-sgd", "lr": 1e30}))
+
+
+@pytest.mark.parametrize("name", zeroflow.optim.list_optimizers())
+def test_every_optimizer_runs_a_trial_and_pays_what_it_says(name: str) -> None:
+    config = TrialConfig.from_dict({**SMALL, "method": "aper-adapter", "optimizer": name, "epochs": 1})
+    result = run_trial(config)
+    info = zeroflow.optim.optimizers.get(name)
+    steps = 4  # 5 classes of 12 drawings in mini-batches of 16, the last one smaller
+    extra = {"zo-svrg": 2 * steps, "zo-per-example": 3 + 3}.get(
+        name, 0
+    )  # a snapshot; two sizes of mini-batches verified
+    queries = config.queries or 1
+    assert result.summary["forward_passes"] == steps * info.forwards(queries) + extra
+    assert all(np.isfinite(step.loss) for step in result.steps) and len(result.steps) == steps
+    assert np.isfinite(result.summary["avg"])
+
+
+def test_checkpointing_gives_the_same_steps_for_less_memory() -> None:
+    """More blocks than one remember: the activations of the largest are what stays."""
+    plain, checkpointed = (
+        run_trial(TrialConfig.from_dict({**SMALL, "method": "ease", "optimizer": name, "lr": 0.1}))
+        for name in ("fo-sgd", "fo-sgd-checkpoint")
+    )
+    assert [step.loss for step in plain.steps] == [step.loss for step in checkpointed.steps]
+    assert checkpointed.summary["peak_memory_bytes"] < 0.75 * plain.summary["peak_memory_bytes"]
+
+
+def test_a_hybrid_trial_begins_as_first_order_and_goes_on_without() -> None:
+    common = {**SMALL, "method": "aper-adapter", "epochs": 3, "schedule": "constant"}
+    first_order = run_trial(TrialConfig.from_dict({**common, "optimizer": "fo-sgd", "lr": 0.1}))
+    hybrid = run_trial(
+        TrialConfig.from_dict(
+            {**common, "optimizer": "zo-sgd", "lr": 1e-3, "hybrid_epochs": 2, "optimizer_options": {"hybrid_lr": 0.1}}
+        )
+    )
+    losses, reference = ([step.loss for step in result.steps] for result in (hybrid, first_order))
+    assert losses[:8] == reference[:8] and losses[8:] != reference[8:]
+    assert hybrid.summary["forward_passes"] == 8 + 2 * 4
+    assert TrialConfig.from_dict({**common, "optimizer": "fo-sgd", "hybrid_epochs": 2}).hybrid_epochs == 0
+    with pytest.raises(ConfigError, match="hybrid_epochs=4: expected an integer from 0 to epochs=3"):
+        TrialConfig.from_dict({**common, "optimizer": "zo-sgd", "hybrid_epochs": 4})

@@ -141,7 +141,9 @@ class TrialConfig:
         _require("lr", lr, _number(lr) and lr > 0, "a number > 0")
         eps = info.default_eps if self.eps is None else self.eps
         queries = info.default_queries if self.queries is None else self.queries
-        check_settings(info, lr=lr, queries=queries, eps=eps, seed=self.seed, options=self.optimizer_options)
+        steps = {"hybrid": self.hybrid_epochs} if self.hybrid_epochs else {}  # how many is known with the data
+        options = {**self.optimizer_options, **steps}
+        check_settings(info, lr=lr, queries=queries, eps=eps, seed=self.seed, options=options)
         _require(
             "hybrid_epochs", self.hybrid_epochs,
             self.hybrid_epochs == 0 or (_whole(self.hybrid_epochs) and self.hybrid_epochs <= int(self.epochs or 0)),
