@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import click
 
+from zeroflow.optim import ENHANCEMENTS, list_optimizers
 from zeroflow.results import load
 from zeroflow.results.tables import render_markdown, summary
 
@@ -188,7 +190,43 @@ def optimizer_quality() -> str:
     ])  # fmt: skip
 
 
+def optimizer_list() -> str:
+    """Every named optimizer with its forward passes per step and its options."""
+    lines = ["| name | what it is | forward passes a step | options |", "|---|---|---|---|"]
+    for info in list_optimizers(details=True):
+        options = ", ".join(f"`{name}`" for name in info.options if name not in ENHANCEMENTS)
+        lines.append(f"| `{info.name}` | {info.description} | {info.cost} | {options} |")
+    common = ", ".join(f"`{name}`" for name in ENHANCEMENTS)
+    return "\n".join([*lines, "", f"Options of all: {common}; `lr`, `eps`, `queries`, `seed`.", ""])
+
+
+def estimators() -> str:
+    """Training loss of the last epoch against forward passes, and whether a third of them is enough."""
+    trials = {row["cell_id"]: row for row in load(RESULTS / "estimators", "trials").to_pylist()}
+    final: dict[str, list[float]] = {}
+    for step in load(RESULTS / "estimators", "steps").to_pylist():
+        if step["epoch"] == trials[step["cell_id"]]["epochs"] - 1:
+            final.setdefault(step["cell_id"], []).append(step["loss"])
+    rows = sorted(
+        (row["optimizer"], row["lr"], row["forward_passes"], statistics.mean(final[cell]), row["avg"])
+        for cell, row in trials.items()
+    )
+    lines = ["| optimizer | lr | forward passes | final training loss | Avg, % |", "|---|---:|---:|---:|---:|"]
+    lines += [f"| {name} | {lr:g} | {passes:,} | {loss:.4f} | {avg:.2f} |" for name, lr, passes, loss, avg in rows]
+    best = {name: min((r for r in rows if r[0] == name), key=lambda r: r[3]) for name in {r[0] for r in rows}}
+    plain, ours = best["zo-sgd"], best["zo-per-example"]
+    verdict = (
+        f"At its best lr zo-per-example ends at {ours[3]:.4f} after {ours[2]:,} forward passes, zo-sgd at {plain[3]:.4f} after "
+        f"{plain[2]:,}: {'lower' if ours[3] <= plain[3] else 'NOT lower'} with {ours[2] / plain[2]:.2f} of the forward passes."
+    )
+    return "\n".join([*lines, "", verdict, ""])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "optimizer-list": optimizer_list,
+    "estimators": estimators,
+    "optimizers": lambda: sweep_table("optimizers"),
+    "optimizers-search": lambda: sweep_table("optimizers_search"),
     "quick-table": lambda: sweep_table("quick"),
     "quick-time": lambda: wall_time("quick"),
     "search": lambda: sweep_table("search"),

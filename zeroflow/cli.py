@@ -312,7 +312,7 @@ def list_(kind: str, pattern: str, as_json: bool) -> None:
         extra = ""
         if kind == "optimizers":
             info = optim.optimizers.get(name)
-            extra = f"  [{info.forwards(1)} forward passes a step at q=1, {info.forwards(4)} at q=4]"
+            extra = f"  [forward passes a step: {info.cost}]"
         click.echo(f"{name:18} {description}{extra}")
 
 

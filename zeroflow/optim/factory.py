@@ -15,8 +15,9 @@ import torch
 from zeroflow.errors import ConfigError
 from zeroflow.optim.directions import Direction, History, Identity
 from zeroflow.optim.estimators import Estimator
+from zeroflow.optim.groups import Parameters
 from zeroflow.optim.objective import Executor
-from zeroflow.optim.optimizer import Composition, Parameters, ThreeStepOptimizer
+from zeroflow.optim.optimizer import Composition, ThreeStepOptimizer
 from zeroflow.optim.updates import Plain, Update
 from zeroflow.registry import Registry
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +15,10 @@ from zeroflow.optim.directions import Direction, Step
 from zeroflow.optim.estimators import Backpropagation, Estimate, Estimator
 from zeroflow.optim.estimators.backpropagation import Exact
 from zeroflow.optim.flat import FlatParameters
+from zeroflow.optim.groups import Parameters, parameter_groups
 from zeroflow.optim.objective import Buffers, Closure, Executor, LocalExecutor, NonFiniteLoss, Objective
 from zeroflow.optim.precision import PrecisionWatch, check_eps, half_precision
 from zeroflow.optim.updates import Plain, Rule, Update
-
-Parameters = nn.Module | Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]] | Iterable[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         seed: int = 0,
         executor: Executor | None = None,
     ) -> None:
-        groups = _groups(params)
+        groups = parameter_groups(params)
         self.composition, self.queries, self.seed = composition, queries, seed
         self.executor: Executor = executor or LocalExecutor()
         self.steps = self.forwards = self.skipped = 0
@@ -191,7 +189,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         if not hasattr(self, "flat"):
             super().add_param_group(param_group)
             return
-        (group,) = _groups([param_group])
+        (group,) = parameter_groups([param_group])
         named, first = "param_names" in self.param_groups[0], isinstance(next(iter(group["params"]), None), tuple)
         if named and not first:
             number = len(self.param_groups)
@@ -283,7 +281,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         with torch.no_grad():
             for parameter, place in self.flat.slices():
                 if parameter in places and torch.equal(
-                    before.vector[places[parameter]].to(parameter), parameter.view(-1)
+                    before.vector[places[parameter]].to(parameter), parameter.reshape(-1)
                 ):
                     self.flat.vector[place] = before.vector[places[parameter]].to(self.flat.vector)
             self._mask = None if mask is None or self._mask is None else carried(mask, self._mask)
@@ -386,47 +384,3 @@ def _checkpoint(module: nn.Module | None) -> None:
         if callable(method := getattr(module, name, None)):
             method()
             return
-
-
-def _groups(params: Parameters) -> list[dict[str, Any]]:
-    """Bring every accepted form of ``params`` into torch's groups, named where names are known."""
-    if isinstance(params, nn.Module):
-        params = [(name, p) for name, p in params.named_parameters() if p.requires_grad]
-    if isinstance(params, Tensor) or not isinstance(params, Iterable):
-        raise TypeError(f"params: expected a module, parameters or groups, got a single {type(params).__name__}")
-    items: list[Any] = list(params)
-    if not items:
-        raise ValueError("params: expected at least one parameter that requires a gradient, found none")
-    groups = [dict(group) for group in (items if isinstance(items[0], dict) else [{"params": items}])]
-    seen: set[int] = set()
-    for number, group in enumerate(groups):
-        if "params" not in group:
-            raise ValueError(f"params: group {number} has no 'params', only {', '.join(map(repr, group))}")
-        members = group["params"]
-        group["params"] = [members] if isinstance(members, Tensor) else list(members)
-        for item in group["params"]:
-            name, parameter = item if isinstance(item, tuple) else ("", item)
-            if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
-                found = str(parameter.dtype) if isinstance(parameter, Tensor) else type(parameter).__name__
-                raise TypeError(
-                    f"params: expected floating-point parameters, found {f'{name} of ' if name else ''}{found}"
-                )
-            if not parameter.requires_grad:
-                raise ValueError(f"params: {name or 'a parameter'} is frozen (requires_grad=False); leave it out")
-            if id(parameter) in seen:
-                raise ValueError(f"params: {name or 'a parameter'} is given twice")
-            seen.add(id(parameter))
-        if "eps" in group:  # what everybody writes; the key is another one because Adam's own is "eps"
-            group["eps_zo"] = group.pop("eps")
-        for key in ("lr", "eps_zo"):
-            value = group.get(key)
-            if value is None or isinstance(value, Tensor):
-                continue
-            right = (
-                isinstance(value, int | float) and math.isfinite(value) and (value > 0 or (key == "lr" and value == 0))
-            )
-            if not right:
-                raise ValueError(
-                    f"params: {key}={value!r} of a group: expected a number {'>=' if key == 'lr' else '>'} 0"
-                )
-    return groups
