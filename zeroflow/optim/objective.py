@@ -101,6 +101,7 @@ class Objective:
         self.directions, self.per_example = directions, per_example
         self.memory: dict[str, Any] = {} if memory is None else memory
         self.forwards = 0
+        self.cache: dict[str, Any] = {}  # of the estimator, for this step
         self._ask = ask or (lambda closure: closure())
         self._base = flat.vector
         self._held = _Held(torch.empty_like(flat.vector))

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from zeroflow.optim import noise
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
+from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.objective import HERE, Numbers, Objective, Shift, mean_finite, scalar
 
 
@@ -118,7 +119,7 @@ class Census:
         """
         examples, far = self.examples or 1, 30.0
         fast = _displaced(objective, query, far, examples)[-1]
-        signs, place = Signs(objective, query, examples), objective.direction(query).clone()
+        signs, place = signs_of(objective, query, examples), objective.direction(query).clone()
         for parameter, part in objective.flat.slices():
             place[part] *= signs.full(parameter)[-1].reshape(-1)
         objective.move(Shift(far, vector=place * objective.eps))
@@ -168,7 +169,7 @@ class ExampleSlopes(Estimate):
                 total.add_(base, alpha=float(row[0]))
                 continue
             on = row.to(base)
-            signs = Signs(self.objective, query, examples)
+            signs = signs_of(self.objective, query, examples)
             for parameter, place in self.objective.flat.slices():
                 mean = signs.weighted(parameter, on)
                 total[place] += base[place] * mean.reshape(-1)
@@ -180,19 +181,21 @@ class Signs:
     """The signs that tell the examples' directions apart: for a matrix those of its rows and columns, else all.
 
     Attributes:
-        objective: has the key. query: number of the direction. examples: N.
+        flat: the parameters. seed, step, query: key. examples: N.
     """
 
-    objective: Objective
+    flat: FlatParameters
+    seed: int
+    step: int
     query: int
     examples: int
     _drawn: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        flat = self.objective.flat
+        flat = self.flat
         widths = [self._width(parameter) for parameter in flat.parameters]
         drawn = flat.vector.new_empty(self.examples * sum(widths))
-        noise.example_signs_(drawn, self.objective.directions.seed, self.objective.step, self.query)
+        noise.example_signs_(drawn, self.seed, self.step, self.query)
         parts = torch.split(drawn.view(self.examples, -1), widths, dim=1)
         self._drawn = {id(p): part for p, part in zip(flat.parameters, parts, strict=True)}
 
@@ -218,6 +221,18 @@ class Signs:
             rows, columns = self.matrix(parameter)
             return (rows * weights[:, None]).T @ columns
         return (weights @ self._drawn[id(parameter)]).view(parameter.shape)
+
+
+def signs_of(objective: Objective, query: int, examples: int) -> Signs:
+    """The signs of a query's examples; the last ones stay for the step: for both sides of a query and its part of the sum."""
+    key = (query, examples)
+    kept = objective.cache.get("signs")
+    if kept is None or kept[0] != key:
+        directions = objective.directions
+        kept = key, Signs(objective.flat, directions.seed, objective.step, query, examples)
+        objective.cache["signs"] = kept
+    signs: Signs = kept[1]
+    return signs
 
 
 class _OtherSize(Exception):
@@ -259,7 +274,7 @@ class _Displaced(TorchFunctionMode):
         super().__init__()
         flat, base = objective.flat, objective.direction(query) * objective.eps
         base.mul_(scale)
-        self.examples, self.signs = examples, Signs(objective, query, examples)
+        self.examples, self.signs = examples, signs_of(objective, query, examples)
         # Each parameter and its displacement before signs.
         self.parameters = {
             id(p): (p, part.to(p.dtype)) for p, part in zip(flat.parameters, flat.views(base), strict=True)
@@ -269,9 +284,9 @@ class _Displaced(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.linear and self._is_parameter(args[1]):
             return self._linear(*args, **kwargs)
-        inputs = list(_tensors((args, kwargs)))
-        if not any(self._is_parameter(t) or isinstance(t, _PerExampleTensor) for t in inputs):
+        if not self._concerned(args) and not (kwargs and self._concerned(tuple(kwargs.values()))):
             return func(*args, **kwargs)
+        inputs = list(_tensors((args, kwargs)))
         if func in _ASKS_ONLY:
             first = [t.as_subclass(Tensor)[0] if isinstance(t, _PerExampleTensor) else t for t in inputs]
             return func(*_replaced(args, iter(first)), **_replaced(kwargs, iter(first)))
@@ -287,6 +302,17 @@ class _Displaced(TorchFunctionMode):
 
     def _is_parameter(self, value: Any) -> bool:
         return id(value) in self.parameters
+
+    def _concerned(self, values: Any) -> bool:
+        """Whether any of the values is a parameter or made of parameters alone; most calls have none, so this is quick."""
+        for value in values:
+            if id(value) in self.parameters or type(value) is _PerExampleTensor:
+                return True
+            if isinstance(value, list | tuple | dict) and self._concerned(
+                value.values() if isinstance(value, dict) else value
+            ):
+                return True
+        return False
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if isinstance(input, _PerExampleTensor) or isinstance(bias, _PerExampleTensor):

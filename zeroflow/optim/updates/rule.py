@@ -46,17 +46,20 @@ class Rule:
 
     @contextmanager
     def tried(self, vector: Tensor) -> Iterator[Tensor]:
-        """What ``apply(vector)`` would change, ``[d]``, while the parameters stay; the rule remembers nothing of it.
+        """What ``apply(vector)`` would change, in the place of ``vector`` ``[d]``, while the parameters stay.
 
-        Moments are those after the step only if ``keep()`` is called meanwhile.
+        The rule remembers the step only if ``keep()`` is called meanwhile.
         """
         theta, moments = self.flat.vector.clone(), copy.deepcopy(self.inner.state_dict())
         self.kept = False
         self.apply(vector)
-        change = self.flat.vector - theta
+        torch.sub(
+            self.flat.vector, theta, out=vector
+        )  # in its place: what is held during evaluations is what costs memory
         self.flat.vector.copy_(theta)
+        del theta
         try:
-            yield change
+            yield vector
         finally:
             if not self.kept:
                 self.inner.load_state_dict(moments)
