@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zeroflow.errors import ConfigError
-from zeroflow.optim import NonFiniteLoss, create_optimizer, list_optimizers
+from zeroflow.optim import Journal, NonFiniteLoss, create_optimizer, list_optimizers
 
 PAPER = [
     "fo-adam", "fo-sgd", "forward-grad", "zo-adam", "zo-adam-conserve", "zo-adam-sign", "zo-sgd", "zo-sgd-conserve",
@@ -666,3 +667,52 @@ def test_states_of_others_are_refused() -> None:
         optimizer.load_state_dict(torch.optim.SGD(model.parameters(), lr=0.1).state_dict())
     with pytest.raises(ValueError, match="trained components"):
         optimizer.load_state_dict(create_optimizer("zo-sgd", nn.Linear(2, 2), lr=0.1).state_dict())
+
+
+FORWARD_PASS = [name for name in list_optimizers() if not name.startswith("fo-")]
+
+
+@pytest.mark.parametrize("name", FORWARD_PASS)
+def test_a_journal_replays_steps_without_a_forward_pass(name: str, tmp_path) -> None:
+    """Cut off in the middle of a record, then gone on from the start: the same bits, and only the rest is evaluated."""
+
+    def run(steps: int, path) -> tuple[torch.Tensor, int]:
+        model, _ = problem(dropout=0.2)
+        calls = []
+        torch.manual_seed(3)
+        x, y = torch.randn(40, 6), torch.randint(3, (40,))
+
+        def closure() -> torch.Tensor:
+            calls.append(1)
+            return F.cross_entropy(model(x), y)
+
+        journal = Journal(path)
+        options = {"snapshot_every": 3} if name == "zo-svrg" else {}
+        optimizer = create_optimizer(name, model, lr=0.01, queries=3, executor=journal, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(steps):
+                optimizer.step(closure)
+        journal.close()
+        return flat(model), len(calls)
+
+    whole, all_calls = run(8, tmp_path / "whole")
+    run(5, tmp_path / "cut")
+    with (tmp_path / "cut").open("ab") as file:
+        file.write((tmp_path / "whole").read_bytes()[:13])
+    resumed, calls = run(8, tmp_path / "cut")
+    assert torch.equal(resumed, whole)
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert calls < 0.6 * all_calls
+    again, calls = run(8, tmp_path / "cut")
+    assert torch.equal(again, whole) and calls == 0
+
+
+def test_a_journal_of_another_run_is_refused(tmp_path) -> None:
+    model, loss = problem()
+    journal = Journal(tmp_path / "losses")
+    create_optimizer("zo-sgd", model, lr=0.01, queries=3, executor=journal).step(loss)
+    journal.close()
+    optimizer = create_optimizer("zo-sgd", model, lr=0.01, queries=2, executor=Journal(tmp_path / "losses"))
+    with pytest.raises(ValueError, match="another run"):
+        optimizer.step(loss)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import zeroflow.data
+import zeroflow.methods
 import zeroflow.models.backbone
 import zeroflow.optim
 from zeroflow import ConfigError, TrialConfig, run_trial
+from zeroflow.models.backbone import create_backbone
 from zeroflow.trial import metrics
 
 SMALL = {"dataset": "some-drawings", "tasks": 4, "epochs": 2, "batch_size": 16}
@@ -158,6 +165,7 @@ def test_cached_features_score_as_fresh_ones_also_with_the_bare_backbone_as_a_sp
             with torch.no_grad():
                 for adapter in model.adapters[-1]:
                     adapter.up.weight.normal_(generator=generator)
+            model.freeze()
             model.end_task(task.train.plain_batches())
             fresh = Evaluation(model, torch.device("cpu"), torch.float32, 64)
             for seen in stream.tasks[: task.index + 1]:
@@ -233,3 +241,93 @@ def test_a_hybrid_trial_begins_as_first_order_and_goes_on_without() -> None:
     assert TrialConfig.from_dict({**common, "optimizer": "fo-sgd", "hybrid_epochs": 2}).hybrid_epochs == 0
     with pytest.raises(ConfigError, match="hybrid_epochs=4: expected an integer from 0 to epochs=3"):
         TrialConfig.from_dict({**common, "optimizer": "zo-sgd", "hybrid_epochs": 4})
+
+
+class Stopped(BaseException):
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "more"),
+    [
+        ("zo-sgd", {"queries": 2}),
+        ("zo-per-example", {}),
+        ("zo-adam-conserve", {}),
+        ("zo-svrg", {"optimizer_options": {"history": 0.3, "snapshot_every": 3}}),
+        ("fo-sgd", {"lr": 0.1, "optimizer_options": {"momentum": 0.9}}),
+        ("zo-sgd", {"hybrid_epochs": 1, "optimizer_options": {"hybrid_lr": 0.1}}),
+    ],
+)
+@pytest.mark.parametrize("method", ["ease", "aper-adapter"])
+def test_an_interrupted_trial_goes_on_to_the_same_bits(
+    method: str, optimizer: str, more: dict, tmp_path, monkeypatch
+) -> None:
+    """Stopped at every 17th loss, again and again: nothing but the step or epoch in flight is computed twice."""
+    config = TrialConfig.from_dict({**SMALL, "tasks": 2, "method": method, "optimizer": optimizer, **more})
+    calls = 0
+    cls = type(zeroflow.methods.methods.get(method).build(create_backbone()))
+    original = cls.losses
+
+    def counted(self, images, labels):
+        nonlocal calls, left
+        calls, left = calls + 1, left - 1
+        if left < 0:
+            raise Stopped
+        return original(self, images, labels)
+
+    monkeypatch.setattr(cls, "losses", counted)
+    left = 10**9
+    whole = run_trial(config)
+    needed, calls = calls, 0
+    for _ in range(50):
+        left = 17
+        try:
+            result = run_trial(config, folder=tmp_path / "unfinished")
+            break
+        except Stopped:
+            continue
+    np.testing.assert_array_equal(result.accuracy_matrix, whole.accuracy_matrix)
+    assert [(s.task, s.epoch, s.step, s.loss, s.lr) for s in result.steps] == [
+        (s.task, s.epoch, s.step, s.loss, s.lr) for s in whole.steps
+    ]
+    assert result.summary["forward_passes"] == whole.summary["forward_passes"]
+    twice = calls - needed
+    # The step in flight at each stop; an epoch of 8 steps where steps are first-order.
+    assert twice <= (calls // 17 + 1) * (8 if optimizer == "fo-sgd" or "hybrid_epochs" in more else 9)
+
+
+def test_a_killed_process_loses_one_step_at_most(tmp_path) -> None:
+    """SIGKILL at random moments of a real process, until one gets through."""
+    program = f"""
+import sys
+sys.path[:0] = [{str(Path(__file__).parent)!r}]
+import conftest
+conftest.some_drawings.__wrapped__()
+from zeroflow import TrialConfig, run_trial
+config = TrialConfig.from_dict({{**{SMALL!r}, "method": "ease", "optimizer": "zo-sgd", "epochs": 12}})
+folder = sys.argv[1] if len(sys.argv) > 1 else None
+result = run_trial(config, folder=folder, on_stage=lambda *_: print("stage", flush=True))
+print("END", result.accuracy_matrix.tobytes().hex(), [s.loss for s in result.steps])
+"""
+    whole = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    rng, killed = np.random.default_rng(0), 0
+    for _ in range(40):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / "unfinished")], stdout=subprocess.PIPE, text=True
+        )
+        log = tmp_path / "unfinished"
+        size = _bytes(log)
+        while process.poll() is None and _bytes(log) < size + rng.integers(200, 4000):
+            time.sleep(0.005)
+        if process.poll() is None:
+            process.kill()
+            killed += 1
+        output = process.communicate()[0]
+        if "END" in output:
+            break
+    assert killed >= 2
+    assert output.splitlines()[-1] == whole.splitlines()[-1]
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("task-*.losses")) if folder.exists() else 0

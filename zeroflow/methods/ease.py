@@ -78,10 +78,12 @@ class EASE(Method):
         logits = self.head(self.backbone(images, self.adapters[-1]))
         return F.cross_entropy(logits, labels - self.tasks[-1].start, reduction="none")
 
-    def end_task(self, batches: Iterable[Batch]) -> None:
+    def freeze(self) -> None:
         self.head = None
         self.requires_grad_(False).eval()
         self.frozen_spaces = self.first + len(self.tasks)
+
+    def end_task(self, batches: Iterable[Batch]) -> None:
         means = class_means(lambda images: self.features(images, range(self.frozen_spaces)), batches, self.tasks[-1])
         self._add(means.transpose(0, 1))
         self._complete()

@@ -1,7 +1,7 @@
 """What a class-incremental method is, and the registry of methods.
 
 A method lives through a stream: for each task ``begin_task``, then (if ``trainable()`` is not empty) steps of an
-optimizer on ``losses``, then ``end_task`` with the task's training images under the test transform. At any time after that
+optimizer on ``losses``, then ``freeze`` and ``end_task`` with the task's training images under the test transform. At any time after that
 ``features`` and ``scores`` classify images among all classes seen so far.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -60,6 +60,24 @@ class Method(nn.Module, ABC):
     def loss(self, images: Tensor | Prefix, labels: Tensor) -> Tensor:
         """Training loss of a mini-batch, the mean over its examples."""
         return self.losses(images, labels).mean()
+
+    def freeze(self) -> None:
+        """Training of the task is over: nothing learned in it changes any more. Comes before ``end_task``."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the stream has left in the method, apart from the frozen backbone."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.")}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over ``state()`` of as many tasks as this one has begun and frozen."""
+        own = self.state_dict(keep_vars=True)
+        for name, value in state.items():
+            old = own[name]
+            if old.shape == value.shape:
+                old.detach().copy_(value)
+            else:  # a buffer that grows with the stream
+                module, _, buffer = name.rpartition(".")
+                setattr(self.get_submodule(module), buffer, value.to(old))
 
     @abstractmethod
     def end_task(self, batches: Iterable[Batch]) -> None:

@@ -36,8 +36,10 @@ class SimpleCIL(Method):
     def begin_task(self, classes: range, generator: torch.Generator) -> None:
         self.classes = classes
 
-    def end_task(self, batches: Iterable[Batch]) -> None:
+    def freeze(self) -> None:
         self.frozen_spaces = 1
+
+    def end_task(self, batches: Iterable[Batch]) -> None:
         means = class_means(lambda images: self.features(images, range(1))[:, 0], batches, self.classes)
         self.prototypes = torch.cat([self.prototypes.to(means)[: self.classes.start], means])
 

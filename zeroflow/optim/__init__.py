@@ -13,12 +13,13 @@ from zeroflow.optim.factory import (
     optimizers,
     register_optimizer,
 )
+from zeroflow.optim.journal import Journal
 from zeroflow.optim.objective import Executor, LocalExecutor, NonFiniteLoss
 from zeroflow.optim.optimizer import Composition, ThreeStepOptimizer
 
 del _names
 
 __all__ = [
-    "ENHANCEMENTS", "Composition", "Executor", "LocalExecutor", "NonFiniteLoss", "OptimizerInfo", "ThreeStepOptimizer",
+    "ENHANCEMENTS", "Composition", "Executor", "Journal", "LocalExecutor", "NonFiniteLoss", "OptimizerInfo", "ThreeStepOptimizer",
     "create_optimizer", "list_optimizers", "optimizers", "register_optimizer",
 ]  # fmt: skip

@@ -116,6 +116,12 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         return isinstance(self.composition.estimator, Backpropagation) and self.composition.estimator.checkpoint
 
     @property
+    def first_order(self) -> bool:
+        """Whether the step before this was made with the exact gradient, as the first of a hybrid run are."""
+        exact = isinstance(self.composition.estimator, Backpropagation)
+        return exact or 0 < self.steps <= self.composition.first_order_steps
+
+    @property
     def per_example(self) -> bool:
         """Whether ``closure`` may return one loss for each example, and should."""
         return self.composition.estimator.per_example

@@ -56,6 +56,14 @@ class DistributedExecutor:
             for row in block[:-1].view(largest, width)[: after - before].tolist()
         ]
 
+    def broadcast(self, content: bytes) -> bytes:
+        """What process 0 gave, in all of them."""
+        box = [content]
+        distributed.broadcast_object_list(
+            box, src=distributed.get_global_rank(self.group, 0) if self.group else 0, group=self.group
+        )
+        return box[0]
+
     def _agreed(self, width: int) -> int:
         """How many numbers an evaluation gives, for processes that made none."""
         wide = torch.tensor(width)

@@ -2,22 +2,31 @@
 
 A cell is done exactly if its file in ``trials/`` is readable, which is why that one is written last. Writing a cell
 again replaces its files; no file is ever appended to, so any number of processes may write at once.
+
+Opening a Parquet file costs by the column, whatever the rows: a store of many cells would be slow to load. So a file of
+one row holds that row a second time, as a line of JSON in the gap between the magic bytes and the first column that the
+format leaves free. Parquet readers skip it; ``load`` reads nothing else as long as its checksum of the whole file holds.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
+import pyarrow.json
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -25,9 +34,13 @@ from zeroflow.errors import ConfigError, unknown
 from zeroflow.results.schema import SCHEMA_VERSION, SCHEMAS
 
 _MAGIC = b"PAR1"
+_NO_CHECKSUM = b"\0" * 8  # until the file is whole
+_ROW_START = len(_MAGIC) + len(_NO_CHECKSUM)
 _SMALLEST = 12  # bytes of a Parquet file: magic, length of the footer, magic
 _LEFTOVER_SECONDS = 3600.0
 _MANY = 100  # rows from which on a file gains by dictionaries, statistics and compression
+_READERS = 16  # threads that wait for files
+_AT_ONCE = 128  # files that one of them reads before it decodes them together
 
 
 class Store:
@@ -76,19 +89,23 @@ class Store:
             self._drop("failures", cell)
 
     def check_writable(self) -> None:
-        """Make a local store's folder and see that it takes files; nothing to do for an object store.
+        """Make a local store's folder and see that the store takes files: one is written and removed.
 
         Raises:
-            ConfigError: the folder cannot be made or written.
+            ConfigError: the folder cannot be made or written; no such bucket, no credentials, no access.
         """
-        if not self._local:
-            return
-        try:
-            Path(self._base).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self._base):
-                pass
-        except OSError as error:
-            raise ConfigError(f"results {self.root!r}: cannot be written: {error.strerror}") from None
+        if self._local:
+            try:
+                Path(self._base).mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self._base):
+                    pass
+            except OSError as error:
+                raise ConfigError(f"results {self.root!r}: cannot be written: {error.strerror}") from None
+        else:
+            with self._reaching("written"):
+                path = f"{self._base}/.writable-{uuid.uuid4().hex}"
+                self._put_object(path, b"")
+                self._filesystem.delete_file(path)
 
     def write_failure(self, table: pa.Table) -> None:
         """Record that a cell failed: one row from ``records.failure``."""
@@ -100,11 +117,11 @@ class Store:
         Looks at names, sizes and the closing bytes alone: a file cut short or empty does not count.
 
         Raises:
-            ConfigError: a newer zeroflow wrote the store.
+            ConfigError: a newer zeroflow wrote the store, or the object store cannot be reached.
         """
-        complete, _ = self._files("trials")
+        complete = [info for info in self._files("trials") if self._looks_complete(info)]
         self._refuse_newer(complete)
-        return {Path(info.path).stem for info in complete}
+        return {_cell(info) for info in complete}
 
     def failed(self) -> dict[str, dict[str, Any]]:
         """The failure of every cell that failed and has not been finished since, by cell id."""
@@ -118,50 +135,54 @@ class Store:
         read are skipped, with a warning that names them.
 
         Raises:
-            ConfigError: no such table, or a newer zeroflow wrote the store.
+            ConfigError: no such table, a newer zeroflow wrote the store, or the object store cannot be reached.
         """
         if table not in SCHEMAS:
             raise unknown("table", table, SCHEMAS)
-        done = self.done()
-        complete, broken = self._files(table)
-        paths = [info.path for info in complete if table == "failures" or Path(info.path).stem in done]
-        rows, unreadable = self._read(SCHEMAS[table], paths)
-        if broken or unreadable:
-            named = ", ".join(sorted([info.path for info in broken] + unreadable))
-            warnings.warn(f"skipped files that cannot be read: {named}", stacklevel=2)
+        # Listed first: what is done by then has its files in every other table.
+        trials = self._files("trials")
+        self._refuse_newer(trials)
+        files = trials
+        if table != "trials":
+            done = {_cell(info) for info in trials if self._looks_complete(info)}
+            files = [info for info in self._files(table) if table == "failures" or _cell(info) in done]
+        rows, unreadable = self._read(SCHEMAS[table], [info.path for info in files])
+        if unreadable:
+            warnings.warn(f"skipped files that cannot be read: {', '.join(unreadable)}", stacklevel=2)
         if table == "trials":
             _check_version(rows["schema_version"], self.root)
         return rows
 
-    def _read(self, schema: pa.Schema, paths: list[str]) -> tuple[pa.Table, list[str]]:
+    def _read(self, schema: pa.Schema, paths: Sequence[str]) -> tuple[pa.Table, list[str]]:
         """The rows of some files in the columns of ``schema``, and which files could not be read."""
+        unreadable: list[str] = []
 
-        def read(some: list[str]) -> pa.Table:
-            return ds.dataset(some, schema=schema, format="parquet", filesystem=self._filesystem).to_table()
-
-        if not paths:
-            return schema.empty_table(), []
-        try:
-            return read(paths), []
-        except (pa.ArrowException, OSError):
-            pass  # at least one is broken inside: find out which
-        parts, unreadable = [schema.empty_table()], []
-        for path in paths:
+        def read(some: Sequence[str]) -> pa.Table:
+            found = [(path, self._get(path)) for path in some]
+            files = {path: data for path, data in found if data is not None}
             try:
-                parts.append(read([path]))
-            except (pa.ArrowException, OSError):
-                unreadable.append(path)
-        return pa.concat_tables(parts), unreadable
+                return _decode_rows([_row(data) for data in files.values()], schema)
+            except (pa.ArrowException, ValueError):
+                pass  # one has no such row, or is broken: each by itself, as Parquet
+            parts = [schema.empty_table()]
+            for path, data in files.items():
+                try:
+                    parts.append(_decode(data, schema))
+                except (pa.ArrowException, OSError):
+                    unreadable.append(path)
+            return pa.concat_tables(parts).combine_chunks()
 
-    def _files(self, table: str) -> tuple[list[fs.FileInfo], list[fs.FileInfo]]:
-        """The files of a table by name: those that look complete, and those that do not."""
-        found = self._filesystem.get_file_info(fs.FileSelector(f"{self._base}/{table}", allow_not_found=True))
+        batches = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
+        with ThreadPoolExecutor(_READERS) as pool:
+            parts = list(pool.map(read, batches))
+        return pa.concat_tables([schema.empty_table(), *parts]), sorted(unreadable)
+
+    def _files(self, table: str) -> list[fs.FileInfo]:
+        """The files of a table, whole or not, by name."""
+        with self._reaching("read"):
+            found = self._filesystem.get_file_info(fs.FileSelector(f"{self._base}/{table}", allow_not_found=True))
         named = [i for i in found if i.is_file and i.extension == "parquet" and not i.base_name.startswith(".")]
-        complete: list[fs.FileInfo] = []
-        broken: list[fs.FileInfo] = []
-        for info in sorted(named, key=lambda info: info.base_name):
-            (complete if self._looks_complete(info) else broken).append(info)
-        return complete, broken
+        return sorted(named, key=lambda info: info.base_name)
 
     def _looks_complete(self, info: fs.FileInfo) -> bool:
         if info.size < _SMALLEST:
@@ -169,11 +190,13 @@ class Store:
         if not self._local:
             return True  # an object appears whole or not at all
         try:
-            with Path(info.path).open("rb") as file:
-                file.seek(-len(_MAGIC), os.SEEK_END)
-                return file.read() == _MAGIC
+            file = os.open(info.path, os.O_RDONLY)
         except OSError:
             return False
+        try:
+            return os.pread(file, len(_MAGIC), info.size - len(_MAGIC)) == _MAGIC
+        finally:
+            os.close(file)
 
     def _refuse_newer(self, trials: Iterable[fs.FileInfo]) -> None:
         # The latest file tells: this version refuses to add to a store in which it finds a newer one.
@@ -182,18 +205,45 @@ class Store:
         rows, _ = self._read(version, [latest.path] if latest else [])
         _check_version(rows["schema_version"], self.root)
 
+    def _path(self, table: str, cell: str) -> str:
+        return f"{self._base}/{table}/{cell}.parquet"
+
+    def _get(self, path: str) -> bytes | None:
+        """A file's bytes; None if it has gone, none of them if the disk refuses."""
+        try:
+            if self._local:
+                return Path(path).read_bytes()
+            with self._reaching("read"), self._filesystem.open_input_file(path) as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return b""
+
     def _put(self, table: str, cell: str, data: bytes) -> None:
-        path = f"{self._base}/{table}/{cell}.parquet"
         if self._local:
-            write_atomically(Path(path), data)
+            write_atomically(Path(self._path(table, cell)), data)
         else:
-            with self._filesystem.open_output_stream(path) as stream:
-                stream.write(data)
+            self._put_object(self._path(table, cell), data)
+
+    def _put_object(self, path: str, data: bytes) -> None:
+        with self._filesystem.open_output_stream(path) as stream:
+            stream.write(data)
 
     def _drop(self, table: str, cell: str) -> None:
-        path = f"{self._base}/{table}/{cell}.parquet"
+        path = self._path(table, cell)
         if self._filesystem.get_file_info(path).is_file:
             self._filesystem.delete_file(path)
+
+    @contextmanager
+    def _reaching(self, what: str) -> Iterator[None]:
+        """Turn what an object store's client raises into one message."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise ConfigError(f"results {self.root!r}: cannot be {what}: {error}") from None
 
 
 def load(results: Store | str | Path, table: str) -> pa.Table:
@@ -221,26 +271,85 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+    # Not by a pattern: this runs for every file written, in folders of any size.
+    with os.scandir(path.parent) as entries:
+        leftovers = [e for e in entries if e.name.startswith(f".{path.name}.") and e.name.endswith(".tmp")]
+    for leftover in leftovers:
         try:
             if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
-                leftover.unlink()
+                Path(leftover).unlink()
         except FileNotFoundError:
             continue  # its writer, or another one, was faster
 
 
+def _cell(info: fs.FileInfo) -> str:
+    return str(info.base_name).removesuffix(".parquet")
+
+
 def _encode(name: str, table: pa.Table) -> bytes:
+    """A table as a Parquet file; a single row also as JSON in front."""
     if name not in SCHEMAS:
         raise unknown("table", name, SCHEMAS)
+    table = table.cast(SCHEMAS[name])
+    row = _as_line(table) if len(table) == 1 else b""
     # What a file costs to open grows with its footer. So the columns' descriptions stay out of it (``load`` adds them),
     # and so does, for a few rows, what pays only for many.
     many = len(table) >= _MANY
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.cast(SCHEMAS[name]), sink, store_schema=False, use_dictionary=many, write_statistics=many,
+    with pq.ParquetWriter(
+        sink, table.schema, store_schema=False, use_dictionary=many, write_statistics=many,
         compression="zstd" if many else "none",
-    )  # fmt: skip
-    return sink.getvalue().to_pybytes()
+    ) as writer:  # fmt: skip
+        sink.write(_NO_CHECKSUM + row if row else b"")
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return _MAGIC + _checksum(data) + data[_ROW_START:] if row else data
+
+
+def _as_line(table: pa.Table) -> bytes:
+    """A table's one row as a line of JSON; nothing for what JSON has no word for (infinity)."""
+    try:
+        text = json.dumps(table.to_pylist()[0], default=str, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    except ValueError:
+        return b""
+    return text.encode() + b"\n"
+
+
+def _checksum(data: bytes) -> bytes:
+    """Of a file, from its line of JSON to its end: eight hexadecimal digits."""
+    return b"%08x" % zlib.crc32(memoryview(data)[_ROW_START:])
+
+
+def _row(data: bytes) -> bytes:
+    """The line that ``_encode`` put in front.
+
+    Raises:
+        ValueError: the file has none, or is not what was written.
+    """
+    if data[len(_MAGIC) : _ROW_START] != _checksum(data):
+        raise ValueError("no row in front")
+    return data[_ROW_START : data.index(b"\n", _ROW_START) + 1]
+
+
+def _decode_rows(lines: Sequence[bytes], schema: pa.Schema) -> pa.Table:
+    """The rows of ``_row`` in the columns of ``schema``; a column that a line lacks is null."""
+    text = b"".join(lines)
+    if not text:
+        return schema.empty_table()
+    return pyarrow.json.read_json(
+        io.BytesIO(text),
+        read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(text) + 1),
+        parse_options=pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+    ).cast(schema)
+
+
+def _decode(data: bytes, schema: pa.Schema) -> pa.Table:
+    """A Parquet file's rows in the columns of ``schema``; a column that it lacks is null."""
+    # Not ``read_table``: what it does beyond this takes longer than the reading.
+    table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+    names = set(table.column_names)
+    columns = [table[f.name] if f.name in names else pa.nulls(len(table), f.type) for f in schema]
+    return pa.table(columns, names=schema.names).cast(schema)
 
 
 def _check_version(versions: pa.ChunkedArray, root: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,21 @@ from torch import Tensor
 
 from zeroflow.data import Scenario, class_incremental, class_order, datasets, even_increments, load_dataset, transforms
 from zeroflow.data.dataset import ImageDataset
-from zeroflow.data.scenario import View
+from zeroflow.data.scenario import Batch, View
 from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, methods
-from zeroflow.models.backbone import create_backbone
-from zeroflow.optim import Executor, NonFiniteLoss, ThreeStepOptimizer, create_optimizer
+from zeroflow.models.backbone import Prefix, create_backbone
+from zeroflow.optim import Executor, Journal, NonFiniteLoss, ThreeStepOptimizer, create_optimizer
 from zeroflow.optim.objective import Closure
 from zeroflow.trial import randomness
+from zeroflow.trial.checkpoint import Checkpoints
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.meters import Stopwatch, peak_memory
 from zeroflow.trial.metrics import Matrix
 from zeroflow.trial.result import Step, TrialResult, provenance
 
-Order = Callable[[int], npt.NDArray[np.int64]]
+Positions = npt.NDArray[np.int64]
+Order = Callable[[int], Positions]
 OnStage = Callable[[int, Matrix, npt.NDArray[np.int64]], None]
 
 
@@ -66,6 +69,7 @@ class TaskTrainer:
     Args:
         method: after ``begin_task``. optimizer: over ``method.trainable()``. epochs: how often all samples are visited.
         schedule: ``"cosine"`` (per epoch, to zero) or ``"constant"``.
+        checkpoints: where an interrupted task goes on from. journal: the executor's log of this task.
     """
 
     method: Method
@@ -75,6 +79,8 @@ class TaskTrainer:
     schedule: str
     device: torch.device
     dtype: torch.dtype
+    checkpoints: Checkpoints | None = None
+    journal: Journal | None = None
     steps: list[Step] = field(default_factory=list)
     peak_bytes: int = 0
 
@@ -83,16 +89,25 @@ class TaskTrainer:
         full = self._whole_task(samples, task, seed)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.epochs)
         self.method.train()
-        for epoch in range(self.epochs):
+        for epoch in range(self._go_on(task, cosine), self.epochs):
             positions, rate = order(epoch), float(self.optimizer.param_groups[0]["lr"])
             for number, first in enumerate(range(0, len(positions), self.batch_size)):
-                draws = randomness.generator(seed, randomness.AUGMENTATION, task, epoch, number)
-                images, labels = samples.training_batch(positions[first : first + self.batch_size], draws)
-                images, labels = images.to(self.device, self.dtype), labels.to(self.device)
-                loss, seconds = self._step(images, labels, full, watch)
+
+                def batch(
+                    epoch: int = epoch,
+                    number: int = number,
+                    chosen: Positions = positions[first : first + self.batch_size],
+                ) -> Batch:
+                    draws = randomness.generator(seed, randomness.AUGMENTATION, task, epoch, number)
+                    images, labels = samples.training_batch(chosen, draws)
+                    return images.to(self.device, self.dtype), labels.to(self.device)
+
+                loss, seconds = self._step(batch, full, watch)
                 self.steps.append(Step(task, epoch, len(self.steps), loss, rate, seconds))
             if self.schedule == "cosine":
                 cosine.step()
+            if self.optimizer.first_order:
+                self._save(task, epoch, cosine)
         if self.optimizer.skipped:
             raise NonFiniteLoss(
                 f"the last {self.optimizer.skipped} step(s) of task {task} had no finite loss; lower lr or eps"
@@ -112,18 +127,54 @@ class TaskTrainer:
 
         return [closure(first) for first in range(0, len(samples), self.batch_size)]
 
+    def _go_on(self, task: int, cosine: torch.optim.lr_scheduler.LRScheduler) -> int:
+        """The epoch to begin with: after the last saved one of this task."""
+        saved = self.checkpoints.load("epoch") if self.checkpoints else None
+        if saved is None or saved["task"] != task:
+            return 0
+        with torch.no_grad():
+            for name, parameter in self.method.trainable().items():
+                parameter.copy_(saved["parameters"][name])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        cosine.load_state_dict(saved["schedule"])
+        self.steps, self.peak_bytes = _steps(saved["steps"]), saved["peak_bytes"]
+        return int(saved["epoch"]) + 1
+
+    def _save(self, task: int, epoch: int, cosine: torch.optim.lr_scheduler.LRScheduler) -> None:
+        """Save this epoch: steps with an exact gradient cannot be made again from a log."""
+        if self.checkpoints:
+            parameters = {name: parameter.detach() for name, parameter in self.method.trainable().items()}
+            state = {
+                "task": task, "epoch": epoch, "parameters": parameters, "optimizer": self.optimizer.state_dict(),
+                "schedule": cosine.state_dict(), "steps": [list(asdict(step).values()) for step in self.steps],
+                "peak_bytes": self.peak_bytes,
+            }  # fmt: skip
+            self.checkpoints.save("epoch", state)
+
     def _step(
-        self, images: Tensor, labels: Tensor, full: Sequence[Closure], watch: Stopwatch
+        self, batch: Callable[[], Batch], full: Sequence[Closure], watch: Stopwatch
     ) -> tuple[float, float | None]:
-        """Loss and seconds of one step; no seconds for the one step whose memory is measured."""
+        """Loss and seconds of one step; no seconds for the one step whose memory is measured, and for replayed ones."""
         loss_of = self.method.losses if self.optimizer.per_example else self.method.loss
+        replaying = self.journal is not None and self.journal.replaying
+        found: list[tuple[Prefix, Tensor]] = []
+
+        def once() -> tuple[Prefix, Tensor]:
+            if not found:  # a replayed step asks for nothing: no images are made, no forward pass
+                images, labels = given or batch()
+                found.append((self.method.backbone.prefix(images), labels))
+            return found[0]
 
         def step() -> float:
-            prefix = self.method.backbone.prefix(images)
-            return float(self.optimizer.step(lambda: loss_of(prefix, labels), full))
+            if not replaying:
+                once()
+            return float(self.optimizer.step(lambda: loss_of(*once()), full))
 
-        # The second step of a task: from then on the rule's moments are part of what is held.
-        if len(self.steps) == 1:
+        given = None if replaying else batch()
+        if replaying:
+            return step(), None
+        # The second step of a task (or the first after a replay): from then on the rule's moments are part of what is held.
+        if len(self.steps) > 0 and not self.peak_bytes:
             loss, self.peak_bytes = peak_memory(step, self.method, self.device, held=self._moments())
             return loss, None
         before = watch.seconds
@@ -135,17 +186,21 @@ class TaskTrainer:
         return [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
 
 
+def _steps(rows: Sequence[Sequence[Any]]) -> list[Step]:
+    return [Step(*row) for row in rows]
+
+
 class Evaluation:
     """Accuracy on all tasks seen so far; features of frozen spaces are computed once per test image and kept."""
 
     def __init__(self, method: Method, device: torch.device, dtype: torch.dtype, batch_size: int) -> None:
         self.method, self.device, self.dtype, self.batch_size = method, device, dtype, batch_size
-        self._kept: dict[int, Tensor] = {}
+        self.kept: dict[int, Tensor] = {}
 
     def scores(self, test: View, task: int) -> Tensor:
         """Scores of a task's test samples among all classes seen so far, ``[N, classes]``."""
         self.method.eval()
-        kept = self._kept.get(task)
+        kept = self.kept.get(task)
         known = 0 if kept is None else kept.shape[1]
         spaces = range(known, max(self.method.frozen_spaces, 1))
         if len(spaces) or kept is None:
@@ -155,7 +210,7 @@ class Evaluation:
             ]
             fresh = torch.cat(parts)
             kept = fresh if kept is None else torch.cat([kept, fresh], dim=1)
-            self._kept[task] = kept[:, : self.method.frozen_spaces]
+            self.kept[task] = kept[:, : self.method.frozen_spaces]
         return self.method.scores(kept)
 
     def accuracy(self, test: View, task: int) -> float:
@@ -182,6 +237,7 @@ def run_trial(
     *,
     executor: Executor | None = None,
     on_stage: OnStage | None = None,
+    folder: str | Path | None = None,
 ) -> TrialResult:
     """Run one cell in this process.
 
@@ -189,6 +245,8 @@ def run_trial(
         config: what to compute. placement: where (default: one thread, a GPU if there is one).
         executor: where the optimizer's evaluations run (default: here).
         on_stage: called after each stage with its number, the accuracies so far ``[T, T]`` and the test samples per task.
+        folder: for unfinished work. A trial that is interrupted and run again with the same folder goes on where it was, and
+            its result has the same bits as an uninterrupted one's; the caller deletes the folder when the result is safe.
 
     Returns:
         The result: accuracy matrix, summary, steps, provenance.
@@ -200,7 +258,8 @@ def run_trial(
     place = placement or Placement()
     config = TrialConfig.from_dict(dataclasses.asdict(config))
     with _threads(place.threads):
-        return _run(config, place, executor, on_stage or (lambda stage, accuracy, samples: None))
+        checkpoints = None if folder is None else Checkpoints(folder, executor)
+        return _run(config, place, executor, on_stage or (lambda stage, accuracy, samples: None), checkpoints)
 
 
 @contextmanager
@@ -213,7 +272,32 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run(config: TrialConfig, place: Placement, executor: Executor | None, on_stage: OnStage) -> TrialResult:
+@dataclass
+class _Account:
+    """What a trial has so far, apart from its method: part of a checkpoint."""
+
+    accuracy: Matrix
+    steps: list[Step] = field(default_factory=list)
+    stage: int = 0
+    forwards: int = 0
+    epochs: int = 0
+    peak: int = 0
+    parameters: int = 0
+    seconds: float = 0.0
+
+    def state(self) -> dict[str, Any]:
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        rows = [list(asdict(step).values()) for step in self.steps]
+        return {**plain, "accuracy": torch.from_numpy(self.accuracy), "steps": rows}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> _Account:
+        return cls(**{**state, "accuracy": state["accuracy"].numpy(), "steps": _steps(state["steps"])})
+
+
+def _run(
+    config: TrialConfig, place: Placement, executor: Executor | None, on_stage: OnStage, checkpoints: Checkpoints | None
+) -> TrialResult:
     started = time.perf_counter()
     device, dtype = place.torch_device(), getattr(torch, config.dtype)
     backbone = create_backbone(config.backbone, checkpoint=config.checkpoint, image_size=config.image_size)
@@ -223,58 +307,85 @@ def _run(config: TrialConfig, place: Placement, executor: Executor | None, on_st
     evaluation = Evaluation(method, device, dtype, place.evaluation_batch)
 
     stages = len(scenario.tasks)
-    accuracy = np.full((stages, stages), np.nan)
+    account = _Account(np.full((stages, stages), np.nan))
     test_samples = np.array([len(task.test) for task in scenario.tasks])
-    steps: list[Step] = []
-    watch, forwards, trained_epochs, peak = Stopwatch(device), 0, 0, 0
-    parameters = 0
-    for task in scenario.tasks:
+    watch = Stopwatch(device)
+    if checkpoints and (saved := checkpoints.load("tasks")):
+        account = _Account.of(saved["account"])
+        for task in scenario.tasks[: account.stage]:
+            method.begin_task(task.classes, randomness.generator(config.seed, randomness.INITIAL_VALUES, task.index))
+            method.freeze()
+        method.restore(saved["method"])
+        evaluation.kept = {task: kept.to(device) for task, kept in saved["kept"].items()}
+    before = account.seconds
+
+    for task in scenario.tasks[account.stage :]:
         method.begin_task(task.classes, randomness.generator(config.seed, randomness.INITIAL_VALUES, task.index))
         method.to(device, dtype)
         trainable = method.trainable()
         if trainable:
             assert config.optimizer and config.lr and config.epochs and config.batch_size and config.schedule
+            journal = checkpoints.journal(task.index) if checkpoints else None
             optimizer = create_optimizer(
                 config.optimizer, list(trainable.items()), lr=config.lr, queries=config.queries,
                 eps=config.eps, seed=randomness.key(config.seed, randomness.OPTIMIZER, task.index),
-                executor=executor, **_optimizer_options(config, len(task.train)),
+                executor=journal or executor, **_optimizer_options(config, len(task.train)),
             )  # fmt: skip
             method.backbone.set_grad_checkpointing(optimizer.checkpoint)
-            trainer = TaskTrainer(method, optimizer, config.epochs, config.batch_size, config.schedule, device, dtype)
+            trainer = TaskTrainer(
+                method,
+                optimizer,
+                config.epochs,
+                config.batch_size,
+                config.schedule,
+                device,
+                dtype,
+                checkpoints,
+                journal,
+            )
 
-            def order(epoch: int, task: int = task.index, samples: int = len(task.train)) -> npt.NDArray[np.int64]:
+            def order(epoch: int, task: int = task.index, samples: int = len(task.train)) -> Positions:
                 return randomness.batch_order(config.seed, task, epoch, samples)
 
             trainer.train(task.train, task.index, config.seed, order, watch)
-            peak, parameters = max(peak, trainer.peak_bytes), optimizer.flat.size
-            steps += [dataclasses.replace(step, step=len(steps) + step.step) for step in trainer.steps]
-            forwards += optimizer.forwards
-            trained_epochs += config.epochs
+            if journal:
+                journal.close()
+            account.peak, account.parameters = max(account.peak, trainer.peak_bytes), optimizer.flat.size
+            first = len(account.steps)
+            account.steps += [dataclasses.replace(step, step=first + step.step) for step in trainer.steps]
+            account.forwards += optimizer.forwards
+            account.epochs += config.epochs
         method.eval()
+        method.freeze()
         method.end_task(
             (images.to(device, dtype), labels) for images, labels in task.train.plain_batches(place.evaluation_batch)
         )
-        if not peak:
+        if not account.peak:
             images, _ = next(task.train.plain_batches(config.batch_size or 48))
-            _, peak = peak_memory(lambda: method.features(images.to(device, dtype), range(1)), method, device)  # noqa: B023
+            _, account.peak = peak_memory(lambda: method.features(images.to(device, dtype), range(1)), method, device)  # noqa: B023
         for seen in scenario.tasks[: task.index + 1]:
-            accuracy[task.index, seen.index] = evaluation.accuracy(seen.test, seen.index)
-        on_stage(task.index, accuracy, test_samples)
+            account.accuracy[task.index, seen.index] = evaluation.accuracy(seen.test, seen.index)
+        account.stage, account.seconds = task.index + 1, before + time.perf_counter() - started
+        if checkpoints:
+            kept = {seen: kept.cpu() for seen, kept in evaluation.kept.items()}
+            checkpoints.save("tasks", {"account": account.state(), "method": method.state(), "kept": kept})
+        on_stage(task.index, account.accuracy, test_samples)
 
+    seconds = _training_seconds(account.steps)
     return TrialResult(
         config=config,
-        accuracy_matrix=accuracy,
+        accuracy_matrix=account.accuracy,
         test_samples=test_samples,
         class_order=scenario.order,
         class_names=scenario.class_names,
-        steps=steps,
+        steps=account.steps,
         costs={
-            "forward_passes": forwards,
-            "peak_memory_bytes": peak,
-            "trainable_parameters": parameters,
-            "seconds": time.perf_counter() - started,
-            "training_seconds": _training_seconds(steps),
-            "seconds_per_epoch": _training_seconds(steps) / trained_epochs if trained_epochs else None,
+            "forward_passes": account.forwards,
+            "peak_memory_bytes": account.peak,
+            "trainable_parameters": account.parameters,
+            "seconds": account.seconds,
+            "training_seconds": seconds,
+            "seconds_per_epoch": seconds / account.epochs if account.epochs else None,
         },
         provenance=provenance(device, asdict(place)),
     )

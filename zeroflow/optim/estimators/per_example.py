@@ -57,9 +57,11 @@ class PerExample(Estimator):
 
         before = objective.forwards
         answers = objective.run(2 * queries, evaluate, width=None)
-        # Counted from the answers, so that all processes count alike.
-        objective.forwards = before + 2 * queries + int(sum(answer[-1] for answer in answers))
+        # From the answers alone, so that all processes and a replay count alike and know what has been verified.
+        objective.forwards = before + 2 * queries + int(max(answer[-1] for answer in answers))
         losses = torch.tensor([answer[:-1] for answer in answers], dtype=torch.float64)
+        census.examples = losses.shape[1]
+        census.verified.add(census.examples)
         slopes = (losses[::2] - losses[1::2]) / 2
         return ExampleSlopes(mean_finite(losses.flatten().tolist()), objective, slopes)
 

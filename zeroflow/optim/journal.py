@@ -1,0 +1,84 @@
+"""A durable log of what evaluations gave, from which steps are made again without a single forward pass.
+
+A forward-pass step is determined by its losses: directions are regenerated, moments follow. So a few numbers a step are a
+checkpoint of everything, as small as it can be.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from zeroflow.optim.objective import Executor, LocalExecutor, Numbers
+
+
+class Journal:
+    """An ``Executor`` that writes down what another one's evaluations gave, and gives it again when asked anew.
+
+    Made on a file of earlier steps it answers from there as long as it can; then it has evaluations made and appends to the
+    file before anybody sees the results. The caller makes the same steps in the same order: the same seed, mini-batches,
+    options. The file is little-endian float64: for every call the number of numbers, then the numbers. A record that was
+    cut off by a crash is dropped. Of several processes that share evaluations (``DistributedExecutor``) the first one has the
+    file, and tells the others what is in it.
+
+    Args:
+        path: the file; its folder exists. executor: makes evaluations; default: here.
+
+    Attributes:
+        replaying: whether the next call is answered from the file.
+    """
+
+    def __init__(self, path: str | Path, executor: Executor | None = None) -> None:
+        self.path, self.executor = Path(path), executor or LocalExecutor()
+        first = getattr(self.executor, "rank", 0) == 0
+        written = self.path.read_bytes() if first and self.path.exists() else b""
+        if hasattr(self.executor, "broadcast"):
+            written = self.executor.broadcast(written)
+        self._records, whole = _records(written)
+        if first and whole < len(written):
+            os.truncate(self.path, whole)
+        self._file = self.path.open("ab", buffering=0) if first else None
+
+    @property
+    def replaying(self) -> bool:
+        return bool(self._records)
+
+    def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
+        """As ``Executor.map``.
+
+        Raises:
+            ValueError: what is written there cannot be from this step: the file is another run's.
+        """
+        if self._records:
+            numbers = self._records.popleft()
+            if count == 0 or len(numbers) % count or width not in (None, len(numbers) // count):
+                raise ValueError(
+                    f"{self.path}: {len(numbers)} numbers where {count} evaluations of {width} were expected; it is of another run"
+                )
+            return [tuple(row) for row in numbers.reshape(count, -1).tolist()]
+        results = self.executor.map(count, evaluate, width)
+        numbers = np.array(results, "<f8").reshape(-1)
+        if self._file is not None:
+            self._file.write(np.concatenate([[np.float64(len(numbers))], numbers]).astype("<f8").tobytes())
+        return results
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _records(written: bytes) -> tuple[deque[npt.NDArray[np.float64]], int]:
+    """The whole records of a file, and how many bytes they are."""
+    values = np.frombuffer(written[: len(written) // 8 * 8], "<f8")
+    records: deque[npt.NDArray[np.float64]] = deque()
+    place = 0
+    while place < len(values) and place + 1 + int(values[place]) <= len(values):
+        records.append(values[place + 1 : place + 1 + int(values[place])])
+        place += 1 + int(values[place])
+    return records, 8 * place
