@@ -100,10 +100,12 @@ def _run(
     remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Store)
     shared = remote.options(scheduling_strategy=here).remote(store.root)
     scratch, commit = tempfile.mkdtemp(prefix="zeroflow-"), checkout_commit()
+    # Beside the results, where a later sweep finds it; an object store is no place for a file that grows by a few bytes.
+    unfinished = f"{scratch if '://' in store.root else store.root}/unfinished"
     settings = [
         {
             "cell": config.canonical(), "placement": dataclasses.asdict(placement), "data_dir": data_dir,
-            "commit": commit, "scratch": scratch,
+            "commit": commit, "scratch": scratch, "unfinished": unfinished,
         }
         for config in cells
     ]  # fmt: skip

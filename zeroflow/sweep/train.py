@@ -8,9 +8,11 @@ trial's queries.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -83,13 +85,17 @@ def train_loop(setting: Mapping[str, Any]) -> dict[str, float] | NonFiniteLoss:
         device = str(ray.train.torch.get_device()) if setting["workers"] > 1 else "cuda"
     place = Placement(setting["data_dir"], device, threads=setting["placement"]["cpus_per_worker"])
     executor = DistributedExecutor() if setting["workers"] > 1 else None
+    # By commit: other code might not make the same steps of the same losses.
+    folder = Path(setting["unfinished"]) / f"{config.cell_id}-{(commit or 'unknown')[:12]}"
     try:
-        result = run_trial(config, place, executor=executor)
+        result = run_trial(config, place, executor=executor, folder=folder)
     except NonFiniteLoss as error:
+        shutil.rmtree(folder, ignore_errors=True)
         return error
     if executor is None or executor.rank == 0:
         tables = records.tables(result, workers=setting["workers"], ray_version=ray.__version__)
         ray.get(setting["store"].write.remote(tables))
+        shutil.rmtree(folder, ignore_errors=True)
     return {key: float(result.summary[key]) for key in ("avg", "last", "fgt")}
 
 
