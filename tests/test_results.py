@@ -6,10 +6,15 @@ import dataclasses
 import json
 import math
 import os
+import random
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,18 +22,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
+import zeroflow.results.store as store_module
 from zeroflow.errors import ConfigError
-from zeroflow.results import SCHEMA_VERSION, SCHEMAS, Store, figures, load
+from zeroflow.results import SCHEMA_VERSION, SCHEMAS, Store, figures, load, merge
 from zeroflow.results.records import failure, tables
 from zeroflow.results.report import write_report
+from zeroflow.results.schema import markdown
 from zeroflow.results.tables import estimate, render_markdown, render_text, summary
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.metrics import DEFINITIONS
 from zeroflow.trial.result import Step, TrialResult
 
+ROOT = Path(__file__).parent.parent
 FINISHED = datetime(2025, 3, 4, 5, 6, 7, 891, tzinfo=UTC)
 
 
@@ -162,6 +172,19 @@ def test_pandas_reads_a_file_and_a_folder(store: Store) -> None:
     assert len(pd.read_parquet(Path(store.root, "accuracy"))) == 6
 
 
+def test_duckdb_and_polars_read_the_files_as_they_are(store: Store) -> None:
+    import duckdb
+    import polars
+
+    fill(store, cell(), simplecil())
+    trials, accuracy = (f"{store.root}/{name}/*.parquet" for name in ("trials", "accuracy"))
+    for frame in (duckdb.sql(f"SELECT * FROM '{trials}'").to_arrow_table(), polars.read_parquet(trials).to_arrow()):
+        assert frame.column_names == SCHEMAS["trials"].names
+        assert frame.cast(SCHEMAS["trials"]).sort_by("cell_id").to_pylist() == store.load("trials").to_pylist()
+    assert duckdb.sql(f"SELECT count(*) FROM '{accuracy}'").fetchall() == [(6,)]
+    assert len(polars.read_parquet(accuracy)) == 6
+
+
 def test_a_table_with_other_columns_is_refused_and_nothing_is_written(store: Store) -> None:
     written = tables(cell())
     written["steps"] = written["steps"].drop_columns(["loss"])
@@ -184,6 +207,350 @@ def test_an_object_store_is_read_like_a_folder() -> None:
     fill(store, cell(), simplecil())
     assert store.done() == {cell().cell_id, simplecil().cell_id}
     assert store.failed() == {} and len(store.load("accuracy")) == 6
+
+
+# The row in front of the columns
+
+
+def odd() -> TrialResult:
+    """A result with the values that text formats get wrong."""
+    names = ['say "é\n\u2028"', "back\\slash\ttab", "", "nul\0", "\U0001f600"]
+    result = cell(100 / 3, seed=2**63 - 1, class_order_seed=0, dataset="null", lr=5e-324, eps=1.7976931348623157e308)
+    return dataclasses.replace(result, class_names=names, class_order=np.arange(5))
+
+
+def test_the_row_in_front_is_the_row_in_the_columns(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = [cell(), odd(), simplecil(), cell(loss=math.nan, seed=3)]
+    fill(store, *results)
+    store.write_failure(failure(cell(seed=9).config, RuntimeError('line\n"two"'), "Traceback\n ...", 2))
+    for name in ("trials", "failures"):
+        files = sorted(Path(store.root, name).iterdir())
+        columns = pa.concat_tables([pq.ParquetFile(file).read() for file in files]).cast(SCHEMAS[name])
+        with monkeypatch.context() as patched:
+            patched.setattr(store_module, "_decode", None)
+            assert store.load(name).equals(columns, check_metadata=True), "not read from the rows in front"
+    assert len(columns) == 1 and len(store.load("trials")) == len(results)
+
+
+def test_what_json_cannot_say_is_read_from_the_columns(store: Store) -> None:
+    fill(store, cell(loss=math.inf), cell(seed=1))
+    assert sorted(store.load("trials")["final_loss"].to_pylist()) == [0.5, math.inf]
+
+
+def test_files_rewritten_by_others_are_read_too(store: Store) -> None:
+    fill(store, *(cell(seed=seed) for seed in range(4)))
+    before = store.load("trials")
+    first, second, third, _ = sorted(Path(store.root, "trials").iterdir())
+    pd.read_parquet(first).to_parquet(first)
+    pq.write_table(pq.read_table(second).drop_columns(["ray_version", "bwt"]), second)
+    extra = pq.read_table(third)
+    pq.write_table(extra.append_column("later", pa.array(["x"])), third)
+    after = store.load("trials")
+    assert after.drop_columns(["bwt"]).equals(before.drop_columns(["bwt"]), check_metadata=True)
+    assert [value is None for value in after["bwt"].to_pylist()] == [False, True, False, False]
+
+
+def test_no_changed_byte_changes_a_row_unnoticed(store: Store) -> None:
+    fill(store, odd())
+    file, expected, skipped = path(store, "trials", odd()), store.load("trials"), 0
+    data = file.read_bytes()
+    for position in range(0, len(data), 61):
+        file.write_bytes(data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = store.load("trials")
+        assert len(found) == 0 or found.equals(expected), f"byte {position}"
+        skipped += len(found) == 0
+    assert skipped > 50
+
+
+def test_a_folder_larger_than_a_batch_comes_whole_and_in_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store, *(cell(seed=seed) for seed in range(23)))
+    whole = {name: store.load(name) for name in SCHEMAS}
+    monkeypatch.setattr(store_module, "_AT_ONCE", 4)
+    for name, table in whole.items():
+        assert store.load(name).equals(table)
+    assert whole["trials"]["cell_id"].to_pylist() == sorted(cell(seed=seed).cell_id for seed in range(23))
+
+
+# Readers and writers at once
+
+
+WRITER = """
+import sys
+from test_results import cell
+from zeroflow.results import Store
+from zeroflow.results.records import tables
+
+store = Store(sys.argv[1])
+done = store.done()
+for seed in range(int(sys.argv[2])):
+    result = cell(float(seed % 50), seed=seed)
+    if result.cell_id not in done:
+        store.write(tables(result))
+        print(seed, flush=True)
+"""
+
+
+def start_writer(root: str, cells: int) -> subprocess.Popen[bytes]:
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
+    return subprocess.Popen([sys.executable, "-c", WRITER, root, str(cells)], env=environment, stdout=subprocess.PIPE)
+
+
+def check_whole(store: Store, expected: dict[str, float], before: set[str]) -> set[str]:
+    """What a reader finds at any moment: what was there before and more, each cell once and whole."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trials, stages, external = store.load("trials"), store.load("stages"), {}
+        for file in Path(store.root, "trials").glob("*.parquet"):
+            external[file.stem] = pq.ParquetFile(file).read(["cell_id", "avg"]).to_pylist()
+    found = dict(zip(trials["cell_id"].to_pylist(), trials["avg"].to_pylist(), strict=True))
+    assert len(found) == len(trials), "a cell twice"
+    assert found == {cell_id: expected[cell_id] for cell_id in found}
+    assert before <= found.keys(), "a cell lost"
+    counts = pc.value_counts(stages["cell_id"]).to_pylist()
+    assert found.keys() <= {count["values"] for count in counts} and {count["counts"] for count in counts} <= {2}
+    assert found.keys() <= external.keys()
+    assert external == {cell_id: [{"cell_id": cell_id, "avg": expected[cell_id]}] for cell_id in external}
+    return set(found)
+
+
+def test_readers_see_whole_cells_while_writers_work_and_are_killed(store: Store) -> None:
+    moments, cells = random.Random(0), 250
+    results = [cell(float(seed % 50), seed=seed) for seed in range(cells)]
+    expected, found, killed = {result.cell_id: result.summary["avg"] for result in results}, set[str](), 0
+    for _ in range(4):
+        writer = start_writer(store.root, cells)
+        assert writer.stdout and writer.stdout.readline()  # at work
+        end = time.monotonic() + moments.uniform(0.0, 0.25)
+        while time.monotonic() < end:
+            found = check_whole(store, expected, found)
+        writer.kill()
+        killed += writer.wait() == -signal.SIGKILL
+        writer.stdout.close()
+        found = check_whole(store, expected, found)
+    assert killed == 4 and 4 <= len(found) < cells
+    both = [start_writer(store.root, cells) for _ in range(2)]
+    while any(writer.poll() is None for writer in both):
+        found = check_whole(store, expected, found)
+    assert [writer.communicate() and writer.returncode for writer in both] == [0, 0]
+    assert check_whole(store, expected, found) == expected.keys() == store.done()
+
+
+# Merging
+
+
+def test_merging_adds_what_is_missing_and_nothing_else(store: Store, tmp_path: Path) -> None:
+    first, second = Store(tmp_path / "first"), Store(tmp_path / "second")
+    fill(store, cell(seed=0))
+    fill(first, cell(seed=0), cell(seed=1), odd())
+    fill(second, cell(seed=1), simplecil())
+    for where, seed in ((store, 1), (first, 7), (second, 7), (second, 0)):
+        where.write_failure(failure(cell(seed=seed).config, RuntimeError(where.root), "", 1))
+    kept = path(store, "trials", cell(seed=0)).stat()
+    sources = {file: file.read_bytes() for root in (first, second) for file in Path(root.root).rglob("*.parquet")}
+
+    assert merge(store.root, first.root, second.root) == 3
+    assert store.done() == {result.cell_id for result in (cell(seed=0), cell(seed=1), odd(), simplecil())}
+    after = path(store, "trials", cell(seed=0)).stat()
+    assert (after.st_ino, after.st_mtime_ns) == (kept.st_ino, kept.st_mtime_ns)
+    assert {key: row["message"] for key, row in store.failed().items()} == {cell(seed=7).cell_id: first.root}
+    for name in ("trials", "stages", "accuracy", "steps"):
+        own = store.load(name).filter(pc.field("cell_id") == odd().cell_id)
+        assert len(own) and own.equals(first.load(name).filter(pc.field("cell_id") == odd().cell_id))
+    assert all(file.read_bytes() == data for file, data in sources.items()), "a source was changed"
+    assert merge(store, first, second) == 0 and merge(store, store) == 0 and merge(store) == 0
+    assert merge(tmp_path / "new", store) == 4
+
+
+def test_results_that_differ_are_not_merged(store: Store, tmp_path: Path) -> None:
+    other = Store(tmp_path / "other")
+    fill(store, cell(80.0))
+    fill(other, cell(60.0), cell(seed=1))
+    with pytest.raises(ConfigError, match=rf"cell {cell().cell_id}: avg is 75.0 in .*results' and 55.0 in .*other'"):
+        merge(store, other)
+    assert store.done() == {cell().cell_id} and store.load("trials")["avg"].to_pylist() == [75.0]
+    with pytest.raises(ConfigError, match=r"avg is 55.0 .* and 75.0"):
+        merge(tmp_path / "new", other, store)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_differs_between_machines_does_not_hinder_merging(store: Store, tmp_path: Path) -> None:
+    other, slow = Store(tmp_path / "other"), cell()
+    slow.costs["seconds"] *= 3
+    slow.provenance["device"] = "cuda"
+    fill(store, cell())
+    fill(other, slow, cell(seed=1))
+    assert merge(store, other) == 1
+    assert store.load("trials")["device"].to_pylist() == ["cpu (x86_64)"] * 2
+
+
+def test_a_source_that_is_no_store_is_named(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere.*found nothing"):
+        merge(store, tmp_path / "nowhere")
+    assert not Path(store.root).exists()
+
+
+def test_an_unfinished_cell_is_replaced_and_not_taken(store: Store, tmp_path: Path) -> None:
+    other = Store(tmp_path / "other")
+    fill(store, cell(10.0))
+    path(store, "trials", cell(10.0)).unlink()  # as a writer leaves it that was killed before the last file
+    fill(other, cell(80.0), cell(seed=1))
+    path(other, "trials", cell(seed=1)).unlink()
+    assert merge(store, other) == 1
+    assert store.load("stages")["accuracy"].to_pylist() == [80.0, 70.0] and store.done() == {cell().cell_id}
+
+
+# Object stores
+
+
+ACCESS_DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server with an empty bucket ``bucket``; as Amazon's, it knows nobody without credentials."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        def log_request(self, *_: object) -> None: ...
+
+    backend = DomainDispatcherApplication(create_backend_app)
+
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        if "HTTP_AUTHORIZATION" in environ:
+            return backend(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "application/xml")])
+        return [ACCESS_DENIED]
+
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    address = f"127.0.0.1:{server.server_port}"
+    fs.S3FileSystem(
+        access_key="key", secret_key="secret", region="us-east-1", endpoint_override=address, scheme="http",
+        allow_bucket_creation=True,
+    ).create_dir("bucket")  # fmt: skip
+    yield address
+    server.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same, with the environment of someone who uses it."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{s3_server}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1",
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_CONFIG_FILE": os.devnull,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+def test_s3_holds_what_a_folder_holds(s3: str, store: Store) -> None:
+    remote = Store("s3://bucket/some/results")
+    assert remote.done() == set() and remote.failed() == {} and len(remote.load("trials")) == 0
+    assert not remote.exists()
+    remote.check_writable()
+    remote.write_failure(failure(cell().config, RuntimeError("boom"), "", 1))
+    assert set(remote.failed()) == {cell().cell_id} and remote.done() == set()
+    for where in (remote, store):
+        fill(where, cell(10.0), cell(), odd(), simplecil())
+    assert remote.done() == store.done() and remote.failed() == {}
+    for name in SCHEMAS:
+        assert load(remote.root, name).equals(store.load(name), check_metadata=True), name
+    found = remote._filesystem.get_file_info(fs.FileSelector("bucket/some/results", recursive=True))
+    names = {info.base_name.removesuffix(".parquet") for info in found if info.is_file}
+    assert names == store.done(), "something else was left there"
+
+
+def test_the_endpoint_may_stand_in_the_uri(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    fill(Store(f"s3://bucket/uri?endpoint_override={s3}&scheme=http&region=us-east-1"), cell())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{s3}")
+    assert Store("s3://bucket/uri").done() == {cell().cell_id}
+
+
+def test_stores_merge_across_s3_and_folders(s3: str, store: Store, tmp_path: Path) -> None:
+    fill(store, cell(), odd())
+    assert merge("s3://bucket/merged", store) == 2
+    fill(Store("s3://bucket/merged"), simplecil())
+    assert merge(store, "s3://bucket/merged") == 1 == len(store.done()) - 2
+    assert store.load("trials").equals(load("s3://bucket/merged", "trials"))
+
+
+@pytest.mark.parametrize("what", ["bucket", "credentials"])
+def test_an_s3_that_cannot_be_used_is_one_clear_error(s3: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, reason = "s3://nobucket/results", "NO_SUCH_BUCKET|no such bucket"
+    if what == "credentials":
+        root, reason = "s3://bucket/results", "ACCESS_DENIED"
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    remote = Store(root)
+    for use in (remote.check_writable, remote.done, remote.failed, lambda: remote.load("steps")):
+        with pytest.raises(ConfigError, match=rf"results '{root}': .*({reason})"):
+            use()
+
+
+def test_an_object_appears_whole_or_not_at_all(s3: str) -> None:
+    remote = Store("s3://bucket/whole")
+    fill(remote, cell(80.0))
+    stream = remote._filesystem.open_output_stream(remote._path("trials", cell().cell_id))
+    stream.write(b"half of it")
+    assert remote.load("trials")["avg"].to_pylist() == [75.0]
+    another = remote._filesystem.open_output_stream(remote._path("trials", cell(seed=1).cell_id))
+    another.write(b"half of it")
+    assert remote.done() == {cell().cell_id}
+    for unfinished in (stream, another):
+        unfinished.close()
+    assert remote.done() == {cell().cell_id, cell(seed=1).cell_id}, "they were on their way"
+
+
+def test_s3_writers_are_killed_and_readers_see_whole_cells(s3: str) -> None:
+    cells, remote, found = 400, Store("s3://bucket/killed"), set[str]()
+    for moment in (0.05, 0.2):
+        writer = start_writer(remote.root, cells)
+        assert writer.stdout and writer.stdout.readline()
+        end = time.monotonic() + moment
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            while time.monotonic() < end:
+                trials, stages = remote.load("trials"), remote.load("stages")
+                assert found <= set(trials["cell_id"].to_pylist())
+                found = set(trials["cell_id"].to_pylist())
+                assert len(trials) == len(found) and len(stages) % 2 == 0
+            writer.kill()
+            assert writer.wait() == -signal.SIGKILL
+            assert found <= set(remote.load("trials")["cell_id"].to_pylist()) == remote.done()
+        writer.stdout.close()
+
+
+# The page about it
+
+
+def test_the_page_holds_every_column() -> None:
+    assert markdown() in (ROOT / "docs" / "results.md").read_text(), "write out zeroflow.results.schema.markdown() anew"
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(Store("runs/quick"), cell(seed=0), cell(seed=1), simplecil())
+    fill(Store("runs/other"), cell(seed=1), cell(seed=2))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "results.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 5
+    for block in blocks:
+        subprocess.run([sys.executable, "-c", block], check=True, timeout=120)
+    assert len(Store("runs/quick").done()) == 4, "the page shows how to merge"
+
+
+def test_the_benchmark_of_the_store_runs() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "store.py"), "--cells", "30", "--rounds", "1"]
+    run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200)
+    found = json.loads(run.stdout)
+    assert found["cells"] == 30 and {"load trials", "done", "plan", "one file"} <= found["seconds"].keys()
 
 
 # Done, broken, absent
@@ -242,13 +609,13 @@ def test_files_of_writers_at_work_are_ignored(store: Store) -> None:
     assert store.done() == {cell().cell_id}
 
 
-def test_what_a_killed_writer_left_goes_when_its_cell_is_written_again(store: Store) -> None:
+def test_what_a_killed_writer_left_goes_when_the_next_one_starts(store: Store) -> None:
     fill(store, cell())
     old, fresh = (path(store, "trials", cell()).with_name(f".{cell().cell_id}.parquet.{n}.tmp") for n in "ab")
     for file in (old, fresh):
         file.write_bytes(b"half")
     os.utime(old, (0, 0))
-    fill(store, cell())
+    fill(Store(store.root), cell(seed=1))
     assert not old.exists() and fresh.exists()
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zeroflow.results import figures
-from zeroflow.results.store import Store, write_atomically
+from zeroflow.results.store import Store, remove_leftovers, write_atomically
 from zeroflow.results.tables import LEGEND, Row, cells, is_text, summary
 
 _STYLE = """
@@ -62,6 +62,7 @@ def write_report(results: Store | str | Path, out: str | Path) -> Path:
         "</body>\n</html>\n",
     ]
     write_atomically(out, "\n".join(parts).encode())
+    remove_leftovers(out.parent, out.name)
     return out
 
 

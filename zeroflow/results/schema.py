@@ -1,7 +1,8 @@
 """The columns of every table, declared: never inferred from values, so that all files of a table are alike.
 
 A column may be added at any time (older files then read as null). ``SCHEMA_VERSION`` rises only when a column changes
-its meaning or type. Every column carries its description, and its unit if it has one, as metadata of the field.
+its meaning or type. Every column carries its description, and its unit if it has one, as metadata of the field;
+``markdown`` writes them out.
 """
 
 from __future__ import annotations
@@ -141,3 +142,22 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("failures", "one row per cell that failed and has not been finished since", _FAILURES),
     ]
 }
+
+
+def markdown() -> str:
+    """A section per table: what a row is, and every column with its type, its unit and what it means."""
+    parts = []
+    for name, schema in SCHEMAS.items():
+        lines = [f"### {name}", "", f"{_describe(schema.metadata)}.".capitalize(), ""]
+        lines += ["| column | type | unit | meaning |", "| --- | --- | --- | --- |"]
+        for column in schema:
+            meaning = _describe(column.metadata)
+            lines.append(
+                f"| `{column.name}` | {column.type} | {column.metadata.get(b'unit', b'').decode()} | {meaning} |"
+            )
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _describe(metadata: dict[bytes, bytes]) -> str:
+    return metadata[b"description"].decode()

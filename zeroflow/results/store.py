@@ -60,12 +60,13 @@ class Store:
             self._filesystem, self._base = fs.LocalFileSystem(), self.root
         else:
             try:
-                self._filesystem, self._base = fs.FileSystem.from_uri(self.root)
+                self._filesystem, self._base = fs.FileSystem.from_uri(_whole_objects(self.root))
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise ConfigError(
                     f"results {self.root!r}: expected a folder or an object store's URI; {error}"
                 ) from None
         self._local = isinstance(self._filesystem, fs.LocalFileSystem)
+        self._swept: set[str] = set()
         if self._local and Path(self._base).is_file():
             raise ConfigError(f"results {self.root!r}: expected a folder, found a file")
 
@@ -87,6 +88,30 @@ class Store:
             self._put(name, cell, encoded[name])
         if "trials" in tables:
             self._drop("failures", cell)
+
+    def copy(self, cell: str, source: Store) -> bool:
+        """Copy the files of a cell that is done in ``source``, byte for byte and ``trials`` last.
+
+        Returns:
+            False if the cell is done here, or no longer there; nothing is written then.
+        """
+        if self._looks_complete(self._filesystem.get_file_info(self._path("trials", cell))):
+            return False
+        names = sorted(SCHEMAS.keys() - {"failures"}, key=lambda name: name == "trials")
+        files = {name: source._get(source._path(name, cell)) for name in names}
+        if not files["trials"]:
+            return False
+        for name, data in files.items():
+            if data is not None:
+                self._put(name, cell, data)
+        self._drop("failures", cell)
+        return True
+
+    def exists(self) -> bool:
+        """Whether anything has been written here."""
+        with self._reaching("read"):
+            tables = self._filesystem.get_file_info([f"{self._base}/{name}" for name in SCHEMAS])
+        return any(table.type == fs.FileType.Directory for table in tables)
 
     def check_writable(self) -> None:
         """Make a local store's folder and see that the store takes files: one is written and removed.
@@ -161,9 +186,11 @@ class Store:
             found = [(path, self._get(path)) for path in some]
             files = {path: data for path, data in found if data is not None}
             try:
-                return _decode_rows([_row(data) for data in files.values()], schema)
-            except (pa.ArrowException, ValueError):
-                pass  # one has no such row, or is broken: each by itself, as Parquet
+                rows = [_row(data) for data in files.values()]
+                if all(rows):
+                    return _decode_rows(rows, schema)
+            except pa.ArrowException:
+                pass  # one is broken: each by itself
             parts = [schema.empty_table()]
             for path, data in files.items():
                 try:
@@ -181,11 +208,14 @@ class Store:
         """The files of a table, whole or not, by name."""
         with self._reaching("read"):
             found = self._filesystem.get_file_info(fs.FileSelector(f"{self._base}/{table}", allow_not_found=True))
+            bucket = self._base.partition("/")[0]
+            if not found and not self._local and self._filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
+                raise ConfigError(f"results {self.root!r}: no such bucket: {bucket}")
         named = [i for i in found if i.is_file and i.extension == "parquet" and not i.base_name.startswith(".")]
         return sorted(named, key=lambda info: info.base_name)
 
     def _looks_complete(self, info: fs.FileInfo) -> bool:
-        if info.size < _SMALLEST:
+        if not info.is_file or info.size < _SMALLEST:
             return False
         if not self._local:
             return True  # an object appears whole or not at all
@@ -222,7 +252,11 @@ class Store:
 
     def _put(self, table: str, cell: str, data: bytes) -> None:
         if self._local:
-            write_atomically(Path(self._path(table, cell)), data)
+            path = Path(self._path(table, cell))
+            write_atomically(path, data)
+            if table not in self._swept:  # once: it looks at every name in the folder
+                self._swept.add(table)
+                remove_leftovers(path.parent, "*.parquet")
         else:
             self._put_object(self._path(table, cell), data)
 
@@ -243,7 +277,9 @@ class Store:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise ConfigError(f"results {self.root!r}: cannot be {what}: {error}") from None
+            raise ConfigError(
+                f"results {self.root!r}: cannot be {what}: check bucket, credentials and endpoint; {error}"
+            ) from None
 
 
 def load(results: Store | str | Path, table: str) -> pa.Table:
@@ -259,7 +295,7 @@ def load(results: Store | str | Path, table: str) -> pa.Table:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a local file so that it is there whole or not at all, and remove what killed writers left beside it."""
+    """Write a local file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Dot first: readers of a Parquet folder skip such names, and no other ones.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -271,15 +307,23 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    # Not by a pattern: this runs for every file written, in folders of any size.
-    with os.scandir(path.parent) as entries:
-        leftovers = [e for e in entries if e.name.startswith(f".{path.name}.") and e.name.endswith(".tmp")]
-    for leftover in leftovers:
+
+
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Remove what killed writers of files ``name`` (may hold ``*``) left in a local folder an hour ago or earlier."""
+    for leftover in folder.glob(f".{name}.*.tmp"):
         try:
             if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
-                Path(leftover).unlink()
+                leftover.unlink()
         except FileNotFoundError:
             continue  # its writer, or another one, was faster
+
+
+def _whole_objects(uri: str) -> str:
+    """Have S3 objects of our size written by one request, so that a killed writer leaves no parts of an upload."""
+    if not uri.startswith("s3://") or "allow_delayed_open" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 def _cell(info: fs.FileInfo) -> str:
@@ -320,20 +364,23 @@ def _checksum(data: bytes) -> bytes:
     return b"%08x" % zlib.crc32(memoryview(data)[_ROW_START:])
 
 
-def _row(data: bytes) -> bytes:
-    """The line that ``_encode`` put in front.
+def _row(data: bytes) -> bytes | None:
+    """The line that ``_encode`` put in front; None if the file has none.
 
     Raises:
-        ValueError: the file has none, or is not what was written.
+        ArrowInvalid: the file is not what was written.
     """
-    if data[len(_MAGIC) : _ROW_START] != _checksum(data):
-        raise ValueError("no row in front")
+    checksum = data[len(_MAGIC) : _ROW_START]
+    if len(checksum.strip(b"0123456789abcdef")) or not checksum:  # a column's first page starts with another byte
+        return None
+    if checksum != _checksum(data):
+        raise pa.ArrowInvalid("the file is not what was written")
     return data[_ROW_START : data.index(b"\n", _ROW_START) + 1]
 
 
-def _decode_rows(lines: Sequence[bytes], schema: pa.Schema) -> pa.Table:
+def _decode_rows(lines: Iterable[bytes | None], schema: pa.Schema) -> pa.Table:
     """The rows of ``_row`` in the columns of ``schema``; a column that a line lacks is null."""
-    text = b"".join(lines)
+    text = b"".join(line for line in lines if line)
     if not text:
         return schema.empty_table()
     return pyarrow.json.read_json(
@@ -345,6 +392,7 @@ def _decode_rows(lines: Sequence[bytes], schema: pa.Schema) -> pa.Table:
 
 def _decode(data: bytes, schema: pa.Schema) -> pa.Table:
     """A Parquet file's rows in the columns of ``schema``; a column that it lacks is null."""
+    _row(data)  # for its check
     # Not ``read_table``: what it does beyond this takes longer than the reading.
     table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
     names = set(table.column_names)

@@ -58,7 +58,7 @@ class Plan:
 
 def make_plan(grid: Grid, store: Store, data_dir: str | None) -> Plan:
     """Compare a grid with a store; nothing is written."""
-    finished, failures = store.done(), store.failed()
+    finished, failures = store.done(), set(store.load("failures")["cell_id"].to_pylist())
     absent = {
         name
         for name in {config.dataset for config in grid.cells}
@@ -67,11 +67,12 @@ def make_plan(grid: Grid, store: Store, data_dir: str | None) -> Plan:
     done, failed, missing = [], [], []
     unavailable: dict[str, list[TrialConfig]] = defaultdict(list)
     for config in grid.cells:
-        if config.cell_id in finished:
+        cell = config.cell_id
+        if cell in finished:
             done.append(config)
         elif config.dataset in absent:
             unavailable[config.dataset].append(config)
-        elif config.cell_id in failures:
+        elif cell in failures:
             failed.append(config)
         else:
             missing.append(config)
@@ -85,13 +86,14 @@ def _estimate(missing: Sequence[TrialConfig], store: Store) -> float | None:
     for row in store.load("trials").select(columns).to_pylist():
         for kind in _kinds(*(row[c] for c in columns[:-1])):
             seconds[kind].append(row["seconds"])
+    means = {kind: sum(measured) / len(measured) for kind, measured in seconds.items()}
     total = 0.0
     for config in missing:
         kinds = _kinds(config.dataset, config.backbone, config.method, config.optimizer, config.queries, config.epochs)
-        found = next((seconds[kind] for kind in kinds if kind in seconds), None)
-        if found is None:
+        mean = next((means[kind] for kind in kinds if kind in means), None)
+        if mean is None:
             return None
-        total += sum(found) / len(found)
+        total += mean
     return total
 
 
