@@ -1,8 +1,8 @@
 """What a store of many cells costs to read: loading, asking what is done, planning.
 
-``python benchmarks/store.py`` writes made-up results through the real store into a temporary folder and prints the medians
-of some rounds as JSON, in seconds and as multiples of reading the same rows from one Parquet file: a machine's speed
-drops out. Rounds of all parts alternate. Writing is measured once, as it goes, without waiting for the disk.
+``python benchmarks/store.py`` writes made-up results through the real store into a temporary folder and prints the
+medians of some rounds as JSON, in seconds and as multiples of reading the rows of ``trials`` from one Parquet file: a
+machine's speed drops out. Rounds of all parts alternate. Writing is measured once, without waiting for the disk.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def result_of(config: TrialConfig, number: int) -> TrialResult:
             "seconds": float(random.uniform(5, 50)),
             "training_seconds": 4.0,
             "seconds_per_epoch": 0.4,
-        },  # fmt: skip
+        },
         provenance={
             "zeroflow_version": "0.1.0",
             "torch_version": "2.9.0",
@@ -71,7 +71,7 @@ def result_of(config: TrialConfig, number: int) -> TrialResult:
             "device": "cpu (x86_64)",
             "threads": 1,
             "finished_at": datetime.now(UTC),
-        },  # fmt: skip
+        },
     )
 
 

@@ -12,9 +12,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -277,25 +278,34 @@ def test_a_folder_larger_than_a_batch_comes_whole_and_in_order(store: Store, mon
 
 
 WRITER = """
-import sys
-from test_results import cell
+import itertools, random, sys
+import pyarrow.compute as pc
 from zeroflow.results import Store
-from zeroflow.results.records import tables
 
-store = Store(sys.argv[1])
-done = store.done()
-for seed in range(int(sys.argv[2])):
-    result = cell(float(seed % 50), seed=seed)
-    if result.cell_id not in done:
-        store.write(tables(result))
-        print(seed, flush=True)
+source, store = Store(sys.argv[1]), Store(sys.argv[2])
+tables = {name: source.load(name) for name in ("trials", "stages", "accuracy", "steps")}
+cells = sorted(source.done())
+random.shuffle(cells)
+for cell in itertools.chain(set(cells) - store.done(), itertools.cycle(cells)):
+    store.write({name: table.filter(pc.field("cell_id") == cell) for name, table in tables.items()})
+    print(cell, flush=True)
 """
 
 
-def start_writer(root: str, cells: int) -> subprocess.Popen[bytes]:
-    here = str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
-    return subprocess.Popen([sys.executable, "-c", WRITER, root, str(cells)], env=environment, stdout=subprocess.PIPE)
+@contextmanager
+def writing(source: Store, root: str, seconds: float) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that writes the cells of ``source`` into a store, over and over; killed after ``seconds``."""
+    command = [sys.executable, "-c", WRITER, source.root, root]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer, ThreadPoolExecutor() as pool:
+        try:
+            assert writer.stdout and writer.stdout.readline()
+            pool.submit(lambda: writer.stdout and writer.stdout.read())  # else it stops when the pipe is full
+            timer = threading.Timer(seconds, writer.kill)
+            timer.start()
+            yield writer
+            timer.join()
+        finally:
+            writer.kill()
 
 
 def check_whole(store: Store, expected: dict[str, float], before: set[str]) -> set[str]:
@@ -316,25 +326,20 @@ def check_whole(store: Store, expected: dict[str, float], before: set[str]) -> s
     return set(found)
 
 
-def test_readers_see_whole_cells_while_writers_work_and_are_killed(store: Store) -> None:
-    moments, cells = random.Random(0), 250
-    results = [cell(float(seed % 50), seed=seed) for seed in range(cells)]
-    expected, found, killed = {result.cell_id: result.summary["avg"] for result in results}, set[str](), 0
+def test_readers_see_whole_cells_while_writers_work_and_are_killed(store: Store, tmp_path: Path) -> None:
+    moments, source, found = random.Random(0), Store(tmp_path / "source"), set[str]()
+    results = [cell(float(seed % 50), seed=seed) for seed in range(60)]
+    fill(source, *results)
+    expected = {result.cell_id: result.summary["avg"] for result in results}
     for _ in range(4):
-        writer = start_writer(store.root, cells)
-        assert writer.stdout and writer.stdout.readline()  # at work
-        end = time.monotonic() + moments.uniform(0.0, 0.25)
-        while time.monotonic() < end:
-            found = check_whole(store, expected, found)
-        writer.kill()
-        killed += writer.wait() == -signal.SIGKILL
-        writer.stdout.close()
+        first, second = (writing(source, store.root, moments.uniform(0.0, 0.3)) for _ in range(2))
+        with first as one, second as two:
+            while one.poll() is None or two.poll() is None:
+                found = check_whole(store, expected, found)
+        assert (one.returncode, two.returncode) == (-signal.SIGKILL, -signal.SIGKILL)
         found = check_whole(store, expected, found)
-    assert killed == 4 and 4 <= len(found) < cells
-    both = [start_writer(store.root, cells) for _ in range(2)]
-    while any(writer.poll() is None for writer in both):
-        found = check_whole(store, expected, found)
-    assert [writer.communicate() and writer.returncode for writer in both] == [0, 0]
+    assert len(found) >= 4
+    fill(store, *results)
     assert check_whole(store, expected, found) == expected.keys() == store.done()
 
 
@@ -400,6 +405,14 @@ def test_an_unfinished_cell_is_replaced_and_not_taken(store: Store, tmp_path: Pa
     path(other, "trials", cell(seed=1)).unlink()
     assert merge(store, other) == 1
     assert store.load("stages")["accuracy"].to_pylist() == [80.0, 70.0] and store.done() == {cell().cell_id}
+
+
+def test_a_cell_that_was_finished_in_the_meantime_is_not_overwritten(store: Store, tmp_path: Path) -> None:
+    other = Store(tmp_path / "other")
+    fill(store, cell(80.0))
+    fill(other, cell(60.0))
+    assert not store.copy(cell().cell_id, other) and not store.copy(cell(seed=1).cell_id, other)
+    assert store.load("trials")["avg"].to_pylist() == [75.0] and len(store.done()) == 1
 
 
 # Object stores
@@ -499,33 +512,29 @@ def test_an_object_appears_whole_or_not_at_all(s3: str) -> None:
     remote = Store("s3://bucket/whole")
     fill(remote, cell(80.0))
     stream = remote._filesystem.open_output_stream(remote._path("trials", cell().cell_id))
-    stream.write(b"half of it")
+    stream.write(b"PAR1" * 50)
     assert remote.load("trials")["avg"].to_pylist() == [75.0]
     another = remote._filesystem.open_output_stream(remote._path("trials", cell(seed=1).cell_id))
-    another.write(b"half of it")
+    another.write(b"PAR1" * 50)
     assert remote.done() == {cell().cell_id}
     for unfinished in (stream, another):
         unfinished.close()
     assert remote.done() == {cell().cell_id, cell(seed=1).cell_id}, "they were on their way"
 
 
-def test_s3_writers_are_killed_and_readers_see_whole_cells(s3: str) -> None:
-    cells, remote, found = 400, Store("s3://bucket/killed"), set[str]()
+def test_s3_writers_are_killed_and_readers_see_whole_cells(s3: str, tmp_path: Path) -> None:
+    remote, source, found = Store("s3://bucket/killed"), Store(tmp_path / "source"), set[str]()
+    fill(source, *(cell(seed=seed) for seed in range(40)))
     for moment in (0.05, 0.2):
-        writer = start_writer(remote.root, cells)
-        assert writer.stdout and writer.stdout.readline()
-        end = time.monotonic() + moment
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), writing(source, remote.root, moment) as writer:
             warnings.simplefilter("error")
-            while time.monotonic() < end:
+            while writer.poll() is None:
                 trials, stages = remote.load("trials"), remote.load("stages")
                 assert found <= set(trials["cell_id"].to_pylist())
                 found = set(trials["cell_id"].to_pylist())
                 assert len(trials) == len(found) and len(stages) % 2 == 0
-            writer.kill()
-            assert writer.wait() == -signal.SIGKILL
-            assert found <= set(remote.load("trials")["cell_id"].to_pylist()) == remote.done()
-        writer.stdout.close()
+        assert writer.returncode == -signal.SIGKILL
+        assert found <= set(remote.load("trials")["cell_id"].to_pylist()) == remote.done()
 
 
 # The page about it

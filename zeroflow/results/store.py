@@ -4,8 +4,8 @@ A cell is done exactly if its file in ``trials/`` is readable, which is why that
 again replaces its files; no file is ever appended to, so any number of processes may write at once.
 
 Opening a Parquet file costs by the column, whatever the rows: a store of many cells would be slow to load. So a file of
-one row holds that row a second time, as a line of JSON in the gap between the magic bytes and the first column that the
-format leaves free. Parquet readers skip it; ``load`` reads nothing else as long as its checksum of the whole file holds.
+one row holds that row a second time, as a line of JSON between the magic bytes and the first column, where the format
+leaves room. Parquet readers skip it; ``load`` decodes nothing else as long as its checksum of the whole file holds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Store:
     """The results of any number of cells. Reading never writes.
 
     Args:
-        root: a folder, made absolute at once, or a URI that pyarrow knows (``s3://bucket/path``, ``gs://``, ``abfs://``).
+        root: a folder, made absolute at once, or a URI that pyarrow knows (``s3://bucket/path``, ``gs://...``).
 
     Raises:
         ConfigError: a URI nobody knows, or a folder that is a file.

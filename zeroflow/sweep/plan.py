@@ -81,12 +81,17 @@ def make_plan(grid: Grid, store: Store, data_dir: str | None) -> Plan:
 
 def _estimate(missing: Sequence[TrialConfig], store: Store) -> float | None:
     """Seconds for ``missing``: each as the mean of the finished cells most like it."""
-    seconds: dict[tuple[object, ...], list[float]] = defaultdict(list)
-    columns = ["dataset", "backbone", "method", "optimizer", "queries", "epochs", "seconds"]
-    for row in store.load("trials").select(columns).to_pylist():
-        for kind in _kinds(*(row[c] for c in columns[:-1])):
-            seconds[kind].append(row["seconds"])
-    means = {kind: sum(measured) / len(measured) for kind, measured in seconds.items()}
+    if not missing:
+        return 0.0
+    features = ["dataset", "backbone", "method", "optimizer", "queries", "epochs"]
+    groups = store.load("trials").group_by(features).aggregate([("seconds", "sum"), ("seconds", "count")])
+    seconds: dict[tuple[object, ...], float] = defaultdict(float)
+    cells: dict[tuple[object, ...], int] = defaultdict(int)
+    for group in groups.to_pylist():
+        for kind in _kinds(*(group[feature] for feature in features)):
+            seconds[kind] += group["seconds_sum"] or 0.0
+            cells[kind] += group["seconds_count"]
+    means = {kind: seconds[kind] / count for kind, count in cells.items() if count}
     total = 0.0
     for config in missing:
         kinds = _kinds(config.dataset, config.backbone, config.method, config.optimizer, config.queries, config.epochs)
