@@ -1,8 +1,8 @@
 """What a class-incremental method is, and the registry of methods.
 
 A method lives through a stream: for each task ``begin_task``, then (if ``trainable()`` is not empty) steps of an
-optimizer on ``losses``, then ``freeze`` and ``end_task`` with the task's training images under the test transform. At any time after that
-``features`` and ``scores`` classify images among all classes seen so far.
+optimizer on ``losses``, then ``freeze`` and ``end_task`` with the task's training images under the test transform. At any
+time after that ``features`` and ``scores`` classify images among all classes seen so far.
 """
 
 from __future__ import annotations

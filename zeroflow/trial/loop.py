@@ -146,7 +146,7 @@ class TaskTrainer:
             parameters = {name: parameter.detach() for name, parameter in self.method.trainable().items()}
             state = {
                 "task": task, "epoch": epoch, "parameters": parameters, "optimizer": self.optimizer.state_dict(),
-                "schedule": cosine.state_dict(), "steps": [list(asdict(step).values()) for step in self.steps],
+                "schedule": cosine.state_dict(), "steps": _rows(self.steps),
                 "peak_bytes": self.peak_bytes,
             }  # fmt: skip
             self.checkpoints.save("epoch", state)
@@ -184,6 +184,10 @@ class TaskTrainer:
 
     def _moments(self) -> list[Tensor]:
         return [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+
+
+def _rows(steps: Sequence[Step]) -> list[list[Any]]:
+    return [list(asdict(step).values()) for step in steps]
 
 
 def _steps(rows: Sequence[Sequence[Any]]) -> list[Step]:
@@ -287,8 +291,7 @@ class _Account:
 
     def state(self) -> dict[str, Any]:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        rows = [list(asdict(step).values()) for step in self.steps]
-        return {**plain, "accuracy": torch.from_numpy(self.accuracy), "steps": rows}
+        return {**plain, "accuracy": torch.from_numpy(self.accuracy), "steps": _rows(self.steps)}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> _Account:

@@ -19,10 +19,8 @@ class CGE(RGE):
     Source: Lian et al. 2016; Chen et al. 2024 (DeepZero), Eq. 2. Cost: q + 1 forward passes.
     """
 
+    distributions: ClassVar[tuple[str, ...]] = ("coordinate",)
     distribution: ClassVar[str] = "coordinate"  # type: ignore[misc]
-
-    def __post_init__(self) -> None:
-        pass
 
     def factor(self, objective: Objective, slopes: dict[int, float]) -> float:
         return float(len(slopes))  # the formula has a sum where the others have a mean

@@ -90,8 +90,17 @@ class Estimator(ABC):
     cost: ClassVar[str]
     """Forward passes of one step, as a formula in q."""
 
+    distributions: ClassVar[tuple[str, ...]] = ()
+    """Those that a user may choose from; empty: there is nothing to choose."""
+
     distribution: str = "gaussian"
     """Of the directions; see ``zeroflow.optim.noise.Directions``."""
+
+    def __post_init__(self) -> None:
+        if self.distributions and self.distribution not in self.distributions:
+            *others, last = map(repr, self.distributions)
+            expected = f"{', '.join(others)} or {last}" if others else last
+            raise ValueError(f"distribution={self.distribution!r}: expected {expected}")
 
     @abstractmethod
     def forwards(self, queries: int) -> int:

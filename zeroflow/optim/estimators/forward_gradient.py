@@ -21,11 +21,9 @@ class ForwardGradient(Estimator):
     uses_eps: ClassVar[bool] = False
     cost: ClassVar[str] = "q"
 
-    distribution: str = "gaussian"
+    distributions: ClassVar[tuple[str, ...]] = ("gaussian", "rademacher")
 
-    def __post_init__(self) -> None:
-        if self.distribution not in ("gaussian", "rademacher"):
-            raise ValueError(f"distribution={self.distribution!r}: expected 'gaussian' or 'rademacher'")
+    distribution: str = "gaussian"
 
     def forwards(self, queries: int) -> int:
         return queries

@@ -21,11 +21,9 @@ class RGE(Estimator):
 
     cost: ClassVar[str] = "q + 1"
 
-    distribution: str = "gaussian"
+    distributions: ClassVar[tuple[str, ...]] = ("gaussian", "rademacher", "sphere")
 
-    def __post_init__(self) -> None:
-        if self.distribution not in ("gaussian", "rademacher", "sphere"):
-            raise ValueError(f"distribution={self.distribution!r}: expected 'gaussian', 'rademacher' or 'sphere'")
+    distribution: str = "gaussian"
 
     def forwards(self, queries: int) -> int:
         return queries + 1

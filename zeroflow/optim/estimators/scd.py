@@ -18,10 +18,8 @@ class SCD(SPSA):
     Source: Lian et al. 2016 (ZO-SCD), Eq. 3. Cost: 2q forward passes.
     """
 
+    distributions: ClassVar[tuple[str, ...]] = ("coordinate",)
     distribution: ClassVar[str] = "coordinate"  # type: ignore[misc]
-
-    def __post_init__(self) -> None:
-        pass
 
     def estimate(self, objective: Objective, queries: int) -> Estimate:
         estimate = super().estimate(objective, min(queries, objective.dimensions))
