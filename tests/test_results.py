@@ -203,7 +203,7 @@ def test_an_object_store_is_read_like_a_folder() -> None:
     store = Store("mock://bucket/results")
     for name in SCHEMAS:
         store._filesystem.create_dir(f"{store._base}/{name}")
-    store.write_failure(failure(cell().config, RuntimeError("boom"), "", 1))
+    store.write_failure(failure(cell().config, "RuntimeError", "boom", "", 1))
     assert set(store.failed()) == {cell().cell_id} and store.done() == set()
     fill(store, cell(), simplecil())
     assert store.done() == {cell().cell_id, simplecil().cell_id}
@@ -223,7 +223,7 @@ def odd() -> TrialResult:
 def test_the_row_in_front_is_the_row_in_the_columns(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     results = [cell(), odd(), simplecil(), cell(loss=math.nan, seed=3)]
     fill(store, *results)
-    store.write_failure(failure(cell(seed=9).config, RuntimeError('line\n"two"'), "Traceback\n ...", 2))
+    store.write_failure(failure(cell(seed=9).config, "RuntimeError", 'line\n"two"', "Traceback\n ...", 2))
     for name in ("trials", "failures"):
         files = sorted(Path(store.root, name).iterdir())
         columns = pa.concat_tables([pq.ParquetFile(file).read() for file in files]).cast(SCHEMAS[name])
@@ -352,7 +352,7 @@ def test_merging_adds_what_is_missing_and_nothing_else(store: Store, tmp_path: P
     fill(first, cell(seed=0), cell(seed=1), odd())
     fill(second, cell(seed=1), simplecil())
     for where, seed in ((store, 1), (first, 7), (second, 7), (second, 0)):
-        where.write_failure(failure(cell(seed=seed).config, RuntimeError(where.root), "", 1))
+        where.write_failure(failure(cell(seed=seed).config, "RuntimeError", where.root, "", 1))
     kept = path(store, "trials", cell(seed=0)).stat()
     sources = {file: file.read_bytes() for root in (first, second) for file in Path(root.root).rglob("*.parquet")}
 
@@ -468,7 +468,7 @@ def test_s3_holds_what_a_folder_holds(s3: str, store: Store) -> None:
     assert remote.done() == set() and remote.failed() == {} and len(remote.load("trials")) == 0
     assert not remote.exists()
     remote.check_writable()
-    remote.write_failure(failure(cell().config, RuntimeError("boom"), "", 1))
+    remote.write_failure(failure(cell().config, "RuntimeError", "boom", "", 1))
     assert set(remote.failed()) == {cell().cell_id} and remote.done() == set()
     for where in (remote, store):
         fill(where, cell(10.0), cell(), odd(), simplecil())
@@ -674,7 +674,7 @@ def test_bad_names_are_answered_with_the_nearest(store: Store, tmp_path: Path) -
 
 def test_a_failure_is_kept_until_the_cell_is_done(store: Store) -> None:
     config = cell().config
-    store.write_failure(failure(config, MemoryError("out of memory"), "Traceback ...", 3))
+    store.write_failure(failure(config, "MemoryError", "out of memory", "Traceback ...", 3))
     assert store.done() == set()
     row = store.failed()[config.cell_id]
     assert (row["error"], row["message"], row["traceback"]) == ("MemoryError", "out of memory", "Traceback ...")
@@ -804,7 +804,7 @@ def test_every_axis_names_its_unit(store: Store) -> None:
 
 def test_the_report_holds_everything_and_needs_no_network(store: Store, tmp_path: Path) -> None:
     fill(store, cell(seed=0), cell(seed=1), simplecil(), cell(dataset="other"))
-    store.write_failure(failure(cell(seed=9).config, RuntimeError("boom"), "", 2))
+    store.write_failure(failure(cell(seed=9).config, "RuntimeError", "boom", "", 2))
     out = write_report(store.root, tmp_path / "reports" / "report.html")
     page = out.read_text()
     assert out.is_absolute() and out.stat().st_size < 8e6
@@ -823,7 +823,7 @@ def test_the_report_holds_everything_and_needs_no_network(store: Store, tmp_path
 def test_the_report_shows_names_and_does_not_run_them(store: Store, tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
     fill(store, cell(method=evil), simplecil(), dataclasses.replace(simplecil(dataset=evil), class_names=[evil] * 4))
-    store.write_failure(failure(cell(seed=9, method=evil).config, RuntimeError(evil), evil, 1))
+    store.write_failure(failure(cell(seed=9, method=evil).config, "RuntimeError", evil, evil, 1))
     page = write_report(store, tmp_path / "report.html").read_text()
     assert "&lt;script&gt;alert(1)" in page
     assert "<script>alert(1)" not in page and "<img src=x" not in page

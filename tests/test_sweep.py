@@ -15,8 +15,8 @@ import pytest
 import zeroflow.results
 from zeroflow.errors import ConfigError
 from zeroflow.results.store import Store
-from zeroflow.sweep.driver import concurrent_cells
-from zeroflow.sweep.grid import SweepPlacement, load_grid, parse_grid, parse_override
+from zeroflow.sweep.grid import load_grid, parse_grid, parse_override
+from zeroflow.sweep.placement import CellPlacement, cells_that_fit
 from zeroflow.sweep.plan import make_plan
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +116,11 @@ def test_rules_see_defaults_and_dotted_keys_and_never_beat_the_command_line() ->
         ("grid: [{[a]: x}]", "not valid YAML"),
         ("grid: [{method: ease}]\ndata_dir: 5", "data_dir"),
         ("grid: [{method: ease}]\nplacement: {gpus_per_worker: 1.5}", "bad.yaml.*gpus_per_worker=1.5"),
+        ("grid: [{method: ease}]\nplacement: {data_shards: 2}", "data_shards=2: expected a divisor of workers_per_trial=1"),
+        ("grid: [{method: ease}]\nplacement: {rules: [{when: {method: eaze}, set: {cpus_per_worker: 1}}]}", "did you mean 'ease'"),
+        ("grid: [{method: ease}]\nplacement: {rules: [{when: {method: ease}, set: {cpus: 1}}]}", "'cpus_per_worker'"),
+        ("grid: [{method: ease}]\nplacement: {out_of_memory: {evaluation_batch: 4}}", "out_of_memory: expected a list"),
+        ("grid: [{method: ease}]\nplacement: {out_of_memory: [{evaluation_batch: 0}]}", "evaluation_batch=0"),
     ],
 )
 def test_a_bad_grid_is_refused_before_anything_is_written(tmp_path, text: str, message: str) -> None:
@@ -151,7 +156,7 @@ def test_the_default_grid_lists_what_has_no_data_here(tmp_path) -> None:
 
 def test_cells_at_a_time_follow_from_the_nodes() -> None:
     def count(nodes, **placement) -> int:
-        return concurrent_cells(SweepPlacement(**{"gpus_per_worker": 0, **placement}), nodes)
+        return cells_that_fit(CellPlacement(**{"gpus_per_worker": 0, **placement}), nodes)
 
     assert count([{"CPU": 2}]) == 2
     assert count([{"CPU": 2}], workers_per_trial=2) == 1
@@ -159,9 +164,53 @@ def test_cells_at_a_time_follow_from_the_nodes() -> None:
     assert count([{"CPU": 16, "GPU": 4}], gpus_per_worker=0.5, cpus_per_worker=1) == 8
     assert count([{"CPU": 16, "GPU": 4}], gpus_per_worker=0.6) == 4, "a share never spans two GPUs"
     assert count([{"CPU": 16, "GPU": 4}], gpus_per_worker=2) == 2
-    assert count([{"CPU": 8}], max_concurrent=3) == 3
-    with pytest.raises(ConfigError, match=r"2 worker\(s\) with 4 CPU\(s\).*2 CPUs and 0 GPUs"):
+    assert count([{"CPU": 16, "memory": 10 * 2**30}], memory_per_worker=4) == 2
+    with pytest.raises(ConfigError, match=r"2 worker\(s\) with 4 CPU\(s\).*2 CPU\(s\), 0 GPU\(s\)"):
         count([{"CPU": 2}], workers_per_trial=2, cpus_per_worker=4)
+    with pytest.raises(ConfigError, match="64 GiB of memory each; the nodes have .*10 GiB of memory"):
+        count([{"CPU": 16, "memory": 10 * 2**30}], memory_per_worker=64)
+
+
+def test_placement_follows_rules_and_a_cell_gets_no_more_workers_than_it_can_use() -> None:
+    grid = parse_grid(
+        {
+            "base": {"batch_size": 8},
+            "grid": [
+                {"method": "simplecil"},
+                {"optimizer": "fo-sgd"},
+                {"optimizer": ["zo-sgd", "forward-grad"], "queries": [1, 8]},
+            ],
+            "placement": {
+                "gpus_per_worker": 0,
+                "rules": [
+                    {"when": {"optimizer": ["zo-sgd", "forward-grad", "fo-sgd"]}, "set": {"workers_per_trial": 4}},
+                    {"when": {"queries": ">= 8"}, "set": {"workers_per_trial": 6, "cpus_per_worker": 2}},
+                ],
+                "out_of_memory": [{"evaluation_batch": 8}, {"memory_per_worker": 3}],
+            },
+        }
+    )
+    cells = {(c.optimizer, c.queries): c for c in grid.cells}
+    of = {key: grid.placement.of(config) for key, config in cells.items()}
+    assert {key: placement.workers_per_trial for key, placement in of.items()} == {
+        (None, None): 1,  # no training: nothing to share
+        ("fo-sgd", None): 1,  # one evaluation
+        ("zo-sgd", 1): 2,  # both sides of a query
+        ("forward-grad", 1): 1,
+        ("zo-sgd", 8): 6,
+        ("forward-grad", 8): 6,
+    }
+    assert of["zo-sgd", 8].cpus_per_worker == 2 and of["zo-sgd", 1].cpus_per_worker == 1
+    config = cells["zo-sgd", 8]
+    tried = [grid.placement.of(config, tries) for tries in range(4)]
+    assert [(t.evaluation_batch, t.memory_per_worker) for t in tried] == [(64, None), (8, None), (8, 3), (8, 3)]
+    # Slices of a mini-batch give first-order cells something to share.
+    sliced = parse_grid(
+        {"grid": [{"optimizer": ["fo-sgd", "zo-sgd"], "batch_size": 8}], "placement": {"workers_per_trial": 6, "data_shards": 3}}
+    )
+    assert [sliced.placement.of(c).workers_per_trial for c in sliced.cells] == [3, 6]
+    with pytest.raises(ConfigError, match="data_shards=3: more than the 2 samples"):
+        sliced.placement.of(next(iter(parse_grid({"grid": [{"batch_size": 2}]}).cells)))
 
 
 @pytest.mark.ray

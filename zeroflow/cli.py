@@ -167,40 +167,33 @@ def sweep(
         check_buildable(config.backbone, config.checkpoint, config.image_size)
     if dry_run:
         return
-    given = {"workers_per_trial": workers_per_trial, "max_concurrent": max_concurrent}
-    placement = dataclasses.replace(grid.placement, **{k: v for k, v in given.items() if v is not None})
-    failed = 0
+    placement = dataclasses.replace(
+        grid.placement,
+        forced={} if workers_per_trial is None else {"workers_per_trial": workers_per_trial},
+        max_concurrent=max_concurrent or grid.placement.max_concurrent,
+    )
+    stopped = None
     if cells:
         click.echo(f"results: {store.root}")
-        failed = run_sweep(cells, store, placement, data_dir=folder, address=ray_address, echo=click.echo)
-        _log(store, grid, len(cells), failed, time.monotonic() - started)
+        end = run_sweep(
+            cells, store, placement, name=grid.name, data_dir=folder, address=ray_address, echo=click.echo
+        )
+        stopped = end.stopped
     click.echo("\n" + render_text(summary(_rows_of(grid, store))))
     if report and "://" not in store.root and store.done():
         click.echo(f"\nreport: {write_report(store.root, Path(store.root) / 'report.html')}")
     left = make_plan(grid, store, folder)
     absent = sum(len(c) for c in left.unavailable.values())
+    if stopped:
+        click.echo(f"the sweep was stopped: {stopped}; the same command goes on from here", err=True)
     click.echo(
         f"{len(left.done)} of {len(grid.cells)} cells done, {len(left.failed)} failed, {len(left.missing)} missing, "
         f"{absent} without their data set; {time.monotonic() - started:.0f} s"
     )
-    if failed or left.failed or left.missing:
+    if stopped or left.failed or left.missing:
         for config in left.failed:
             click.echo(f"failed: {config.cell_id} {config.label()} (--retry-failed runs it again)", err=True)
         sys.exit(1)
-
-
-def _log(store: Store, grid: Grid, cells: int, failed: int, seconds: float) -> None:
-    """Add a line on this run to a local store's ``sweeps.jsonl``: how long the whole took is in no cell's row."""
-    if "://" not in store.root:
-        line = {
-            "grid": grid.name,
-            "cells": cells,
-            "failed": failed,
-            "seconds": round(seconds, 1),
-            "cpus": os.cpu_count(),
-        }
-        with (Path(store.root) / "sweeps.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def _rows_of(grid: Grid, store: Store) -> Any:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import distributed
 
 from zeroflow.optim.objective import Numbers
+
+
+class PeerError(RuntimeError):
+    """Another process that shares the work has failed or is gone; its own error says why."""
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """What a collective operation raises where a peer is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerError(f"a process that shares the work is gone: {error}") from error
 
 
 class DistributedExecutor:
@@ -23,7 +37,7 @@ class DistributedExecutor:
             from a GPU's own network, and several processes may then share one GPU.
     """
 
-    def __init__(self, group: distributed.ProcessGroup | None = None) -> None:
+    def __init__(self, shards: int = 1, group: distributed.ProcessGroup | None = None) -> None:
         self.group = group
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
 
@@ -44,12 +58,13 @@ class DistributedExecutor:
         if own:
             mine[: len(own) * width] = torch.tensor(own, dtype=torch.float64).flatten()
         gathered = [torch.empty_like(mine) for _ in range(self.size)]
-        distributed.all_gather(gathered, mine, group=self.group)
+        with _together():
+            distributed.all_gather(gathered, mine, group=self.group)
         if failure is not None:
             raise failure
         failed = [rank for rank, block in enumerate(gathered) if block[-1]]
         if failed:
-            raise RuntimeError(f"the evaluations of process {', '.join(map(str, failed))} failed; its own log says how")
+            raise PeerError(f"the evaluations of process {', '.join(map(str, failed))} failed; its own log says how")
         return [
             tuple(row)
             for block, (before, after) in zip(gathered, itertools.pairwise(bounds), strict=True)
@@ -59,13 +74,14 @@ class DistributedExecutor:
     def broadcast(self, content: bytes) -> bytes:
         """What process 0 gave, in all of them."""
         box = [content]
-        distributed.broadcast_object_list(
-            box, src=distributed.get_global_rank(self.group, 0) if self.group else 0, group=self.group
-        )
+        source = distributed.get_global_rank(self.group, 0) if self.group else 0
+        with _together():
+            distributed.broadcast_object_list(box, src=source, group=self.group)
         return box[0]
 
     def _agreed(self, width: int) -> int:
         """How many numbers an evaluation gives, for processes that made none."""
         wide = torch.tensor(width)
-        distributed.all_reduce(wide, distributed.ReduceOp.MAX, group=self.group)
+        with _together():
+            distributed.all_reduce(wide, distributed.ReduceOp.MAX, group=self.group)
         return int(wide)

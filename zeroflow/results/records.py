@@ -20,32 +20,36 @@ if TYPE_CHECKING:
     from zeroflow.trial.result import TrialResult
 
 
-def tables(result: TrialResult, *, workers: int = 1, ray_version: str | None = None) -> dict[str, pa.Table]:
+def tables(
+    result: TrialResult, *, workers: int = 1, shards: int = 1, ray_version: str | None = None
+) -> dict[str, pa.Table]:
     """The rows of one finished cell: tables ``trials``, ``stages``, ``accuracy`` and ``steps``.
 
     Args:
-        result: the finished cell. workers: processes that shared its queries. ray_version: None if run without Ray.
+        result: the finished cell. workers: processes that shared its work. shards: slices of its mini-batches.
+        ray_version: None if run without Ray.
     """
     return {
-        "trials": _table("trials", [_trial(result, workers, ray_version)]),
+        "trials": _table("trials", [_trial(result, workers, shards, ray_version)]),
         "stages": _table("stages", _stages(result)),
         "accuracy": _table("accuracy", _accuracy(result)),
         "steps": _table("steps", _steps(result)),
     }
 
 
-def failure(config: TrialConfig, error: BaseException, traceback: str, attempts: int) -> pa.Table:
+def failure(config: TrialConfig, error: str, message: str, traceback: str, attempts: int) -> pa.Table:
     """The row of one failed cell, for ``Store.write_failure``.
 
     Args:
-        config: the cell. error: the last attempt's. traceback: as text. attempts: how often the cell was tried.
+        config: the cell. error, message, traceback: the last attempt's: name of its type, what it says, where it arose.
+        attempts: how often the cell was tried.
     """
     row = {
         "cell_id": config.cell_id,
         "config": _json(dataclasses.asdict(config)),
         "label": config.label(),
-        "error": type(error).__name__,
-        "message": str(error),
+        "error": error,
+        "message": message,
         "traceback": traceback,
         "attempts": attempts,
         "host": socket.gethostname(),
@@ -54,7 +58,7 @@ def failure(config: TrialConfig, error: BaseException, traceback: str, attempts:
     return _table("failures", [row])
 
 
-def _trial(result: TrialResult, workers: int, ray_version: str | None) -> dict[str, Any]:
+def _trial(result: TrialResult, workers: int, shards: int, ray_version: str | None) -> dict[str, Any]:
     config = dataclasses.asdict(result.config)
     return {
         **{key: _json(config[key]) if isinstance(config[key], dict) else config[key] for key in CONFIG_KEYS},
@@ -68,6 +72,7 @@ def _trial(result: TrialResult, workers: int, ray_version: str | None) -> dict[s
         "class_names": list(result.class_names),
         "metric_definitions": _json(DEFINITIONS),
         "workers": workers,
+        "data_shards": shards,
         "ray_version": ray_version,
     }
 

@@ -77,7 +77,8 @@ _TRIALS = [
     _column("git_dirty", _flag, "whether tracked files differed from the commit"),
     _column("device", _text, "processor the cell ran on"),
     _column("threads", _int, "CPU threads per process"),
-    _column("workers", _int, "processes that shared the queries"),
+    _column("workers", _int, "processes that shared the work of a step"),
+    _column("data_shards", _int, "slices into which they cut a mini-batch; null: 1"),
     _column("finished_at", _time, "when the cell was finished, UTC"),
 ]
 

@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from zeroflow.errors import ConfigError, unknown
+from zeroflow.results.claims import Claims, FolderClaims, ObjectClaims
 from zeroflow.results.schema import SCHEMA_VERSION, SCHEMAS
 
 _MAGIC = b"PAR1"
@@ -132,6 +133,15 @@ class Store:
                 self._put_object(path, b"")
                 self._filesystem.delete_file(path)
 
+    def claims(self) -> Claims:
+        """A process's claims on cells, so that sweeps on the same store at the same time run no cell twice."""
+        return FolderClaims(self._base) if self._local else ObjectClaims(self._filesystem, self._base)
+
+    def has(self, cell: str) -> bool:
+        """Whether a cell is finished; see ``done``."""
+        with self._reaching("read"):
+            return self._looks_complete(self._filesystem.get_file_info(self._path("trials", cell)))
+
     def write_failure(self, table: pa.Table) -> None:
         """Record that a cell failed: one row from ``records.failure``."""
         self._put("failures", table["cell_id"][0].as_py(), _encode("failures", table))
@@ -177,6 +187,25 @@ class Store:
         if table == "trials":
             _check_version(rows["schema_version"], self.root)
         return rows
+
+    def put_file(self, name: str, data: bytes) -> None:
+        """Write a small file that is no table, whole; ``name`` is relative to the store."""
+        if self._local:
+            write_atomically(Path(self._base) / name, data)
+        else:
+            self._put_object(f"{self._base}/{name}", data)
+
+    def drop_file(self, name: str) -> None:
+        """Remove such a file if it is there."""
+        if self._filesystem.get_file_info(f"{self._base}/{name}").is_file:
+            self._filesystem.delete_file(f"{self._base}/{name}")
+
+    def files(self, folder: str) -> list[tuple[str, bytes]]:
+        """Such files in a folder of the store, by name, and what is in them."""
+        with self._reaching("read"):
+            found = self._filesystem.get_file_info(fs.FileSelector(f"{self._base}/{folder}", allow_not_found=True))
+        named = sorted((i for i in found if i.is_file and not i.base_name.startswith(".")), key=lambda i: i.base_name)
+        return [(i.base_name, data) for i in named if (data := self._get(i.path))]
 
     def _read(self, schema: pa.Schema, paths: Sequence[str]) -> tuple[pa.Table, list[str]]:
         """The rows of some files in the columns of ``schema``, and which files could not be read."""

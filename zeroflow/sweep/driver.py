@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from zeroflow.errors import ConfigError
 from zeroflow.results import records
 from zeroflow.results.store import Store
-from zeroflow.sweep.grid import SweepPlacement
+from zeroflow.results.sweeps import SweepRecord
+from zeroflow.sweep.placement import Node, SweepPlacement
 from zeroflow.sweep.progress import Progress
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.result import checkout_commit
 
-# Read by Ray when it is imported or started, so set before. All are about noise and start-up time.
+# Read by Ray when it is imported or started, so set before. All are about noise and start-up time, but for the snapshots:
+# Tune's of thousands of trials take longer with every trial, and the store is what a sweep goes on from.
 _RAY_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_MAX_PENDING_TRIALS_PG": "8",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -35,39 +40,55 @@ _RAY_SETTINGS = {
 _WAITING = {"memory": 1.0}
 
 
+@dataclass(frozen=True)
+class SweepEnd:
+    """How a sweep ended.
+
+    Attributes:
+        failed: cells that failed. stopped: why it ended before all cells had run; None: it did not.
+    """
+
+    failed: int
+    stopped: str | None = None
+
+
 def run_sweep(
     cells: Sequence[TrialConfig],
     store: Store,
     placement: SweepPlacement,
     *,
+    name: str = "sweep",
     data_dir: str | None = None,
     address: str | None = None,
     echo: Callable[[str], None] = print,
-) -> int:
+) -> SweepEnd:
     """Run cells through Ray Tune and Ray Train.
+
+    Ctrl-C and SIGTERM end it in order; what is finished is in the store, and what is not goes on from its log the next time.
 
     Args:
         cells: what to run. store: where results go, each as soon as its cell is finished.
-        placement: processes and resources of a cell, and how many at a time.
+        placement: processes and resources of cells, and how many at a time. name: of the grid, for ``zeroflow status``.
         data_dir: of the data sets, on every node. address: a running Ray's, ``"auto"``, or None: the one that
             ``RAY_ADDRESS`` names, else a new local one.
         echo: receives progress lines.
 
-    Returns:
-        The number of cells that failed.
-
     Raises:
         ConfigError: no node can hold a cell, or the store cannot be written; before anything runs.
     """
-    for name, value in _RAY_SETTINGS.items():
-        os.environ.setdefault(name, value)
+    for setting, value in _RAY_SETTINGS.items():
+        os.environ.setdefault(setting, value)
+    local = not (address or os.environ.get("RAY_ADDRESS"))
+    if local:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process of its own for what cannot happen
     import ray
 
     started_here = not ray.is_initialized()
     if started_here:
-        ray.init(address or os.environ.get("RAY_ADDRESS") or "local", **_quiet(address))
+        ray.init(address or os.environ.get("RAY_ADDRESS") or "local", **_quiet(local))
     try:
-        return _run(cells, store, placement, data_dir, echo)
+        with _terminated_like_interrupted():
+            return _run(cells, store, placement, name, data_dir, echo)
     finally:
         if started_here:
             ray.shutdown()
@@ -77,101 +98,94 @@ def _run(
     cells: Sequence[TrialConfig],
     store: Store,
     placement: SweepPlacement,
+    name: str,
     data_dir: str | None,
     echo: Callable[[str], None],
-) -> int:
+) -> SweepEnd:
     import ray
     from ray import tune
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from zeroflow.sweep.desk import Desk
+    from zeroflow.sweep.queue import CellQueue
     from zeroflow.sweep.train import run_cell
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    placement = resolve_placement(placement, nodes)
-    concurrency = concurrent_cells(placement, nodes)
-    store.check_writable()
-    echo(
-        f"Ray {ray.__version__} at {ray.get_runtime_context().gcs_address}: {len(nodes)} node(s), "
-        f"{sum(n.get('CPU', 0) for n in nodes):g} CPUs, {sum(n.get('GPU', 0) for n in nodes):g} GPUs; "
-        f"{len(cells)} cells, {concurrency} at a time"
-    )
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # The store as an actor: written from the node that the sweep was started on, wherever cells run.
-    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Store)
-    shared = remote.options(scheduling_strategy=here).remote(store.root)
-    scratch, commit = tempfile.mkdtemp(prefix="zeroflow-"), checkout_commit()
-    # Beside the results, where a later sweep finds it; an object store is no place for a file that grows by a few bytes.
-    unfinished = f"{scratch if '://' in store.root else store.root}/unfinished"
-    settings = [
-        {
-            "cell": config.canonical(), "placement": dataclasses.asdict(placement), "data_dir": data_dir,
-            "commit": commit, "scratch": scratch, "unfinished": unfinished,
-        }
-        for config in cells
-    ]  # fmt: skip
-    progress = Progress(cells, concurrency, echo)
+    def nodes() -> list[Node]:
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
-    def trial(setting: Mapping[str, Any]) -> None:
-        run_cell({**setting["one"], "store": shared})
-
-    trial.__name__ = "cell"
-    bundle: dict[str, float] = {"CPU": placement.cpus_per_worker, "GPU": placement.gpus_per_worker or 0.0}
-    # A trial with its own workers only waits for them: what it held would be missing for them.
-    alone = placement.workers_per_trial == 1
-    tuner = tune.Tuner(
-        tune.with_resources(trial, tune.PlacementGroupFactory([bundle if alone else _WAITING])),
-        param_space={"one": tune.grid_search(settings)},
-        tune_config=tune.TuneConfig(max_concurrent_trials=concurrency, reuse_actors=alone),
-        run_config=tune.RunConfig(
-            name="sweep", storage_path=scratch, verbose=0, callbacks=[progress.callback()],
-            failure_config=tune.FailureConfig(max_failures=placement.retries),
-        ),
-    )  # fmt: skip
+    commit = checkout_commit()
+    scratch = tempfile.mkdtemp(prefix="zeroflow-")
+    common = {
+        "root": store.root, "data_dir": data_dir, "commit": commit, "scratch": scratch, "retries": placement.retries,
+    }  # fmt: skip
+    claims = None
     try:
-        with progress.beating():
-            tuner.fit()
-        for config, error in progress.died():
-            store.write_failure(records.failure(config, error, str(error), placement.retries + 1))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return progress.failed
-
-
-def resolve_placement(placement: SweepPlacement, nodes: Sequence[Mapping[str, float]]) -> SweepPlacement:
-    """Decide what was left to the cluster: a GPU per worker where there is any."""
-    if placement.gpus_per_worker is not None:
-        return placement
-    return dataclasses.replace(placement, gpus_per_worker=1.0 if any(n.get("GPU", 0) for n in nodes) else 0.0)
-
-
-def concurrent_cells(placement: SweepPlacement, nodes: Sequence[Mapping[str, float]]) -> int:
-    """How many cells fit at a time: whole workers on whole nodes.
-
-    Raises:
-        ConfigError: not even one fits; the message has the numbers.
-    """
-    need = {"CPU": float(placement.cpus_per_worker), "GPU": float(placement.gpus_per_worker or 0)}
-
-    def fits(node: Mapping[str, float]) -> int:
-        by_cpu = int(node.get("CPU", 0) / need["CPU"])
-        if not need["GPU"]:
-            return by_cpu
-        gpus = int(node.get("GPU", 0))
-        # A share never spans two GPUs.
-        return min(by_cpu, gpus * int(1 / need["GPU"]) if need["GPU"] < 1 else gpus // int(need["GPU"]))
-
-    workers = sum(fits(node) for node in nodes)
-    cells = workers // placement.workers_per_trial
-    if not cells:
-        raise ConfigError(
-            f"no cell fits: it needs {placement.workers_per_trial} worker(s) with {need['CPU']:g} CPU(s) and "
-            f"{need['GPU']:g} GPU(s) each; the nodes have "
-            + ", ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
+        queue = CellQueue(cells, placement, nodes, store, common)
+        store.check_writable()
+        claims = queue.claims = store.claims()
+        found = nodes()
+        echo(
+            f"Ray {ray.__version__} at {ray.get_runtime_context().gcs_address}: {len(found)} node(s), "
+            f"{sum(n.get('CPU', 0) for n in found):g} CPUs, {sum(n.get('GPU', 0) for n in found):g} GPUs; "
+            f"{len(cells)} cells, {queue.at_a_time} at a time"
         )
-    return min(cells, placement.max_concurrent or cells)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Desk)
+        desk = remote.options(scheduling_strategy=here).remote(store.root)
+
+        def trial(setting: Mapping[str, Any]) -> None:
+            run_cell(setting["one"], desk)
+
+        def resources(setting: Mapping[str, Any]) -> Any:
+            own = setting["one"]["placement"]
+            alone = own["workers_per_trial"] == 1
+            return tune.PlacementGroupFactory([_worker(own) if alone else _WAITING])
+
+        trial.__name__ = "cell"
+        progress = Progress(queue, echo)
+        record = SweepRecord(store, name, cells, commit)
+
+        def died(job: Any, error: str) -> None:
+            row = records.failure(job.config, "TrialDied", error, error, placement.retries + 1)
+            store.write_failure(row)
+
+        tuner = tune.Tuner(
+            tune.with_resources(trial, resources),
+            tune_config=tune.TuneConfig(search_alg=queue, num_samples=-1, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="sweep", storage_path=scratch, verbose=0, callbacks=[progress.callback(died)],
+                failure_config=tune.FailureConfig(max_failures=placement.retries),
+            ),
+        )  # fmt: skip
+        with progress.reporting(record):
+            tuner.fit()
+        left = len(queue.waiting) + len(queue.running) + len(queue.elsewhere)
+        return SweepEnd(progress.failed, queue.stopped or ("interrupted" if left else None))
+    finally:
+        if claims:
+            claims.close()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _quiet(address: str | None) -> dict[str, Any]:
-    local = not (address or os.environ.get("RAY_ADDRESS"))
+def _worker(placement: Mapping[str, Any]) -> dict[str, float]:
+    from zeroflow.sweep.placement import CellPlacement
+
+    return CellPlacement(**placement).worker
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM, with which a job is stopped, do what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _quiet(local: bool) -> dict[str, Any]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     return {**options, "include_dashboard": False} if local else options

@@ -7,7 +7,7 @@
       - {method: [ease, aper-adapter], optimizer: [fo-sgd, zo-sgd], queries: [1, 4], seed: [0, 1, 2]}
     settings:                                     # values for the cells that match, later ones win
       - {when: {optimizer: zo-sgd}, set: {lr: 0.001}}
-    placement: {workers_per_trial: 1, cpus_per_worker: 1, gpus_per_worker: 0}
+    placement: {workers_per_trial: 1, cpus_per_worker: 1, gpus_per_worker: 0}    # see placement.py
 
 Every key of ``TrialConfig`` may stand in ``base``, in a block (a list there is an axis) and in ``set``. Cells that come
 out equal (a method that does not train ignores the optimizer, for example) are one cell.
@@ -30,40 +30,10 @@ from zeroflow.errors import ConfigError, unknown
 from zeroflow.methods import methods
 from zeroflow.optim import optimizers
 from zeroflow.registry import Registry
+from zeroflow.sweep.placement import SweepPlacement, parse_placement
 from zeroflow.trial.config import TrialConfig
 
 SECTIONS = ("name", "base", "grid", "settings", "placement", "data_dir")
-
-
-@dataclass(frozen=True)
-class SweepPlacement:
-    """How cells are placed on a cluster.
-
-    Attributes:
-        workers_per_trial: processes that share a trial's queries. cpus_per_worker: also its CPU threads.
-        gpus_per_worker: may be a fraction; None: one where the cluster has any, else none.
-        max_concurrent: cells at a time; None: as many as fit.
-        retries: how often a cell that died (not one that raised an error of its own) is tried again.
-    """
-
-    workers_per_trial: int = 1
-    cpus_per_worker: int = 1
-    gpus_per_worker: float | None = None
-    max_concurrent: int | None = None
-    retries: int = 2
-
-    def __post_init__(self) -> None:
-        for name, least in (("workers_per_trial", 1), ("cpus_per_worker", 1), ("max_concurrent", 1), ("retries", 0)):
-            value = getattr(self, name)
-            if value is None and name == "max_concurrent":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"placement.{name}={value!r}: expected an integer >= {least}")
-        gpus = self.gpus_per_worker
-        if gpus is not None and (not isinstance(gpus, int | float) or isinstance(gpus, bool) or gpus < 0):
-            raise ConfigError(f"placement.gpus_per_worker={gpus!r}: expected a number >= 0")
-        if gpus is not None and gpus > 1 and gpus != int(gpus):
-            raise ConfigError(f"placement.gpus_per_worker={gpus!r}: expected a whole number above 1")
 
 
 @dataclass(frozen=True)
@@ -133,22 +103,11 @@ def parse_grid(
             config = TrialConfig.from_dict(shared.fitting(values, block), where=place)
             cells.setdefault(config.cell_id, config)
     shared.all_used()
-    placement = content.get("placement") or {}
-    if not isinstance(placement, Mapping):
-        raise ConfigError(f"{where}: placement: expected a mapping, got {placement!r}")
-    names = [f.name for f in dataclasses.fields(SweepPlacement)]
-    for key in placement:
-        if key not in names:
-            raise unknown("placement key", key, names, where=where)
+    placement = parse_placement(content.get("placement") or {}, where)
     data_dir = content.get("data_dir")
     if not isinstance(data_dir, str | None):
         raise ConfigError(f"{where}: data_dir: expected a folder, got {data_dir!r}")
-    try:
-        return Grid(
-            str(content.get("name", default_name)), tuple(cells.values()), SweepPlacement(**placement), data_dir
-        )
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+    return Grid(str(content.get("name", default_name)), tuple(cells.values()), placement, data_dir)
 
 
 class _Shared:

@@ -1,116 +1,154 @@
-"""A sweep's progress: a line for every finished cell, and one a minute while none finishes, on a terminal and in a log."""
+"""A sweep's progress: a line for every finished cell, and one a minute while none finishes, on a terminal and in a log.
+
+The same, as numbers, is written into the store every few seconds, for ``zeroflow status``.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
-from zeroflow.trial.config import TrialConfig
+from zeroflow.results.sweeps import SweepRecord
+
+if TYPE_CHECKING:
+    from zeroflow.sweep.queue import CellQueue, Job
+
+_WRITE_EVERY = 5.0
+"""Seconds between two records of a sweep's state."""
 
 
 class Progress:
     """Counts finished cells and foresees the rest from the seconds of those of the same method.
 
     Args:
-        cells: all cells of the sweep. concurrency: how many run at a time. echo: receives the lines.
+        queue: of the sweep. echo: receives the lines.
     """
 
-    def __init__(self, cells: Sequence[TrialConfig], concurrency: int, echo: Callable[[str], None]) -> None:
-        self.waiting = {config.cell_id: config for config in cells}
-        self.total, self.concurrency, self.echo = len(cells), concurrency, echo
-        self.finished = self.failed = 0
+    def __init__(self, queue: CellQueue, echo: Callable[[str], None]) -> None:
+        self.queue, self.total, self.echo = queue, len(queue.waiting), echo
+        self.done = self.failed = 0
         self.started = self.last_line = time.monotonic()
         self._seconds: dict[str, list[float]] = defaultdict(list)
-        self._died: list[tuple[TrialConfig, Exception]] = []
+        self._since: dict[str, str] = {}
 
-    def cell_done(self, cell_id: str, report: dict[str, Any]) -> None:
-        """Count a cell that ended by itself, well or not, and print its line."""
-        config = self.waiting.pop(cell_id, None)
-        if config is None:
-            return
-        self.finished += 1
-        self._seconds[config.method].append(report["cell_seconds"])
-        if report["ok"]:
-            outcome = f"Avg {report['avg']:.2f}  Last {report['last']:.2f}  Fgt {report['fgt']:.2f}"
+    def begun(self, trial_id: str) -> None:
+        """A trial's process works on its cell."""
+        self._since[trial_id] = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def cell_ended(self, trial_id: str, outcome: Mapping[str, Any]) -> Job | None:
+        """Count a cell and print its line; the job, if it was its last try."""
+        tried = self.queue.running.get(trial_id)
+        job = self.queue.ended(trial_id, outcome)
+        if tried is None or "ok" not in outcome:  # stopped in the middle
+            return None
+        seconds = f"({outcome['cell_seconds']:.1f} s)" if "cell_seconds" in outcome else ""
+        if job is None:
+            self._line(f"{tried.config.label()}  out of memory, to be tried again with more  {seconds}")
+            return None
+        if outcome["ok"]:
+            self.done += 1
+            text = f"Avg {outcome['avg']:.2f}  Last {outcome['last']:.2f}  Fgt {outcome['fgt']:.2f}"
+        elif outcome["kind"] == "disk":
+            text = f"NOT WRITTEN, the sweep ends: {outcome['message']}"
         else:
             self.failed += 1
-            outcome = f"FAILED: {report['error']}".splitlines()[0][:200]
-        self._line(f"{config.label()}  {outcome}  ({report['cell_seconds']:.1f} s)")
-
-    def cell_died(self, cell_id: str, error: Exception) -> None:
-        """Count a cell whose process ended without a word, after all retries."""
-        config = self.waiting.pop(cell_id, None)
-        if config is None:
-            return
-        self.finished += 1
-        self.failed += 1
-        self._died.append((config, error))
-        self._line(f"{config.label()}  DIED: {error}".splitlines()[0][:200])
-
-    def died(self) -> list[tuple[TrialConfig, Exception]]:
-        """Cells whose process died, with the error."""
-        return self._died
+            text = f"FAILED: {outcome['type']}: {outcome['message']}"
+        if "cell_seconds" in outcome:
+            self._seconds[job.config.method].append(outcome["cell_seconds"])
+        self._line(f"{job.config.label()}  {text.splitlines()[0][:200]}  {seconds}")
+        return job
 
     @contextmanager
-    def beating(self, every: float = 60.0) -> Iterator[None]:
-        """Print a line whenever none was printed for ``every`` seconds."""
+    def reporting(self, record: SweepRecord, silence: float = 60.0) -> Iterator[None]:
+        """Write the record every few seconds, and print a line whenever none was printed for ``silence`` seconds."""
         stop = threading.Event()
 
         def beat() -> None:
-            while not stop.wait(1.0):
-                if time.monotonic() - self.last_line > every:
-                    self._line("running")
+            while not stop.wait(_WRITE_EVERY):
+                try:
+                    record.write("running", self.state())
+                except Exception:  # full, or out of reach for now; that cells can be written is what counts
+                    continue
+                finally:
+                    if time.monotonic() - self.last_line > silence:
+                        waits = f", {len(self.queue.elsewhere)} by other sweeps" if self.queue.elsewhere else ""
+                        self._line(f"running: {len(self.queue.running)} cells{waits}")
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
+        ended = "interrupted"
         try:
             yield
+            left = self.queue.waiting or self.queue.running or self.queue.elsewhere
+            ended = self.queue.stopped or ("interrupted" if left else "finished")
         finally:
             stop.set()
             thread.join()
+            try:
+                record.end(ended, self.state())
+            except Exception as error:
+                self.echo(f"the sweep's record was not written: {error}")
 
-    def callback(self) -> Any:
-        """A Tune callback that feeds this."""
+    def callback(self, died: Callable[[Job, str], None]) -> Any:
+        """A Tune callback that feeds this; ``died(job, error)`` is told of cells whose processes died too often."""
         from ray import tune
 
         progress = self
 
         class Feed(tune.Callback):  # type: ignore[misc]
+            def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+                progress.begun(trial.trial_id)
+
             def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-                progress.cell_done(_cell_id(trial), trial.last_result)
+                progress.cell_ended(trial.trial_id, trial.last_result or {})
 
             def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-                progress.cell_died(_cell_id(trial), RuntimeError(f"trial process died: {trial.get_error()}"))
+                message = f"the process of the trial died: {trial.get_error()}"
+                kind = "memory" if "OutOfMemory" in message else "died"
+                outcome = {"ok": False, "kind": kind, "type": "TrialDied", "message": message}
+                if job := progress.cell_ended(trial.trial_id, outcome):
+                    died(job, message)
 
         return Feed()
 
+    def state(self) -> dict[str, Any]:
+        """Numbers of this moment, plain JSON."""
+        running = list(self.queue.running.items())
+        return {
+            "done": self.done, "failed": self.failed, "waiting": len(self.queue.waiting),
+            "elsewhere": len(self.queue.elsewhere), "theirs": len(self.queue.theirs), "left_seconds": self.remaining(),
+            "running": [
+                {"cell_id": job.config.cell_id, "label": job.config.label(), "since": self._since.get(trial),
+                 "workers": job.placement.workers_per_trial}
+                for trial, job in running
+            ],
+        }  # fmt: skip
+
     def remaining(self) -> float | None:
         """Foreseen seconds until the end; None before the first cell is finished."""
-        every = [s for seconds in self._seconds.values() for s in seconds]
+        every = [s for seconds in list(self._seconds.values()) for s in seconds]
         if not every:
             return None
         mean = sum(every) / len(every)
         rest = 0.0
-        for config in self.waiting.values():
-            alike = self._seconds.get(config.method)
-            rest += sum(alike) / len(alike) if alike else mean
-        return rest / self.concurrency
+        for job in (*list(self.queue.waiting), *list(self.queue.running.values())):
+            alike = self._seconds.get(job.config.method)
+            rest += (sum(alike) / len(alike) if alike else mean) / min(job.fits, self.queue.at_a_time)
+        return rest
 
     def _line(self, text: str) -> None:
         self.last_line = time.monotonic()
         rest = self.remaining()
         foreseen = "" if rest is None else f"  left ~{_duration(rest)}"
         failed = f"  {self.failed} failed" if self.failed else ""
+        ended = self.done + self.failed + len(self.queue.theirs)
         elapsed = _duration(time.monotonic() - self.started)
-        self.echo(f"[{self.finished}/{self.total}  {elapsed}{foreseen}{failed}]  {text}")
-
-
-def _cell_id(trial: Any) -> str:
-    return TrialConfig(**trial.config["one"]["cell"]).cell_id
+        self.echo(f"[{ended}/{self.total}  {elapsed}{foreseen}{failed}]  {text}")
 
 
 def _duration(seconds: float) -> str:

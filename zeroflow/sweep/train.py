@@ -1,12 +1,15 @@
 """Inside Ray: a Tune trial for one cell, which runs a Ray Train loop over the cell's workers.
 
 With one worker per trial the loop runs in the Tune trial's own process (Ray Train's local mode), which Tune then hands to
-the next cell: no process starts, nothing is imported again. With more, Ray Train starts a group of workers that share the
-trial's queries.
+the next cell: no process starts, nothing is imported again. With more, a group of Ray Train workers shares the work of each
+step, and is kept from cell to cell likewise (``WorkerGroup``).
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
 import shutil
 import time
@@ -20,87 +23,155 @@ import ray.train
 import ray.train.torch
 from ray import tune
 
-from zeroflow.optim import NonFiniteLoss
+from zeroflow.optim import Executor, NonFiniteLoss
 from zeroflow.results import records
-from zeroflow.sweep.grid import SweepPlacement
+from zeroflow.sweep.group import GroupDied, WorkerGroup
+from zeroflow.sweep.placement import CellPlacement
 from zeroflow.trial.config import TrialConfig
 
-
-def run_cell(setting: Mapping[str, Any]) -> None:
-    """A Tune trial: run one cell and have it written before Tune hears of it. An error becomes a row of ``failures``."""
-    started = time.monotonic()
-    config = TrialConfig(**setting["cell"])
-    placement = SweepPlacement(**setting["placement"])
-    try:
-        report: dict[str, Any] = {"ok": True, **_fit(config, placement, setting)}
-    except Exception as error:
-        table = records.failure(config, _cause(error), traceback.format_exc(), 1)
-        ray.get(setting["store"].write_failure.remote(table))
-        report = {"ok": False, "error": f"{type(_cause(error)).__name__}: {_cause(error)}"}
-    tune.report({**report, "cell_seconds": time.monotonic() - started})
+_NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 
 
-def _fit(config: TrialConfig, placement: SweepPlacement, setting: Mapping[str, Any]) -> Mapping[str, Any]:
-    workers = placement.workers_per_trial
-    resources: dict[str, float] = {"CPU": placement.cpus_per_worker}
-    if placement.gpus_per_worker:
-        resources["GPU"] = placement.gpus_per_worker
-    trainer = ray.train.torch.TorchTrainer(
-        train_loop,
-        train_loop_config={**setting, "workers": workers},
-        # A few numbers a step are all that workers exchange, also where they share a GPU, which nccl refuses.
-        torch_config=ray.train.torch.TorchConfig(backend="gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=0 if workers == 1 else workers,
-            use_gpu=bool(placement.gpus_per_worker),
-            resources_per_worker=resources,
-        ),
-        run_config=ray.train.RunConfig(
-            name=config.cell_id,
-            storage_path=setting["scratch"],
-            failure_config=ray.train.FailureConfig(max_failures=placement.retries if workers > 1 else 0),
-        ),
-    )
-    outcome = trainer.fit().return_value
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome
+def run_cell(setting: Mapping[str, Any], desk: Any) -> None:
+    """A Tune trial: run one cell and have it written before Tune hears of it.
 
+    An error becomes a row of ``failures``, unless the cell is to be tried again with more memory, or the store is full.
 
-def train_loop(setting: Mapping[str, Any]) -> dict[str, float] | NonFiniteLoss:
-    """A Ray Train loop: the whole stream of one cell. Worker 0 has the result written; its summary is returned.
-
-    Which worker this is comes from torch: Ray Train's own context is refused in local mode inside a Tune trial. A cell that
-    diverges does so in all workers alike, and would again: that error is returned, so that Ray Train does not retry it.
+    Args:
+        setting: ``cell`` (canonical configuration), ``placement`` (of ``CellPlacement``), ``root`` (of the store),
+            ``data_dir``, ``commit``, ``scratch`` (a folder), ``retries``, ``tries`` (how often it ran out of memory),
+            ``last`` (whether it is not tried again then).
+        desk: see ``Desk``.
     """
-    from zeroflow.optim.parallel import DistributedExecutor
+    started = time.monotonic()
+    config, placement = TrialConfig(**setting["cell"]), CellPlacement(**setting["placement"])
+    if placement.workers_per_trial == 1:
+        outcome = _alone(setting, placement, desk)
+    else:
+        outcome = _shared(setting, placement, desk)
+    if not outcome["ok"] and (outcome["kind"] == "error" or (outcome["kind"] == "memory" and setting["last"])):
+        failure = records.failure(config, outcome["type"], outcome["message"], outcome["traceback"], setting["tries"] + 1)
+        ray.get(desk.write_failure.remote(failure))
+    tune.report({**outcome, "cell_seconds": time.monotonic() - started})
+
+
+def _alone(setting: Mapping[str, Any], placement: CellPlacement, desk: Any) -> Mapping[str, Any]:
+    trainer = ray.train.torch.TorchTrainer(
+        lambda: compute(setting, desk),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=0, use_gpu=bool(placement.gpus_per_worker), resources_per_worker=placement.worker
+        ),
+        run_config=ray.train.RunConfig(name=TrialConfig(**setting["cell"]).cell_id, storage_path=setting["scratch"]),
+    )
+    return dict(trainer.fit().return_value)
+
+
+def _shared(setting: Mapping[str, Any], placement: CellPlacement, desk: Any) -> Mapping[str, Any]:
+    deaths, retries = 0, setting["retries"]
+    while True:
+        group = WorkerGroup.of(placement, work, desk, retries, setting["scratch"])
+        try:
+            return group.run(setting)
+        except GroupDied as death:
+            # Each of its workers' deaths while this cell was theirs, or one of the group's controller.
+            deaths += max(1, ray.get(desk.starts.remote(group.name, group.number)))
+            if deaths > retries:
+                return failure(_cause(death))
+
+
+def work(task: Mapping[str, Any]) -> None:
+    """The Ray Train loop of a group: one cell after the other, until an empty one comes."""
+    from zeroflow.optim.parallel import DistributedExecutor, PeerError
+
+    desk, group, executor = task["desk"], task["group"], DistributedExecutor(shards=task["shards"])
+    while True:
+        found = ray.get(desk.next.remote(group)) if executor.rank == 0 else None
+        number, setting = json.loads(executor.broadcast(json.dumps(found).encode() if found else b""))
+        if not setting:
+            return
+        broken: Exception | None = None
+        try:
+            outcome = compute(setting, desk, executor)
+        except PeerError:
+            raise  # another worker says what it was, or is dead: then this cell is worked on again
+        except Exception as error:
+            outcome, broken = failure(error), error
+        if broken or executor.rank == 0:
+            ray.get(desk.answer.remote(group, number, outcome))
+        if broken:
+            raise broken  # the others may wait for this one in the middle of a step: all begin anew
+
+
+def compute(setting: Mapping[str, Any], desk: Any, executor: Executor | None = None) -> dict[str, Any]:
+    """Compute one cell, the whole stream, in this process or together with others; process 0 has the result written.
+
+    Returns:
+        ``{"ok": True, "avg", "last", "fgt"}``, or what ``failure`` gives. Together with others only an error that all of them
+        have alike is returned, any other one is raised.
+    """
     from zeroflow.trial.loop import Placement, run_trial
 
     if commit := setting["commit"]:
         os.environ["ZEROFLOW_GIT_COMMIT"] = commit
-    config = TrialConfig(**setting["cell"])
+    config, placement = TrialConfig(**setting["cell"]), CellPlacement(**setting["placement"])
     device = "cpu"
-    if setting["placement"]["gpus_per_worker"]:
+    if placement.gpus_per_worker:
         # Alone in its process a trial sees its own GPU as the only one.
-        device = str(ray.train.torch.get_device()) if setting["workers"] > 1 else "cuda"
-    place = Placement(setting["data_dir"], device, threads=setting["placement"]["cpus_per_worker"])
-    executor = DistributedExecutor() if setting["workers"] > 1 else None
+        device = str(ray.train.torch.get_device()) if executor else "cuda"
+    place = Placement(setting["data_dir"], device, placement.cpus_per_worker, placement.evaluation_batch)
+    everything = unfinished(setting["root"])
     # By commit: other code might not make the same steps of the same losses.
-    folder = Path(setting["unfinished"]) / f"{config.cell_id}-{(commit or 'unknown')[:12]}"
+    folder = everything / f"{config.cell_id}-{(commit or 'unknown')[:12]}"
     try:
         result = run_trial(config, place, executor=executor, folder=folder)
-    except NonFiniteLoss as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        return error
+        if executor is None or executor.rank == 0:
+            tables = records.tables(
+                result, workers=placement.workers_per_trial, shards=placement.data_shards, ray_version=ray.__version__
+            )
+            ray.get(desk.write.remote(tables))
+    except Exception as error:
+        if executor is not None and not isinstance(error, NonFiniteLoss):
+            raise
+        if isinstance(error, NonFiniteLoss):
+            shutil.rmtree(folder, ignore_errors=True)
+        return failure(error)
     if executor is None or executor.rank == 0:
-        tables = records.tables(result, workers=setting["workers"], ray_version=ray.__version__)
-        ray.get(setting["store"].write.remote(tables))
-        shutil.rmtree(folder, ignore_errors=True)
-    return {key: float(result.summary[key]) for key in ("avg", "last", "fgt")}
+        for old in everything.glob(f"{config.cell_id}-*"):
+            shutil.rmtree(old, ignore_errors=True)
+    return {"ok": True, **{key: float(result.summary[key]) for key in ("avg", "last", "fgt")}}
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """What went wrong: ``kind`` is ``memory`` (more of it may help), ``disk`` (no cell can be written) or ``error``."""
+    cause, kind = _cause(error), "error"
+    if is_out_of_memory(cause):
+        kind = "memory"
+    elif isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+        kind = "disk"
+    text = "".join(traceback.format_exception(error))
+    return {"ok": False, "kind": kind, "type": type(cause).__name__, "message": str(cause), "traceback": text}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short: torch's, Python's, or Ray's when it has killed a process for it."""
+    return isinstance(error, MemoryError) or "OutOfMemory" in f"{type(error).__name__} {error}"
+
+
+def unfinished(root: str) -> Path:
+    """The folder of unfinished cells: beside the results, or of this machine where they are in an object store.
+
+    There a log that grows by a few bytes has no place.
+    """
+    if "://" not in root:
+        return Path(root) / "unfinished"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "zeroflow" / "unfinished" / hashlib.sha256(root.encode()).hexdigest()[:16]
 
 
 def _cause(error: BaseException) -> BaseException:
     """The error a worker raised, out of the wrappers it came in."""
     workers = getattr(error, "worker_failures", None)
     inner = next(iter(workers.values())) if workers else getattr(error, "cause", None)
+    if inner is None and isinstance(error, GroupDied):
+        inner = error.__cause__
     return _cause(inner) if isinstance(inner, BaseException) else error

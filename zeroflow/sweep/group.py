@@ -1,0 +1,113 @@
+"""A group of Ray Train workers that works on one cell after the other.
+
+Starting a group costs many times what a small cell does: a controller, the workers, their imports, their connections. So the
+process of a Tune trial, which Tune hands from cell to cell, keeps its group as long as cells want the same. The group is one
+run of Ray Train, whose loop asks the desk for cells; when a worker dies, Ray Train starts the workers anew, and they go on
+with the cell they were at, from its checkpoint and its log.
+"""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import uuid
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import ray
+import ray.train
+import ray.train.torch
+
+from zeroflow.sweep.desk import MARKS
+from zeroflow.sweep.placement import CellPlacement
+
+_FOREVER = datetime.timedelta(days=30)
+"""How long workers wait for each other: between cells as long as it takes. That somebody is dead they learn from Ray."""
+
+
+class GroupDied(RuntimeError):
+    """The group has ended, by more deaths of its workers than it may have, or of its controller."""
+
+
+class WorkerGroup:
+    """A running group.
+
+    Args:
+        placement: of its cells. loop: the Ray Train loop, called with ``{"desk": ..., "group": name, "shards": number}``; an
+            empty cell tells it to end.
+        desk: see ``Desk``. retries: deaths of workers, preemptions apart, until the group ends. scratch: folder.
+    """
+
+    kept: ClassVar[WorkerGroup | None] = None
+    """The group of this process."""
+
+    name: str
+    """Of its tray on the desk."""
+    mark: int
+    """By which its place on the cluster is known: so many bytes of memory more are asked for than cells need."""
+
+    @classmethod
+    def of(cls, placement: CellPlacement, *arguments: Any) -> WorkerGroup:
+        """This process's group, if it is alive and has this placement, or else a new one in its place."""
+        if cls.kept and (cls.kept.placement != placement or cls.kept.error):
+            cls.kept.leave()
+        if cls.kept is None:
+            cls.kept = cls(placement, *arguments)
+        return cls.kept
+
+    def __init__(self, placement: CellPlacement, loop: Any, desk: Any, retries: int, scratch: str) -> None:
+        self.placement, self.desk, self.name = placement, desk, uuid.uuid4().hex
+        self.mark = 1 + int(self.name, 16) % (MARKS - 1)
+        self.error: BaseException | None = None
+        self.number = self._cells = 0
+        gpus, resources = placement.gpus_per_worker or 0.0, placement.worker
+        resources["memory"] = resources.get("memory", 0.0) // MARKS * MARKS + self.mark
+        # nccl for gradients, where each worker has a GPU of its own; it refuses two on one. A few numbers go by gloo anyway.
+        backend = "cpu:gloo,cuda:nccl" if gpus >= 1 else "gloo"
+        self._trainer = ray.train.torch.TorchTrainer(
+            loop,
+            train_loop_config={"desk": desk, "group": self.name, "shards": placement.data_shards},
+            torch_config=ray.train.torch.TorchConfig(backend=backend, timeout_s=int(_FOREVER.total_seconds())),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=placement.workers_per_trial, use_gpu=gpus > 0, resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                name=self.name, storage_path=scratch, failure_config=ray.train.FailureConfig(max_failures=retries)
+            ),
+        )
+        ray.get(desk.watch.remote(self.mark, ray.get_runtime_context().current_actor))
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def run(self, setting: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Have a cell worked on, and wait for its outcome.
+
+        Raises:
+            GroupDied: the group ended before it had one; ``starts`` of it are how often it had begun.
+        """
+        number = self.number = self._cells
+        self._cells += 1
+        outcome = self.desk.run.remote(self.name, number, setting)
+        while self._thread.is_alive():
+            if ray.wait([outcome], timeout=1.0)[0]:
+                return dict(ray.get(outcome))
+        if ray.wait([outcome], timeout=0)[0]:
+            return dict(ray.get(outcome))
+        ray.cancel(outcome)
+        raise GroupDied(f"the group of workers ended: {self.error}") from self.error
+
+    def leave(self) -> None:
+        """End the group."""
+        type(self).kept = None
+        if self._thread.is_alive():
+            end = self.desk.run.remote(self.name, self._cells, {})
+            self._thread.join()
+            ray.cancel(end)
+        ray.get(self.desk.close.remote(self.name, self.mark))
+
+    def _work(self) -> None:
+        try:
+            self._trainer.fit()
+            self.error = RuntimeError("its loop ended")
+        except BaseException as error:
+            self.error = error
