@@ -168,8 +168,10 @@ class _Shared:
                     self.unused |= {(section, name): place for name in names}
         self.options = frozenset(self.unused)
 
-    def fitting(self, values: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
+    def fitting(self, values: Mapping[str, Any], block: Mapping[str, Any]) -> Mapping[str, Any]:
         """``values`` of one cell without the shared options that mean nothing to it."""
+        if not self.options:
+            return values
         found = dict(values)
         for section, names in (
             ("method_options", _option_names(methods, values.get("method", TrialConfig.method))),
@@ -194,9 +196,10 @@ class _Shared:
 
 
 def _option_names(registry: Registry[Any], name: Any) -> set[str]:
-    if not isinstance(name, str) or name not in registry.names():
+    try:
+        options = registry.get(name).options
+    except ConfigError:
         return set()  # the cell's own check says what is wrong with the name
-    options = registry.get(name).options
     return {f.name for f in dataclasses.fields(options)} if dataclasses.is_dataclass(options) else set(options)
 
 
@@ -244,12 +247,16 @@ def _look_up(values: Mapping[str, Any], key: str) -> Any:
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
     section, dot, option = key.partition(".")
-    if section.endswith("_options") and not isinstance(values.get(section, {}), Mapping):
-        raise ConfigError(f"{section}={values[section]!r}: expected a mapping")
+    if not section.endswith("_options"):
+        values[key] = value
+        return
+    before = values.get(section, {})
+    if not isinstance(before, Mapping):
+        raise ConfigError(f"{section}={before!r}: expected a mapping")
     if dot:
-        values[section] = {**values.get(section, {}), option: value}
+        values[section] = {**before, option: value}
     else:
-        values[key] = {**values.get(key, {}), **value} if isinstance(value, Mapping) else value
+        values[key] = {**before, **value} if isinstance(value, Mapping) else value
 
 
 def _rule(rule: Any, where: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
