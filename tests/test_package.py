@@ -57,11 +57,11 @@ def test_the_wheel_runs_a_cell_outside_the_checkout(tmp_path) -> None:
     ("module", "unwanted"),
     [
         ("zeroflow.optim", ["ray", "timm", "torchvision", "pyarrow", "plotly"]),
-        ("zeroflow.models.backbone", ["ray", "pyarrow", "plotly", "zeroflow.methods", "zeroflow.trial"]),
+        ("zeroflow.models.backbone", ["ray", "timm", "pyarrow", "plotly", "zeroflow.methods", "zeroflow.trial"]),
         ("zeroflow.methods", ["ray", "pyarrow", "plotly", "zeroflow.trial"]),
         ("zeroflow.trial.loop", ["ray", "pyarrow", "plotly", "zeroflow.results"]),
         ("zeroflow.results", ["ray", "torch", "timm"]),
-        ("zeroflow.sweep.plan", ["ray"]),
+        ("zeroflow.sweep.plan", ["ray", "timm", "torchvision", "plotly", "torch._dynamo"]),
         ("zeroflow.cli", ["ray", "torch", "timm", "pyarrow", "plotly"]),
     ],
 )

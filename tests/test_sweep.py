@@ -116,9 +116,18 @@ def test_rules_see_defaults_and_dotted_keys_and_never_beat_the_command_line() ->
         ("grid: [{[a]: x}]", "not valid YAML"),
         ("grid: [{method: ease}]\ndata_dir: 5", "data_dir"),
         ("grid: [{method: ease}]\nplacement: {gpus_per_worker: 1.5}", "bad.yaml.*gpus_per_worker=1.5"),
-        ("grid: [{method: ease}]\nplacement: {data_shards: 2}", "data_shards=2: expected a divisor of workers_per_trial=1"),
-        ("grid: [{method: ease}]\nplacement: {rules: [{when: {method: eaze}, set: {cpus_per_worker: 1}}]}", "did you mean 'ease'"),
-        ("grid: [{method: ease}]\nplacement: {rules: [{when: {method: ease}, set: {cpus: 1}}]}", "'cpus_per_worker'"),
+        (
+            "grid: [{method: ease}]\nplacement: {data_shards: 2}",
+            "data_shards=2: expected a divisor of workers_per_trial=1",
+        ),
+        (
+            "grid: [{method: ease}]\nplacement: {rules: [{when: {method: eaze}, set: {cpus_per_worker: 1}}]}",
+            "did you mean 'ease'",
+        ),
+        (
+            "grid: [{method: ease}]\nplacement: {rules: [{when: {method: ease}, set: {cpu_per_worker: 1}}]}",
+            "'cpus_per_worker'",
+        ),
         ("grid: [{method: ease}]\nplacement: {out_of_memory: {evaluation_batch: 4}}", "out_of_memory: expected a list"),
         ("grid: [{method: ease}]\nplacement: {out_of_memory: [{evaluation_batch: 0}]}", "evaluation_batch=0"),
     ],
@@ -206,7 +215,10 @@ def test_placement_follows_rules_and_a_cell_gets_no_more_workers_than_it_can_use
     assert [(t.evaluation_batch, t.memory_per_worker) for t in tried] == [(64, None), (8, None), (8, 3), (8, 3)]
     # Slices of a mini-batch give first-order cells something to share.
     sliced = parse_grid(
-        {"grid": [{"optimizer": ["fo-sgd", "zo-sgd"], "batch_size": 8}], "placement": {"workers_per_trial": 6, "data_shards": 3}}
+        {
+            "grid": [{"optimizer": ["fo-sgd", "zo-sgd"], "batch_size": 8}],
+            "placement": {"workers_per_trial": 6, "data_shards": 3},
+        }
     )
     assert [sliced.placement.of(c).workers_per_trial for c in sliced.cells] == [3, 6]
     with pytest.raises(ConfigError, match="data_shards=3: more than the 2 samples"):

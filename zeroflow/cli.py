@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -100,6 +99,10 @@ def _root(results: str | None, name: str) -> str:
 @main.command()
 @grid_options
 @click.option("--cells", is_flag=True, help="List every missing cell.")
+@click.option(
+    "--price-per-hour", type=click.FloatRange(min=0), metavar="PRICE",
+    help="Of one GPU, or of one CPU where cells use no GPU: adds what the missing cells cost.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def plan(
     grid_file: Path | None,
@@ -107,9 +110,15 @@ def plan(
     data_dir: str | None,
     settings: tuple[str, ...],
     cells: bool,
+    price_per_hour: float | None,
     as_json: bool,
 ) -> None:
-    """Show which cells of a grid are done, failed, missing, or lack their data. Writes nothing."""
+    """Show which cells of a grid are done, failed, missing, or lack their data, and what the missing ones will cost.
+
+    Writes nothing. The estimate comes from the cells that have finished in the same store.
+    """
+    import dataclasses
+
     from zeroflow.results.store import Store
     from zeroflow.sweep.plan import make_plan
 
@@ -119,9 +128,12 @@ def plan(
         parts = {"done": found.done, "failed": found.failed, "missing": found.missing}
         ids = {name: [config.cell_id for config in part] for name, part in parts.items()}
         waiting = {name: [config.cell_id for config in part] for name, part in found.unavailable.items()}
-        click.echo(json.dumps({**ids, "unavailable": waiting, "seconds": found.seconds}, indent=1))
+        cost = None if price_per_hour is None else found.estimate.cost(price_per_hour)
+        estimate = {**dataclasses.asdict(found.estimate), "price_per_hour": price_per_hour, "cost": cost}
+        whole = {**ids, "unavailable": waiting, "seconds": found.seconds, "estimate": estimate}
+        click.echo(json.dumps(whole, indent=1))
     else:
-        click.echo(found.describe(folder, cells=cells))
+        click.echo(found.describe(folder, cells=cells, price_per_hour=price_per_hour))
 
 
 @main.command(cls=Command)
@@ -175,9 +187,7 @@ def sweep(
     stopped = None
     if cells:
         click.echo(f"results: {store.root}")
-        end = run_sweep(
-            cells, store, placement, name=grid.name, data_dir=folder, address=ray_address, echo=click.echo
-        )
+        end = run_sweep(cells, store, placement, name=grid.name, data_dir=folder, address=ray_address, echo=click.echo)
         stopped = end.stopped
     click.echo("\n" + render_text(summary(_rows_of(grid, store))))
     if report and "://" not in store.root and store.done():

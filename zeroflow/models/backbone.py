@@ -2,6 +2,8 @@
 
 Pretrained weights come from the hub where there is a network, or from a local file (safetensors, or a ``.pth`` read with
 ``weights_only=True``). The embedded backbone is a small ViT whose checkpoint is part of the package.
+
+timm is imported where it is used: it takes longer to import than torch, and planning a grid needs none of it.
 """
 
 from __future__ import annotations
@@ -11,20 +13,18 @@ from collections.abc import Iterable
 from importlib import resources
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import safetensors
-import safetensors.torch
-import timm
 import torch
-from timm.models import adapt_input_conv
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.models.adapters import AdapterStack
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 EMBEDDED = "quickdraw_vit"
 """Name of the embedded backbone."""
@@ -171,6 +171,9 @@ def build_timm(name: str, arguments: dict[str, Any], *, pretrained: bool = False
     Raises:
         ConfigError: no such model, not a plain vision transformer, arguments it does not take, or no weights to be had.
     """
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
     if not timm.is_model(name):
         raise unknown("backbone", name, [EMBEDDED, *timm.list_models(), *timm.list_pretrained()])
     try:
@@ -187,11 +190,14 @@ def build_timm(name: str, arguments: dict[str, Any], *, pretrained: bool = False
 @functools.cache
 def check_backbone(name: str, checkpoint: str | None) -> None:
     """Refuse an unknown name or a checkpoint that is not there, without building anything."""
-    if name != EMBEDDED and not timm.is_model(name):
-        raise unknown("backbone", name, [EMBEDDED, *timm.list_models(), *timm.list_pretrained()])
-    tag = name.partition(".")[2]
-    if tag and name not in timm.list_pretrained(name.partition(".")[0] + ".*"):
-        raise unknown("backbone", name, timm.list_pretrained(name.partition(".")[0] + "*"))
+    if name != EMBEDDED:
+        import timm
+
+        if not timm.is_model(name):
+            raise unknown("backbone", name, [EMBEDDED, *timm.list_models(), *timm.list_pretrained()])
+        architecture, _, tag = name.partition(".")
+        if tag and name not in timm.list_pretrained(architecture + ".*"):
+            raise unknown("backbone", name, timm.list_pretrained(architecture + "*"))
     if checkpoint not in (None, "none", "hub") and not Path(str(checkpoint)).is_file():
         raise ConfigError(f"checkpoint: no file {checkpoint!r}; expected .safetensors or .pth, 'hub', or 'none'")
 
@@ -201,6 +207,8 @@ def default_image_size(name: str) -> int | None:
     """Side of the input that a backbone takes if none is asked for, pixels; None where only building it tells."""
     if name == EMBEDDED:
         return int(embedded_architecture()[1]["img_size"])
+    import timm
+
     settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return int(settings.input_size[-1]) if settings is not None else None
 
@@ -260,6 +268,10 @@ def load_checkpoint(vit: VisionTransformer, path: Path) -> None:
     Raises:
         ConfigError: the file cannot be read, or a parameter is missing, unknown or of another shape.
     """
+    import safetensors.torch
+    from timm.models import adapt_input_conv
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from zeroflow.errors import ConfigError
 from zeroflow.results import records
 from zeroflow.results.store import Store
 from zeroflow.results.sweeps import SweepRecord

@@ -7,7 +7,8 @@
       - {method: [ease, aper-adapter], optimizer: [fo-sgd, zo-sgd], queries: [1, 4], seed: [0, 1, 2]}
     settings:                                     # values for the cells that match, later ones win
       - {when: {optimizer: zo-sgd}, set: {lr: 0.001}}
-    placement: {workers_per_trial: 1, cpus_per_worker: 1, gpus_per_worker: 0}    # see placement.py
+      - {when: {queries: ">= 8"}, set: {epochs: 2}}         # conditions: see ``zeroflow.sweep.rules``
+    placement: {workers_per_trial: 1, cpus_per_worker: 1, gpus_per_worker: 0}    # see ``zeroflow.sweep.placement``
 
 Every key of ``TrialConfig`` may stand in ``base``, in a block (a list there is an axis) and in ``set``. Cells that come
 out equal (a method that does not train ignores the optimizer, for example) are one cell.
@@ -25,12 +26,12 @@ from typing import Any
 
 import yaml
 
-from zeroflow.data import datasets
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.methods import methods
 from zeroflow.optim import optimizers
 from zeroflow.registry import Registry
 from zeroflow.sweep.placement import SweepPlacement, parse_placement
+from zeroflow.sweep.rules import as_list, check_keys, check_when, matches
 from zeroflow.trial.config import TrialConfig
 
 SECTIONS = ("name", "base", "grid", "settings", "placement", "data_dir")
@@ -97,7 +98,7 @@ def parse_grid(
         for common, own, given in itertools.product(*map(list, parts)):
             values = _merged(common, own, given)
             for when, changes in rules:
-                if all(_look_up(values, key) in _as_list(wanted) for key, wanted in when.items()):
+                if matches(values, when):
                     # What the command line says is put on top again: no file overrides it.
                     values = _merged(values, changes, given)
             config = TrialConfig.from_dict(shared.fitting(values, block), where=place)
@@ -127,8 +128,10 @@ class _Shared:
                     self.unused |= {(section, name): place for name in names}
         self.options = frozenset(self.unused)
 
-    def fitting(self, values: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
+    def fitting(self, values: Mapping[str, Any], block: Mapping[str, Any]) -> Mapping[str, Any]:
         """``values`` of one cell without the shared options that mean nothing to it."""
+        if not self.options:
+            return values
         found = dict(values)
         for section, names in (
             ("method_options", _option_names(methods, values.get("method", TrialConfig.method))),
@@ -153,9 +156,10 @@ class _Shared:
 
 
 def _option_names(registry: Registry[Any], name: Any) -> set[str]:
-    if not isinstance(name, str) or name not in registry.names():
+    try:
+        options = registry.get(name).options
+    except ConfigError:
         return set()  # the cell's own check says what is wrong with the name
-    options = registry.get(name).options
     return {f.name for f in dataclasses.fields(options)} if dataclasses.is_dataclass(options) else set(options)
 
 
@@ -177,8 +181,8 @@ def merge_overrides(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 def _product(block: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
     """All combinations of a block's lists; dotted keys (``method_options.alpha``) are axes inside options."""
-    _known(block, where)
-    axes = [[(key, value) for value in _as_list(values)] for key, values in block.items()]
+    check_keys(block, where)
+    axes = [[(key, value) for value in as_list(values)] for key, values in block.items()]
     for empty in (key for key, values in block.items() if values == []):
         raise ConfigError(f"{where}: {empty}: the list is empty")
     for combination in itertools.product(*axes):
@@ -194,49 +198,28 @@ def _merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _look_up(values: Mapping[str, Any], key: str) -> Any:
-    """A cell's value of a key, dotted or not, or the default where the cell does not say."""
-    section, dot, option = key.partition(".")
-    value = values.get(section, _DEFAULTS[section])
-    return (value or {}).get(option) if dot else value
-
-
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
     section, dot, option = key.partition(".")
-    if section.endswith("_options") and not isinstance(values.get(section, {}), Mapping):
-        raise ConfigError(f"{section}={values[section]!r}: expected a mapping")
+    if not section.endswith("_options"):
+        values[key] = value
+        return
+    before = values.get(section, {})
+    if not isinstance(before, Mapping):
+        raise ConfigError(f"{section}={before!r}: expected a mapping")
     if dot:
-        values[section] = {**values.get(section, {}), option: value}
+        values[section] = {**before, option: value}
     else:
-        values[key] = {**values.get(key, {}), **value} if isinstance(value, Mapping) else value
+        values[key] = {**before, **value} if isinstance(value, Mapping) else value
 
 
 def _rule(rule: Any, where: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     if not isinstance(rule, Mapping) or set(rule) != {"when", "set"}:
         raise ConfigError(f"{where}: expected {{when: {{...}}, set: {{...}}}}, got {rule!r}")
-    for part in ("when", "set"):
-        if not isinstance(rule[part], Mapping):
-            raise ConfigError(f"{where}: {part}: expected a mapping, got {rule[part]!r}")
-        _known(rule[part], f"{where}: {part}")
-    for key, registry in (("method", methods), ("optimizer", optimizers), ("dataset", datasets)):
-        for name in _as_list(rule["when"].get(key, [])):
-            registry.get(name, where=f"{where}: when")
+    check_when(rule["when"], where)
+    if not isinstance(rule["set"], Mapping):
+        raise ConfigError(f"{where}: set: expected a mapping, got {rule['set']!r}")
+    check_keys(rule["set"], f"{where}: set")
     return rule["when"], rule["set"]
-
-
-def _known(keys: Mapping[str, Any], where: str) -> None:
-    names = [f.name for f in dataclasses.fields(TrialConfig)]
-    for key in keys:
-        section, dot, _ = str(key).partition(".")
-        if section not in names or (dot and not section.endswith("_options")):
-            raise unknown("key", key, names, where=where)
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-_DEFAULTS = dataclasses.asdict(TrialConfig())
 
 
 class _Loader(yaml.SafeLoader):

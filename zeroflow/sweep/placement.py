@@ -113,10 +113,9 @@ class SweepPlacement:
         Raises:
             ConfigError: more slices than the mini-batch has samples, or a combination that cannot be.
         """
-        values = dataclasses.asdict(config)
         changes: dict[str, Any] = {}
         for when, change in self.rules:
-            if matches(values, when):
+            if matches(vars(config), when):
                 changes |= change
         changes |= self.forced
         for change in self.out_of_memory[:tries]:
@@ -153,10 +152,7 @@ def parse_placement(content: Any, where: str) -> SweepPlacement:
             raise unknown("placement key", key, [*_CELL_KEYS, *own], where=where)
     try:
         cell = CellPlacement(**{key: content[key] for key in _CELL_KEYS if key in content})
-        rules = [
-            _rule(rule, cell, f"placement.rules[{number}]")
-            for number, rule in enumerate(_list(content, "rules"))
-        ]
+        rules = [_rule(rule, cell, f"placement.rules[{number}]") for number, rule in enumerate(_list(content, "rules"))]
         steps = [
             _changes(change, cell, f"placement.out_of_memory[{number}]")
             for number, change in enumerate(_list(content, "out_of_memory"))

@@ -1,10 +1,122 @@
-from typing import Any, Mapping
+"""Conditions on cells: the ``when:`` of a grid file's rules.
+
+    when: {optimizer: [zo-sgd, zo-adam], queries: ">= 8", optimizer_options.momentum: 0.9}
+
+Every key must match. A value matches itself, a list any of its members, and a text that begins with ``<``, ``<=``, ``>``,
+``>=`` or ``!=`` the numbers that compare so with the one behind it. Where a cell says nothing of a key, its default counts;
+a key without any value matches no comparison except ``!=``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from zeroflow.data import datasets
+from zeroflow.errors import ConfigError, unknown
+from zeroflow.methods import methods
+from zeroflow.optim import optimizers
+from zeroflow.registry import Registry
+from zeroflow.trial.config import TrialConfig
+
+Comparison = tuple[Callable[[Any, Any], bool], float]
+
+OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "!=": operator.ne,
+}  # fmt: skip
+_DEFAULTS = dataclasses.asdict(TrialConfig())
+_NUMBERS = {f.name for f in dataclasses.fields(TrialConfig) if "int" in str(f.type) or "float" in str(f.type)}
+_REGISTRIES: Mapping[str, Registry[Any]] = {"method": methods, "optimizer": optimizers, "dataset": datasets}
+
+
 def matches(values: Mapping[str, Any], when: Mapping[str, Any]) -> bool:
-    import operator
-    for k, w in when.items():
-        v = values.get(k)
-        if isinstance(w, str) and w.startswith(">="):
-            if v is None or not v >= float(w[2:]): return False
-        elif v not in (w if isinstance(w, list) else [w]): return False
-    return True
-def check_when(when: Any, where: str) -> None: ...
+    """Whether a cell meets a condition.
+
+    Args:
+        values: the cell's keys, as in a grid file or of ``TrialConfig``; options are mappings in it.
+        when: a condition that ``check_when`` has found right; keys may be dotted.
+    """
+    return all(_fits(_look_up(values, key), wanted) for key, wanted in when.items())
+
+
+def check_when(when: Any, where: str) -> None:
+    """Refuse a condition that cannot be meant.
+
+    Args:
+        when: what stands behind ``when:``. where: file and rule, for the message.
+
+    Raises:
+        ConfigError: no mapping, an unknown key or name, or a comparison with a wrong operator or without a number.
+    """
+    if not isinstance(when, Mapping):
+        raise ConfigError(f"{where}: when: expected a mapping, got {when!r}")
+    check_keys(when, f"{where}: when")
+    for key, wanted in when.items():
+        for value in as_list(wanted):
+            if isinstance(value, str) and (key in _NUMBERS or value[:1] in {*"<>=!"}):
+                _check_comparison(key, value, f"{where}: when")
+            elif key in _REGISTRIES and value is not None:
+                _REGISTRIES[key].get(value, where=f"{where}: when")
+
+
+def check_keys(keys: Mapping[str, Any], where: str) -> None:
+    """Refuse a key that no cell has; a dotted key reaches into options.
+
+    Raises:
+        ConfigError: it names the nearest right key.
+    """
+    for key in keys:
+        section, dot, _ = str(key).partition(".")
+        if section not in _DEFAULTS or (dot and not section.endswith("_options")):
+            raise unknown("key", key, _DEFAULTS, where=where)
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list itself, anything else as the only member of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def _check_comparison(key: str, text: str, where: str) -> None:
+    if key not in _NUMBERS and "." not in key:
+        raise ConfigError(f"{where}: {key}={text!r}: a comparison, but {key} is no number; name the values in a list")
+    if _comparison(text) is None:
+        raise ConfigError(
+            f"{where}: {key}={text!r}: expected a number, or a comparison of one of {' '.join(OPERATORS)} and a number"
+        )
+
+
+@functools.cache
+def _comparison(text: str) -> Comparison | None:
+    """What a text like ``">= 8"`` means; None if it is no comparison."""
+    parts = re.fullmatch(r"(<=|>=|!=|<|>)\s*(\S+)", text.strip())
+    try:
+        number = float(parts[2]) if parts else math.nan
+    except ValueError:
+        return None
+    return (OPERATORS[parts[1]], number) if parts and math.isfinite(number) else None
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    return any(_fits_one(value, one) for one in as_list(wanted))
+
+
+def _fits_one(value: Any, wanted: Any) -> bool:
+    comparison = _comparison(wanted) if isinstance(wanted, str) else None
+    if comparison is None:
+        return bool(value == wanted)
+    compare, number = comparison
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return compare(value, number)
+    return compare is operator.ne
+
+
+def _look_up(values: Mapping[str, Any], key: str) -> Any:
+    """A cell's value of a key, dotted or not, or the default where the cell does not say."""
+    section, dot, option = key.partition(".")
+    value = values.get(section, _DEFAULTS[section])
+    return (value or {}).get(option) if dot else value

@@ -50,7 +50,9 @@ def run_cell(setting: Mapping[str, Any], desk: Any) -> None:
     else:
         outcome = _shared(setting, placement, desk)
     if not outcome["ok"] and (outcome["kind"] == "error" or (outcome["kind"] == "memory" and setting["last"])):
-        failure = records.failure(config, outcome["type"], outcome["message"], outcome["traceback"], setting["tries"] + 1)
+        failure = records.failure(
+            config, outcome["type"], outcome["message"], outcome["traceback"], setting["tries"] + 1
+        )
         ray.get(desk.write_failure.remote(failure))
     tune.report({**outcome, "cell_seconds": time.monotonic() - started})
 

@@ -7,13 +7,14 @@ a default that means "as before", changes no id. Where a cell runs (device, thre
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from zeroflow.errors import ConfigError, unknown
 
@@ -75,10 +76,9 @@ class TrialConfig:
         Raises:
             ConfigError: an unknown key or name, a value of the wrong kind or out of range; it names the nearest right one.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
         for name in values:
-            if name not in known:
-                raise unknown("key", name, known, where=where)
+            if name not in _DEFAULTS:
+                raise unknown("key", name, _DEFAULTS, where=where)
         try:
             return cls(**{k: _plain(v) for k, v in values.items()})._normal()
         except ConfigError as error:
@@ -116,10 +116,10 @@ class TrialConfig:
         if self.optimizer is not None:
             optimizers.get(self.optimizer)
         check_backbone(self.backbone, self.checkpoint)
-        method.parse(dict(self.method_options))
-        defaults = {f.name: f.default for f in dataclasses.fields(method.options)}
+        if self.method_options:
+            method.parse(dict(self.method_options))
         changes: dict[str, Any] = {
-            "method_options": _changed(self.method_options, defaults),
+            "method_options": _changed(self.method_options, _method_defaults(self.method)),
             "validation": float(self.validation),
             "transform": None if self.transform == dataset.transform else self.transform,
             "image_size": None if self.image_size == default_image_size(self.backbone) else self.image_size,
@@ -154,20 +154,21 @@ class TrialConfig:
         changes["lr"] = float(lr)
         changes["queries"] = queries if info.estimator.uses_queries else None
         changes["eps"] = float(eps) if info.estimator.uses_eps else None
-        changes["optimizer_options"] = _changed(self.optimizer_options, _plain(info.options))
+        changes["optimizer_options"] = _changed(self.optimizer_options, _optimizer_defaults(info.name))
         return dataclasses.replace(self, **changes)
 
     def canonical(self) -> dict[str, Any]:
         """The keys that differ from their defaults, sorted, as plain JSON values."""
-        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        default = {f.name: _default(f) for f in dataclasses.fields(self)}
-        return json.loads(json.dumps({k: v for k, v in sorted(found.items()) if v != default[k]}, sort_keys=True))
+        return json.loads(self._canonical_text())
 
-    @property
+    @functools.cached_property
     def cell_id(self) -> str:
         """16 hexadecimal digits of the SHA-256 of the canonical form."""
-        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(self._canonical_text().encode()).hexdigest()[:16]
+
+    def _canonical_text(self) -> str:
+        changed = {key: value for key, default in _DEFAULTS.items() if (value := getattr(self, key)) != default}
+        return json.dumps(changed, sort_keys=True, separators=(",", ":"))
 
     def label(self) -> str:
         """A short name for progress lines."""
@@ -175,12 +176,27 @@ class TrialConfig:
         return " ".join([p for p in parts if p] + [f"seed={self.seed}"])
 
 
-def _default(entry: dataclasses.Field[Any]) -> Any:
-    return entry.default_factory() if callable(entry.default_factory) else entry.default
+_DEFAULTS = {f.name: getattr(TrialConfig(), f.name) for f in dataclasses.fields(TrialConfig)}
+
+
+@functools.cache
+def _method_defaults(name: str) -> Mapping[str, Any]:
+    from zeroflow.methods import methods
+
+    return {f.name: f.default for f in dataclasses.fields(methods.get(name).options)}
+
+
+@functools.cache
+def _optimizer_defaults(name: str) -> Mapping[str, Any]:
+    from zeroflow.optim import optimizers
+
+    return cast(Mapping[str, Any], _plain(optimizers.get(name).options))
 
 
 def _plain(value: Any) -> Any:
     """Tuples become lists, so that a value from Python and the same from YAML are equal."""
+    if value is None or isinstance(value, str | int | float):
+        return value
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,80 @@
+"""Conditions of a grid's rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from zeroflow.errors import ConfigError
+from zeroflow.sweep.grid import parse_grid
+from zeroflow.sweep.rules import check_when, matches
+
+
+@pytest.mark.parametrize(
+    ("wanted", "matching"),
+    [
+        (8, {8}),
+        ("< 8", {1, 4}),
+        ("<= 8", {1, 4, 8}),
+        ("> 8", {32}),
+        (">=8", {8, 32}),
+        ("!= 8", {None, 1, 4, 32}),
+        (">= 1e0", {1, 4, 8, 32}),
+        (["< 4", ">= 32", None], {1, 32, None}),
+        ([1, "> 8"], {1, 32}),
+        (None, {None}),
+    ],
+)
+def test_comparisons_and_lists(wanted: Any, matching: set[int | None]) -> None:
+    check_when({"queries": wanted}, "rule")
+    assert {
+        queries for queries in (None, 1, 4, 8, 32) if matches({"queries": queries}, {"queries": wanted})
+    } == matching
+
+
+def test_every_key_must_match_and_defaults_and_options_count() -> None:
+    when = {"epochs": ">= 10", "optimizer_options.momentum": "> 0.5", "method": ["ease", "aper-adapter"]}
+    check_when(when, "rule")
+    assert matches({"optimizer_options": {"momentum": 0.9}}, when), "epochs are 10 where a cell does not say"
+    assert not matches({"optimizer_options": {"momentum": 0.9}, "epochs": 9}, when)
+    assert not matches({"optimizer_options": {"momentum": 0.5}}, when)
+    assert not matches({}, when), "an option that is not given compares with nothing"
+    assert matches({"optimizer_options": {"nesterov": True}}, {"optimizer_options.nesterov": "!= 2"})
+    assert not matches({"optimizer_options": {"nesterov": True}}, {"optimizer_options.nesterov": "< 2"})
+
+
+def test_rules_of_a_grid_compare() -> None:
+    content = {
+        "grid": [{"optimizer": "zo-sgd", "queries": [1, 8, 32]}],
+        "settings": [
+            {"when": {"queries": ">= 8"}, "set": {"epochs": 2}},
+            {"when": {"queries": "> 8", "epochs": "<= 2"}, "set": {"lr": 0.5}},
+        ],
+    }
+    assert [(cell.epochs, cell.lr) for cell in parse_grid(content).cells] == [(10, 3e-3), (2, 3e-3), (2, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        (
+            {"queries": "=> 8"},
+            r"settings\[1\]: when: queries='=> 8': expected a number, or a comparison of one of < <= ",
+        ),
+        ({"queries": "== 8"}, "queries='== 8'"),
+        ({"queries": ">= eight"}, "queries='>= eight'.*and a number"),
+        ({"queries": ">="}, "queries='>='"),
+        ({"lr": "> nan"}, "lr='> nan'"),
+        ({"lr": [0.1, "< 1 2"]}, "lr='< 1 2'"),
+        ({"epochs": "many"}, "epochs='many'"),
+        ({"optimizer_options.momentum": "> x"}, "optimizer_options.momentum='> x'"),
+        ({"optimizer": "!= 3"}, "optimizer='!= 3': a comparison, but optimizer is no number"),
+        ({"querys": "> 3"}, "did you mean 'queries'"),
+        ({"method": "eaze"}, "did you mean 'ease'"),
+    ],
+)
+def test_a_wrong_condition_is_refused_with_rule_and_key(when: dict[str, Any], message: str) -> None:
+    rules = [{"when": {}, "set": {}}, {"when": when, "set": {"lr": 1}}]
+    with pytest.raises(ConfigError, match=f"^grid: .*{message}"):
+        parse_grid({"grid": [{}], "settings": rules})

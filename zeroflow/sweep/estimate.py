@@ -1,0 +1,299 @@
+"""What missing cells will cost, from finished ones.
+
+A cell's seconds are a fixed part (reading images, features, evaluation) and its training steps. Both are the means over the finished
+cells most like it, the training per unit of work and of one worker: a forward pass is one unit, an exact gradient three,
+times the share of the data that is trained on; workers are taken to share a step's forward passes evenly. "Most like" is
+the longest run of ``FEATURES``, in their order, that any finished cell has in common with it; without the first
+``ALWAYS`` of them there is nothing to go by.
+
+Forward passes are exact once a cell with the same data, tasks and batches has finished, for it tells the number of steps.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from zeroflow.optim import optimizers
+from zeroflow.optim.estimators import Backpropagation
+from zeroflow.sweep.placement import CellPlacement
+from zeroflow.trial.config import TrialConfig
+
+FEATURES = (
+    "dataset", "method", "tasks", "backbone", "image_size", "dtype", "transform", "method_options", "optimizer",
+    "batch_size", "optimizer_options", "hybrid_epochs", "queries", "epochs", "validation",
+)  # fmt: skip
+"""What makes cells alike, the most telling first."""
+
+ALWAYS = 5
+"""How many of ``FEATURES`` must be the same."""
+
+EXACT_GRADIENT = 3
+"""Work of a forward and a backward pass, in forward passes."""
+
+_LAYOUT = ("dataset", "method", "tasks", "validation", "batch_size", "class_order_seed")
+# Where steps are known from: an optimizer may take more passes than its formula says (a snapshot), so its own come first.
+_STEPS = ((*_LAYOUT, "optimizer", "optimizer_options"), _LAYOUT, _LAYOUT[:3])
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Error:
+    """How far off the estimates of the finished cells would have been, each from all the others.
+
+    Attributes:
+        median, ninth_decile: of |estimate / actual - 1|, as shares. cells: how many had another cell to go by.
+    """
+
+    median: float
+    ninth_decile: float
+    cells: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What cells will cost, those with a basis.
+
+    Attributes:
+        seconds: of one cell after the other, each on its own workers; None: no cell has a basis.
+        worker_seconds: the same, times the workers. forward_passes: of a batch, in training.
+        gpu_hours: of the cells that use GPUs. cpu_hours: of the cells that use none.
+        cells: how many are estimated. without_basis: how many are like no finished cell and not in the sums.
+        error: of such estimates; None: no two finished cells are alike.
+    """
+
+    seconds: float | None
+    worker_seconds: float
+    forward_passes: int
+    gpu_hours: float
+    cpu_hours: float
+    cells: int
+    without_basis: int
+    error: Error | None
+
+    def cost(self, price_per_hour: float) -> float:
+        """What the cells cost at a price for an hour of one GPU, or of one CPU for cells without."""
+        return price_per_hour * (self.gpu_hours + self.cpu_hours)
+
+    def describe(self, price_per_hour: float | None = None) -> str:
+        """The estimate in one line."""
+        if self.seconds is None:
+            return "estimate: none yet, no cell of this kind has finished in this store"
+        text = (
+            f"estimate from earlier cells: {self.seconds / 3600:.2f} hours of one cell at a time, "
+            f"{self.forward_passes:,} forward passes"
+        )
+        if price_per_hour is not None:
+            hours = {"GPU": self.gpu_hours, "CPU": self.cpu_hours}
+            used = " and ".join(f"{value:.2f} {name}-hours" for name, value in hours.items() if value)
+            text += f", {self.cost(price_per_hour):,.2f} for {used or 'no hours'} at {price_per_hour:g}"
+        if self.without_basis:
+            text += f", without {self.without_basis} cells that are like no finished one"
+        if self.error:
+            text += (
+                f"; earlier estimates were off by {100 * self.error.median:.0f} % in the median "
+                f"(90 % of them by less than {100 * self.error.ninth_decile:.0f} %, {self.error.cells} cells)"
+            )
+        return text
+
+
+def estimate(
+    cells: Iterable[TrialConfig], trials: pa.Table, placement: Callable[[TrialConfig], CellPlacement]
+) -> Estimate:
+    """What cells will cost.
+
+    Args:
+        cells: to estimate. trials: the rows of finished ones, the store's table ``trials``.
+        placement: of a cell. Where it leaves GPUs open, a worker takes one if any finished cell ran on a GPU.
+    """
+    finished = Finished(trials)
+    total: dict[str, float] = defaultdict(float)
+    known = without = passes = 0
+    for config in cells:
+        place, values = placement(config), vars(config)
+        seconds = finished.seconds(values, place.workers_per_trial)
+        if seconds is None:
+            without += 1
+            continue
+        known += 1
+        passes += finished.forward_passes(values)
+        gpus = finished.gpus if place.gpus_per_worker is None else place.gpus_per_worker
+        total["seconds"] += seconds
+        total["workers"] += seconds * place.workers_per_trial
+        total["gpus" if gpus else "cpus"] += seconds * place.workers_per_trial * (gpus or place.cpus_per_worker)
+    return Estimate(
+        total["seconds"] if known or not without else None, total["workers"], passes, total["gpus"] / 3600,
+        total["cpus"] / 3600, known, without, finished.error(),
+    )  # fmt: skip
+
+
+class Finished:
+    """What finished cells tell about others. Cells are mappings of ``TrialConfig``'s keys.
+
+    Args:
+        trials: the store's table ``trials``.
+    """
+
+    def __init__(self, trials: pa.Table) -> None:
+        devices = pc.unique(trials["device"]).to_pylist()
+        self.gpus = float(any(device and not device.startswith("cpu") for device in devices))
+        """GPUs of a worker that is to use what there is."""
+        self._kinds: list[_Kind] = []
+        self._means: dict[tuple[Any, ...], Vector] = defaultdict(lambda: np.zeros(3))
+        self._passes: dict[tuple[Any, ...], float] = defaultdict(lambda: math.inf)
+        for row in _rows(trials):
+            kind = _Kind.of(row)
+            self._kinds.append(kind)
+            for prefix in _prefixes(kind.key):
+                self._means[prefix] += kind.sums
+            if row["forward_passes"] and (unit := _passes(row)):
+                for key in _step_keys(row):
+                    self._passes[key] = min(self._passes[key], row["forward_passes"] / unit)
+        self._likest: dict[tuple[Any, ...], tuple[float, float] | None] = {}
+
+    def seconds(self, cell: Mapping[str, Any], workers: int = 1) -> float | None:
+        """Seconds of a cell on ``workers`` processes; None: nothing to go by."""
+        key = _key(cell)
+        if key not in self._likest:
+            found = next((self._means[prefix] for prefix in _prefixes(key) if prefix in self._means), None)
+            self._likest[key] = None if found is None else (found[1] / found[0], found[2] / found[0])
+        parts = self._likest[key]
+        return None if parts is None else parts[0] + parts[1] * _work(cell) / _shared(cell, workers)
+
+    def forward_passes(self, cell: Mapping[str, Any]) -> int:
+        """Forward passes of a cell's training; 0 for one that does not train, or is like no finished one."""
+        unit = _passes(cell)
+        known = (self._passes[key] for key in _step_keys(cell) if key in self._passes) if unit else iter(())
+        return round(unit * next(known, 0.0))
+
+    def error(self) -> Error | None:
+        """How far off these estimates are, found by estimating each finished cell from the others."""
+        off = [kind.off(self._means) for kind in self._kinds]
+        found = np.concatenate([np.zeros(0), *off])
+        if not len(found):
+            return None
+        median, ninth = np.quantile(found, [0.5, 0.9])
+        return Error(float(median), float(ninth), len(found))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Finished cells that are alike in all features and in their workers.
+
+    Attributes:
+        key: values of ``FEATURES``. units: work of each, divided by the workers that shared it.
+        fixed: seconds outside training ``[n]``. rate: training seconds per unit ``[n]``.
+    """
+
+    key: tuple[Any, ...]
+    units: float
+    fixed: Vector
+    rate: Vector
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> _Kind:
+        seconds, training = (np.array(row[name], dtype=float) for name in ("seconds", "training_seconds"))
+        units = _work(row) / _shared(row, row["workers"] or 1)
+        training = (
+            np.nan_to_num(training) if units else np.zeros_like(seconds)
+        )  # None is NaN: all of it counts as fixed
+        return cls(_key(row), units, seconds - training, training / (units or 1))
+
+    @property
+    def sums(self) -> Vector:
+        """Number of cells, sum of ``fixed``, sum of ``rate``."""
+        return np.array([len(self.fixed), self.fixed.sum(), self.rate.sum()])
+
+    def off(self, sums: Mapping[tuple[Any, ...], Vector]) -> Vector:
+        """|estimate / actual - 1| of each cell, estimated from the others ``[n]``; empty if there are none."""
+        everyone = next((sums[prefix] for prefix in _prefixes(self.key) if sums[prefix][0] > 1), None)
+        actual = self.fixed + self.rate * self.units
+        if everyone is None or not actual.all():
+            return np.zeros(0)
+        others, fixed, rate = everyone
+        guess = (fixed - self.fixed + (rate - self.rate) * self.units) / (others - 1)
+        return np.abs(guess / actual - 1)
+
+
+def _rows(trials: pa.Table) -> Iterator[dict[str, Any]]:
+    """Finished cells by all that tells about them: their keys, with lists of seconds and the fewest forward passes."""
+    keys = list(dict.fromkeys([*FEATURES, *_LAYOUT, "workers"]))
+    timed = trials.filter(pc.is_valid(trials["seconds"])).select(
+        [*keys, "seconds", "training_seconds", "forward_passes"]
+    )
+    grouped = timed.group_by(keys).aggregate(
+        [("seconds", "list"), ("training_seconds", "list"), ("forward_passes", "min")]
+    )
+    renamed = [name.removesuffix("_list").removesuffix("_min") for name in grouped.column_names]
+    known = {None, *optimizers.names()}
+    for row in grouped.rename_columns(renamed).to_pylist():
+        if row["optimizer"] in known:
+            # Null in the rows of a store that is older than the column.
+            yield row | {"hybrid_epochs": row["hybrid_epochs"] or 0, "validation": row["validation"] or 0.0}
+
+
+def _key(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple([_plain(cell[name]) for name in FEATURES])
+
+
+def _prefixes(key: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """From most to least alike."""
+    return (key[:length] for length in range(len(key), ALWAYS - 1, -1))
+
+
+def _step_keys(cell: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    return (tuple([_plain(cell[name]) for name in names]) for names in _STEPS)
+
+
+def _plain(value: Any) -> Any:
+    """A value as the store has it."""
+    if isinstance(value, Mapping):
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False) if value else "{}"
+    return value
+
+
+def _passes(cell: Mapping[str, Any]) -> float:
+    """Forward passes of a cell per sample of its data set; 0: it does not train."""
+    if cell["optimizer"] is None:
+        return 0.0
+    exact = cell["hybrid_epochs"]
+    passes = (cell["epochs"] - exact) * _forwards(cell["optimizer"], cell["queries"]) + exact
+    return float(passes * (1 - cell["validation"]) / cell["batch_size"])
+
+
+def _work(cell: Mapping[str, Any]) -> float:
+    """Work of a cell's training per sample of its data set, in forward passes; 0: it does not train."""
+    if cell["optimizer"] is None:
+        return 0.0
+    exact = cell["hybrid_epochs"]
+    one = EXACT_GRADIENT if _is_exact(cell["optimizer"]) else _forwards(cell["optimizer"], cell["queries"])
+    return float(((cell["epochs"] - exact) * one + exact * EXACT_GRADIENT) * (1 - cell["validation"]))
+
+
+def _shared(cell: Mapping[str, Any], workers: int) -> float:
+    """By how much ``workers`` processes shorten a step: the slowest of them has its share of the forward passes, rounded up."""
+    if cell["optimizer"] is None or workers == 1:
+        return 1.0
+    passes = _forwards(cell["optimizer"], cell["queries"])
+    return passes / math.ceil(passes / workers)
+
+
+@functools.cache
+def _forwards(optimizer: str, queries: int | None) -> int:
+    return optimizers.get(optimizer).forwards(queries or 1)
+
+
+@functools.cache
+def _is_exact(optimizer: str) -> bool:
+    return isinstance(optimizers.get(optimizer).estimator, Backpropagation)
