@@ -176,7 +176,7 @@ def test_cells_at_a_time_follow_from_the_nodes() -> None:
     assert count([{"CPU": 16, "memory": 10 * 2**30}], memory_per_worker=4) == 2
     with pytest.raises(ConfigError, match=r"2 worker\(s\) with 4 CPU\(s\).*2 CPU\(s\), 0 GPU\(s\)"):
         count([{"CPU": 2}], workers_per_trial=2, cpus_per_worker=4)
-    with pytest.raises(ConfigError, match="64 GiB of memory each; the nodes have .*10 GiB of memory"):
+    with pytest.raises(ConfigError, match=r"64 GiB of memory each; the nodes have .*10 GiB of memory"):
         count([{"CPU": 16, "memory": 10 * 2**30}], memory_per_worker=64)
 
 

@@ -275,19 +275,30 @@ def report(results: str, output: Path) -> None:
 
 @main.command()
 @click.argument("results")
+@click.option("--price-per-hour", type=click.FloatRange(min=0), help="Of one GPU, or of one CPU for cells without.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def status(results: str, as_json: bool) -> None:
-    """Show what a store holds, also while a sweep writes into it: the result table and the failed cells."""
+def status(results: str, price_per_hour: float | None, as_json: bool) -> None:
+    """Show how far the sweeps on a store are, what it holds, and what failed. Also while they run, from anywhere."""
     from zeroflow.results.store import Store
     from zeroflow.results.tables import render_text, summary
+    from zeroflow.sweep.status import running_sweeps
 
     store = Store(results)
     if "://" not in store.root and not Path(store.root).is_dir():
         raise ConfigError(f"results {store.root!r}: no such folder")
-    trials, failures = store.load("trials"), store.failed()
+    trials, failures, running = store.load("trials"), store.failed(), running_sweeps(store)
     if as_json:
-        click.echo(json.dumps({"done": trials["cell_id"].to_pylist(), "failed": sorted(failures)}, indent=1))
+        whole = {
+            "done": trials["cell_id"].to_pylist(),
+            "failed": sorted(failures),
+            "sweeps": [
+                {**found.record, "missing": [config.cell_id for config in found.plan.missing]} for found in running
+            ],
+        }
+        click.echo(json.dumps(whole, indent=1))
         return
+    for found in running:
+        click.echo(found.describe(price_per_hour))
     click.echo(f"{store.root}: {trials.num_rows} cells done, {len(failures)} failed")
     if trials.num_rows:
         click.echo(render_text(summary(trials)))

@@ -1,8 +1,8 @@
 """Records of sweeps, beside the tables: ``<root>/sweeps/<start>-<id>.json``, one for each run of a grid.
 
-While a sweep runs its record is written anew every few seconds, and a second file ``<start>-<id>.cells.json`` names its cells:
-that is what ``zeroflow status`` reads from another terminal. What remains is how long the whole took, which no cell's row
-says.
+While a sweep runs its record is written anew every few seconds, and a second file ``<start>-<id>.cells.json`` names its cells
+and their placement: that is what ``zeroflow status`` reads from another terminal. What remains is how long the whole took,
+which no cell's row says.
 """
 
 from __future__ import annotations
@@ -29,18 +29,26 @@ class SweepRecord:
     """The record of this process's sweep.
 
     Args:
-        store: where. name: of the grid. cells: what it runs. commit: of the code.
+        store: where. name: of the grid. cells: what it runs. placement: how, plain JSON values. commit: of the code.
     """
 
-    def __init__(self, store: Store, name: str, cells: Sequence[TrialConfig], commit: str | None) -> None:
+    def __init__(
+        self, store: Store, name: str, cells: Sequence[TrialConfig], placement: Mapping[str, Any], commit: str | None
+    ) -> None:
         self.store, self._began = store, time.monotonic()
+        for old in sweeps(store):
+            if old["state"] == "killed":
+                stem = str(old.pop("file")).removesuffix(".json")
+                store.put_file(f"sweeps/{stem}.json", (json.dumps(old) + "\n").encode())
+                store.drop_file(f"sweeps/{stem}.cells.json")
         now = datetime.now(UTC)
         self._file = f"sweeps/{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
         self._fixed = {
             "grid": name, "cells": len(cells), "commit": commit, "cpus": os.cpu_count(), "machine": platform.machine(),
             "host": socket.gethostname(), "pid": os.getpid(), "started_at": now.isoformat(timespec="seconds"),
         }  # fmt: skip
-        store.put_file(f"{self._file}.cells.json", json.dumps([config.canonical() for config in cells]).encode())
+        work = {"cells": [config.canonical() for config in cells], "placement": placement}
+        store.put_file(f"{self._file}.cells.json", json.dumps(work).encode())
         self.write("running", {})
 
     def write(self, state: str, progress: Mapping[str, Any]) -> None:
@@ -62,26 +70,38 @@ class SweepRecord:
 
 
 def sweeps(store: Store) -> list[dict[str, Any]]:
-    """The records of a store's sweeps, the oldest first. A running one that has not been heard of is ``killed``."""
+    """The records of a store's sweeps, the oldest first. A running one that is gone, or has long been silent, is ``killed``."""
     found = []
     for name, content in store.files("sweeps"):
         if not name.endswith(".json") or name.endswith(".cells.json"):
             continue
         try:
             record = json.loads(content)
-            silent = (datetime.now(UTC) - datetime.fromisoformat(record["written_at"])).total_seconds()
+            if record["state"] == "running" and _is_lost(record):
+                record["state"] = "killed"
         except (ValueError, KeyError, TypeError):
-            continue  # being written by another system's hand
-        if record["state"] == "running" and silent > _LOST_AFTER:
-            record["state"] = "killed"
+            continue  # not one of ours
         found.append({"file": name, **record})
     return found
 
 
-def cells_of(store: Store, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The canonical configurations of a running sweep's cells; empty once it has ended."""
+def work_of(store: Store, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """``cells`` (canonical configurations) and ``placement`` of a sweep's record; None once it has ended."""
     wanted = str(record["file"]).removesuffix(".json") + ".cells.json"
-    for name, content in store.files("sweeps"):
-        if name == wanted:
-            return list(json.loads(content))
-    return []
+    content = dict(store.files("sweeps")).get(wanted)
+    return None if content is None else json.loads(content)
+
+
+def _is_lost(record: Mapping[str, Any]) -> bool:
+    silent = (datetime.now(UTC) - datetime.fromisoformat(record["written_at"])).total_seconds()
+    return silent > _LOST_AFTER or (record["host"] == socket.gethostname() and not _is_alive(record["pid"]))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -142,7 +143,7 @@ def _run(
 
         trial.__name__ = "cell"
         progress = Progress(queue, echo)
-        record = SweepRecord(store, name, cells, commit)
+        record = SweepRecord(store, name, cells, dataclasses.asdict(placement), commit)
 
         def died(job: Any, error: str) -> None:
             row = records.failure(job.config, "TrialDied", error, error, placement.retries + 1)

@@ -144,14 +144,15 @@ class Progress:
     def _line(self, text: str) -> None:
         self.last_line = time.monotonic()
         rest = self.remaining()
-        foreseen = "" if rest is None else f"  left ~{_duration(rest)}"
+        foreseen = "" if rest is None else f"  left ~{duration(rest)}"
         failed = f"  {self.failed} failed" if self.failed else ""
         ended = self.done + self.failed + len(self.queue.theirs)
-        elapsed = _duration(time.monotonic() - self.started)
+        elapsed = duration(time.monotonic() - self.started)
         self.echo(f"[{ended}/{self.total}  {elapsed}{foreseen}{failed}]  {text}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds: ``1:02:03``, ``2:03``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,77 @@
+"""How far the sweeps on a store are, read from the store alone: from another terminal, or another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from zeroflow.results.store import Store
+from zeroflow.results.sweeps import sweeps, work_of
+from zeroflow.sweep.grid import Grid
+from zeroflow.sweep.placement import CellPlacement, SweepPlacement
+from zeroflow.sweep.plan import Plan, make_plan
+from zeroflow.sweep.progress import duration
+from zeroflow.trial.config import TrialConfig
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """A sweep that is running, or was killed.
+
+    Attributes:
+        record: what it last wrote, see ``SweepRecord``. plan: what of its cells is done, failed, missing, and what the
+            missing ones will cost. tasks: of cells in work, how many tasks have begun, where this machine can see it.
+    """
+
+    record: Mapping[str, Any]
+    plan: Plan
+    tasks: Mapping[str, int]
+
+    def describe(self, price_per_hour: float | None = None) -> str:
+        """The status as text."""
+        record, plan = self.record, self.plan
+        left = record.get("left_seconds")
+        lines = [
+            f"sweep {record['grid']}: {record['state']}, begun {record['started_at']} on {record['host']} (process "
+            f"{record['pid']}), last heard of {_ago(record['written_at'])} ago",
+            f"  {len(plan.grid.cells)} cells: {len(plan.done)} done, {len(plan.failed)} failed, {len(plan.missing)} missing, "
+            f"of them {len(record.get('running', []))} running"
+            + (f" and {record['elsewhere']} in the hands of other sweeps" if record.get("elsewhere") else "")
+            + ("" if left is None else f"; left ~{duration(left)}"),
+        ]
+        for cell in record.get("running", []):
+            since = f"for {_ago(cell['since'])}" if cell.get("since") else "about to start"
+            task = f", task {self.tasks[cell['cell_id']]}" if cell["cell_id"] in self.tasks else ""
+            workers = f" on {cell['workers']} workers" if cell["workers"] > 1 else ""
+            lines.append(f"  running: {cell['cell_id']} {cell['label']}{workers} {since}{task}")
+        if plan.missing:
+            lines.append(f"  {plan.estimate.describe(price_per_hour)}")
+        return "\n".join(lines)
+
+
+def running_sweeps(store: Store) -> list[SweepStatus]:
+    """The sweeps on a store that have not ended, and those that were killed; the oldest first."""
+    found = []
+    for record in sweeps(store):
+        if record["state"] in ("running", "killed") and (work := work_of(store, record)):
+            placement = SweepPlacement(**{**work["placement"], "cell": CellPlacement(**work["placement"]["cell"])})
+            grid = Grid(record["grid"], tuple(TrialConfig(**cell) for cell in work["cells"]), placement)
+            found.append(SweepStatus(record, make_plan(grid, store, None), _tasks(store, record)))
+    return found
+
+
+def _tasks(store: Store, record: Mapping[str, Any]) -> dict[str, int]:
+    """How many tasks have begun of each running cell whose log is in the store's folder."""
+    unfinished = Path(store.root) / "unfinished"
+    logs = {
+        cell["cell_id"]: len(list(unfinished.glob(f"{cell['cell_id']}-*/task-*.losses")))
+        for cell in record.get("running", [])
+    }
+    return {cell: begun for cell, begun in logs.items() if begun}
+
+
+def _ago(moment: str) -> str:
+    return duration((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
