@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,11 @@ from zeroflow.sweep.progress import Progress
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.result import checkout_commit
 
-# Read by Ray when it is imported or started, so set before. All are about noise and start-up time, but for the snapshots:
-# Tune's of thousands of trials take longer with every trial, and the store is what a sweep goes on from.
+# Read by Ray when it is imported or started, so set before. All are about noise and start-up time, but for two: Tune's
+# snapshots of thousands of trials take longer with every trial, and the store is what a sweep goes on from; and on Ctrl-C Tune
+# would give every trial ten seconds to end, of which none has any use.
 _RAY_SETTINGS = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -157,7 +159,7 @@ def _run(
                 failure_config=tune.FailureConfig(max_failures=placement.retries),
             ),
         )  # fmt: skip
-        with progress.reporting(record):
+        with suppress(KeyboardInterrupt), progress.reporting(record):
             tuner.fit()
         left = len(queue.waiting) + len(queue.running) + len(queue.elsewhere)
         return SweepEnd(progress.failed, queue.stopped or ("interrupted" if left else None))
@@ -179,7 +181,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
