@@ -53,3 +53,11 @@ def test_every_optimizer_is_measured(tmp_path: Path) -> None:
 
     run = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_planning_runs() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "plan.py"), "--cells", "1", "--rounds", "1"]
+    run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    found = json.loads(run.stdout)
+    assert found["cells"] == 200 and len(found["seconds"]) == 4

@@ -99,7 +99,9 @@ class Estimate:
             used = " and ".join(f"{value:.2f} {name}-hours" for name, value in hours.items() if value)
             text += f", {self.cost(price_per_hour):,.2f} for {used or 'no hours'} at {price_per_hour:g}"
         if self.without_basis:
-            text += f", without {self.without_basis} cells that are like no finished one"
+            text += (
+                f", leaving out {self.without_basis} of {self.cells + self.without_basis} cells, like no finished one"
+            )
         if self.error:
             text += (
                 f"; earlier estimates were off by {100 * self.error.median:.0f} % in the median "
@@ -167,7 +169,7 @@ class Finished:
         key = _key(cell)
         if key not in self._likest:
             found = next((self._means[prefix] for prefix in _prefixes(key) if prefix in self._means), None)
-            self._likest[key] = None if found is None else (found[1] / found[0], found[2] / found[0])
+            self._likest[key] = None if found is None else (float(found[1] / found[0]), float(found[2] / found[0]))
         parts = self._likest[key]
         return None if parts is None else parts[0] + parts[1] * _work(cell) / _shared(cell, workers)
 
