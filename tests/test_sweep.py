@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -326,72 +324,3 @@ def test_the_plan_as_json(tmp_path) -> None:
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert len(json.loads(run.stdout)["missing"]) == 5
-
-
-LONG_CELL = """
-name: long
-base: {checkpoint: none, image_size: 14, tasks: 5, epochs: 12, batch_size: 16, method: aper-adapter, lr: 1e-4, eps: 1e-2}
-grid: [{optimizer: zo-sgd}]
-placement: {gpus_per_worker: 0}
-"""
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Process ids below ``pid`` with what they call themselves."""
-    parents, titles = {}, {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                titles[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-            except OSError:
-                continue
-    found: dict[int, str] = {}
-    for candidate in parents:
-        above = candidate
-        while above in parents and above != pid:
-            above = parents[above]
-        if above == pid and candidate != pid:
-            found[candidate] = titles.get(candidate, "")
-    return found
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", ["worker", "sweep"])
-def test_a_killed_worker_or_sweep_loses_no_step_and_no_bit(victim: str, tmp_path) -> None:
-    file, out = write(tmp_path / "long.yaml", LONG_CELL), tmp_path / "out"
-    command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), "--grid", str(file), "--results", str(out)]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    sweep = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-    def written() -> int:
-        return sum(log.stat().st_size for log in out.glob("unfinished/*/task-0.losses"))
-
-    deadline = time.monotonic() + 240
-    while written() < 3000 and sweep.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    below = descendants(sweep.pid)
-    if victim == "worker":
-        (worker,) = [pid for pid, title in below.items() if title.startswith("ray::") and "train" in title]
-        os.kill(worker, signal.SIGKILL)
-        output = sweep.communicate(timeout=240)[0]
-        assert sweep.returncode == 0, output
-    else:
-        sweep.kill()
-        sweep.communicate(timeout=60)
-        while any(Path(f"/proc/{pid}").exists() and "ray::" in title for pid, title in below.items()):
-            assert time.monotonic() < deadline, "Ray outlived its driver"
-            time.sleep(0.2)
-        before = written()
-        assert before >= 3000
-        run = full_grid("--grid", file, "--results", out)
-        assert run.returncode == 0, run.stdout + run.stderr
-    config = load_grid(file).cells[0]
-    steps = zeroflow.results.load(out, "steps").sort_by("step")
-    here = zeroflow.run_trial(config)
-    assert steps["loss"].to_pylist() == [step.loss for step in here.steps]
-    assert zeroflow.results.load(out, "trials")["avg"].to_pylist() == [here.summary["avg"]]
-    # A replayed step takes no time: 24 bytes of the log are one.
-    assert steps["seconds"].null_count >= 3000 // 24
-    assert not list(out.glob("unfinished/*")), "a finished cell leaves nothing behind"

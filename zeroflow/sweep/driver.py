@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from zeroflow.results import records
@@ -116,7 +117,7 @@ def _run(
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
     commit = checkout_commit()
-    scratch = tempfile.mkdtemp(prefix="zeroflow-")
+    scratch = _scratch_folder()
     common = {
         "root": store.root, "data_dir": data_dir, "commit": commit, "scratch": scratch, "retries": placement.retries,
     }  # fmt: skip
@@ -167,6 +168,15 @@ def _run(
         if claims:
             claims.close()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch_folder() -> str:
+    """A folder for what Tune and Train insist on writing; those of processes that were killed are removed."""
+    for old in Path(tempfile.gettempdir()).glob("zeroflow-*-*"):
+        pid = old.name.split("-")[1]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"zeroflow-{os.getpid()}-")
 
 
 def _worker(placement: Mapping[str, Any]) -> dict[str, float]:

@@ -1,0 +1,368 @@
+"""Sweeps whose processes are really killed, stopped, or short of room: nothing is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+import zeroflow.results
+from zeroflow.results.claims import FolderClaims
+from zeroflow.results.store import Store
+from zeroflow.results.sweeps import sweeps
+from zeroflow.sweep.grid import load_grid
+
+ROOT = Path(__file__).parent.parent
+
+LONG_CELL = """
+name: long
+base: {checkpoint: none, image_size: 14, tasks: 5, epochs: 12, batch_size: 16, method: aper-adapter, lr: 1e-4, eps: 1e-2}
+grid: [{optimizer: zo-sgd}]
+placement: {gpus_per_worker: 0}
+"""
+
+CHAOS = """
+name: chaos
+base: {checkpoint: none, image_size: 14, tasks: 5, batch_size: 16, method: aper-adapter, lr: 1e-4, eps: 1e-2}
+grid:
+  - {optimizer: zo-adam, queries: 2, epochs: 6, seed: [0, 1]}
+  - {optimizer: zo-sgd-conserve, epochs: 4}
+  - {method: simplecil}
+placement:
+  gpus_per_worker: 0
+  retries: 1000
+  rules: [{when: {optimizer: zo-adam}, set: {workers_per_trial: 2}}]
+"""
+
+
+class Sweep:
+    """A real sweep in processes of its own."""
+
+    def __init__(self, file: Path, out: Path, *arguments: str) -> None:
+        command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), "--grid", str(file), "--results", str(out)]
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [*command, "--no-report", *arguments], stdout=self.log, stderr=subprocess.STDOUT, env=environment
+        )
+        self._seen: set[int] = set()
+
+    def below(self) -> dict[int, str]:
+        """Process ids below the sweep's with what they call themselves."""
+        parents, titles = {}, {}
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                    titles[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+                except OSError:
+                    continue
+        found: dict[int, str] = {}
+        for candidate in parents:
+            above = candidate
+            while above in parents and above != self.process.pid:
+                above = parents[above]
+            if above == self.process.pid and candidate != self.process.pid:
+                found[candidate] = titles.get(candidate, "")
+        self._seen |= found.keys()
+        return found
+
+    def named(self, *names: str) -> list[int]:
+        return [pid for pid, title in self.below().items() if any(title.startswith(f"ray::{name}") for name in names)]
+
+    def output(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+    def wait(self, seconds: float = 300) -> str:
+        self.process.wait(timeout=seconds)
+        return self.output()
+
+    def gone(self, seconds: float = 60) -> bool:
+        """Whether all processes that were ever seen below it have ended, after some time."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if not any(_is_running(pid) for pid in self._seen):
+                return True
+            time.sleep(0.2)
+        return False
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def logged(out: Path) -> int:
+    """Bytes of the logs of unfinished cells."""
+    return sum(log.stat().st_size for log in out.glob("unfinished/*/task-*.losses"))
+
+
+def wait_for(condition, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def rows_of(out: Path) -> dict[str, tuple]:
+    """By cell: losses of all steps, and what came out."""
+    trials = zeroflow.results.load(out, "trials").to_pylist()
+    steps = zeroflow.results.load(out, "steps").sort_by("step").to_pylist()
+    return {
+        t["cell_id"]: (
+            [s["loss"] for s in steps if s["cell_id"] == t["cell_id"]],
+            t["avg"],
+            t["last"],
+            t["forward_passes"],
+        )
+        for t in trials
+    }
+
+
+def expected(config) -> tuple:
+    here = zeroflow.run_trial(config)
+    return [s.loss for s in here.steps], here.summary["avg"], here.summary["last"], here.summary["forward_passes"]
+
+
+def assert_clean(out: Path) -> None:
+    assert not list((out / "unfinished").glob("*"))
+    assert not [p for p in out.rglob("*") if p.name.endswith((".tmp", ".cells.json"))]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.timeout(3600)
+def test_random_kills_lose_no_cell_and_no_bit(kills: int, tmp_path) -> None:
+    file, out, chance = tmp_path / "chaos.yaml", tmp_path / "out", random.Random(kills)
+    file.write_text(CHAOS)
+    if kills > 20:  # as much more to do, or the sweep would be over
+        file.write_text(CHAOS.replace("epochs: 6", f"epochs: {6 * kills // 20}"))
+    killed: list[str] = []
+    started: list[Sweep] = []
+    while True:
+        sweep = Sweep(file, out)
+        started.append(sweep)
+        while sweep.process.poll() is None:
+            time.sleep(chance.uniform(1.0, 9.0))
+            victims = {pid: name for name in VICTIMS for pid in sweep.named(name)}
+            if len(killed) == kills or sweep.process.poll() is not None or not victims:
+                continue
+            # The sweep itself now and then, any of its processes otherwise.
+            pid = sweep.process.pid if chance.random() < 0.15 else chance.choice(sorted(victims))
+            os.kill(pid, signal.SIGKILL)
+            killed.append(victims.get(pid, "sweep"))
+        if sweep.process.returncode == 0:
+            break
+        assert sweep.process.returncode == -signal.SIGKILL, sweep.output()
+    assert len(killed) == kills, f"over after {killed}"
+    assert {"sweep", "ImplicitFunc", "RayTrainWorker"} <= set(killed)
+    grid = load_grid(file)
+    found = rows_of(out)
+    assert sorted(found) == sorted(config.cell_id for config in grid.cells)
+    for config in grid.cells:
+        assert found[config.cell_id] == expected(config), config.label()
+    assert not zeroflow.results.load(out, "failures").num_rows
+    assert all(sweep.gone() for sweep in started), "processes outlived their sweep"
+    assert_clean(out)
+    assert not [p for s in started for p in Path(tempfile.gettempdir()).glob(f"zeroflow-{s.process.pid}-*")]
+
+
+VICTIMS = ("ImplicitFunc", "TrainController", "RayTrainWorker", "Desk")
+"""Trials, Ray Train's controllers and workers, the desk; as they call themselves."""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_sweep_is_gone_on_with_from_its_log(tmp_path) -> None:
+    file, out = tmp_path / "long.yaml", tmp_path / "out"
+    file.write_text(LONG_CELL)
+    sweep = Sweep(file, out)
+    wait_for(lambda: logged(out) >= 3000 or sweep.process.poll() is not None)
+    sweep.below()
+    sweep.process.kill()
+    sweep.wait()
+    status = subprocess.run(
+        [sys.executable, "-m", "zeroflow.cli", "status", str(out)], capture_output=True, text=True, timeout=120
+    )
+    assert "sweep long: killed" in status.stdout and "1 missing" in status.stdout, status.stdout + status.stderr
+    assert sweep.gone(), "Ray outlived its driver"
+    assert logged(out) >= 3000
+    again = Sweep(file, out)
+    assert "1 of 1 cells done" in again.wait(), again.output()
+    (config,) = load_grid(file).cells
+    assert rows_of(out)[config.cell_id] == expected(config)
+    steps = zeroflow.results.load(out, "steps")
+    assert steps["seconds"].null_count >= 3000 // 24, "a replayed step takes no time: 24 bytes of the log are one"
+    assert [s["state"] for s in sweeps(Store(out))] == ["killed", "finished"]
+    assert_clean(out)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_sweep_ends_in_order_and_another_one_goes_on(stop: signal.Signals, tmp_path) -> None:
+    file, out = tmp_path / "long.yaml", tmp_path / "out"
+    file.write_text(LONG_CELL.replace("{optimizer: zo-sgd}", "{optimizer: zo-sgd}, {method: simplecil}"))
+    sweep = Sweep(file, out, "--max-concurrent", "1")
+    wait_for(lambda: logged(out) >= 3000 or sweep.process.poll() is not None)
+    sweep.below()
+    os.kill(sweep.process.pid, stop)
+    said = sweep.wait(60)
+    assert sweep.process.returncode == 1 and "the sweep was stopped: interrupted" in said, said
+    assert "0 of 2 cells done, 0 failed, 2 missing" in said and "Traceback" not in said
+    assert sweep.gone() and logged(out) >= 3000
+    assert [s["state"] for s in sweeps(Store(out))] == ["interrupted"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_sweeps_on_one_store_run_no_cell_twice(tmp_path) -> None:
+    file, out = tmp_path / "grid.yaml", tmp_path / "out"
+    file.write_text(
+        "base: {checkpoint: none, image_size: 14, tasks: 5, epochs: 1, batch_size: 100, method: aper-adapter, lr: 1e-4}\n"
+        "grid: [{optimizer: zo-sgd, seed: [0, 1, 2, 3]}]\nplacement: {gpus_per_worker: 0, max_concurrent: 1}\n"
+    )
+    pair = [Sweep(file, out), Sweep(file, out)]
+    said = [sweep.wait() for sweep in pair]
+    assert [sweep.process.returncode for sweep in pair] == [0, 0], said
+    lines = [line for text in said for line in text.splitlines() if line.startswith("[")]
+    ran = [seed for seed in range(4) for line in lines if f"seed={seed} " in line]
+    assert sorted(ran) == [0, 1, 2, 3], said
+    assert all("4 of 4 cells done" in text for text in said)
+    # A cell that somebody else has claimed and never finishes is taken over once he is gone.
+    (config,) = load_grid(file, {"seed": 9}).cells
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(out), config.cell_id], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout and holder.stdout.readline() == b"True\n"
+    third = Sweep(file, out, "--set", "seed=9")
+    wait_for(lambda: any(s["state"] == "running" and s.get("elsewhere") == 1 for s in sweeps(Store(out))))
+    holder.kill()
+    assert "1 of 1 cells done" in third.wait(), third.output()
+
+
+HOLD = """
+import sys
+from zeroflow.results.claims import FolderClaims
+claims = FolderClaims(sys.argv[1])
+print(claims.take(sys.argv[2]), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_claim_in_a_folder_excludes_other_processes_and_dies_with_its_holder(tmp_path) -> None:
+    mine = FolderClaims(tmp_path)
+    cells = ["0" * 16, "f" * 16, "0123456789abcdef"]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path), cells[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout and holder.stdout.readline() == b"True\n"
+    assert [mine.take(cell) for cell in cells] == [True, False, True]
+    assert mine.take(cells[0]), "what one has one keeps"
+    holder.kill()
+    holder.wait()
+    assert mine.take(cells[1])
+    other = subprocess.run(
+        [sys.executable, "-c", HOLD, str(tmp_path), cells[0]], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert other.stdout == "False\n"
+    mine.release(cells[0])
+    other = subprocess.run(
+        [sys.executable, "-c", HOLD, str(tmp_path), cells[0]], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert other.stdout == "True\n"
+    mine.close()
+
+
+OUT_OF_MEMORY = """
+import torch
+from zeroflow.data import load_dataset
+from zeroflow.methods.simplecil import SimpleCIL
+from zeroflow.methods.method import register_method
+
+@register_method("hungry", "needs small batches")
+class Hungry(SimpleCIL):
+    def features(self, images, spaces):
+        if len(images) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+        return super().features(images, spaces)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_cell_that_runs_out_of_memory_is_tried_again_with_what_the_grid_allows(tmp_path, monkeypatch) -> None:
+    """An outside package, found by its entry point as an installed one would be, brings a method that needs small batches."""
+    package = tmp_path / "packages"
+    (package / "hungry-1.dist-info").mkdir(parents=True)
+    (package / "hungry.py").write_text(OUT_OF_MEMORY)
+    (package / "hungry-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: hungry\nVersion: 1\n")
+    (package / "hungry-1.dist-info" / "entry_points.txt").write_text("[zeroflow.methods]\nhungry = hungry\n")
+    monkeypatch.setenv("PYTHONPATH", str(package))
+    file = tmp_path / "grid.yaml"
+    text = "base: {checkpoint: none, image_size: 7, tasks: 5}\ngrid: [{method: [hungry, simplecil], batch_size: 8}]\nplacement: "
+    for steps, done in (("[{evaluation_batch: 16}, {evaluation_batch: 8}]", 2), ("[{evaluation_batch: 16}]", 1)):
+        out = tmp_path / str(done)
+        file.write_text(text + f"{{gpus_per_worker: 0, out_of_memory: {steps}}}\n")
+        sweep = Sweep(file, out)
+        said = sweep.wait()
+        assert sweep.process.returncode == 2 - done, said
+        assert said.count("out of memory, to be tried again") == done, said
+        assert f"{done} of 2 cells done" in said
+        failures = zeroflow.results.load(out, "failures").to_pylist()
+        assert [(f["error"], f["attempts"]) for f in failures] == [("OutOfMemoryError", 2)][: 2 - done]
+
+
+FULL = """
+mount -t tmpfs -o size={size}k tmpfs {out} || exit 77
+{python} {root}/sweeps/full_grid.py --grid {file} --results {out} --no-report; echo "exit $?"
+mount -o remount,size=90m {out}
+{python} {root}/sweeps/full_grid.py --grid {file} --results {out} --no-report; echo "exit $?"
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_full_disk_ends_the_sweep_with_one_message_and_loses_nothing(tmp_path) -> None:
+    file, out = tmp_path / "grid.yaml", tmp_path / "out"
+    file.write_text(
+        "base: {checkpoint: none, image_size: 7, tasks: 5}\ngrid: [{method: simplecil, class_order_seed: [1, 2, 3, 4, 5]}]\n"
+        "placement: {gpus_per_worker: 0, max_concurrent: 1}\n"
+    )
+    out.mkdir()
+    script = FULL.format(size=64, out=out, file=file, python=sys.executable, root=ROOT)
+    run = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", script],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    if run.returncode == 77 or "unshare" in run.stderr:
+        pytest.skip("no file system of a given size may be made here")
+    first, _, then = run.stdout.partition("exit 1")
+    assert "NOT WRITTEN, the sweep ends: " in first and "No space left on device" in first, run.stdout + run.stderr
+    assert "the sweep was stopped: " in run.stderr and "Traceback" not in run.stderr
+    done = first.count("Avg ") - 1  # one is the head of the table
+    assert 1 <= done < 5 and f"5 cells: {done} done, 0 failed, {5 - done} to run" in then, run.stdout
+    assert "5 of 5 cells done" in then and "exit 0" in then
+
+
+def test_the_record_of_a_sweep_says_how_it_ended(tmp_path) -> None:
+    (tmp_path / "sweeps").mkdir()
+    record = {
+        "grid": "g", "state": "running", "host": "elsewhere", "pid": 1, "started_at": "2020-01-01T00:00:00+00:00",
+        "written_at": "2020-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    (tmp_path / "sweeps" / "a.json").write_text(json.dumps(record))
+    (tmp_path / "sweeps" / "b.json").write_text("{not whole")
+    assert [(s["file"], s["state"]) for s in sweeps(Store(tmp_path))] == [("a.json", "killed")]
