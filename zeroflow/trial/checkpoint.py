@@ -27,7 +27,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, executor: Executor | None = None) -> None:
         self.folder, self.executor = Path(folder), executor or LocalExecutor()
-        self.first = getattr(self.executor, "rank", 0) == 0
+        self.first = self.executor.rank == 0
         if self.first:
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -39,7 +39,7 @@ class Checkpoints:
         """What was saved under a name, on the CPU; None if nothing was."""
         path = self.folder / f"{name}.pt"
         content = path.read_bytes() if self.first and path.exists() else b""
-        shared = self.executor.broadcast(content) if hasattr(self.executor, "broadcast") else content
+        shared = self.executor.broadcast(content)
         return torch.load(io.BytesIO(shared), map_location="cpu", weights_only=True) if shared else None
 
     def save(self, name: str, content: Mapping[str, Any]) -> None:
