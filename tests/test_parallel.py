@@ -207,6 +207,9 @@ def process(rank: int, size: int, folder: str) -> None:
             "equal parts": equal_parts(shards), "logged": logged(shards, Path(folder)), "trials": trials(shards),
             "parts in use": parts_in_use(shards), "statistics": statistics(shards),
         }  # fmt: skip
+    if size == 3:
+        shards = DistributedExecutor(shards=3)
+        found["sums"] = shards.map(2, lambda index: ((1.0, 1e16, -1e16)[shards.shard], float(index)), width=2)
     if size % 2 == 0:
         shards = DistributedExecutor(shards=2)
         found["data"], found["data, buffers"] = all_names(shards), with_buffers(shards)
@@ -262,6 +265,11 @@ def test_a_mini_batch_may_be_shared_and_gives_the_same_to_rounding(
             torch.testing.assert_close(vector(shared), vector(alone[name]), rtol=0, atol=TOLERANCE)
             np.testing.assert_allclose(shared["losses"], alone[name]["losses"], rtol=0, atol=TOLERANCE)
             assert shared["forwards"] == alone[name]["forwards"]
+
+
+def test_shards_are_added_up_in_their_order(group: Any) -> None:
+    """(1 + 1e16) - 1e16 is 0 in float64, and 1 in any order that begins with the other two."""
+    assert all(found["sums"] == [(0.0, 0.0), (0.0, 3.0)] for found in group(3)[0])
 
 
 def test_two_by_two_processes_have_the_bits_of_one_by_two_also_in_buffers(group: Any) -> None:

@@ -74,7 +74,8 @@ class Census:
     """How many losses the closure gives, and for which numbers of them displaced evaluation has been verified.
 
     Attributes:
-        examples: of the last mini-batch, of which a process may look at a slice; 1 where the closure gives a single number; None before the first.
+        examples: of the last mini-batch, also where this process looks at a slice of it; 1 where the closure gives a single
+            number; None before the first.
         verified: sizes of mini-batches.
     """
 
