@@ -61,3 +61,22 @@ def test_the_benchmark_of_planning_runs() -> None:
     run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     found = json.loads(run.stdout)
     assert found["cells"] == 200 and len(found["seconds"]) == 4
+
+
+@pytest.mark.slow
+def test_workers_are_timed_and_more_of_them_forecast(tmp_path: Path) -> None:
+    output = tmp_path / "query_workers.json"
+    program = [sys.executable, str(ROOT / "benchmarks" / "query_workers.py")]
+    small = ["--queries", "2", "--batch", "4", "--rounds", "1", "--steps", "1"]
+    for command in (["measure", *small], ["simulate", "--forward-ms", "100", "--hop-ms", "0", "--update-ms", "0"]):
+        run = subprocess.run([*program, *command, "--output", str(output)], capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
+    result = json.loads(output.read_text())
+    assert str(tmp_path) not in output.read_text()
+    assert {"command", "device", "threads", "torch_version", "git_commit"} <= result.keys()
+    assert [(row["way"], row["workers"]) for row in result["workers"]] == [("one", 1), ("queries", 2), ("data", 2)]
+    assert all(row["step_seconds"] > row["exchange_seconds"] >= 0 for row in result["workers"])
+    assert all(row["log_bytes_per_task"] < row["checkpoint_bytes"] for row in result["replay"])
+    # Nothing but forward passes: q = 8 has 16 of 0.1 s, and as many workers do not get in each other's way.
+    steps = {(row["queries"], row["workers"]): row["steps_per_second"] for row in result["forecast"]["rows"]}
+    assert steps[8, 1] == pytest.approx(1 / 1.6) and steps[8, 16] == pytest.approx(10)

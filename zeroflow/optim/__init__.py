@@ -14,12 +14,12 @@ from zeroflow.optim.factory import (
     register_optimizer,
 )
 from zeroflow.optim.journal import Journal
-from zeroflow.optim.objective import Executor, LocalExecutor, NonFiniteLoss
+from zeroflow.optim.objective import Executor, LocalExecutor, NonFiniteLoss, Slice
 from zeroflow.optim.optimizer import Composition, ThreeStepOptimizer
 
 del _names
 
 __all__ = [
-    "ENHANCEMENTS", "Composition", "Executor", "Journal", "LocalExecutor", "NonFiniteLoss", "OptimizerInfo", "ThreeStepOptimizer",
-    "create_optimizer", "list_optimizers", "optimizers", "register_optimizer",
+    "ENHANCEMENTS", "Composition", "Executor", "Journal", "LocalExecutor", "NonFiniteLoss", "OptimizerInfo", "Slice",
+    "ThreeStepOptimizer", "create_optimizer", "list_optimizers", "optimizers", "register_optimizer",
 ]  # fmt: skip

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from zeroflow.optim.objective import Executor, LocalExecutor, Numbers
 
 
-class Journal:
+class Journal(Executor):
     """An ``Executor`` that writes down what another one's evaluations gave, and gives it again when asked anew.
 
     Made on a file of earlier steps it answers from there as long as it can; then it has evaluations made and appends to the
@@ -35,10 +36,9 @@ class Journal:
 
     def __init__(self, path: str | Path, executor: Executor | None = None) -> None:
         self.path, self.executor = Path(path), executor or LocalExecutor()
-        first = getattr(self.executor, "rank", 0) == 0
-        written = self.path.read_bytes() if first and self.path.exists() else b""
-        if hasattr(self.executor, "broadcast"):
-            written = self.executor.broadcast(written)
+        self.rank, self.shards, self.shard = self.executor.rank, self.executor.shards, self.executor.shard
+        first = self.rank == 0
+        written = self.broadcast(self.path.read_bytes() if first and self.path.exists() else b"")
         self._records, whole = _records(written)
         if first and whole < len(written):
             os.truncate(self.path, whole)
@@ -66,6 +66,12 @@ class Journal:
         if self._file is not None:
             self._file.write(np.concatenate([[np.float64(len(numbers))], numbers]).astype("<f8").tobytes())
         return results
+
+    def broadcast(self, content: bytes) -> bytes:
+        return self.executor.broadcast(content)
+
+    def total(self, vector: Tensor) -> Tensor:
+        return self.executor.total(vector)
 
     def close(self) -> None:
         """Close the file."""

@@ -58,9 +58,12 @@ def coordinates(size: int, count: int, seed: int, step: int) -> list[int]:
     return [int(number) for number in chosen]
 
 
-def closure_seed(seed: int, step: int) -> int:
-    """Seed of torch's own generators during every evaluation of one step, so that all see the same dropout masks."""
-    return _hash64(seed, step, 0, _CLOSURE)
+def closure_seed(seed: int, step: int, shard: int = 0) -> int:
+    """Seed of torch's own generators during every evaluation of one step, so that all see the same dropout masks.
+
+    Other slices of a mini-batch (``shard``) have other examples, so they get other masks.
+    """
+    return _hash64(seed, step, shard, _CLOSURE)
 
 
 FILL: dict[str, Callable[[Tensor, int, int, int], Tensor]] = {

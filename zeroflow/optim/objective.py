@@ -5,16 +5,19 @@ All evaluations of a step see the same function: the same mini-batch (the closur
 closure raises.
 
 Where evaluations run is an ``Executor``'s business. It is given the number of evaluations and a function that makes one,
-and returns all results in order: one process runs them all, several share them, and a log can replay them.
+and returns all results in order: one process runs them all, several share them, and a log can replay them. Processes may
+also share the mini-batch: each evaluates the loss on its own slice, and the executor adds up what they found.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -29,24 +32,77 @@ Closure = Callable[[], Tensor | float]
 Numbers = tuple[float, ...]
 
 
-class Executor(Protocol):
-    """Runs the evaluations of a step. Every process that takes part calls it with the same arguments."""
+class Executor(ABC):
+    """Runs the evaluations of a step. Every process that takes part calls its methods in the same order, with the same counts.
 
+    Attributes:
+        rank: number of this process; process 0 writes files.
+        shards: into how many slices a mini-batch is cut. shard: which of them is this process's.
+    """
+
+    rank: int = 0
+    shards: int = 1
+    shard: int = 0
+
+    @abstractmethod
     def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
-        """``[evaluate(0), ..., evaluate(count - 1)]``, in this order.
+        """``[evaluate(0), ..., evaluate(count - 1)]``, in this order, each the sum of what the shards found.
 
         Args:
             count: how many. evaluate: makes one. width: how many numbers each gives; None: only evaluating it tells, and
-                all give the same.
+                all give the same, or none where a shard has nothing to add.
         """
-        ...
+
+    def broadcast(self, content: bytes) -> bytes:
+        """What process 0 gave, in all processes."""
+        return content
+
+    def total(self, vector: Tensor) -> Tensor:
+        """Sum over the shards of ``vector`` ``[n]``, which may be worked on in place; the same bits in all processes."""
+        return vector
+
+    def slice(self, samples: int) -> slice:
+        """The part of a mini-batch of so many samples that this process looks at. The first shard has at least one."""
+        first, last = (-(-samples * shard // self.shards) for shard in (self.shard, self.shard + 1))
+        return slice(first, last)
 
 
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Makes every evaluation here, one after the other."""
 
     def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
         return [evaluate(index) for index in range(count)]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A closure that looks at examples ``start`` to ``stop`` (exclusive) of a mini-batch of ``samples``.
+
+    The ``closure`` gives their mean loss (or their losses, where the optimizer is ``per_example``). The other examples are
+    other processes' (``Executor.slice``): together they have each example once. A closure without examples is never called.
+
+    Raises:
+        ValueError: there is no such slice.
+    """
+
+    closure: Closure
+    start: int
+    stop: int
+    samples: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.stop <= self.samples or not self.samples:
+            raise ValueError(
+                f"Slice: expected 0 <= start <= stop <= samples, got {self.start}, {self.stop}, {self.samples}"
+            )
+
+    def __call__(self) -> Tensor | float:
+        return self.closure()
+
+    @property
+    def share(self) -> float:
+        """Its part of the mini-batch, 0 to 1."""
+        return (self.stop - self.start) / self.samples
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -74,6 +130,9 @@ HERE = Shift()
 
 class Objective:
     """One step's function of the parameters, L(theta).
+
+    Where processes share the mini-batch, the closure is a ``Slice`` and counts by its share of the examples; any other
+    closure counts as one of equally large slices. Forward passes are counted in whole mini-batches.
 
     Args:
         flat: the parameters. closure: returns the loss at the current parameters, without calling backward.
@@ -108,6 +167,26 @@ class Objective:
         self._buffers = buffers or Buffers([])
 
     # What estimators ask.
+
+    @property
+    def share(self) -> float:
+        """Part of the mini-batch that the closure looks at, 0 to 1; the shards' shares add up to 1."""
+        if self.executor.shards == 1:
+            return 1.0
+        return self.closure.share if isinstance(self.closure, Slice) else 1 / self.executor.shards
+
+    def own(self, samples: int) -> slice:
+        """Which examples of a mini-batch of so many the closure looks at."""
+        if self.executor.shards > 1 and isinstance(self.closure, Slice):
+            return slice(self.closure.start, self.closure.stop)
+        each = samples // self.executor.shards
+        return slice(each * self.executor.shard, each * (self.executor.shard + 1))
+
+    def whole(self, examples: int) -> int:
+        """How many examples the mini-batch has of which the closure looks at so many."""
+        if self.executor.shards > 1 and isinstance(self.closure, Slice):
+            return self.closure.samples
+        return examples * self.executor.shards
 
     @property
     def theta(self) -> Tensor:
@@ -146,7 +225,7 @@ class Objective:
                 self.move(shifts[index])
                 return (scalar(self.mean(self.call())),)
 
-        return [loss for (loss,) in self.run(len(shifts), evaluate)]
+        return [loss for (loss,) in self.run(len(shifts), self._weighted(evaluate))]
 
     def slopes(self, queries: int) -> list[tuple[float, float]]:
         """(loss, directional derivative along z) for each query by forward-mode differentiation; no graph is built."""
@@ -171,13 +250,19 @@ class Objective:
                     )
                 return scalar(primal), float(slope)
 
-        return [(loss, slope) for loss, slope in self.run(queries, evaluate, width=2)]
+        return [(loss, slope) for loss, slope in self.run(queries, self._weighted(evaluate, width=2), width=2)]
 
     def gradient(self) -> tuple[float, list[Tensor | None]]:
-        """(loss, gradient by parameter, None where it is not in the graph) by backpropagation.
+        """(loss, gradient by parameter, None where it is in no graph) by backpropagation.
 
         Nothing is left in ``param.grad``, and buffers move as in any forward pass.
         """
+        found = self._shared_gradient() if self.executor.shards > 1 else self._own_gradient()
+        self._buffers.settled = True
+        self.forwards += 1
+        return found
+
+    def _own_gradient(self) -> tuple[float, list[Tensor | None]]:
         with self._same_function(), torch.enable_grad():
             self._seed()
             loss = self.mean(self.closure())
@@ -186,8 +271,38 @@ class Objective:
             value = scalar(loss.detach())
             wanted = [p for p in self.flat.parameters if p.requires_grad]
             found = dict(zip(wanted, torch.autograd.grad(loss, wanted, allow_unused=True), strict=True))
-        self.forwards += 1
         return value, [found.get(p) for p in self.flat.parameters]
+
+    def _shared_gradient(self) -> tuple[float, list[Tensor | None]]:
+        """The shards' gradients, weighted: one sum of a few numbers, one of the flat gradient."""
+        share, flat, buffers = self.share, self.flat, self._buffers
+        loss, moved = 0.0, buffers.still
+        parts: list[Tensor | None] = [None] * len(flat.parameters)
+        failure: Exception | None = None
+        try:
+            if share:
+                with buffers.remembered():
+                    loss, parts = self._own_gradient()
+                moved = buffers.numbers(share, self._has_first)
+        except Exception as error:
+            failure = error  # the others wait for an answer: tell them, then raise
+        facts = torch.zeros(2 + len(parts) + buffers.width, dtype=torch.float64)
+        own = (float(failure is not None), share * loss, *(float(part is not None) for part in parts), *moved)
+        facts[: len(own)] = torch.tensor(own, dtype=torch.float64)
+        failed, loss, *rest = self.executor.total(facts).tolist()
+        if failure is not None:
+            raise failure
+        if failed:
+            raise RuntimeError("the gradient failed in another process; its own log says how")
+        buffers.take(rest[len(parts) :])
+        whole = torch.zeros_like(flat.vector)
+        for part, view in zip(parts, flat.views(whole), strict=True):
+            if part is not None:
+                view.copy_(part).mul_(share)
+        used = rest[: len(parts)]
+        return loss, [
+            view if graphs else None for view, graphs in zip(flat.views(self.executor.total(whole)), used, strict=True)
+        ]
 
     def at(self, theta: Tensor) -> Objective:
         """The same function around another point ``[d]``; its forward passes are counted by its own ``forwards``."""
@@ -205,7 +320,10 @@ class Objective:
     # What estimators with evaluations of their own kind are made of.
 
     def run(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
-        """Have ``count`` evaluations made by the executor, and everything put back afterwards; see ``Executor.map``."""
+        """Have ``count`` evaluations made by the executor, and everything put back afterwards; see ``Executor.map``.
+
+        What shards give is added up, so an evaluation weighs its numbers by ``share`` where they are means.
+        """
         with self._same_function():
             results = self.executor.map(count, evaluate, width)
         self.forwards += count
@@ -236,21 +354,47 @@ class Objective:
     def settle(self) -> None:
         """Find out what buffers become when the mini-batch is seen once, at theta, as in a first-order step.
 
-        They take those values with ``finish()``: until then all evaluations of the step see the same ones.
+        They take those values with ``finish()``: until then all evaluations of the step see the same ones. Of shards'
+        values it is the weighted mean, where they are not integers: those are of the first shard.
         """
-        if self._buffers.moving:
-            with self._same_function(), torch.no_grad(), self._buffers.remembered():
+        buffers = self._buffers
+        if buffers.settled:
+            return
+
+        def evaluate(index: int) -> Numbers:
+            if not self.share:
+                return ()
+            if buffers.seen_still and self.executor.shards == 1:
+                return buffers.still
+            with torch.no_grad(), buffers.remembered():
                 self._seed()
                 self.closure()
-            self.forwards += 1
+            return buffers.numbers(self.share, self._has_first)
+
+        # An evaluation like any other: processes that had none of this step's own learn what moves, and so does a replay.
+        with self._same_function():
+            (found,) = self.executor.map(1, evaluate, None)
+        self.forwards += buffers.take(found)
 
     def finish(self) -> None:
         """The step is over: let buffers have the values that ``settle()`` found."""
         self._buffers.release()
 
+    def _weighted(self, evaluate: Callable[[int], Numbers], width: int = 1) -> Callable[[int], Numbers]:
+        """``evaluate`` with its numbers multiplied by the share; without examples there is no forward pass."""
+        share = self.share
+        if share == 1:
+            return evaluate
+        return lambda index: tuple(share * number for number in evaluate(index)) if share else (0.0,) * width
+
+    @property
+    def _has_first(self) -> bool:
+        """Whether the closure looks at the mini-batch's first example."""
+        return self.own(self.executor.shards).start == 0
+
     def _seed(self) -> None:
         # Not torch.manual_seed: it also queues work for every CUDA device that was never started.
-        seed, device = noise.closure_seed(self.directions.seed, self.step), self._base.device
+        seed, device = noise.closure_seed(self.directions.seed, self.step, self.executor.shard), self._base.device
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.default_generators[device.index or 0].manual_seed(seed)
@@ -266,19 +410,52 @@ class Objective:
 
 
 class Buffers:
-    """A model's buffers, such as batch norm's statistics: put back after every evaluation.
+    """A model's buffers, such as batch norm's statistics: put back after every evaluation, moved once a step.
 
-    Most never move. Those that did not in the first evaluation are not copied again.
+    Most never move. Those that did not in the first step are not copied again.
 
     Args:
-        tensors: all of them. still: identities of those known not to move, kept by the caller.
+        tensors: all of them. still: identities of those known not to move, the same in all processes; kept by the caller.
+
+    Attributes:
+        settled: whether it is known what this step makes of them.
     """
 
     def __init__(self, tensors: Sequence[Tensor], still: set[int] | None = None) -> None:
         self._still = set() if still is None else still
         self._tensors = [t for t in tensors if id(t) not in self._still]
-        self._settled: list[tuple[Tensor, Tensor]] = []
-        self.moving = False
+        self._moving: list[Tensor] | None = None  # in this step's first evaluation
+        self._after: list[tuple[Tensor, Tensor]] = []
+        self._moved: list[bool] = []
+        self.settled = not self._tensors
+
+    @property
+    def seen_still(self) -> bool:
+        """Whether an evaluation was made in this process, and moved none."""
+        return self._moving == []
+
+    @property
+    def still(self) -> Numbers:
+        """The ``numbers`` of buffers that did not move."""
+        return (0.0,) * len(self._tensors)
+
+    @property
+    def width(self) -> int:
+        """How many ``numbers`` there are at most."""
+        return len(self._tensors) + sum(len(_real(t)) for t in self._tensors)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Put back what changes inside."""
+        before = [(t, t.clone()) for t in (self._tensors if self._moving is None else self._moving)]
+        try:
+            yield
+            if self._moving is None:
+                # Version counters do not tell: batch norm moves its statistics behind them.
+                self._moving = [tensor for tensor, values in before if not torch.equal(tensor, values)]
+        finally:
+            for tensor, values in before:
+                tensor.detach().copy_(values)
 
     @contextmanager
     def remembered(self) -> Iterator[None]:
@@ -286,31 +463,53 @@ class Buffers:
         before = [(tensor, tensor.clone()) for tensor in self._tensors]
         try:
             yield
-            self._settled = [(tensor, tensor.clone()) for tensor in self._tensors]
+            self._after = [(tensor, tensor.clone()) for tensor in self._tensors]
+            self._moved = [not torch.equal(tensor, values) for tensor, values in before]
         finally:
             for tensor, values in before:
                 tensor.detach().copy_(values)
 
+    def numbers(self, share: float, first: bool) -> Numbers:
+        """What is remembered, so that the sum over shards is what ``take`` takes: which ones moved, then all values.
+
+        Args:
+            share: of the mini-batch. first: whether integers are taken from this shard.
+        """
+        weights = [share if not _integral(tensor) else float(first) for tensor, _ in self._after]
+        values = [(_real(after) * weight).tolist() for (_, after), weight in zip(self._after, weights, strict=True)]
+        return (*map(float, self._moved), *itertools.chain.from_iterable(values))
+
+    def take(self, numbers: Sequence[float]) -> bool:
+        """Remember what all shards found together; whether anything moved."""
+        moved, values = numbers[: len(self._tensors)], torch.tensor(numbers[len(self._tensors) :], dtype=torch.float64)
+        self._after, self.settled, place = [], True, 0
+        for tensor, flag in zip(self._tensors, moved, strict=True):
+            size = len(_real(tensor))
+            if flag:
+                after = torch.empty_like(tensor)
+                (torch.view_as_real(after) if after.is_complex() else after).view(-1).copy_(
+                    values[place : place + size]
+                )
+                self._after.append((tensor, after))
+            else:
+                self._still.add(id(tensor))
+            place += size
+        return bool(self._after)
+
     def release(self) -> None:
         """Let the tensors have the remembered values."""
-        for tensor, values in self._settled:
+        for tensor, values in self._after:
             tensor.detach().copy_(values)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Put back what changes inside."""
-        before = [(tensor, tensor.clone()) for tensor in self._tensors]
-        try:
-            yield
-        finally:
-            for tensor, values in before:
-                # Version counters do not tell: batch norm moves its statistics behind them.
-                if torch.equal(tensor, values):
-                    self._still.add(id(tensor))
-                else:
-                    self.moving = True
-                    tensor.detach().copy_(values)
-            self._tensors = [t for t in self._tensors if id(t) not in self._still]
+
+def _integral(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A tensor's real numbers, float64 ``[n]`` on the CPU."""
+    real = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    return real.reshape(-1).to("cpu", torch.float64)
 
 
 @dataclass

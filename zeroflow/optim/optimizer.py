@@ -132,7 +132,8 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         Args:
             closure: returns the loss at the current parameters, a tensor or a number, and never calls backward. It is
                 evaluated several times and must look at the same mini-batch each time. Where ``per_example`` is true it
-                should return one loss for each example, ``[N]``.
+                should return one loss for each example, ``[N]``. Where processes share the mini-batch, it is a ``Slice`` of
+                it, or every process's part is equally large.
             full: closures of mini-batches that together are the whole training data; only ``zo-svrg`` asks them, when it
                 takes a snapshot.
 

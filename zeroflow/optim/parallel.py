@@ -1,15 +1,16 @@
-"""Queries of one step shared among processes: everybody holds the same parameters and exchanges scalars only."""
+"""The work of one step shared among processes: everybody holds the same parameters and exchanges a few numbers."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
-from zeroflow.optim.objective import Numbers
+from zeroflow.optim.objective import Executor, Numbers
 
 
 class PeerError(RuntimeError):
@@ -25,29 +26,49 @@ def _together() -> Iterator[None]:
         raise PeerError(f"a process that shares the work is gone: {error}") from error
 
 
-class DistributedExecutor:
-    """Shares evaluations out over a ``torch.distributed`` group, in blocks, with one all-gather of the results a step.
+class DistributedExecutor(Executor):
+    """Shares evaluations, and the mini-batch of each, over a ``torch.distributed`` group; one all-gather of results a step.
 
-    All processes must run the same steps on the same mini-batches; each regenerates the directions it needs, so traffic
-    does not depend on the number of parameters. Results come back in evaluation order, never in arrival order: the bits
-    do not depend on the number of processes. An evaluation that raises does so in all of them.
+    Process r holds slice r % shards of every mini-batch. The ``shards`` processes that hold a whole one are a query group;
+    the groups share out a step's evaluations in blocks. All processes run the same steps; each regenerates the directions
+    it needs, so traffic does not depend on the number of parameters (but for an exact gradient's, which is added up).
+    Results come back in evaluation order, summed in the order of slices, never in arrival order: the bits do not depend on
+    the number of query groups, and the number of slices changes rounding only. An evaluation that raises does so in all
+    processes.
 
     Args:
+        shards: slices of a mini-batch; the closure then is a ``Slice``, or every process brings an equally large part.
         group: process group of a backend for CPU tensors, such as gloo; default: the world. A few numbers gain nothing
-            from a GPU's own network, and several processes may then share one GPU.
+            from a GPU's own network, and several processes may then share one GPU. For exact gradients of several slices
+            ``"cpu:gloo,cuda:nccl"`` takes that network.
+
+    Raises:
+        ValueError: the number of processes is no multiple of the number of slices.
     """
 
     def __init__(self, shards: int = 1, group: distributed.ProcessGroup | None = None) -> None:
         self.group = group
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
+        if shards < 1 or self.size % shards:
+            raise ValueError(f"shards={shards}: expected a divisor of the number of processes, {self.size}")
+        self.shards, self.shard = shards, self.rank % shards
+        self._backends = str(distributed.get_backend_config(group))
+        self._peers = group
+        if 1 < shards < self.size:
+            first = self.rank - self.shard
+            ranks = [distributed.get_global_rank(group, r) if group else r for r in range(first, first + shards)]
+            made = distributed.new_group(ranks, backend=self._backends, use_local_synchronization=True)
+            self._peers = cast(distributed.ProcessGroup, made)
 
     def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
         # Blocks, not strides: the two sides of a query stay together, and its direction is generated once.
-        bounds = [count * rank // self.size for rank in range(self.size + 1)]
+        groups = self.size // self.shards
+        bounds = [count * number // groups for number in range(groups + 1)]
+        number = self.rank // self.shards
         own: list[Numbers] = []
         failure: Exception | None = None
         try:
-            own = [evaluate(index) for index in range(bounds[self.rank], bounds[self.rank + 1])]
+            own = [evaluate(index) for index in range(bounds[number], bounds[number + 1])]
         except Exception as error:
             failure = error  # the others wait for an answer: tell them, then raise
         if width is None:
@@ -55,8 +76,8 @@ class DistributedExecutor:
         largest = max(after - before for before, after in itertools.pairwise(bounds))
         mine = torch.zeros(largest * width + 1, dtype=torch.float64)
         mine[-1] = float(failure is not None)
-        if own:
-            mine[: len(own) * width] = torch.tensor(own, dtype=torch.float64).flatten()
+        for row, found in zip(mine[:-1].view(largest, width), own, strict=False):
+            row[: len(found)] = torch.tensor(found, dtype=torch.float64)
         gathered = [torch.empty_like(mine) for _ in range(self.size)]
         with _together():
             distributed.all_gather(gathered, mine, group=self.group)
@@ -65,19 +86,29 @@ class DistributedExecutor:
         failed = [rank for rank, block in enumerate(gathered) if block[-1]]
         if failed:
             raise PeerError(f"the evaluations of process {', '.join(map(str, failed))} failed; its own log says how")
-        return [
-            tuple(row)
-            for block, (before, after) in zip(gathered, itertools.pairwise(bounds), strict=True)
-            for row in block[:-1].view(largest, width)[: after - before].tolist()
-        ]
+        results: list[Numbers] = []
+        for first, (before, after) in zip(range(0, self.size, self.shards), itertools.pairwise(bounds), strict=True):
+            block = gathered[first]
+            for other in gathered[first + 1 : first + self.shards]:
+                block = block + other
+            results += map(tuple, block[:-1].view(largest, width)[: after - before].tolist())
+        return results
 
     def broadcast(self, content: bytes) -> bytes:
-        """What process 0 gave, in all of them."""
         box = [content]
         source = distributed.get_global_rank(self.group, 0) if self.group else 0
         with _together():
             distributed.broadcast_object_list(box, src=source, group=self.group)
         return box[0]
+
+    def total(self, vector: Tensor) -> Tensor:
+        if self.shards == 1:
+            return vector
+        direct = vector.device.type == "cpu" or f"{vector.device.type}:nccl" in self._backends
+        moved = vector if direct else vector.cpu()
+        with _together():
+            distributed.all_reduce(moved, group=self._peers)
+        return moved.to(vector.device)
 
     def _agreed(self, width: int) -> int:
         """How many numbers an evaluation gives, for processes that made none."""

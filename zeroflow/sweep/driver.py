@@ -150,7 +150,10 @@ def _run(
 
         def died(job: Any, error: str) -> None:
             row = records.failure(job.config, "TrialDied", error, error, placement.retries + 1)
-            store.write_failure(row)
+            try:
+                store.write_failure(row)
+            except OSError as refused:
+                queue.stopped = f"results {store.root!r}: cannot be written: {refused.strerror or refused}"
 
         tuner = tune.Tuner(
             tune.with_resources(trial, resources),

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zeroflow.results.sweeps import SweepRecord
@@ -108,7 +109,7 @@ class Progress:
                 progress.cell_ended(trial.trial_id, trial.last_result or {})
 
             def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-                message = f"the process of the trial died: {trial.get_error()}"
+                message = f"the process of the trial died: {_error_of(trial)}"
                 kind = "memory" if "OutOfMemory" in message else "died"
                 outcome = {"ok": False, "kind": kind, "type": "TrialDied", "message": message}
                 if job := progress.cell_ended(trial.trial_id, outcome):
@@ -149,6 +150,16 @@ class Progress:
         ended = self.done + self.failed + len(self.queue.theirs)
         elapsed = duration(time.monotonic() - self.started)
         self.echo(f"[{ended}/{self.total}  {elapsed}{foreseen}{failed}]  {text}")
+
+
+def _error_of(trial: Any) -> str:
+    """What Tune knows of a trial's last error; it has not reached its storage yet, so from the file on this node."""
+    try:
+        from ray import cloudpickle
+
+        return str(cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()))
+    except Exception:
+        return "its log says more"
 
 
 def duration(seconds: float) -> str:

@@ -122,8 +122,9 @@ def compute(setting: Mapping[str, Any], desk: Any, executor: Executor | None = N
         device = str(ray.train.torch.get_device()) if executor else "cuda"
     place = Placement(setting["data_dir"], device, placement.cpus_per_worker, placement.evaluation_batch)
     everything = unfinished(setting["root"])
-    # By commit: other code might not make the same steps of the same losses.
-    folder = everything / f"{config.cell_id}-{(commit or 'unknown')[:12]}"
+    # By commit: other code might not make the same steps of the same losses; nor do slices, to the last bit.
+    sliced = f"-{placement.data_shards}" if placement.data_shards > 1 else ""
+    folder = everything / f"{config.cell_id}-{(commit or 'unknown')[:12]}{sliced}"
     try:
         result = run_trial(config, place, executor=executor, folder=folder)
         if executor is None or executor.rank == 0:

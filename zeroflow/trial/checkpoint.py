@@ -6,10 +6,13 @@ pass (``zeroflow.optim.Journal``), so at most the step in flight is lost. Steps 
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,49 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, executor: Executor | None = None) -> None:
         self.folder, self.executor = Path(folder), executor or LocalExecutor()
-        self.first = getattr(self.executor, "rank", 0) == 0
-        if self.first:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self.first = self.executor.rank == 0
+
+    @contextmanager
+    def held(self, patience: float = 300.0) -> Iterator[None]:
+        """Make the folder, and keep other processes from it meanwhile.
+
+        A process that was given up, but is not dead yet, must not write into what its successor goes on from.
+
+        Args:
+            patience: seconds to wait for another process to leave it.
+
+        Raises:
+            TimeoutError: it did not.
+        """
+        if not self.first:
+            yield
+            return
+        deadline = time.monotonic() + patience
+        while (lock := self._lock()) is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.folder}: another process works on this trial")
+            time.sleep(0.1)
+        try:
+            yield
+        finally:
+            os.close(lock)
+
+    def _lock(self) -> int | None:
+        """The open lock of the folder; None while another process has it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file), (self.folder / ".lock").stat()):
+                return file
+        except FileNotFoundError:
+            pass  # whoever had the folder has just removed it
+        except BlockingIOError:
+            pass
+        except OSError:
+            return file  # a file system without locks
+        os.close(file)
+        return None
 
     def journal(self, task: int) -> Journal:
         """The log of a task's evaluations."""
@@ -39,15 +82,20 @@ class Checkpoints:
         """What was saved under a name, on the CPU; None if nothing was."""
         path = self.folder / f"{name}.pt"
         content = path.read_bytes() if self.first and path.exists() else b""
-        shared = self.executor.broadcast(content) if hasattr(self.executor, "broadcast") else content
+        shared = self.executor.broadcast(content)
         return torch.load(io.BytesIO(shared), map_location="cpu", weights_only=True) if shared else None
 
     def save(self, name: str, content: Mapping[str, Any]) -> None:
         """Save tensors, numbers, texts and containers of them under a name, in the place of what was there."""
         if self.first:
-            temporary = self.folder / f".{name}.{os.getpid()}"
-            torch.save(dict(content), temporary)
-            temporary.replace(self.folder / f"{name}.pt")
+            packed = io.BytesIO()  # torch's own writing hides why it failed
+            torch.save(dict(content), packed)
+            temporary = self.folder / f".{name}"
+            try:
+                temporary.write_bytes(packed.getbuffer())
+                temporary.replace(self.folder / f"{name}.pt")
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Delete the folder: the trial's result is safe elsewhere."""

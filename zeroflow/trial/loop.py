@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from zeroflow.data.scenario import Batch, View
 from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, methods
 from zeroflow.models.backbone import Prefix, create_backbone
-from zeroflow.optim import Executor, Journal, NonFiniteLoss, ThreeStepOptimizer, create_optimizer
+from zeroflow.optim import Executor, Journal, NonFiniteLoss, Slice, ThreeStepOptimizer, create_optimizer
 from zeroflow.optim.objective import Closure
 from zeroflow.trial import randomness
 from zeroflow.trial.checkpoint import Checkpoints
@@ -92,17 +93,11 @@ class TaskTrainer:
         for epoch in range(self._go_on(task, cosine), self.epochs):
             positions, rate = order(epoch), float(self.optimizer.param_groups[0]["lr"])
             for number, first in enumerate(range(0, len(positions), self.batch_size)):
-
-                def batch(
-                    epoch: int = epoch,
-                    number: int = number,
-                    chosen: Positions = positions[first : first + self.batch_size],
-                ) -> Batch:
-                    draws = randomness.generator(seed, randomness.AUGMENTATION, task, epoch, number)
-                    images, labels = samples.training_batch(chosen, draws)
-                    return images.to(self.device, self.dtype), labels.to(self.device)
-
-                loss, seconds = self._step(batch, full, watch)
+                chosen = positions[first : first + self.batch_size]
+                batch = functools.partial(
+                    self._part, samples, chosen, seed, randomness.AUGMENTATION, task, epoch, number
+                )
+                loss, seconds = self._step(batch, len(chosen), full, watch)
                 self.steps.append(Step(task, epoch, len(self.steps), loss, rate, seconds))
             if self.schedule == "cosine":
                 cosine.step()
@@ -117,15 +112,25 @@ class TaskTrainer:
         """The loss on each mini-batch of the task in order, for optimizers that look at all of it at a snapshot."""
 
         def closure(first: int) -> Closure:
-            def loss() -> Tensor:
-                positions = np.arange(first, min(first + self.batch_size, len(samples)))
-                draws = randomness.generator(seed, randomness.SNAPSHOT, task, first)
-                images, labels = samples.training_batch(positions, draws)
-                return self.method.loss(images.to(self.device, self.dtype), labels.to(self.device))
-
-            return loss
+            positions = np.arange(first, min(first + self.batch_size, len(samples)))
+            batch = functools.partial(self._part, samples, positions, seed, randomness.SNAPSHOT, task, first)
+            return self._slice(lambda: self.method.loss(*batch()), len(positions))
 
         return [closure(first) for first in range(0, len(samples), self.batch_size)]
+
+    def _part(self, samples: View, positions: Positions, *words: int) -> Batch:
+        """This process's part of a mini-batch, on the device; ``words`` key its random draws.
+
+        All of it is made first, so that an image does not depend on how many processes share the mini-batch.
+        """
+        images, labels = samples.training_batch(positions, randomness.generator(*words))
+        own = self.optimizer.executor.slice(len(positions))
+        return images[own].to(self.device, self.dtype), labels[own].to(self.device)
+
+    def _slice(self, closure: Closure, samples: int) -> Slice:
+        """A closure over this process's part of a mini-batch of so many samples."""
+        own = self.optimizer.executor.slice(samples)
+        return Slice(closure, own.start, own.stop, samples)
 
     def _go_on(self, task: int, cosine: torch.optim.lr_scheduler.LRScheduler) -> int:
         """The epoch to begin with: after the last saved one of this task."""
@@ -152,27 +157,28 @@ class TaskTrainer:
             self.checkpoints.save("epoch", state)
 
     def _step(
-        self, batch: Callable[[], Batch], full: Sequence[Closure], watch: Stopwatch
+        self, batch: Callable[[], Batch], samples: int, full: Sequence[Closure], watch: Stopwatch
     ) -> tuple[float, float | None]:
         """Loss and seconds of one step; no seconds for the one step whose memory is measured, and for replayed ones."""
         loss_of = self.method.losses if self.optimizer.per_example else self.method.loss
         replaying = self.journal is not None and self.journal.replaying
-        found: list[tuple[Prefix, Tensor]] = []
+        batch = functools.cache(batch)
 
-        def once() -> tuple[Prefix, Tensor]:
-            if not found:  # a replayed step asks for nothing: no images are made, no forward pass
-                images, labels = given or batch()
-                found.append((self.method.backbone.prefix(images), labels))
-            return found[0]
+        @functools.cache
+        def inputs() -> tuple[Prefix, Tensor]:
+            images, labels = batch()
+            return self.method.backbone.prefix(images), labels
+
+        closure = self._slice(lambda: loss_of(*inputs()), samples)
 
         def step() -> float:
-            if not replaying:
-                once()
-            return float(self.optimizer.step(lambda: loss_of(*once()), full))
+            if not replaying and closure.share:
+                inputs()
+            return float(self.optimizer.step(closure, full))
 
-        given = None if replaying else batch()
-        if replaying:
+        if replaying:  # asks for nothing: no images are made, no forward pass
             return step(), None
+        batch()
         # The second step of a task (or the first after a replay): from then on the rule's moments are part of what is held.
         if len(self.steps) > 0 and not self.peak_bytes:
             loss, self.peak_bytes = peak_memory(step, self.method, self.device, held=self._moments())
@@ -256,13 +262,18 @@ def run_trial(
         The result: accuracy matrix, summary, steps, provenance.
 
     Raises:
-        ConfigError: bad configuration, missing data, unreadable checkpoint; before any training.
+        ConfigError: bad configuration, missing data, unreadable checkpoint, a mini-batch cut into more slices than it has
+            samples; before any training.
         NonFiniteLoss: training diverged.
     """
     place = placement or Placement()
     config = TrialConfig.from_dict(dataclasses.asdict(config))
-    with _threads(place.threads):
-        checkpoints = None if folder is None else Checkpoints(folder, executor)
+    if executor and config.batch_size and executor.shards > config.batch_size:
+        raise ConfigError(
+            f"data shards larger than the batch: {executor.shards} shards, batch_size={config.batch_size}"
+        )
+    checkpoints = None if folder is None else Checkpoints(folder, executor)
+    with _threads(place.threads), checkpoints.held() if checkpoints else nullcontext():
         return _run(config, place, executor, on_stage or (lambda stage, accuracy, samples: None), checkpoints)
 
 

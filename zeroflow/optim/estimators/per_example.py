@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -51,15 +52,17 @@ class PerExample(Estimator):
 
         def evaluate(index: int) -> Numbers:
             extra = objective.forwards
+            if not objective.share:
+                return ()
             with torch.no_grad():
                 losses = census.losses(objective, index // 2, (1.0, -1.0)[index % 2])
-            return (*losses, objective.forwards - extra)
+            return (objective.share * (objective.forwards - extra), *losses)
 
         before = objective.forwards
         answers = objective.run(2 * queries, evaluate, width=None)
         # From the answers alone, so that all processes and a replay count alike and know what has been verified.
-        objective.forwards = before + 2 * queries + int(max(answer[-1] for answer in answers))
-        losses = torch.tensor([answer[:-1] for answer in answers], dtype=torch.float64)
+        objective.forwards = before + 2 * queries + round(max(answer[0] for answer in answers))
+        losses = torch.tensor([answer[1:] for answer in answers], dtype=torch.float64)
         census.examples = losses.shape[1]
         census.verified.add(census.examples)
         slopes = (losses[::2] - losses[1::2]) / 2
@@ -71,7 +74,8 @@ class Census:
     """How many losses the closure gives, and for which numbers of them displaced evaluation has been verified.
 
     Attributes:
-        examples: of the last mini-batch; 1 where the closure gives a single number; None before the first.
+        examples: of the last mini-batch, also where this process looks at a slice of it; 1 where the closure gives a single
+            number; None before the first.
         verified: sizes of mini-batches.
     """
 
@@ -80,7 +84,11 @@ class Census:
     _warned: bool = False
 
     def losses(self, objective: Objective, query: int, scale: float) -> Numbers:
-        """Losses of all examples at theta + scale * eps * z_n, or the one loss of a mini-batch that has only one."""
+        """Losses of all examples at theta + scale * eps * z_n, or the one loss of a mini-batch that has only one.
+
+        Of the slice that this process looks at, so that the sum over shards has all: zero for other examples, and the one
+        loss weighted.
+        """
         for _ in range(2):
             if self.examples is None:
                 self._count(objective)
@@ -88,7 +96,7 @@ class Census:
             try:
                 if self.examples == 1:
                     objective.move(Shift(scale, query))
-                    return (scalar(_several(objective.call(), 1)),)
+                    return (objective.share * scalar(_several(objective, objective.call(), 1)),)
                 if self.examples not in self.verified:
                     self._verify(objective, query)
                 return _displaced(objective, query, scale, self.examples)
@@ -103,7 +111,7 @@ class Census:
         objective.move(HERE)
         answer = objective.call()
         objective.forwards += 1
-        self.examples = len(answer) if isinstance(answer, Tensor) and answer.ndim == 1 else 1
+        self.examples = objective.whole(len(answer)) if isinstance(answer, Tensor) and answer.ndim == 1 else 1
         if not (isinstance(answer, Tensor) and answer.ndim == 1) and not self._warned:
             scalar(answer)
             self._warned = True
@@ -114,18 +122,19 @@ class Census:
             )
 
     def _verify(self, objective: Objective, query: int) -> None:
-        """Compare the last example's loss with that of the whole mini-batch at this example's own place.
+        """Compare the last own example's loss with that of the mini-batch at this example's own place.
 
         Far from theta, so that a difference shows: they are the same function unless examples meet, or something that only
         happens to have the batch's size was taken for it.
         """
         examples, far = self.examples or 1, 30.0
-        fast = _displaced(objective, query, far, examples)[-1]
+        last = objective.own(examples).stop - 1
+        fast = _displaced(objective, query, far, examples)[last]
         signs, place = signs_of(objective, query, examples), objective.direction(query).clone()
         for parameter, part in objective.flat.slices():
-            place[part] *= signs.full(parameter)[-1].reshape(-1)
+            place[part] *= signs.full(parameter)[last].reshape(-1)
         objective.move(Shift(far, vector=place * objective.eps))
-        slow = float(_several(objective.call(), examples)[-1])
+        slow = float(_several(objective, objective.call(), examples)[-1])
         objective.forwards += 2
         tolerance = 1e-3 if objective.flat.half is None else 5e-2
         if math.isfinite(fast) and math.isfinite(slow) and abs(fast - slow) > tolerance * (1 + abs(slow)):
@@ -217,6 +226,13 @@ class Signs:
             return rows[:, :, None] * columns[:, None, :]
         return self._drawn[id(parameter)].view(self.examples, *parameter.shape)
 
+    def only(self, examples: slice) -> Signs:
+        """Those of some of the examples."""
+        other = copy.copy(self)
+        other.examples = examples.stop - examples.start
+        other._drawn = {key: drawn[examples] for key, drawn in self._drawn.items()}
+        return other
+
     def weighted(self, parameter: Tensor, weights: Tensor) -> Tensor:
         """Sum over examples of ``weights`` ``[N]`` times signs, in the parameter's shape."""
         if parameter.ndim == 2:
@@ -241,24 +257,30 @@ class _OtherSize(Exception):
     """The mini-batch has another number of examples than the last one; the argument is the shape that shows it."""
 
 
-def _several(answer: Tensor | float, examples: int) -> Tensor:
-    """A closure's answer as losses ``[examples]``; of one example it may be a number."""
+def _several(objective: Objective, answer: Tensor | float, examples: int) -> Tensor:
+    """A closure's answer as losses of its part of a mini-batch of so many examples; of one it may be a number."""
     if examples == 1 and not (isinstance(answer, Tensor) and answer.ndim):
         return torch.tensor([scalar(answer)], dtype=torch.float64)
     if not isinstance(answer, Tensor) or answer.ndim != 1:
         found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise TypeError(f"closure: expected one loss per example, [{examples}], got {found}")
-    if len(answer) != examples:
+    own = objective.own(examples)
+    if len(answer) != own.stop - own.start or objective.whole(len(answer)) != examples:
         raise _OtherSize(tuple(answer.shape))
     return answer
 
 
 def _displaced(objective: Objective, query: int, scale: float, examples: int) -> Numbers:
-    """Losses of all examples, each at its own place: theta + scale * eps * z_n."""
+    """Losses of all examples, each at its own place: theta + scale * eps * z_n; zero for those of other processes."""
+    own = objective.own(examples)
+    if objective.whole(own.stop - own.start) != examples:
+        raise _OtherSize((objective.whole(own.stop - own.start),))
     objective.move(HERE)
     with _Displaced(objective, query, scale, examples):
         answer = objective.call()
-    return tuple(_several(answer, examples).as_subclass(Tensor).double().tolist())
+    losses = torch.zeros(examples, dtype=torch.float64)
+    losses[own] = _several(objective, answer, examples).as_subclass(Tensor).to(losses)
+    return tuple(losses.tolist())
 
 
 class _PerExampleTensor(Tensor):
@@ -276,7 +298,8 @@ class _Displaced(TorchFunctionMode):
         super().__init__()
         flat, base = objective.flat, objective.direction(query) * objective.eps
         base.mul_(scale)
-        self.examples, self.signs = examples, signs_of(objective, query, examples)
+        self.signs = signs_of(objective, query, examples).only(objective.own(examples))
+        self.examples = self.signs.examples
         # Each parameter and its displacement before signs.
         self.parameters = {
             id(p): (p, part.to(p.dtype)) for p, part in zip(flat.parameters, flat.views(base), strict=True)

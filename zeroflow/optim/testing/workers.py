@@ -6,19 +6,19 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from zeroflow.optim.objective import Numbers
+from zeroflow.optim.objective import Executor, Numbers
 
 T = TypeVar("T")
 
 
-class Backwards:
+class Backwards(Executor):
     """Makes the last evaluation first."""
 
     def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
         return [evaluate(index) for index in reversed(range(count))][::-1]
 
 
-class Twice:
+class Twice(Executor):
     """Makes all evaluations, then all again, and believes the second answers."""
 
     def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
@@ -27,7 +27,7 @@ class Twice:
         return [evaluate(index) for index in range(count)]
 
 
-class Worker:
+class Worker(Executor):
     """One of ``size`` that share every step's evaluations, each with a model and an optimizer of its own.
 
     Args:

@@ -1,0 +1,377 @@
+"""Processes that share the queries of a step, its mini-batch, or both: real ones, which meet over gloo.
+
+One group of processes is started for each number of them, and does everything that is asked of so many.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed, nn
+from torch.nn import functional as F
+
+from zeroflow import ConfigError, TrialConfig, run_trial
+from zeroflow.optim import Executor, Journal, LocalExecutor, Slice, create_optimizer, list_optimizers
+from zeroflow.optim.parallel import DistributedExecutor
+
+NAMES = list_optimizers()
+FORWARD_PASS = [name for name in NAMES if not name.startswith("fo-")]
+SIZES = (6, 5, 1, 6, 5)
+"""Mini-batches: one that divides, one that does not, one smaller than the number of shards."""
+TOLERANCE = 1e-11
+"""Largest difference of a float64 parameter after these steps: a loss's rounding, 1e-16, divided by eps (1e-4 and more), and
+what Adam's and its like's divisions by small numbers make of it. Most differ by less than 1e-13."""
+TRIAL = {"dataset": "some-drawings", "tasks": 2, "epochs": 1, "batch_size": 25, "method": "aper-adapter"}
+TRIALS = {
+    "zo-sgd": {"queries": 2}, "zo-per-example": {}, "zo-svrg": {}, "fo-sgd": {"lr": 0.1},
+}  # fmt: skip
+
+
+def network(hidden: int = 5, *between: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, hidden), *between, nn.Tanh(), nn.Linear(hidden, 3)).double()
+
+
+def examples(size: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    x = torch.randn(size, 4, generator=generator, dtype=torch.float64)
+    return x, torch.randint(3, (size,), generator=generator)
+
+
+def closure_of(model: nn.Module, executor: Executor, size: int, number: int, reduction: str = "mean") -> Slice:
+    x, y = examples(size, number)
+    own = executor.slice(size)
+
+    def loss() -> torch.Tensor:
+        assert own.stop > own.start, "a closure without examples is never called"
+        return F.cross_entropy(model(x[own]), y[own], reduction=reduction)
+
+    return Slice(loss, own.start, own.stop, size)
+
+
+def train(
+    name: str, executor: Executor, model: nn.Module, sizes: Sequence[int] = SIZES, named: bool = True, **options: Any
+) -> dict[str, Any]:
+    """A few steps; what is left: parameters and buffers, losses, the count of forward passes."""
+    options = {"lr": 0.5 if name == "zo-cars" else 0.01, **options}
+    options |= {"snapshot_every": 2} if name == "zo-svrg" else {}
+    params = list(model.named_parameters()) if named else model
+    optimizer = create_optimizer(name, params, queries=5, seed=3, executor=executor, **options)
+    reduction = "none" if optimizer.per_example else "mean"
+    losses = []
+    for number, size in enumerate(sizes):
+        full = [closure_of(model, executor, 5, 100), closure_of(model, executor, min(sizes), 101)]
+        losses.append(float(optimizer.step(closure_of(model, executor, size, number, reduction), full)))
+    return {"state": model.state_dict(), "losses": losses, "forwards": optimizer.forwards}
+
+
+def vector(found: dict[str, Any]) -> torch.Tensor:
+    return torch.cat([value.double().reshape(-1) for value in found["state"].values()])
+
+
+def all_names(executor: Executor) -> dict[str, Any]:
+    return {name: train(name, executor, network()) for name in NAMES}
+
+
+def with_buffers(executor: Executor) -> dict[str, Any]:
+    """With batch norm and dropout: they see other examples than in one process, but all processes end up alike."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="zo-per-example")
+        return {
+            name: train(name, executor, network(5, nn.BatchNorm1d(5), nn.Dropout(0.3)), (6, 7, 4), named=False)
+            for name in NAMES
+            if name != "zo-per-example"
+        }
+
+
+def statistics(executor: Executor) -> dict[str, Any]:
+    return {
+        name: train(name, executor, network(5, nn.BatchNorm1d(5)), (7, 7), named=False, lr=0.0)
+        for name in ("zo-sgd", "fo-sgd")
+    }
+
+
+def traffic(executor: Executor) -> dict[str, Any]:
+    """Numbers sent in a step, by kind of exchange, for two sizes of a network."""
+    found: dict[str, Any] = {}
+    for hidden, name in itertools.product((5, 500), ("zo-sgd", "zo-adam", "forward-grad", "fo-sgd")):
+        counts: dict[str, list[int]] = {"all_gather": [], "all_reduce": []}
+        originals = {kind: getattr(distributed, kind) for kind in counts}
+
+        def counted(kind: str, place: int, counts=counts, originals=originals) -> Callable[..., Any]:
+            def exchange(*args: Any, **kwargs: Any) -> Any:
+                counts[kind].append(args[place].numel())
+                return originals[kind](*args, **kwargs)
+
+            return exchange
+
+        distributed.all_gather, distributed.all_reduce = counted("all_gather", 1), counted("all_reduce", 0)
+        try:
+            train(name, executor, network(hidden), (6,))
+        finally:
+            for kind, original in originals.items():
+                setattr(distributed, kind, original)
+        found[f"{name} {hidden}"] = counts
+    return found
+
+
+def failures(executor: Executor) -> dict[str, str]:
+    """What each process sees of a closure that fails in the last one."""
+    found = {}
+    # An exact gradient of whole mini-batches is nobody else's business.
+    for name in ("zo-sgd", "zo-per-example", "forward-grad", *(("fo-sgd",) if executor.shards > 1 else ())):
+        model = network()
+        before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+        def closure(model: nn.Module = model, name: str = name) -> torch.Tensor:
+            if executor.rank == distributed.get_world_size() - 1:
+                raise KeyError("simulator failed")
+            x, y = examples(6, 0)
+            return F.cross_entropy(model(x), y, reduction="none" if name == "zo-per-example" else "mean")
+
+        optimizer = create_optimizer(name, model, lr=0.1, queries=4, executor=executor)
+        try:
+            optimizer.step(closure)
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+        assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), before)
+    return found
+
+
+def equal_parts(executor: Executor) -> dict[str, Any]:
+    """Closures that do not say which part they look at: every process brings one as large."""
+    found = {}
+    for name in ("zo-sgd", "fo-sgd", "zo-per-example"):
+        model, (x, y) = network(), examples(6, 0)
+        own = executor.slice(6)
+        optimizer = create_optimizer(name, list(model.named_parameters()), lr=0.01, executor=executor)
+        reduction = "none" if optimizer.per_example else "mean"
+        for _ in range(3):
+            optimizer.step(lambda: F.cross_entropy(model(x[own]), y[own], reduction=reduction))  # noqa: B023
+        found[name] = {"state": model.state_dict(), "forwards": optimizer.forwards}
+    return found
+
+
+def parts_in_use(executor: Executor) -> dict[str, Any]:
+    """A parameter that is in the graph of one shard only, and one that is in none, under weight decay."""
+    model = nn.ParameterDict({name: nn.Parameter(torch.ones(3, dtype=torch.float64)) for name in "abc"})
+    optimizer = create_optimizer("fo-sgd", list(model.items()), lr=0.1, weight_decay=0.5, executor=executor)
+    used = "ab"[: 2 - executor.shard]
+    optimizer.step(lambda: sum(model[name].sum() for name in used))
+    return {name: p.detach() for name, p in model.items()}
+
+
+def logged(executor: Executor, folder: Path) -> dict[str, Any]:
+    """Steps whose evaluations are written down."""
+    found = {}
+    for name in FORWARD_PASS:
+        journal = Journal(folder / f"{name}.losses", executor)
+        found[name] = train(name, journal, network())
+        journal.close()
+    return found
+
+
+def trials(executor: Executor) -> dict[str, Any]:
+    import conftest
+
+    conftest.some_drawings.__wrapped__()
+    found = {}
+    for name, more in TRIALS.items():
+        config = TrialConfig.from_dict({**TRIAL, "optimizer": name, "method_options": {"dropout": 0.0}, **more})
+        result = run_trial(config, executor=executor)
+        found[name] = {
+            "losses": [step.loss for step in result.steps], "accuracy": result.accuracy_matrix,
+            "forwards": result.summary["forward_passes"],
+        }  # fmt: skip
+    return found
+
+
+def process(rank: int, size: int, folder: str) -> None:
+    """Everything that is asked of ``size`` processes."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    found: dict[str, Any] = {}
+    queries = DistributedExecutor()
+    found["queries"], found["queries, buffers"] = all_names(queries), with_buffers(queries)
+    if size == 2:
+        shards = DistributedExecutor(shards=2)
+        found |= {
+            "traffic": traffic(shards), "failures of queries": failures(queries), "failures": failures(shards),
+            "equal parts": equal_parts(shards), "logged": logged(shards, Path(folder)), "trials": trials(shards),
+            "parts in use": parts_in_use(shards), "statistics": statistics(shards),
+        }  # fmt: skip
+    if size == 3:
+        shards = DistributedExecutor(shards=3)
+        found["sums"] = shards.map(2, lambda index: ((1.0, 1e16, -1e16)[shards.shard], float(index)), width=2)
+    if size % 2 == 0:
+        shards = DistributedExecutor(shards=2)
+        found["data"], found["data, buffers"] = all_names(shards), with_buffers(shards)
+    else:
+        with pytest.raises(ValueError, match=r"shards=2: .* 3"):
+            DistributedExecutor(shards=2)
+    torch.save(found, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[list[dict[str, Any]], Path]]:
+    """``group(size)``: what each of so many processes found, and the folder they wrote in."""
+    known: dict[int, tuple[list[dict[str, Any]], Path]] = {}
+
+    def found(size: int) -> tuple[list[dict[str, Any]], Path]:
+        if size not in known:
+            folder = tmp_path_factory.mktemp(f"of{size}")
+            torch.multiprocessing.spawn(process, (size, str(folder)), nprocs=size)
+            known[size] = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)], folder
+        return known[size]
+
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    return all_names(LocalExecutor())
+
+
+def same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert torch.equal(vector(first), vector(second))
+    assert first["losses"] == second["losses"] and first["forwards"] == second["forwards"]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_the_bits_do_not_depend_on_how_many_share_the_queries(size: int, group: Any, alone: dict[str, Any]) -> None:
+    buffers = with_buffers(LocalExecutor())
+    for found in group(size)[0]:
+        for name in NAMES:
+            same(found["queries"][name], alone[name])
+        for name in buffers:
+            same(found["queries, buffers"][name], buffers[name])
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_mini_batch_may_be_shared_and_gives_the_same_to_rounding(
+    size: int, group: Any, alone: dict[str, Any]
+) -> None:
+    for found in group(size)[0]:
+        for name in NAMES:
+            shared = found["data"][name]
+            torch.testing.assert_close(vector(shared), vector(alone[name]), rtol=0, atol=TOLERANCE)
+            np.testing.assert_allclose(shared["losses"], alone[name]["losses"], rtol=0, atol=TOLERANCE)
+            assert shared["forwards"] == alone[name]["forwards"]
+
+
+def test_shards_are_added_up_in_their_order(group: Any) -> None:
+    """(1 + 1e16) - 1e16 is 0 in float64, and 1 in any order that begins with the other two."""
+    assert all(found["sums"] == [(0.0, 0.0), (0.0, 3.0)] for found in group(3)[0])
+
+
+def test_two_by_two_processes_have_the_bits_of_one_by_two_also_in_buffers(group: Any) -> None:
+    (reference, *_), _ = group(2)
+    for found in [*group(2)[0], *group(4)[0]]:
+        for kind in ("data", "data, buffers"):
+            for name in reference[kind]:
+                same(found[kind][name], reference[kind][name])
+
+
+@pytest.mark.parametrize("name", ["zo-sgd", "fo-sgd"])
+def test_buffers_become_the_shards_weighted_mean(name: str, group: Any) -> None:
+    """Two steps of batch norm on 4 and 3 of 7 examples, with the network standing still."""
+    mean = torch.zeros(5, dtype=torch.float64)
+    for number in range(2):
+        hidden = network()[0](examples(7, number)[0]).detach()
+        mean = 0.9 * mean + 0.1 * (4 / 7 * hidden[:4].mean(0) + 3 / 7 * hidden[4:].mean(0))
+    for found in group(2)[0]:
+        state = found["statistics"][name]["state"]
+        torch.testing.assert_close(state["1.running_mean"], mean, rtol=0, atol=1e-12)
+        assert int(state["1.num_batches_tracked"]) == 2
+
+
+def test_what_is_exchanged_does_not_depend_on_the_number_of_parameters(group: Any) -> None:
+    for found in group(2)[0]:
+        for name in ("zo-sgd", "zo-adam", "forward-grad"):
+            small, large = found["traffic"][f"{name} 5"], found["traffic"][f"{name} 500"]
+            assert small == large
+            assert small == {"all_gather": [11], "all_reduce": []}  # 10 losses, or 5 with their slopes, and a flag
+        assert len(found["traffic"]["fo-sgd 5"]["all_reduce"]) == 2
+        assert found["traffic"]["fo-sgd 5"]["all_reduce"][1] == 4 * 5 + 5 + 5 * 3 + 3
+
+
+@pytest.mark.parametrize("kind", ["failures", "failures of queries"])
+def test_an_evaluation_that_fails_in_one_process_fails_in_all(kind: str, group: Any) -> None:
+    first, second = (found[kind] for found in group(2)[0])
+    forward_pass = {"zo-sgd", "zo-per-example", "forward-grad"}
+    assert first.keys() == (forward_pass if kind != "failures" else {*forward_pass, "fo-sgd"})
+    assert all(message == "KeyError: 'simulator failed'" for message in second.values())
+    assert all("failed" in message and message.startswith("RuntimeError") for message in first.values())
+
+
+def test_closures_that_do_not_say_their_part_count_alike(group: Any) -> None:
+    expected = equal_parts(LocalExecutor())
+    for found in group(2)[0]:
+        for name, reference in expected.items():
+            shared = found["equal parts"][name]
+            torch.testing.assert_close(vector(shared), vector(reference), rtol=0, atol=TOLERANCE)
+            assert shared["forwards"] == reference["forwards"]
+
+
+def test_a_parameter_moves_if_any_shard_has_a_gradient_for_it(group: Any) -> None:
+    for found in group(2)[0]:
+        parts = found["parts in use"]
+        assert torch.allclose(parts["a"], torch.tensor(1 - 0.1 * (1 + 0.5), dtype=torch.float64))
+        assert torch.allclose(parts["b"], torch.tensor(1 - 0.1 * (0.5 + 0.5), dtype=torch.float64))
+        assert torch.equal(parts["c"], torch.ones(3, dtype=torch.float64))
+
+
+def test_a_log_of_several_processes_is_replayed_by_one_without_a_forward_pass(group: Any) -> None:
+    found, folder = group(2)
+    for name in FORWARD_PASS:
+        same(found[1]["logged"][name], found[0]["data"][name])
+        journal = Journal(folder / f"{name}.losses")
+        model, reached = network(), found[0]["logged"][name]
+        model.forward = lambda *_: pytest.fail("a replay makes no forward pass")
+        replayed = train(name, journal, model)
+        same(replayed, reached)
+        assert not journal.replaying
+
+
+def test_a_trial_on_two_shards_is_near_that_of_one_process(group: Any, some_drawings: str) -> None:
+    """In float32: a loss's rounding, about 1e-7, is divided by eps = 1e-3 in each slope, and multiplied by lr."""
+    expected = trials(LocalExecutor())
+    first, second = (found["trials"] for found in group(2)[0])
+    for name, reference in expected.items():
+        for found in (first[name], second[name]):
+            np.testing.assert_allclose(found["losses"], reference["losses"], rtol=0, atol=1e-5)
+            assert found["forwards"] == reference["forwards"]
+            assert np.nanmax(np.abs(found["accuracy"] - reference["accuracy"])) <= 4
+        assert first[name]["losses"] == second[name]["losses"]
+
+
+def test_slices_have_every_example_once_and_the_first_shard_has_some() -> None:
+    for samples, shards in itertools.product(range(1, 12), range(1, 8)):
+        seen: list[int] = []
+        for shard in range(shards):
+            executor = LocalExecutor()
+            executor.shards, executor.shard = shards, shard
+            seen += range(samples)[executor.slice(samples)]
+            assert shard or seen
+        assert seen == list(range(samples))
+
+
+@pytest.mark.parametrize("bounds", [(-1, 2, 5), (3, 2, 5), (0, 6, 5), (0, 0, 0)])
+def test_slices_that_cannot_be_are_refused(bounds: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="Slice: expected 0 <= start"):
+        Slice(lambda: 0.0, *bounds)
+
+
+def test_more_shards_than_samples_in_a_mini_batch_are_refused(some_drawings: str) -> None:
+    executor = LocalExecutor()
+    executor.shards = 26
+    with pytest.raises(ConfigError, match=r"data shards larger than the batch: 26 shards, batch_size=25"):
+        run_trial(TrialConfig.from_dict({**TRIAL, "optimizer": "zo-sgd"}), executor=executor)
