@@ -342,7 +342,7 @@ def test_a_full_disk_ends_the_sweep_with_one_message_and_loses_nothing(tmp_path)
         "placement: {gpus_per_worker: 0, max_concurrent: 1}\n"
     )
     out.mkdir()
-    script = FULL.format(size=240, out=out, file=file, python=sys.executable, root=ROOT)
+    script = FULL.format(size=216, out=out, file=file, python=sys.executable, root=ROOT)
     run = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", script],
         capture_output=True, text=True, timeout=300,

@@ -330,7 +330,6 @@ def _run(
             method.begin_task(task.classes, randomness.generator(config.seed, randomness.INITIAL_VALUES, task.index))
             method.freeze()
         method.restore(saved["method"])
-        evaluation.kept = {task: kept.to(device) for task, kept in saved["kept"].items()}
     before = account.seconds
 
     for task in scenario.tasks[account.stage :]:
@@ -381,8 +380,8 @@ def _run(
             account.accuracy[task.index, seen.index] = evaluation.accuracy(seen.test, seen.index)
         account.stage, account.seconds = task.index + 1, before + time.perf_counter() - started
         if checkpoints:
-            kept = {seen: kept.cpu() for seen, kept in evaluation.kept.items()}
-            checkpoints.save("tasks", {"account": account.state(), "method": method.state(), "kept": kept})
+            # Without the features kept for evaluation, which are many times larger: a resumed trial computes them again.
+            checkpoints.save("tasks", {"account": account.state(), "method": method.state()})
         on_stage(task.index, account.accuracy, test_samples)
 
     seconds = _training_seconds(account.steps)
