@@ -91,9 +91,21 @@ def with_buffers(executor: Executor) -> dict[str, Any]:
         }
 
 
+class Counting(nn.Module):
+    """Counts the examples it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.tensor(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += len(x)
+        return x
+
+
 def statistics(executor: Executor) -> dict[str, Any]:
     return {
-        name: train(name, executor, network(5, nn.BatchNorm1d(5)), (7, 7), named=False, lr=0.0)
+        name: train(name, executor, network(5, nn.BatchNorm1d(5), Counting()), (7, 7), named=False, lr=0.0)
         for name in ("zo-sgd", "fo-sgd")
     }
 
@@ -291,6 +303,7 @@ def test_buffers_become_the_shards_weighted_mean(name: str, group: Any) -> None:
         state = found["statistics"][name]["state"]
         torch.testing.assert_close(state["1.running_mean"], mean, rtol=0, atol=1e-12)
         assert int(state["1.num_batches_tracked"]) == 2
+        assert int(state["2.seen"]) == 8, "an integer is the first shard's own"
 
 
 def test_what_is_exchanged_does_not_depend_on_the_number_of_parameters(group: Any) -> None:
