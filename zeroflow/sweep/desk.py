@@ -8,6 +8,7 @@ they do not bring along.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,8 +23,12 @@ from zeroflow.results.store import Store
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MARKS = 2**20
-"""Groups are told apart by the last bytes of the memory that their workers ask for: below so many."""
+SWEEPS, GROUPS = 2**14, 2**10
+"""What a group holds on the cluster is known by the last bytes of the memory that its workers ask for, its mark: the number of
+the sweep, from 1, and the number of the group, of so many."""
+
+_GRACE = 20.0
+"""Seconds that a group may go unwatched."""
 
 Setting = Mapping[str, Any]
 Outcome = Mapping[str, Any]
@@ -39,7 +44,8 @@ class Desk:
     def __init__(self, root: str) -> None:
         self.store = Store(root)
         self._trays: dict[str, _Tray] = defaultdict(_Tray)
-        self._watches: set[asyncio.Task[None]] = set()
+        self._alive: set[int] = set()
+        self._dead: set[int] = set()
 
     async def write(self, tables: dict[str, pa.Table]) -> None:
         """``Store.write``."""
@@ -83,46 +89,53 @@ class Desk:
         """How often a group has begun with a cell."""
         return self._trays[group].starts[number]
 
-    async def watch(self, mark: int, owner: Any) -> None:
-        """Give back a group's place on the cluster when the process that started it is dead.
+    async def close(self, group: str, mark: int) -> None:
+        """Forget a group that is dead, or about to be."""
+        self._trays.pop(group, None)
+        self._dead.add(mark)
 
-        Ray Train's own helper for that needs the dashboard, which a local Ray goes without.
+    async def watch(self, mark: int, owner: Any) -> None:
+        """Wait until the process that started a group is dead.
 
         Args:
-            mark: see ``WorkerGroup``. owner: the actor that started the group.
+            mark: of the group. owner: the actor that started it.
         """
-
-        async def wait() -> None:
+        self._alive.add(mark)
+        try:
             while True:
-                try:
-                    await owner.__ray_ready__.remote()  # answered between two cells
-                except RayError:
-                    break
+                await owner.__ray_ready__.remote()  # answered between two cells
                 await asyncio.sleep(1.0)
-            await self.close("", mark)
+        except RayError:
+            self._dead.add(mark)
 
-        task = asyncio.create_task(wait())
-        self._watches.add(task)
-        task.add_done_callback(self._watches.discard)
+    async def keep_order(self, sweep: int) -> None:
+        """As long as the sweep runs: give back what its groups held on the cluster, once they are dead.
 
-    async def close(self, group: str, mark: int) -> None:
-        """Forget a group that is dead or dying, and give back its place on the cluster."""
-        self._trays.pop(group, None)
-        for _ in range(_LOOKS):
-            await asyncio.to_thread(_give_back, mark)
-            await asyncio.sleep(1.0)  # its controller may have been about to ask for it
+        Ray Train's own helper for that needs the dashboard, which a local Ray goes without. A group that nobody watches is
+        given some time: when the desk was killed those who live come again.
+
+        Args:
+            sweep: the part of all its groups' marks that is the same.
+        """
+        unwatched: dict[int, float] = {}
+        while True:
+            for mark, places in (await asyncio.to_thread(_places, sweep)).items():
+                since = unwatched.setdefault(mark, time.monotonic())
+                if mark in self._dead or (mark not in self._alive and time.monotonic() - since > _GRACE):
+                    for place in places:
+                        await asyncio.to_thread(remove_placement_group, place)
+            await asyncio.sleep(1.0)
 
 
-_LOOKS = 5
-"""How often it is looked after a dead group's place."""
-
-
-def _give_back(mark: int) -> None:
-    for found in placement_group_table().values():
-        asked = [int(bundle.get("memory", 0)) % MARKS for bundle in found["bundles"].values()]
-        if found["state"] != "REMOVED" and asked and all(part == mark for part in asked):
-            identity = ray.PlacementGroupID(bytes.fromhex(found["placement_group_id"]))
-            remove_placement_group(PlacementGroup(identity))
+def _places(sweep: int) -> dict[int, list[PlacementGroup]]:
+    """What the groups of a sweep hold on the cluster, by mark."""
+    found = defaultdict(list)
+    for place in placement_group_table().values():
+        marks = {int(bundle.get("memory", 0)) % (SWEEPS * GROUPS) for bundle in place["bundles"].values()}
+        if len(marks) == 1 and (mark := marks.pop()) // GROUPS == sweep and place["state"] != "REMOVED":
+            identity = ray.PlacementGroupID(bytes.fromhex(place["placement_group_id"]))
+            found[mark].append(PlacementGroup(identity))
+    return found
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import random
 import shutil
 import signal
 import tempfile
@@ -109,7 +110,7 @@ def _run(
     from ray import tune
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from zeroflow.sweep.desk import Desk
+    from zeroflow.sweep.desk import SWEEPS, Desk
     from zeroflow.sweep.queue import CellQueue
     from zeroflow.sweep.train import run_cell
 
@@ -118,8 +119,10 @@ def _run(
 
     commit = checkout_commit()
     scratch = _scratch_folder()
+    number = random.randrange(1, SWEEPS)  # tells it from others on the cluster
     common = {
-        "root": store.root, "data_dir": data_dir, "commit": commit, "scratch": scratch, "retries": placement.retries,
+        "root": store.root, "data_dir": data_dir, "commit": commit, "scratch": scratch, "sweep": number,
+        "retries": placement.retries,
     }  # fmt: skip
     claims = None
     try:
@@ -135,6 +138,7 @@ def _run(
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Desk)
         desk = remote.options(scheduling_strategy=here).remote(store.root)
+        order = desk.keep_order.remote(number)
 
         def trial(setting: Mapping[str, Any]) -> None:
             run_cell(setting["one"], desk)
@@ -165,6 +169,7 @@ def _run(
         )  # fmt: skip
         with suppress(KeyboardInterrupt), progress.reporting(record):
             tuner.fit()
+        ray.cancel(order)
         left = len(queue.waiting) + len(queue.running) + len(queue.elsewhere)
         return SweepEnd(progress.failed, queue.stopped or ("interrupted" if left else None))
     finally:

@@ -18,7 +18,7 @@ import ray
 import ray.train
 import ray.train.torch
 
-from zeroflow.sweep.desk import MARKS
+from zeroflow.sweep.desk import GROUPS, SWEEPS
 from zeroflow.sweep.placement import CellPlacement
 
 _FOREVER = datetime.timedelta(days=30)
@@ -35,7 +35,7 @@ class WorkerGroup:
     Args:
         placement: of its cells. loop: the Ray Train loop, called with ``{"desk": ..., "group": name, "shards": number}``; an
             empty cell tells it to end.
-        desk: see ``Desk``. retries: deaths of workers, preemptions apart, until the group ends. scratch: folder.
+        desk: see ``Desk``. sweep: its number. retries: deaths of workers, preemptions apart, until the group ends. scratch: folder.
     """
 
     kept: ClassVar[WorkerGroup | None] = None
@@ -44,7 +44,7 @@ class WorkerGroup:
     name: str
     """Of its tray on the desk."""
     mark: int
-    """By which its place on the cluster is known: so many bytes of memory more are asked for than cells need."""
+    """By which its place on the cluster is known, see ``desk.GROUPS``: so many bytes of memory more than cells need."""
 
     @classmethod
     def of(cls, placement: CellPlacement, *arguments: Any) -> WorkerGroup:
@@ -55,13 +55,13 @@ class WorkerGroup:
             cls.kept = cls(placement, *arguments)
         return cls.kept
 
-    def __init__(self, placement: CellPlacement, loop: Any, desk: Any, retries: int, scratch: str) -> None:
+    def __init__(self, placement: CellPlacement, loop: Any, desk: Any, sweep: int, retries: int, scratch: str) -> None:
         self.placement, self.desk, self.name = placement, desk, uuid.uuid4().hex
-        self.mark = 1 + int(self.name, 16) % (MARKS - 1)
+        self.mark = sweep * GROUPS + int(self.name, 16) % GROUPS
         self.error: BaseException | None = None
         self.number = self._cells = 0
         gpus, resources = placement.gpus_per_worker or 0.0, placement.worker
-        resources["memory"] = resources.get("memory", 0.0) // MARKS * MARKS + self.mark
+        resources["memory"] = resources.get("memory", 0.0) // (SWEEPS * GROUPS) * (SWEEPS * GROUPS) + self.mark
         # nccl for gradients, where each worker has a GPU of its own; it refuses two on one. A few numbers go by gloo anyway.
         backend = "cpu:gloo,cuda:nccl" if gpus >= 1 else "gloo"
         self._trainer = ray.train.torch.TorchTrainer(
@@ -75,7 +75,7 @@ class WorkerGroup:
                 name=self.name, storage_path=scratch, failure_config=ray.train.FailureConfig(max_failures=retries)
             ),
         )
-        ray.get(desk.watch.remote(self.mark, ray.get_runtime_context().current_actor))
+        self._watch = desk.watch.remote(self.mark, ray.get_runtime_context().current_actor)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 

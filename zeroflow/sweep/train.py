@@ -39,7 +39,7 @@ def run_cell(setting: Mapping[str, Any], desk: Any) -> None:
 
     Args:
         setting: ``cell`` (canonical configuration), ``placement`` (of ``CellPlacement``), ``root`` (of the store),
-            ``data_dir``, ``commit``, ``scratch`` (a folder), ``retries``, ``tries`` (how often it ran out of memory),
+            ``data_dir``, ``commit``, ``scratch`` (a folder), ``sweep`` (a number), ``retries``, ``tries`` (how often it ran out of memory),
             ``last`` (whether it is not tried again then).
         desk: see ``Desk``.
     """
@@ -71,7 +71,7 @@ def _alone(setting: Mapping[str, Any], placement: CellPlacement, desk: Any) -> M
 def _shared(setting: Mapping[str, Any], placement: CellPlacement, desk: Any) -> Mapping[str, Any]:
     deaths, retries = 0, setting["retries"]
     while True:
-        group = WorkerGroup.of(placement, work, desk, retries, setting["scratch"])
+        group = WorkerGroup.of(placement, work, desk, setting["sweep"], retries, setting["scratch"])
         try:
             return group.run(setting)
         except GroupDied as death:
