@@ -17,7 +17,8 @@ from typing import Any
 import click
 
 from zeroflow.optim import ENHANCEMENTS, list_optimizers
-from zeroflow.results import load
+from zeroflow.results import Store, load
+from zeroflow.results.sweeps import sweeps
 from zeroflow.results.tables import render_markdown, summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,8 +41,8 @@ def sweep_table(store: str) -> str:
 
 
 def wall_time(store: str) -> str:
-    """How long a sweep took from its command to its end."""
-    record = json.loads((RESULTS / store / "sweeps.jsonl").read_text().splitlines()[0])
+    """How long the first sweep of a store took from its command to its end."""
+    record = sweeps(Store(RESULTS / store))[0]
     minutes = record["seconds"] / 60
     return f"The {record['cells']} cells took {minutes:.1f} minutes on {record['cpus']} CPU cores, start of Ray included.\n"
 
@@ -222,6 +223,90 @@ def estimators() -> str:
     return "\n".join([*lines, "", verdict, ""])
 
 
+def measured(name: str) -> dict[str, Any]:
+    """A committed measurement."""
+    return json.loads((RESULTS / "benchmarks" / f"{name}.json").read_text())
+
+
+def source(result: dict[str, Any]) -> str:
+    commit = (result["git_commit"] or "unknown")[:10] + ("+" if result["git_dirty"] else "")
+    return f"`{result['command']}`; {result['device']}, {result['threads']} thread(s) a process; commit {commit}."
+
+
+def query_workers() -> str:
+    """What a second worker brings, and what the exchange costs."""
+    result = measured("query_workers")
+    names = {"one": "one worker", "queries": "share the queries", "data": "share the mini-batch"}
+    lines = [
+        "| workers | | ms a step | steps per second | speed-up | exchange, ms | % of a step |",
+        "|---:|---|" + "---:|" * 5,
+    ]
+    lines += [
+        f"| {row['workers']} | {names[row['way']]} | {1e3 * row['step_seconds']:.1f} | {row['steps_per_second']:.3f} | "
+        f"{row['speedup']:.2f} | {1e3 * row['exchange_seconds']:.3f} | {100 * row['exchange_share']:.2f} |"
+        for row in result["workers"]
+    ]
+    what = (
+        f"`{result['optimizer']}`, q = {result['queries']}, mini-batches of {result['batch']}, the embedded backbone:"
+    )
+    return "\n".join([what, "", *lines, "", source(result), ""])
+
+
+def replay() -> str:
+    """What it takes to go on from the log."""
+    result = measured("query_workers")
+    lines = [
+        "| optimizer | a step, ms | replayed, ms | times faster | log of a task, bytes | full checkpoint, bytes | steps of a task |",
+        "|---|" + "---:|" * 6,
+    ]
+    lines += [
+        f"| {row['optimizer']} | {1e3 * row['step_seconds']:.1f} | {1e3 * row['replayed_seconds']:.2f} | {1 / row['ratio']:.0f} | "
+        f"{row['log_bytes_per_task']:,.0f} | {row['checkpoint_bytes']:,} | {row['steps_per_task']:,} |"
+        for row in result["replay"]
+    ]
+    return "\n".join(
+        [f"q = {result['queries']}, a log of {result['queries']} queries a step:", "", *lines, "", source(result), ""]
+    )
+
+
+def forecast() -> str:
+    """How many steps more workers would make; arithmetic, with what it assumes."""
+    result = measured("query_workers")["forecast"]
+    queries = sorted({row["queries"] for row in result["rows"]})
+    rows = {(row["queries"], row["workers"]): row for row in result["rows"]}
+    lines = ["| workers | " + " | ".join(f"q = {q}: steps per second (speed-up)" for q in queries) + " |"]
+    lines.append("|---:|" + "---:|" * len(queries))
+    for workers in sorted({row["workers"] for row in result["rows"]}):
+        cells = [rows[q, workers] for q in queries]
+        texts = [
+            f"{row['steps_per_second']:.2f} ({row['speedup']:.1f}"
+            + (f", {row['shards']} slices" if row["shards"] > 1 else "")
+            + ")"
+            for row in cells
+        ]
+        lines.append(f"| {workers} | {' | '.join(texts)} |")
+    return "\n".join([*lines, "", "Assumed:", "", *(f"- {assumption}" for assumption in result["assumptions"]), ""])
+
+
+def many_cells() -> str:
+    """Whether late cells cost what early ones do."""
+    result = measured("many_cells")
+    return (
+        f"{result['cells']} trivial cells, {result['concurrent']} at a time, {result['seconds_inside_a_cell']:.3f} s of work each: "
+        f"{result['early_seconds_per_cell']:.3f} s from one to the next after the first ten, "
+        f"{result['late_seconds_per_cell']:.3f} s at the end ({result['late_to_early']:.2f} times). {source(result)}\n"
+    )
+
+
+def planning() -> str:
+    """How long `zeroflow plan` takes."""
+    result = measured("plan")
+    multiples = result["times importing torch"]
+    lines = ["| | seconds | times importing torch |", "|---|---:|---:|"]
+    lines += [f"| {name} | {value:.2f} | {multiples[name]:.2f} |" for name, value in result["seconds"].items()]
+    return "\n".join([f"{result['cells']:,} cells:", "", *lines, ""])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "optimizer-list": optimizer_list,
     "estimators": estimators,
@@ -233,6 +318,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "room-search": lambda: sweep_table("room_search"),
     "room-table": lambda: sweep_table("room"),
     "cell-overhead": cell_overhead,
+    "query-workers": query_workers,
+    "replay": replay,
+    "forecast": forecast,
+    "many-cells": many_cells,
+    "planning": planning,
     "model-card": model_card,
     "optimizer-time": optimizer_time,
     "optimizer-memory": optimizer_memory,

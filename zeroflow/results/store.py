@@ -163,8 +163,11 @@ class Store:
         done = self.done()
         return {row["cell_id"]: row for row in self.load("failures").to_pylist() if row["cell_id"] not in done}
 
-    def load(self, table: str) -> pa.Table:
+    def load(self, table: str, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of a table, cells in the order of their ids, in the declared columns; empty if there are none.
+
+        Args:
+            table: its name. columns: the ones to read, which is quicker than all; default: all.
 
         Rows of cells that are not done (the process was killed between two files) are left out. Files that cannot be
         read are skipped, with a warning that names them.
@@ -181,10 +184,13 @@ class Store:
         if table != "trials":
             done = {_cell(info) for info in trials if self._looks_complete(info)}
             files = [info for info in self._files(table) if table == "failures" or _cell(info) in done]
-        rows, unreadable = self._read(SCHEMAS[table], [info.path for info in files])
+        schema = SCHEMAS[table]
+        if columns is not None:
+            schema = pa.schema([field for field in schema if field.name in columns], metadata=schema.metadata)
+        rows, unreadable = self._read(schema, [info.path for info in files])
         if unreadable:
             warnings.warn(f"skipped files that cannot be read: {', '.join(unreadable)}", stacklevel=2)
-        if table == "trials":
+        if table == "trials" and "schema_version" in rows.column_names:
             _check_version(rows["schema_version"], self.root)
         return rows
 

@@ -45,6 +45,11 @@ _LAYOUT = ("dataset", "method", "tasks", "validation", "batch_size", "class_orde
 # Where steps are known from: an optimizer may take more passes than its formula says (a snapshot), so its own come first.
 _STEPS = ((*_LAYOUT, "optimizer", "optimizer_options"), _LAYOUT, _LAYOUT[:3])
 
+COLUMNS = tuple(
+    dict.fromkeys([*FEATURES, *_LAYOUT, "workers", "seconds", "training_seconds", "forward_passes", "device"])
+)
+"""The columns of ``trials`` that tell what cells cost."""
+
 Vector = npt.NDArray[np.float64]
 
 

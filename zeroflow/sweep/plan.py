@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from zeroflow.data import datasets
 from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.store import Store
-from zeroflow.sweep.estimate import Estimate, estimate
+from zeroflow.sweep.estimate import COLUMNS, Estimate, estimate
 from zeroflow.sweep.grid import Grid
 from zeroflow.trial.config import TrialConfig
 
@@ -55,6 +55,10 @@ class Plan:
             paths = ", ".join(str(p) for p in datasets.get(name).missing(None if data_dir is None else Path(data_dir)))
             lines.append(f"  {name}: {len(waiting)} cells wait for {paths}. {datasets.get(name).where}")
         if self.missing:
+            sizes = Counter(self.grid.placement.of(config).workers_per_trial for config in self.missing)
+            if set(sizes) != {1}:
+                shared = ", ".join(f"{cells} cells on {size}" for size, cells in sorted(sizes.items(), reverse=True))
+                lines.append(f"workers a cell: {shared}")
             lines.append(self.estimate.describe(price_per_hour))
         return "\n".join(lines)
 
@@ -80,5 +84,5 @@ def make_plan(grid: Grid, store: Store, data_dir: str | None) -> Plan:
         else:
             missing.append(config)
     # With nothing to run no row needs to be read.
-    trials = store.load("trials") if finished and missing else SCHEMAS["trials"].empty_table()
+    trials = store.load("trials", COLUMNS) if finished and missing else SCHEMAS["trials"].empty_table()
     return Plan(grid, done, failed, missing, unavailable, estimate(missing, trials, grid.placement.of))
