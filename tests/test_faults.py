@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
 import zeroflow.results
-from zeroflow.results.claims import FolderClaims
+from zeroflow.results.claims import FolderClaims, ObjectClaims
 from zeroflow.results.store import Store
 from zeroflow.results.sweeps import sweeps
 from zeroflow.sweep.grid import load_grid
@@ -47,7 +48,7 @@ placement:
 class Sweep:
     """A real sweep in processes of its own."""
 
-    def __init__(self, file: Path, out: Path, *arguments: str) -> None:
+    def __init__(self, file: Path, out: Path | str, *arguments: str) -> None:
         command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), "--grid", str(file), "--results", str(out)]
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -260,7 +261,7 @@ def test_two_sweeps_on_one_store_run_no_cell_twice(tmp_path) -> None:
 
 HOLD = """
 import sys
-from zeroflow.results.claims import FolderClaims
+from zeroflow.results.claims import FolderClaims, ObjectClaims
 claims = FolderClaims(sys.argv[1])
 print(claims.take(sys.argv[2]), flush=True)
 sys.stdin.read()
@@ -289,6 +290,49 @@ def test_a_claim_in_a_folder_excludes_other_processes_and_dies_with_its_holder(t
     )
     assert other.stdout == "True\n"
     mine.close()
+
+
+def test_a_claim_in_an_object_store_excludes_others_and_is_void_when_it_is_not_renewed(s3: str) -> None:
+    def claims(lease: float) -> ObjectClaims:
+        return ObjectClaims(*fs.FileSystem.from_uri("s3://bucket/claimed"), lease=lease)
+
+    # Times in an object store are whole seconds.
+    first, second = claims(6.0), claims(6.0)
+    assert first.take("a") and first.take("a") and not second.take("a") and second.take("b")
+    time.sleep(8.0)
+    assert not second.take("a"), "renewed meanwhile"
+    first.release("a")
+    assert second.take("a") and not first.take("a")
+    # One that stops without a word: its claims are void after a while.
+    second._ended.set()
+    second._thread.join()
+    assert not first.take("b")
+    wait_for(lambda: first.take("b"), 20)
+    first.close()
+    listing = fs.FileSelector("bucket/claimed/claims/b", allow_not_found=True)
+    assert not fs.FileSystem.from_uri("s3://bucket/claimed")[0].get_file_info(listing)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_sweep_into_an_object_store(s3: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "grid.yaml"
+    file.write_text(
+        "base: {checkpoint: none, image_size: 7, tasks: 5, epochs: 1, batch_size: 400}\n"
+        "grid: [{method: simplecil}, {method: aper-adapter, optimizer: zo-sgd}]\nplacement: {gpus_per_worker: 0}\n"
+    )
+    sweep = Sweep(file, "s3://bucket/swept")
+    assert "2 of 2 cells done" in sweep.wait(), sweep.output()
+    store = Store("s3://bucket/swept")
+    grid = load_grid(file)
+    assert store.done() == {config.cell_id for config in grid.cells}
+    assert [record["state"] for record in sweeps(store)] == ["finished"]
+    filesystem, base = fs.FileSystem.from_uri("s3://bucket/swept")
+    names = [i.path for i in filesystem.get_file_info(fs.FileSelector(base, recursive=True)) if i.is_file]
+    assert not [name for name in names if "/claims/" in name or name.endswith(".cells.json")], names
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()], "nothing unfinished is left"
+    assert "2 done, 0 failed, 0 to run" in Sweep(file, "s3://bucket/swept").wait()
 
 
 OUT_OF_MEMORY = """

@@ -418,51 +418,6 @@ def test_a_cell_that_was_finished_in_the_meantime_is_not_overwritten(store: Stor
 # Object stores
 
 
-ACCESS_DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    """The address of an S3 server with an empty bucket ``bucket``; as Amazon's, it knows nobody without credentials."""
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import WSGIRequestHandler, make_server
-
-    class Quiet(WSGIRequestHandler):
-        def log_request(self, *_: object) -> None: ...
-
-    backend = DomainDispatcherApplication(create_backend_app)
-
-    def application(environ: dict[str, Any], start_response: Any) -> Any:
-        if "HTTP_AUTHORIZATION" in environ:
-            return backend(environ, start_response)
-        start_response("403 Forbidden", [("Content-Type", "application/xml")])
-        return [ACCESS_DENIED]
-
-    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    address = f"127.0.0.1:{server.server_port}"
-    fs.S3FileSystem(
-        access_key="key", secret_key="secret", region="us-east-1", endpoint_override=address, scheme="http",
-        allow_bucket_creation=True,
-    ).create_dir("bucket")  # fmt: skip
-    yield address
-    server.shutdown()
-    thread.join()
-
-
-@pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The same, with the environment of someone who uses it."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{s3_server}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1",
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_CONFIG_FILE": os.devnull,
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    return s3_server
-
-
 def test_s3_holds_what_a_folder_holds(s3: str, store: Store) -> None:
     remote = Store("s3://bucket/some/results")
     assert remote.done() == set() and remote.failed() == {} and len(remote.load("trials")) == 0
