@@ -18,6 +18,7 @@ import click
 
 from zeroflow.optim import ENHANCEMENTS, list_optimizers
 from zeroflow.results import Store, load
+from zeroflow.results.schema import markdown
 from zeroflow.results.sweeps import sweeps
 from zeroflow.results.tables import render_markdown, summary
 
@@ -323,6 +324,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "forecast": forecast,
     "many-cells": many_cells,
     "planning": planning,
+    "schema": markdown,
     "model-card": model_card,
     "optimizer-time": optimizer_time,
     "optimizer-memory": optimizer_memory,

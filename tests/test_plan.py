@@ -18,7 +18,8 @@ from zeroflow.cli import main
 from zeroflow.results import Store
 from zeroflow.results.records import tables
 from zeroflow.sweep.estimate import Estimate, Finished, estimate
-from zeroflow.sweep.grid import SweepPlacement, load_grid, parse_grid
+from zeroflow.sweep.grid import load_grid, parse_grid
+from zeroflow.sweep.placement import CellPlacement
 from zeroflow.sweep.plan import make_plan
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.result import TrialResult
@@ -57,7 +58,7 @@ def finish(
 
 def of(store: Store, values: dict[str, Any], **placement: Any) -> Estimate:
     """The estimate of one cell."""
-    place = SweepPlacement(**placement)
+    place = CellPlacement(**placement)
     return estimate([TrialConfig.from_dict(values)], store.load("trials"), lambda config: place)
 
 

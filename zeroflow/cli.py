@@ -191,7 +191,10 @@ def sweep(
         stopped = end.stopped
     click.echo("\n" + render_text(summary(_rows_of(grid, store))))
     if report and "://" not in store.root and store.done():
-        click.echo(f"\nreport: {write_report(store.root, Path(store.root) / 'report.html')}")
+        try:
+            click.echo(f"\nreport: {write_report(store.root, Path(store.root) / 'report.html')}")
+        except OSError as error:
+            click.echo(f"\nno report: {error.strerror}", err=True)
     left = make_plan(grid, store, folder)
     absent = sum(len(c) for c in left.unavailable.values())
     if stopped:

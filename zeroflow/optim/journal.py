@@ -6,6 +6,7 @@ checkpoint of everything, as small as it can be.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from collections.abc import Callable
@@ -64,7 +65,11 @@ class Journal(Executor):
         results = self.executor.map(count, evaluate, width)
         numbers = np.array(results, "<f8").reshape(-1)
         if self._file is not None:
-            self._file.write(np.concatenate([[np.float64(len(numbers))], numbers]).astype("<f8").tobytes())
+            record = np.concatenate([[np.float64(len(numbers))], numbers]).astype("<f8").tobytes()
+            written = self._file.write(record)
+            if written != len(record):  # a full disk takes a part: what follows it could not be read
+                os.truncate(self.path, self.path.stat().st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         return results
 
     def broadcast(self, content: bytes) -> bytes:

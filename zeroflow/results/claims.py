@@ -84,7 +84,7 @@ class FolderClaims:
 class ObjectClaims:
     """Claims on the cells of a store in an object store, renewed by a thread of this process.
 
-    A claim is ``<base>/claims/<cell>/<holder>``. Who has written one and then sees another's takes his own back: of two that
+    A claim is ``<base>/claims/<cell>.<holder>``. Who has written one and then sees another's takes his own back: of two that
     come at the same moment neither may get the cell, never both. Listings must show what has been written (S3 and GCS do).
 
     Args:
@@ -104,16 +104,17 @@ class ObjectClaims:
             if cell in self._held:
                 return True
             self._write(cell)
-            found = self._filesystem.get_file_info(fs.FileSelector(f"{self._base}/{cell}", allow_not_found=True))
-            own = next((info for info in found if info.base_name == self._holder), None)
+            found = self._filesystem.get_file_info(fs.FileSelector(self._base, allow_not_found=True))
+            found = [info for info in found if info.is_file and info.base_name.startswith(f"{cell}.")]
+            own = next((info for info in found if info.base_name == f"{cell}.{self._holder}"), None)
             # Their times are all of the same clock, the object store's.
             now = own.mtime.timestamp() if own and own.mtime else 0.0
-            others = [i for i in found if i.is_file and i is not own]
+            others = [info for info in found if info is not own]
             if own is None or any(i.mtime and now - i.mtime.timestamp() < self._lease for i in others):
-                self._delete(cell, self._holder)
+                self._delete(f"{cell}.{self._holder}")
                 return False
             for void in others:
-                self._delete(cell, void.base_name)
+                self._delete(void.base_name)
             self._held.add(cell)
             return True
 
@@ -121,7 +122,7 @@ class ObjectClaims:
         with self._lock:
             if cell in self._held:
                 self._held.discard(cell)
-                self._delete(cell, self._holder)
+                self._delete(f"{cell}.{self._holder}")
 
     def close(self) -> None:
         self._ended.set()
@@ -131,20 +132,21 @@ class ObjectClaims:
 
     def _renew(self) -> None:
         while not self._ended.wait(self._lease / 4):
-            with self._lock:
-                for cell in self._held:
-                    try:
-                        self._write(cell)
-                    except OSError:
-                        continue  # the next time, or never: then the claim is void, and the worst is a cell computed twice
+            for cell in list(self._held):
+                try:
+                    self._write(cell)
+                    if cell not in self._held:  # given back meanwhile
+                        self._delete(f"{cell}.{self._holder}")
+                except OSError:
+                    continue  # the next time, or never: then the claim is void, and the worst is a cell computed twice
 
     def _write(self, cell: str) -> None:
-        with self._filesystem.open_output_stream(f"{self._base}/{cell}/{self._holder}") as stream:
+        with self._filesystem.open_output_stream(f"{self._base}/{cell}.{self._holder}") as stream:
             stream.write(b"claimed")
 
-    def _delete(self, cell: str, holder: str) -> None:
+    def _delete(self, name: str) -> None:
         try:
-            self._filesystem.delete_file(f"{self._base}/{cell}/{holder}")
+            self._filesystem.delete_file(f"{self._base}/{name}")
         except OSError:
             return  # gone already
 

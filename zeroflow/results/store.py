@@ -38,6 +38,7 @@ _MAGIC = b"PAR1"
 _NO_CHECKSUM = b"\0" * 8  # until the file is whole
 _ROW_START = len(_MAGIC) + len(_NO_CHECKSUM)
 _SMALLEST = 12  # bytes of a Parquet file: magic, length of the footer, magic
+_ENOUGH = 2**14  # bytes that must find room where a cell is to be written
 _LEFTOVER_SECONDS = 3600.0
 _MANY = 100  # rows from which on a file gains by dictionaries, statistics and compression
 _READERS = 16  # threads that wait for files
@@ -123,8 +124,8 @@ class Store:
         if self._local:
             try:
                 Path(self._base).mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=self._base):
-                    pass
+                with tempfile.TemporaryFile(dir=self._base, buffering=0) as file:
+                    file.write(bytes(_ENOUGH))
             except OSError as error:
                 raise ConfigError(f"results {self.root!r}: cannot be written: {error.strerror}") from None
         else:
@@ -134,13 +135,31 @@ class Store:
                 self._filesystem.delete_file(path)
 
     def claims(self) -> Claims:
-        """A process's claims on cells, so that sweeps on the same store at the same time run no cell twice."""
-        return FolderClaims(self._base) if self._local else ObjectClaims(self._filesystem, self._base)
+        """A process's claims on cells, so that sweeps on the same store at the same time run no cell twice.
+
+        Raises:
+            ConfigError: the store cannot be written.
+        """
+        try:
+            return FolderClaims(self._base) if self._local else ObjectClaims(self._filesystem, self._base)
+        except OSError as error:
+            raise ConfigError(f"results {self.root!r}: cannot be written: {error.strerror}: {error.filename}") from None
 
     def has(self, cell: str) -> bool:
         """Whether a cell is finished; see ``done``."""
         with self._reaching("read"):
             return self._looks_complete(self._filesystem.get_file_info(self._path("trials", cell)))
+
+    def failed_at(self, cell: str) -> float | None:
+        """When a cell's failure was recorded, seconds since 1970; None if there is none."""
+        with self._reaching("read"):
+            info = self._filesystem.get_file_info(self._path("failures", cell))
+        return info.mtime_ns / 1e9 if info.is_file else None
+
+    def row(self, table: str, cell: str) -> dict[str, Any] | None:
+        """The row of one cell in a table that has one for each; None if there is none, or none that can be read."""
+        rows, _ = self._read(SCHEMAS[table], [self._path(table, cell)])
+        return rows.to_pylist()[0] if len(rows) else None
 
     def write_failure(self, table: pa.Table) -> None:
         """Record that a cell failed: one row from ``records.failure``."""

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from zeroflow.errors import ConfigError
+
 if TYPE_CHECKING:
     from zeroflow.results.store import Store
     from zeroflow.trial.config import TrialConfig
@@ -24,12 +26,18 @@ if TYPE_CHECKING:
 _LOST_AFTER = 90.0
 """Seconds without a word after which a sweep that has not said how it ended counts as killed."""
 
+_FORGOTTEN_AFTER = 86400.0
+"""Seconds after which that is written down."""
+
 
 class SweepRecord:
     """The record of this process's sweep.
 
     Args:
         store: where. name: of the grid. cells: what it runs. placement: how, plain JSON values. commit: of the code.
+
+    Raises:
+        ConfigError: the store cannot be written.
     """
 
     def __init__(
@@ -37,7 +45,8 @@ class SweepRecord:
     ) -> None:
         self.store, self._began = store, time.monotonic()
         for old in sweeps(store):
-            if old["state"] == "killed":
+            # Of another machine, whose clock may differ, only after long.
+            if old["state"] == "killed" and (old["host"] == socket.gethostname() or _silence(old) > _FORGOTTEN_AFTER):
                 stem = str(old.pop("file")).removesuffix(".json")
                 store.put_file(f"sweeps/{stem}.json", (json.dumps(old) + "\n").encode())
                 store.drop_file(f"sweeps/{stem}.cells.json")
@@ -47,8 +56,14 @@ class SweepRecord:
             "grid": name, "cells": len(cells), "commit": commit, "cpus": os.cpu_count(), "machine": platform.machine(),
             "host": socket.gethostname(), "pid": os.getpid(), "started_at": now.isoformat(timespec="seconds"),
         }  # fmt: skip
+        try:
+            self._open(cells, placement)
+        except OSError as error:
+            raise ConfigError(f"results {store.root!r}: cannot be written: {error.strerror or error}") from None
+
+    def _open(self, cells: Sequence[TrialConfig], placement: Mapping[str, Any]) -> None:
         work = {"cells": [config.canonical() for config in cells], "placement": placement}
-        store.put_file(f"{self._file}.cells.json", json.dumps(work).encode())
+        self.store.put_file(f"{self._file}.cells.json", json.dumps(work).encode())
         self.write("running", {})
 
     def write(self, state: str, progress: Mapping[str, Any]) -> None:
@@ -93,11 +108,16 @@ def work_of(store: Store, record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _is_lost(record: Mapping[str, Any]) -> bool:
-    silent = (datetime.now(UTC) - datetime.fromisoformat(record["written_at"])).total_seconds()
-    return silent > _LOST_AFTER or (record["host"] == socket.gethostname() and not _is_alive(record["pid"]))
+    return _silence(record) > _LOST_AFTER or (record["host"] == socket.gethostname() and not is_alive(record["pid"]))
 
 
-def _is_alive(pid: int) -> bool:
+def _silence(record: Mapping[str, Any]) -> float:
+    """Seconds since a record was written."""
+    return (datetime.now(UTC) - datetime.fromisoformat(record["written_at"])).total_seconds()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether this machine has a process of this id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

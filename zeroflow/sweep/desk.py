@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,14 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from zeroflow.results.store import Store
+from zeroflow.sweep.placement import BLOCK
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SWEEPS, GROUPS = 2**14, 2**10
-"""What a group holds on the cluster is known by the last bytes of the memory that its workers ask for, its mark: the number of
-the sweep, from 1, and the number of the group, of so many."""
+SWEEPS, GROUPS = 2**12, 2**12
+"""What a group holds on the cluster is known by how much of a block of memory its workers ask for, its mark: the number of the
+sweep, from 1, and the number of the group, each of so many."""
 
 _GRACE = 20.0
 """Seconds that a group may go unwatched."""
@@ -38,22 +40,24 @@ class Desk:
     """See the module. All methods are called from other processes.
 
     Args:
-        root: of the store.
+        root: of the store. sweep: its number, which tells it from others on the cluster.
     """
 
-    def __init__(self, root: str) -> None:
-        self.store = Store(root)
+    def __init__(self, root: str, sweep: int) -> None:
+        self.store, self.sweep = Store(root), sweep
         self._trays: dict[str, _Tray] = defaultdict(_Tray)
         self._alive: set[int] = set()
         self._dead: set[int] = set()
+        self._over = asyncio.Event()
 
     async def write(self, tables: dict[str, pa.Table]) -> None:
         """``Store.write``."""
         await asyncio.to_thread(self.store.write, tables)
 
-    async def write_failure(self, table: pa.Table) -> None:
-        """``Store.write_failure``."""
-        await asyncio.to_thread(self.store.write_failure, table)
+    async def done(self, cell: str) -> dict[str, float] | None:
+        """``avg``, ``last`` and ``fgt`` of a cell that is finished; None of one that is not."""
+        row = await asyncio.to_thread(self.store.row, "trials", cell)
+        return row and {key: row[key] for key in ("avg", "last", "fgt")}
 
     async def run(self, group: str, number: int, setting: Setting) -> Outcome:
         """Leave a cell for a group of workers, and wait for its outcome.
@@ -75,8 +79,11 @@ class Desk:
         async with tray.changed:
             await tray.changed.wait_for(lambda: bool(tray.waiting()))
             number = min(tray.waiting())
-            tray.starts[number] += 1
             return number, tray.cells[number]
+
+    async def begin(self, group: str, number: int) -> None:
+        """A group begins with a cell, for the first time or again."""
+        self._trays[group].begins[number] += 1
 
     async def answer(self, group: str, number: int, outcome: Outcome) -> None:
         """A worker has the outcome of a cell; the first one counts."""
@@ -85,53 +92,70 @@ class Desk:
             tray.outcomes.setdefault(number, outcome)
             tray.changed.notify_all()
 
-    async def starts(self, group: str, number: int) -> int:
+    async def begins(self, group: str, number: int) -> int:
         """How often a group has begun with a cell."""
-        return self._trays[group].starts[number]
+        return self._trays[group].begins[number]
 
     async def close(self, group: str, mark: int) -> None:
         """Forget a group that is dead, or about to be."""
         self._trays.pop(group, None)
         self._dead.add(mark)
 
+    async def enrol(self) -> int:
+        """A mark for a new group."""
+        taken = self._alive | self._dead | (await asyncio.to_thread(places, self.sweep)).keys()
+        mark = next(m for m in range(self.sweep * GROUPS, (self.sweep + 1) * GROUPS) if m not in taken)
+        self._alive.add(mark)
+        return mark
+
     async def watch(self, mark: int, owner: Any) -> None:
-        """Wait until the process that started a group is dead.
+        """Wait until a group is closed, or the process that started it is dead.
 
         Args:
             mark: of the group. owner: the actor that started it.
         """
         self._alive.add(mark)
         try:
-            while True:
+            while mark not in self._dead:
                 await owner.__ray_ready__.remote()  # answered between two cells
                 await asyncio.sleep(1.0)
         except RayError:
             self._dead.add(mark)
+        self._alive.discard(mark)
 
-    async def keep_order(self, sweep: int) -> None:
+    async def end(self) -> None:
+        """The sweep is over."""
+        self._over.set()
+
+    async def keep_order(self) -> None:
         """As long as the sweep runs: give back what its groups held on the cluster, once they are dead.
 
         Ray Train's own helper for that needs the dashboard, which a local Ray goes without. A group that nobody watches is
         given some time: when the desk was killed those who live come again.
-
-        Args:
-            sweep: the part of all its groups' marks that is the same.
         """
         unwatched: dict[int, float] = {}
-        while True:
-            for mark, places in (await asyncio.to_thread(_places, sweep)).items():
-                since = unwatched.setdefault(mark, time.monotonic())
-                if mark in self._dead or (mark not in self._alive and time.monotonic() - since > _GRACE):
-                    for place in places:
-                        await asyncio.to_thread(remove_placement_group, place)
-            await asyncio.sleep(1.0)
+        while not self._over.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), 1.0)
+            try:
+                held = await asyncio.to_thread(places, self.sweep)
+                for mark, groups in held.items():
+                    since = unwatched.setdefault(mark, time.monotonic())
+                    if mark in self._dead or (mark not in self._alive and time.monotonic() - since > _GRACE):
+                        for place in groups:
+                            await asyncio.to_thread(remove_placement_group, place)
+                unwatched = {
+                    mark: since for mark, since in unwatched.items() if mark in held and mark not in self._alive
+                }
+            except Exception:  # the cluster's head is busy: the next time
+                continue
 
 
-def _places(sweep: int) -> dict[int, list[PlacementGroup]]:
+def places(sweep: int) -> dict[int, list[PlacementGroup]]:
     """What the groups of a sweep hold on the cluster, by mark."""
     found = defaultdict(list)
     for place in placement_group_table().values():
-        marks = {int(bundle.get("memory", 0)) % (SWEEPS * GROUPS) for bundle in place["bundles"].values()}
+        marks = {int(bundle.get("memory", 0)) % BLOCK for bundle in place["bundles"].values()}
         if len(marks) == 1 and (mark := marks.pop()) // GROUPS == sweep and place["state"] != "REMOVED":
             identity = ray.PlacementGroupID(bytes.fromhex(place["placement_group_id"]))
             found[mark].append(PlacementGroup(identity))
@@ -144,7 +168,7 @@ class _Tray:
 
     cells: dict[int, Setting] = field(default_factory=dict)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
-    starts: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    begins: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def waiting(self) -> list[int]:

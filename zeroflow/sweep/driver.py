@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,19 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zeroflow.errors import ConfigError
 from zeroflow.results import records
 from zeroflow.results.store import Store
-from zeroflow.results.sweeps import SweepRecord
+from zeroflow.results.sweeps import SweepRecord, is_alive
 from zeroflow.sweep.placement import Node, SweepPlacement
 from zeroflow.sweep.progress import Progress
 from zeroflow.trial.config import TrialConfig
-from zeroflow.trial.result import checkout_commit
+from zeroflow.trial.result import checkout_commit, code_state
 
 # Read by Ray when it is imported or started, so set before. All are about noise and start-up time, but for two: Tune's
 # snapshots of thousands of trials take longer with every trial, and the store is what a sweep goes on from; and on Ctrl-C Tune
 # would give every trial ten seconds to end, of which none has any use.
 _RAY_SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -108,10 +111,11 @@ def _run(
 ) -> SweepEnd:
     import ray
     from ray import tune
+    from ray.util.placement_group import remove_placement_group
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from zeroflow.sweep.desk import SWEEPS, Desk
-    from zeroflow.sweep.queue import CellQueue
+    from zeroflow.sweep.desk import SWEEPS, Desk, places
+    from zeroflow.sweep.queue import CellQueue, Job
     from zeroflow.sweep.train import run_cell
 
     def nodes() -> list[Node]:
@@ -119,26 +123,28 @@ def _run(
 
     commit = checkout_commit()
     scratch = _scratch_folder()
-    number = random.randrange(1, SWEEPS)  # tells it from others on the cluster
     common = {
-        "root": store.root, "data_dir": data_dir, "commit": commit, "scratch": scratch, "sweep": number,
+        "root": store.root, "data_dir": data_dir, "commit": commit, "code": code_state(commit), "scratch": scratch,
         "retries": placement.retries,
     }  # fmt: skip
-    claims = None
+    claims = desk = None
     try:
         queue = CellQueue(cells, placement, nodes, store, common)
         store.check_writable()
         claims = queue.claims = store.claims()
+        record = SweepRecord(store, name, cells, dataclasses.asdict(placement), commit)
         found = nodes()
         echo(
             f"Ray {ray.__version__} at {ray.get_runtime_context().gcs_address}: {len(found)} node(s), "
             f"{sum(n.get('CPU', 0) for n in found):g} CPUs, {sum(n.get('GPU', 0) for n in found):g} GPUs; "
-            f"{len(cells)} cells, {queue.at_a_time} at a time"
+            f"{len(cells)} cells, {max(map(queue.at_a_time, {job.placement for job in queue.waiting}), default=0)} at a time"
         )
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Desk)
-        desk = remote.options(scheduling_strategy=here).remote(store.root)
-        order = desk.keep_order.remote(number)
+        # Calls that wait are many: of all groups of workers at once.
+        remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=100_000)(Desk)
+        sweep = random.randrange(1, SWEEPS)
+        desk = remote.options(scheduling_strategy=here).remote(store.root, sweep)
+        order = desk.keep_order.remote()
 
         def trial(setting: Mapping[str, Any]) -> None:
             run_cell(setting["one"], desk)
@@ -148,31 +154,38 @@ def _run(
             alone = own["workers_per_trial"] == 1
             return tune.PlacementGroupFactory([_worker(own) if alone else _WAITING])
 
-        trial.__name__ = "cell"
-        progress = Progress(queue, echo)
-        record = SweepRecord(store, name, cells, dataclasses.asdict(placement), commit)
-
-        def died(job: Any, error: str) -> None:
-            row = records.failure(job.config, "TrialDied", error, error, placement.retries + 1)
+        def record_failure(job: Job, outcome: Mapping[str, Any]) -> None:
+            row = records.failure(
+                job.config, outcome["type"], outcome["message"], outcome["traceback"],
+                placement.retries + 1 if outcome["kind"] == "died" else job.tries + 1,
+            )  # fmt: skip
             try:
                 store.write_failure(row)
-            except OSError as refused:
-                queue.stopped = f"results {store.root!r}: cannot be written: {refused.strerror or refused}"
+            except (OSError, ConfigError) as refused:
+                queue.stopped = f"results {store.root!r}: cannot be written: {refused}"
 
+        trial.__name__ = "cell"
+        progress = Progress(queue, echo, record_failure)
         tuner = tune.Tuner(
             tune.with_resources(trial, resources),
             tune_config=tune.TuneConfig(search_alg=queue, num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
-                name="sweep", storage_path=scratch, verbose=0, callbacks=[progress.callback(died)],
+                name="sweep", storage_path=scratch, verbose=0, callbacks=[progress.callback()],
                 failure_config=tune.FailureConfig(max_failures=placement.retries),
             ),
         )  # fmt: skip
-        with suppress(KeyboardInterrupt), progress.reporting(record):
+        with suppress(KeyboardInterrupt), progress.reporting(record), deaths_told_to_tune():
             tuner.fit()
-        ray.cancel(order)
-        left = len(queue.waiting) + len(queue.running) + len(queue.elsewhere)
-        return SweepEnd(progress.failed, queue.stopped or ("interrupted" if left else None))
+        return SweepEnd(progress.failed, queue.stopped or ("interrupted" if queue.left else None))
     finally:
+        if desk:
+            # Tune remembers the trial's function, and with it the desk; and what it was about to give back stays else.
+            with suppress(Exception):
+                ray.get([desk.end.remote(), order], timeout=10)
+            ray.kill(desk)
+            for group in places(sweep).values():
+                for place in group:
+                    remove_placement_group(place)
         if claims:
             claims.close()
         shutil.rmtree(scratch, ignore_errors=True)
@@ -180,11 +193,35 @@ def _run(
 
 def _scratch_folder() -> str:
     """A folder for what Tune and Train insist on writing; those of processes that were killed are removed."""
-    for old in Path(tempfile.gettempdir()).glob("zeroflow-*-*"):
-        pid = old.name.split("-")[1]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+    host = socket.gethostname()
+    for old in Path(tempfile.gettempdir()).glob(f"zeroflow-{host}-*-*"):
+        pid = old.name.removeprefix(f"zeroflow-{host}-").split("-")[0]
+        if pid.isdigit() and not is_alive(int(pid)):
             shutil.rmtree(old, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"zeroflow-{os.getpid()}-")
+    return tempfile.mkdtemp(prefix=f"zeroflow-{host}-{os.getpid()}-")
+
+
+@contextmanager
+def deaths_told_to_tune() -> Iterator[None]:
+    """Let Tune count a process that Ray killed for its memory as one that died.
+
+    Ray says so by an error of its own, which Tune 2.60 does not expect: it would end all trials.
+    """
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import RayActorError, RayError, RayTaskError
+
+    known = RayActorManager._actor_task_failed
+
+    def told(self: Any, task: Any, exception: Exception) -> None:
+        if isinstance(exception, RayError) and not isinstance(exception, RayActorError | RayTaskError):
+            exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
+        known(self, task, exception)
+
+    RayActorManager._actor_task_failed = told
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = known
 
 
 def _worker(placement: Mapping[str, Any]) -> dict[str, float]:

@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import ray
 import ray.train
 import ray.train.torch
+from ray.train import TrainingFailedError
 
-from zeroflow.sweep.desk import GROUPS, SWEEPS
-from zeroflow.sweep.placement import CellPlacement
+from zeroflow.sweep.placement import BLOCK, CellPlacement
 
 _FOREVER = datetime.timedelta(days=30)
 """How long workers wait for each other: between cells as long as it takes. That somebody is dead they learn from Ray."""
@@ -35,7 +35,7 @@ class WorkerGroup:
     Args:
         placement: of its cells. loop: the Ray Train loop, called with ``{"desk": ..., "group": name, "shards": number}``; an
             empty cell tells it to end.
-        desk: see ``Desk``. sweep: its number. retries: deaths of workers, preemptions apart, until the group ends. scratch: folder.
+        desk: see ``Desk``. retries: deaths of workers, preemptions apart, until the group ends. scratch: folder.
     """
 
     kept: ClassVar[WorkerGroup | None] = None
@@ -44,7 +44,9 @@ class WorkerGroup:
     name: str
     """Of its tray on the desk."""
     mark: int
-    """By which its place on the cluster is known, see ``desk.GROUPS``: so many bytes of memory more than cells need."""
+    """By which its place on the cluster is known, see ``desk.GROUPS``."""
+    number: int
+    """Of the cell in work, among those of this group."""
 
     @classmethod
     def of(cls, placement: CellPlacement, *arguments: Any) -> WorkerGroup:
@@ -55,13 +57,14 @@ class WorkerGroup:
             cls.kept = cls(placement, *arguments)
         return cls.kept
 
-    def __init__(self, placement: CellPlacement, loop: Any, desk: Any, sweep: int, retries: int, scratch: str) -> None:
+    def __init__(self, placement: CellPlacement, loop: Any, desk: Any, retries: int, scratch: str) -> None:
         self.placement, self.desk, self.name = placement, desk, uuid.uuid4().hex
-        self.mark = sweep * GROUPS + int(self.name, 16) % GROUPS
+        self.mark: int = ray.get(desk.enrol.remote())
         self.error: BaseException | None = None
         self.number = self._cells = 0
         gpus, resources = placement.gpus_per_worker or 0.0, placement.worker
-        resources["memory"] = resources.get("memory", 0.0) // (SWEEPS * GROUPS) * (SWEEPS * GROUPS) + self.mark
+        # Instead of a whole block: what cells were found to fit by stays enough.
+        resources["memory"] = max(resources.get("memory", 0.0) - BLOCK, 0.0) + self.mark
         # nccl for gradients, where each worker has a GPU of its own; it refuses two on one. A few numbers go by gloo anyway.
         backend = "cpu:gloo,cuda:nccl" if gpus >= 1 else "gloo"
         self._trainer = ray.train.torch.TorchTrainer(
@@ -83,7 +86,7 @@ class WorkerGroup:
         """Have a cell worked on, and wait for its outcome.
 
         Raises:
-            GroupDied: the group ended before it had one; ``starts`` of it are how often it had begun.
+            GroupDied: the group ended before it had one; ``Desk.begins`` tells how often it had begun.
         """
         number = self.number = self._cells
         self._cells += 1
@@ -96,12 +99,17 @@ class WorkerGroup:
         ray.cancel(outcome)
         raise GroupDied(f"the group of workers ended: {self.error}") from self.error
 
+    @property
+    def worn_out(self) -> bool:
+        """Whether it ended because its workers had died too often, rather than its controller."""
+        return isinstance(self.error, TrainingFailedError)
+
     def leave(self) -> None:
         """End the group."""
         type(self).kept = None
         if self._thread.is_alive():
             end = self.desk.run.remote(self.name, self._cells, {})
-            self._thread.join()
+            self._thread.join(timeout=30.0)  # or it waits for a node that has gone
             ray.cancel(end)
         ray.get(self.desk.close.remote(self.name, self.mark))
 

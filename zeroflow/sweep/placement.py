@@ -15,6 +15,7 @@ None of it is part of what a cell computes: its id does not depend on it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,8 @@ Changes = Mapping[str, Any]
 Node = Mapping[str, float]
 
 _GIB = 2**30
+BLOCK = 2**24
+"""Bytes of which the memory that cells ask for is a multiple."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,9 @@ class CellPlacement:
 
     @property
     def worker(self) -> dict[str, float]:
-        """What one worker asks Ray for."""
-        asked = {
-            "CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker or 0, "memory": (self.memory_per_worker or 0) * _GIB,
-        }  # fmt: skip
+        """What one worker asks Ray for; memory in whole blocks of 16 MiB, see ``desk.GROUPS``."""
+        memory = math.ceil((self.memory_per_worker or 0) * _GIB / BLOCK) * BLOCK
+        asked = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker or 0, "memory": memory}
         return {name: float(amount) for name, amount in asked.items() if amount}
 
 

@@ -23,6 +23,7 @@ class Plan:
         done: finished in the store. failed: in the failures table and not done. missing: to run.
         unavailable: cells whose data set is not on this machine, by data set.
         estimate: of what the missing cells cost, from the cells that have finished in this store.
+        others: finished cells of the store that are not of this grid.
     """
 
     grid: Grid
@@ -31,6 +32,7 @@ class Plan:
     missing: Sequence[TrialConfig]
     unavailable: Mapping[str, Sequence[TrialConfig]]
     estimate: Estimate
+    others: int = 0
 
     @property
     def seconds(self) -> float | None:
@@ -48,6 +50,8 @@ class Plan:
             f"grid {self.grid.name}: {len(self.grid.cells)} cells: {len(self.done)} done, {len(self.failed)} failed, "
             f"{len(self.missing)} to run, {absent} without their data set"
         ]
+        if self.others:
+            lines.append(f"the store holds {self.others} finished cells of other grids too; they stay as they are")
         if cells:
             lines += [f"  {config.cell_id}  {config.label()}" for config in self.missing]
             lines += [f"  {config.cell_id}  {config.label()}  (failed before)" for config in self.failed]
@@ -63,13 +67,18 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(grid: Grid, store: Store, data_dir: str | None) -> Plan:
-    """Compare a grid with a store; nothing is written."""
+def make_plan(grid: Grid, store: Store, data_dir: str | None, *, elsewhere: bool = False) -> Plan:
+    """Compare a grid with a store; nothing is written.
+
+    Args:
+        grid: what is wanted. store: what is there. data_dir: of the data sets. elsewhere: the cells are run by others, who
+            have their data.
+    """
     finished, failures = store.done(), set(store.load("failures")["cell_id"].to_pylist())
     absent = {
         name
         for name in {config.dataset for config in grid.cells}
-        if datasets.get(name).missing(None if data_dir is None else Path(data_dir))
+        if not elsewhere and datasets.get(name).missing(None if data_dir is None else Path(data_dir))
     }
     done, failed, missing = [], [], []
     unavailable: dict[str, list[TrialConfig]] = defaultdict(list)
@@ -85,4 +94,5 @@ def make_plan(grid: Grid, store: Store, data_dir: str | None) -> Plan:
             missing.append(config)
     # With nothing to run no row needs to be read.
     trials = store.load("trials", COLUMNS) if finished and missing else SCHEMAS["trials"].empty_table()
-    return Plan(grid, done, failed, missing, unavailable, estimate(missing, trials, grid.placement.of))
+    costs = estimate(missing, trials, grid.placement.of)
+    return Plan(grid, done, failed, missing, unavailable, costs, len(finished) - len(done))

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +27,13 @@ class Progress:
     """Counts finished cells and foresees the rest from the seconds of those of the same method.
 
     Args:
-        queue: of the sweep. echo: receives the lines.
+        queue: of the sweep. echo: receives the lines. record_failure: ``(job, outcome)``, of every cell that failed.
     """
 
-    def __init__(self, queue: CellQueue, echo: Callable[[str], None]) -> None:
-        self.queue, self.total, self.echo = queue, len(queue.waiting), echo
+    def __init__(
+        self, queue: CellQueue, echo: Callable[[str], None], record_failure: Callable[[Job, Mapping[str, Any]], None]
+    ) -> None:
+        self.queue, self.total, self.echo, self.record_failure = queue, len(queue.waiting), echo, record_failure
         self.done = self.failed = 0
         self.started = self.last_line = time.monotonic()
         self._seconds: dict[str, list[float]] = defaultdict(list)
@@ -41,16 +43,17 @@ class Progress:
         """A trial's process works on its cell."""
         self._since[trial_id] = datetime.now(UTC).isoformat(timespec="seconds")
 
-    def cell_ended(self, trial_id: str, outcome: Mapping[str, Any]) -> Job | None:
-        """Count a cell and print its line; the job, if it was its last try."""
+    def ended(self, trial_id: str, outcome: Mapping[str, Any]) -> None:
+        """A trial is over: count its cell, print its line, and have a failure recorded."""
         tried = self.queue.running.get(trial_id)
-        job = self.queue.ended(trial_id, outcome)
         if tried is None or "ok" not in outcome:  # stopped in the middle
-            return None
-        seconds = f"({outcome['cell_seconds']:.1f} s)" if "cell_seconds" in outcome else ""
+            return
+        job = self.queue.ended(trial_id, outcome)
+        label, seconds = tried.config.label(), f"({outcome['cell_seconds']:.1f} s)" if "cell_seconds" in outcome else ""
         if job is None:
-            self._line(f"{tried.config.label()}  out of memory, to be tried again with more  {seconds}")
-            return None
+            if outcome["kind"] == "memory":
+                self._line(f"{label}  out of memory, to be tried again with more  {seconds}")
+            return
         if outcome["ok"]:
             self.done += 1
             text = f"Avg {outcome['avg']:.2f}  Last {outcome['last']:.2f}  Fgt {outcome['fgt']:.2f}"
@@ -59,10 +62,10 @@ class Progress:
         else:
             self.failed += 1
             text = f"FAILED: {outcome['type']}: {outcome['message']}"
+            self.record_failure(job, outcome)
         if "cell_seconds" in outcome:
             self._seconds[job.config.method].append(outcome["cell_seconds"])
-        self._line(f"{job.config.label()}  {text.splitlines()[0][:200]}  {seconds}")
-        return job
+        self._line(f"{label}  {(text.splitlines() or [''])[0][:200]}  {seconds}")
 
     @contextmanager
     def reporting(self, record: SweepRecord, silence: float = 60.0) -> Iterator[None]:
@@ -77,7 +80,8 @@ class Progress:
                     continue
                 finally:
                     if time.monotonic() - self.last_line > silence:
-                        waits = f", {len(self.queue.elsewhere)} by other sweeps" if self.queue.elsewhere else ""
+                        theirs = len(self.queue.claimed_elsewhere)
+                        waits = f", {theirs} by other sweeps" if theirs else ""
                         self._line(f"running: {len(self.queue.running)} cells{waits}")
 
         thread = threading.Thread(target=beat, daemon=True)
@@ -85,8 +89,7 @@ class Progress:
         ended = "interrupted"
         try:
             yield
-            left = self.queue.waiting or self.queue.running or self.queue.elsewhere
-            ended = self.queue.stopped or ("interrupted" if left else "finished")
+            ended = self.queue.stopped or ("interrupted" if self.queue.left else "finished")
         finally:
             stop.set()
             thread.join()
@@ -95,8 +98,8 @@ class Progress:
             except Exception as error:
                 self.echo(f"the sweep's record was not written: {error}")
 
-    def callback(self, died: Callable[[Job, str], None]) -> Any:
-        """A Tune callback that feeds this; ``died(job, error)`` is told of cells whose processes died too often."""
+    def callback(self) -> Any:
+        """A Tune callback that feeds this."""
         from ray import tune
 
         progress = self
@@ -106,14 +109,22 @@ class Progress:
                 progress.begun(trial.trial_id)
 
             def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-                progress.cell_ended(trial.trial_id, trial.last_result or {})
+                progress.ended(trial.trial_id, trial.last_result or {})
 
             def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
                 message = f"the process of the trial died: {_error_of(trial)}"
                 kind = "memory" if "OutOfMemory" in message else "died"
-                outcome = {"ok": False, "kind": kind, "type": "TrialDied", "message": message}
-                if job := progress.cell_ended(trial.trial_id, outcome):
-                    died(job, message)
+                if trial.trial_id not in progress._since:
+                    kind = "unbegun"  # a process that died between two cells
+                outcome = {"ok": False, "kind": kind, "type": "TrialDied", "message": message, "traceback": message}
+                progress.ended(trial.trial_id, outcome)
+
+            def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+                # Tune gives some trials up without a word, such as one whose process would not be reset.
+                if iteration % 100 == 0:
+                    for trial in trials:
+                        if trial.trial_id in progress.queue.running and trial.status == "ERROR":
+                            self.on_trial_error(iteration, trials, trial)
 
         return Feed()
 
@@ -122,7 +133,8 @@ class Progress:
         running = list(self.queue.running.items())
         return {
             "done": self.done, "failed": self.failed, "waiting": len(self.queue.waiting),
-            "elsewhere": len(self.queue.elsewhere), "theirs": len(self.queue.theirs), "left_seconds": self.remaining(),
+            "elsewhere": len(self.queue.claimed_elsewhere), "finished_elsewhere": self.queue.finished_elsewhere,
+            "left_seconds": self.remaining(),
             "running": [
                 {"cell_id": job.config.cell_id, "label": job.config.label(), "since": self._since.get(trial),
                  "workers": job.placement.workers_per_trial}
@@ -137,9 +149,9 @@ class Progress:
             return None
         mean = sum(every) / len(every)
         rest = 0.0
-        for job in (*list(self.queue.waiting), *list(self.queue.running.values())):
+        for job in (*self.queue.waiting, *list(self.queue.running.values())):
             alike = self._seconds.get(job.config.method)
-            rest += (sum(alike) / len(alike) if alike else mean) / min(job.fits, self.queue.at_a_time)
+            rest += (sum(alike) / len(alike) if alike else mean) / self.queue.at_a_time(job.placement)
         return rest
 
     def _line(self, text: str) -> None:
@@ -147,9 +159,10 @@ class Progress:
         rest = self.remaining()
         foreseen = "" if rest is None else f"  left ~{duration(rest)}"
         failed = f"  {self.failed} failed" if self.failed else ""
-        ended = self.done + self.failed + len(self.queue.theirs)
+        ended = self.done + self.failed + self.queue.finished_elsewhere
         elapsed = duration(time.monotonic() - self.started)
-        self.echo(f"[{ended}/{self.total}  {elapsed}{foreseen}{failed}]  {text}")
+        with suppress(OSError):  # whoever listened has gone
+            self.echo(f"[{ended}/{self.total}  {elapsed}{foreseen}{failed}]  {text}")
 
 
 def _error_of(trial: Any) -> str:

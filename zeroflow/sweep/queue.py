@@ -1,20 +1,22 @@
 """The queue: which cell runs next, as Ray Tune asks for one.
 
-The most demanding cells come first. A cell starts when its workers fit beside those that run; where several sweeps write into
-one store, when no other one has claimed it. One that ran out of memory comes again with what the grid allows.
+The most demanding cells come first. A cell starts when its workers fit beside those that run and beside what more demanding
+ones wait for; where several sweeps write into one store, when no other one has claimed it. One that ran out of memory comes
+again with what the grid allows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.search import Searcher
 
+from zeroflow.errors import ConfigError
 from zeroflow.results.claims import Claims
 from zeroflow.results.store import Store
 from zeroflow.sweep.placement import CellPlacement, Node, SweepPlacement, cells_that_fit, on_cluster
@@ -23,15 +25,23 @@ from zeroflow.trial.config import TrialConfig
 _LOOK_AGAIN = 2.0
 """Seconds until the cluster, and cells that another sweep runs, are looked at again."""
 
+_PATIENCE = 300.0
+"""Seconds that the store may be out of reach before the sweep ends."""
+
 
 @dataclass(frozen=True)
 class Job:
-    """A cell to run. ``tries``: how often it ran out of memory."""
+    """A cell to run.
+
+    Attributes:
+        config, placement: what, and how. tries: how often it ran out of memory. unbegun: how often a process died before it
+            began with the cell.
+    """
 
     config: TrialConfig
     placement: CellPlacement
-    fits: int
     tries: int = 0
+    unbegun: int = 0
 
 
 class CellQueue(Searcher):  # type: ignore[misc]
@@ -43,7 +53,8 @@ class CellQueue(Searcher):  # type: ignore[misc]
 
     Attributes:
         claims: what keeps other sweeps from cells; None: nothing.
-        running: jobs by Tune's trial. elsewhere: cells that other sweeps run. theirs: how many of those they have finished.
+        running: jobs by Tune's trial. claimed_elsewhere: jobs whose cells other sweeps run. finished_elsewhere: how many of
+            those have ended.
         stopped: why no further cell may start; None as long as they may.
 
     Raises:
@@ -61,40 +72,62 @@ class CellQueue(Searcher):  # type: ignore[misc]
         super().__init__()
         self.placement, self.store, self.common = placement, store, dict(common)
         self.claims: Claims | None = None
-        self._nodes, self._seen, self._seen_at = nodes, nodes(), time.monotonic()
-        self._known: dict[CellPlacement, int] = {}
-        jobs = [self._job(config) for config in cells]
-        self.waiting = deque(sorted(jobs, key=lambda job: job.fits))
         self.running: dict[str, Job] = {}
-        self.elsewhere: list[TrialConfig] = []
-        self.theirs: list[TrialConfig] = []
-        self._asked_at = 0.0
+        self.claimed_elsewhere: list[Job] = []
+        self.finished_elsewhere = 0
         self.stopped: str | None = None
+        self._began, self._looked_at, self._reached_at = time.time(), 0.0, time.monotonic()
+        self._nodes, self._seen, self._seen_at = nodes, nodes(), time.monotonic()
+        self._fits: dict[CellPlacement, int] = {}
+        for config in cells:  # what it may come to must be possible too
+            for tries in range(1, len(placement.out_of_memory) + 1):
+                self._most(self._placed(config, tries))
+        jobs = [Job(config, self._placed(config)) for config in cells]
+        self._waiting: dict[CellPlacement, deque[Job]] = defaultdict(deque)
+        for job in sorted(jobs, key=lambda job: self._most(job.placement)):
+            self._waiting[job.placement].append(job)
 
     @property
-    def at_a_time(self) -> int:
-        """How many of the least demanding cells run at a time."""
-        most = max((job.fits for job in (*self.waiting, *self.running.values())), default=1)
+    def waiting(self) -> list[Job]:
+        """Jobs that have not begun."""
+        return [job for jobs in list(self._waiting.values()) for job in list(jobs)]
+
+    @property
+    def left(self) -> bool:
+        """Whether anything is still to do."""
+        return bool(self.waiting or self.running or self.claimed_elsewhere)
+
+    def at_a_time(self, placement: CellPlacement) -> int:
+        """How many such cells run at a time when there are no others."""
+        try:
+            most = self._most(placement)
+        except ConfigError:  # a node has left; another one may come
+            most = 1
         return min(most, self.placement.max_concurrent or most)
 
-    # What Tune calls.
+    # What Tune calls. An exception would end all trials.
 
     def suggest(self, trial_id: str) -> Any:
         """The next cell's setting; None: not now; ``FINISHED``."""
-        self._look_elsewhere()
-        while self.waiting and not self.stopped and self._room_for(self.waiting[0]):
-            job = self.waiting.popleft()
-            cell = job.config.cell_id
-            if not self._claim(cell):
-                self.elsewhere.append(job.config)
-            elif self.store.has(cell):
-                self._release(cell)
-                self.theirs.append(job.config)
-            else:
-                self.running[trial_id] = job
-                return {"one": self._setting(job)}
-        over = self.stopped or not (self.waiting or self.elsewhere)
-        return Searcher.FINISHED if over and not self.running else None
+        if self.stopped or not self.left:
+            return None if self.running else Searcher.FINISHED
+        try:
+            self._look_around()
+            for jobs in self._startable():
+                job = jobs.popleft()
+                try:
+                    mine = self._begin(job)
+                except Exception:
+                    jobs.appendleft(job)
+                    raise
+                if mine:
+                    self.running[trial_id] = job
+                    return {"one": self._setting(job)}
+            self._reached_at = time.monotonic()
+        except (OSError, ConfigError) as error:  # out of reach for now, it may be
+            if time.monotonic() - self._reached_at > _PATIENCE:
+                self.stopped = str(error)
+        return None
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
@@ -111,75 +144,98 @@ class CellQueue(Searcher):  # type: ignore[misc]
     # What the sweep calls.
 
     def ended(self, trial_id: str, outcome: Mapping[str, Any]) -> Job | None:
-        """A trial is over: its cell is free again, and comes back if it ran out of memory and the grid allows more.
+        """A trial is over.
+
+        A cell that ran out of memory comes back if the grid allows more, and one that its process never began with, too.
 
         Returns:
             The job, if that was its last try.
         """
-        job = self.running.pop(trial_id, None)
-        if job is None:
-            return None
-        self._release(job.config.cell_id)
+        job = self.running.pop(trial_id)
         kind = outcome.get("kind")
+        again: Job | None = None
         if kind == "memory" and job.tries < len(self.placement.out_of_memory):
-            self.waiting.appendleft(self._job(job.config, job.tries + 1))
+            again = dataclasses.replace(job, placement=self._placed(job.config, job.tries + 1), tries=job.tries + 1)
+        elif kind == "unbegun" and job.unbegun <= self.placement.retries:
+            again = dataclasses.replace(job, unbegun=job.unbegun + 1)
+        if again:  # what is claimed stays so
+            self._waiting[again.placement].appendleft(again)
             return None
+        if self.claims:
+            self.claims.release(job.config.cell_id)
         if kind == "disk":
             self.stopped = str(outcome["message"])
         return job
 
-    def _job(self, config: TrialConfig, tries: int = 0) -> Job:
-        placement = on_cluster(self.placement.of(config, tries), self._seen)
-        return Job(config, placement, self._fits(placement), tries)
+    def _placed(self, config: TrialConfig, tries: int = 0) -> CellPlacement:
+        return on_cluster(self.placement.of(config, tries), self._seen)
 
-    def _fits(self, placement: CellPlacement) -> int:
-        if placement not in self._known:
-            self._known[placement] = cells_that_fit(placement, self._seen)
-        return self._known[placement]
+    def _most(self, placement: CellPlacement) -> int:
+        if placement not in self._fits:
+            self._fits[placement] = cells_that_fit(placement, self._seen)
+        return self._fits[placement]
 
-    def _room_for(self, job: Job) -> bool:
-        """Of cells of which n fit each takes an nth of the cluster."""
-        if time.monotonic() - self._seen_at > _LOOK_AGAIN and (seen := self._nodes()):
-            self._seen, self._seen_at = seen, time.monotonic()
-            self._known.clear()
+    def _startable(self) -> Iterator[deque[Job]]:
+        """Waiting jobs that may start now, the most demanding placement first."""
         if self.placement.max_concurrent and len(self.running) >= self.placement.max_concurrent:
+            return
+        room: dict[str, float] = defaultdict(float)
+        for node in self._seen:
+            for name, amount in node.items():
+                room[name] += amount
+        beside: dict[CellPlacement, int] = defaultdict(int)
+        for job in self.running.values():
+            beside[job.placement] += 1
+            _take(room, job.placement)
+        for placement, jobs in list(self._waiting.items()):
+            try:
+                most = self._most(placement)
+            except ConfigError:
+                continue  # no node can hold it any more; others need not wait for one that can
+            while jobs and beside[placement] < most and _has(room, placement):
+                yield jobs
+            if jobs:
+                _take(room, placement)  # less demanding ones leave what this one waits for
+
+    def _begin(self, job: Job) -> bool:
+        """Claim a job's cell; False if another sweep has it, or has finished it."""
+        cell = job.config.cell_id
+        if self.claims and not self.claims.take(cell):
+            self.claimed_elsewhere.append(job)
             return False
-        taken = sum(1 / self._now(other) for other in self.running.values())
-        return taken + 1 / self._now(job) <= 1 + 1e-9
-
-    def _now(self, job: Job) -> int:
-        try:
-            return self._fits(job.placement)
-        except Exception:  # a node has left: one at a time waits for another one
-            return 1
-
-    def _claim(self, cell: str) -> bool:
-        return self.claims is None or self.claims.take(cell)
-
-    def _release(self, cell: str) -> None:
+        if not self._is_over(cell):
+            return True
         if self.claims:
             self.claims.release(cell)
+        self.finished_elsewhere += 1
+        return False
+
+    def _is_over(self, cell: str) -> bool:
+        """Whether a cell is done, or has failed in another sweep since this one began."""
+        failed = self.store.failed_at(cell)
+        return self.store.has(cell) or (failed is not None and failed >= self._began)
 
     def _setting(self, job: Job) -> dict[str, Any]:
-        return {
-            **self.common,
-            "cell": job.config.canonical(),
-            "placement": dataclasses.asdict(job.placement),
-            "tries": job.tries,
-            "last": job.tries >= len(self.placement.out_of_memory),
-        }
+        return {**self.common, "cell": job.config.canonical(), "placement": dataclasses.asdict(job.placement)}
 
-    def _look_elsewhere(self) -> None:
-        """See which of the others' cells are done, and which have been given up."""
-        if not self.elsewhere or time.monotonic() - self._asked_at < _LOOK_AGAIN:
-            return
-        self._asked_at = time.monotonic()
-        still = []
-        for config in self.elsewhere:
-            if self.store.has(config.cell_id):
-                self.theirs.append(config)
-            elif self._claim(config.cell_id):
-                self.waiting.append(self._job(config))
-            else:
-                still.append(config)
-        self.elsewhere = still
+    def _look_around(self) -> None:
+        """See what nodes there are, and, when nothing else waits, what has become of the cells of other sweeps."""
+        now = time.monotonic()
+        if now - self._seen_at > _LOOK_AGAIN and (seen := self._nodes()):
+            self._seen, self._seen_at = seen, now
+            self._fits.clear()
+        if self.claimed_elsewhere and not self.waiting and now - self._looked_at > _LOOK_AGAIN:
+            self._looked_at = now
+            theirs, self.claimed_elsewhere = self.claimed_elsewhere, []
+            for job in theirs:
+                self._waiting[job.placement].append(job)  # to be claimed once more
+
+
+def _has(room: Mapping[str, float], placement: CellPlacement) -> bool:
+    workers = placement.workers_per_trial
+    return all(room.get(name, 0.0) - workers * amount > -1e-6 for name, amount in placement.worker.items())
+
+
+def _take(room: dict[str, float], placement: CellPlacement) -> None:
+    for name, amount in placement.worker.items():
+        room[name] -= placement.workers_per_trial * amount

@@ -57,9 +57,12 @@ def running_sweeps(store: Store) -> list[SweepStatus]:
     found = []
     for record in sweeps(store):
         if record["state"] in ("running", "killed") and (work := work_of(store, record)):
-            placement = SweepPlacement(**{**work["placement"], "cell": CellPlacement(**work["placement"]["cell"])})
-            grid = Grid(record["grid"], tuple(TrialConfig(**cell) for cell in work["cells"]), placement)
-            found.append(SweepStatus(record, make_plan(grid, store, None), _tasks(store, record)))
+            try:
+                placement = SweepPlacement(**{**work["placement"], "cell": CellPlacement(**work["placement"]["cell"])})
+                grid = Grid(record["grid"], tuple(TrialConfig(**cell) for cell in work["cells"]), placement)
+            except TypeError:
+                continue  # of another version
+            found.append(SweepStatus(record, make_plan(grid, store, None, elsewhere=True), _tasks(store, record)))
     return found
 
 

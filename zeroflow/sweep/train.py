@@ -15,12 +15,14 @@ import shutil
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
+import torch
 from ray import tune
 
 from zeroflow.optim import Executor, NonFiniteLoss
@@ -29,31 +31,29 @@ from zeroflow.sweep.group import GroupDied, WorkerGroup
 from zeroflow.sweep.placement import CellPlacement
 from zeroflow.trial.config import TrialConfig
 
+_FALSE_STARTS = 3
+"""How many groups of workers may end before they begin with a cell, beyond its retries."""
+
 _NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 
 
 def run_cell(setting: Mapping[str, Any], desk: Any) -> None:
-    """A Tune trial: run one cell and have it written before Tune hears of it.
-
-    An error becomes a row of ``failures``, unless the cell is to be tried again with more memory, or the store is full.
+    """A Tune trial: run one cell, and have it written before Tune hears of it.
 
     Args:
         setting: ``cell`` (canonical configuration), ``placement`` (of ``CellPlacement``), ``root`` (of the store),
-            ``data_dir``, ``commit``, ``scratch`` (a folder), ``sweep`` (a number), ``retries``, ``tries`` (how often it ran out of memory),
-            ``last`` (whether it is not tried again then).
+            ``data_dir``, ``commit``, ``code`` (tells versions of the code apart), ``scratch`` (a folder), ``retries``.
         desk: see ``Desk``.
     """
     started = time.monotonic()
     config, placement = TrialConfig(**setting["cell"]), CellPlacement(**setting["placement"])
-    if placement.workers_per_trial == 1:
+    # Of a trial that died after its cell was written, and was started again.
+    if (done := ray.get(desk.done.remote(config.cell_id))) is not None:
+        outcome: Mapping[str, Any] = {"ok": True, **done}
+    elif placement.workers_per_trial == 1:
         outcome = _alone(setting, placement, desk)
     else:
         outcome = _shared(setting, placement, desk)
-    if not outcome["ok"] and (outcome["kind"] == "error" or (outcome["kind"] == "memory" and setting["last"])):
-        failure = records.failure(
-            config, outcome["type"], outcome["message"], outcome["traceback"], setting["tries"] + 1
-        )
-        ray.get(desk.write_failure.remote(failure))
     tune.report({**outcome, "cell_seconds": time.monotonic() - started})
 
 
@@ -69,15 +69,17 @@ def _alone(setting: Mapping[str, Any], placement: CellPlacement, desk: Any) -> M
 
 
 def _shared(setting: Mapping[str, Any], placement: CellPlacement, desk: Any) -> Mapping[str, Any]:
-    deaths, retries = 0, setting["retries"]
+    deaths, groups, retries = 0, 0, setting["retries"]
     while True:
-        group = WorkerGroup.of(placement, work, desk, setting["sweep"], retries, setting["scratch"])
+        group = WorkerGroup.of(placement, work, desk, retries, setting["scratch"])
         try:
             return group.run(setting)
         except GroupDied as death:
-            # Each of its workers' deaths while this cell was theirs, or one of the group's controller.
-            deaths += max(1, ray.get(desk.starts.remote(group.name, group.number)))
-            if deaths > retries:
+            # Only what happened while this cell was in work counts, and none of the preemptions, which wear no group out.
+            begun = ray.get(desk.begins.remote(group.name, group.number))
+            deaths += min(begun, retries + 1 if group.worn_out else 1)
+            groups += 1
+            if deaths > retries or groups > retries + _FALSE_STARTS:
                 return failure(_cause(death))
 
 
@@ -92,6 +94,8 @@ def work(task: Mapping[str, Any]) -> None:
         if not setting:
             return
         broken: Exception | None = None
+        if executor.rank == 0:
+            ray.get(desk.begin.remote(group, number))
         try:
             outcome = compute(setting, desk, executor)
         except PeerError:
@@ -122,9 +126,9 @@ def compute(setting: Mapping[str, Any], desk: Any, executor: Executor | None = N
         device = str(ray.train.torch.get_device()) if executor else "cuda"
     place = Placement(setting["data_dir"], device, placement.cpus_per_worker, placement.evaluation_batch)
     everything = unfinished(setting["root"])
-    # By commit: other code might not make the same steps of the same losses; nor do slices, to the last bit.
+    # Other code might not make the same steps of the same losses; nor do slices, to the last bit.
     sliced = f"-{placement.data_shards}" if placement.data_shards > 1 else ""
-    folder = everything / f"{config.cell_id}-{(commit or 'unknown')[:12]}{sliced}"
+    folder = everything / f"{config.cell_id}-{setting['code']}{sliced}"
     try:
         result = run_trial(config, place, executor=executor, folder=folder)
         if executor is None or executor.rank == 0:
@@ -138,6 +142,9 @@ def compute(setting: Mapping[str, Any], desk: Any, executor: Executor | None = N
         if isinstance(error, NonFiniteLoss):
             shutil.rmtree(folder, ignore_errors=True)
         return failure(error)
+    finally:
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()  # a neighbour on the same GPU may need it
     if executor is None or executor.rank == 0:
         for old in everything.glob(f"{config.cell_id}-*"):
             shutil.rmtree(old, ignore_errors=True)
@@ -156,17 +163,23 @@ def failure(error: BaseException) -> dict[str, Any]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was short: torch's, Python's, or Ray's when it has killed a process for it."""
-    return isinstance(error, MemoryError) or "OutOfMemory" in f"{type(error).__name__} {error}"
+    """Whether an error says that memory was short: torch's, CUDA's, Python's, or Ray's when it killed a process for it."""
+    text = f"{type(error).__name__}: {error}".lower()
+    said = any(words in text for words in ("outofmemory", "out of memory", "can't allocate memory", "alloc_failed"))
+    return said or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def unfinished(root: str) -> Path:
     """The folder of unfinished cells: beside the results, or of this machine where they are in an object store.
 
-    There a log that grows by a few bytes has no place.
+    There a log that grows by a few bytes has no place. Of this machine too if it has no such folder for results.
     """
     if "://" not in root:
-        return Path(root) / "unfinished"
+        folder = Path(root) / "unfinished"
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "zeroflow" / "unfinished" / hashlib.sha256(root.encode()).hexdigest()[:16]
 

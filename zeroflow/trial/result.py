@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -116,3 +117,18 @@ def checkout_commit() -> str | None:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def code_state(commit: str | None) -> str:
+    """A short name of the code as it is: commit, and a hash of what differs from it; the version outside a checkout."""
+    if commit is None:
+        return f"v{_version('zeroflow')}"
+    name = commit.removesuffix("-dirty")[:12]
+    if not commit.endswith("-dirty"):
+        return name
+    command = ["git", "-C", str(Path(__file__).parent), "diff", "HEAD"]
+    try:
+        changes = subprocess.run(command, capture_output=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        changes = b""
+    return f"{name}-{hashlib.sha256(changes).hexdigest()[:8]}"
