@@ -247,16 +247,31 @@ def test_two_sweeps_on_one_store_run_no_cell_twice(tmp_path) -> None:
     ran = [seed for seed in range(4) for line in lines if f"seed={seed} " in line]
     assert sorted(ran) == [0, 1, 2, 3], said
     assert all("4 of 4 cells done" in text for text in said)
-    # A cell that somebody else has claimed and never finishes is taken over once he is gone.
-    (config,) = load_grid(file, {"seed": 9}).cells
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_cell_that_its_claimant_never_finishes_is_taken_over(tmp_path) -> None:
+    """And a process that dies between two cells takes none of them along."""
+    file, out = tmp_path / "grid.yaml", tmp_path / "out"
+    file.write_text(
+        "base: {checkpoint: none, image_size: 7, tasks: 5, method: simplecil}\ngrid: [{class_order_seed: [1, 2]}]\n"
+        "placement: {gpus_per_worker: 0, max_concurrent: 1, retries: 0}\n"
+    )
+    out.mkdir()
+    first, second = load_grid(file).cells
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(out), config.cell_id], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLD, str(out), second.cell_id], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert holder.stdout and holder.stdout.readline() == b"True\n"
-    third = Sweep(file, out, "--set", "seed=9")
-    wait_for(lambda: any(s["state"] == "running" and s.get("elsewhere") == 1 for s in sweeps(Store(out))))
+    sweep = Sweep(file, out)
+    wait_for(lambda: any(s.get("elsewhere") == 1 and s["done"] == 1 for s in sweeps(Store(out))))
+    assert Store(out).done() == {first.cell_id}
+    (idle,) = sweep.named("ImplicitFunc")
+    os.kill(idle, signal.SIGKILL)
     holder.kill()
-    assert "1 of 1 cells done" in third.wait(), third.output()
+    said = sweep.wait()
+    assert "2 of 2 cells done, 0 failed" in said, said
 
 
 HOLD = """
