@@ -1,8 +1,8 @@
 """The desk: what all processes of a sweep share, an actor on the node that the sweep was started on.
 
 It writes into the store, whichever node a cell runs on; it is where a trial leaves a cell for a group of workers and gets the
-outcome; and it gives back what a group held on the cluster once the group is dead. Calls that wait for somebody are made again by Ray should the desk itself be killed: it remembers nothing that
-they do not bring along.
+outcome; and it gives back what a group held on the cluster once the group is dead. Calls that wait for somebody are made again
+by Ray should the desk itself be killed: it remembers nothing that they do not bring along.
 """
 
 from __future__ import annotations

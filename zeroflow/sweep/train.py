@@ -89,7 +89,7 @@ def work(task: Mapping[str, Any]) -> None:
 
     desk, group, executor = task["desk"], task["group"], DistributedExecutor(shards=task["shards"])
     while True:
-        found = ray.get(desk.next.remote(group)) if executor.rank == 0 else None
+        found = _next(desk, group) if executor.rank == 0 else None
         number, setting = json.loads(executor.broadcast(json.dumps(found).encode() if found else b""))
         if not setting:
             return
@@ -106,6 +106,16 @@ def work(task: Mapping[str, Any]) -> None:
             ray.get(desk.answer.remote(group, number, outcome))
         if broken:
             raise broken  # the others may wait for this one in the middle of a step: all begin anew
+
+
+def _next(desk: Any, group: str) -> tuple[int, Mapping[str, Any]]:
+    """The next cell of a group. One that is done already (the desk was killed before it told) is answered at once."""
+    while True:
+        number, setting = ray.get(desk.next.remote(group))
+        done = setting and ray.get(desk.done.remote(TrialConfig(**setting["cell"]).cell_id))
+        if not done:
+            return number, setting
+        ray.get(desk.answer.remote(group, number, {"ok": True, **done}))
 
 
 def compute(setting: Mapping[str, Any], desk: Any, executor: Executor | None = None) -> dict[str, Any]:
