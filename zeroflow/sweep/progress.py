@@ -39,6 +39,9 @@ class Progress:
         self._seconds: dict[str, list[float]] = defaultdict(list)
         self._since: dict[str, str] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes down what it was given, and nobody reads that
+
     def begun(self, trial_id: str) -> None:
         """A trial's process works on its cell."""
         self._since[trial_id] = datetime.now(UTC).isoformat(timespec="seconds")

@@ -132,6 +132,9 @@ class CellQueue(Searcher):  # type: ignore[misc]
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes down what it was given, and nobody reads that
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune's callbacks come with more and call ``ended``."""
 
