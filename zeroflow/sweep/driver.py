@@ -212,10 +212,10 @@ def deaths_told_to_tune() -> Iterator[None]:
 
     known = RayActorManager._actor_task_failed
 
-    def told(self: Any, task: Any, exception: Exception) -> None:
+    def told(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, RayError) and not isinstance(exception, RayActorError | RayTaskError):
             exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
-        known(self, task, exception)
+        known(self, tracked_actor_task, exception)
 
     RayActorManager._actor_task_failed = told
     try:

@@ -374,7 +374,7 @@ def _run(
             (images.to(device, dtype), labels) for images, labels in task.train.plain_batches(place.evaluation_batch)
         )
         if not account.peak:
-            images, _ = next(task.train.plain_batches(config.batch_size or 48))
+            images, _ = next(task.train.plain_batches(min(config.batch_size or 48, place.evaluation_batch)))
             _, account.peak = peak_memory(lambda: method.features(images.to(device, dtype), range(1)), method, device)  # noqa: B023
         for seen in scenario.tasks[: task.index + 1]:
             account.accuracy[task.index, seen.index] = evaluation.accuracy(seen.test, seen.index)
