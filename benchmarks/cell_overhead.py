@@ -22,7 +22,7 @@ import zeroflow.results
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = """
-base: {{checkpoint: none, method: simplecil, image_size: 7}}
+base: {{checkpoint: none, method: aper-adapter, optimizer: zo-sgd, epochs: 1, batch_size: 400, image_size: 7}}
 grid: [{{class_order_seed: [{seeds}]}}]
 placement: {{gpus_per_worker: 0}}
 """
