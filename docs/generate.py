@@ -299,15 +299,6 @@ def many_cells() -> str:
     )
 
 
-def planning() -> str:
-    """How long `zeroflow plan` takes."""
-    result = measured("plan")
-    multiples = result["times importing torch"]
-    lines = ["| | seconds | times importing torch |", "|---|---:|---:|"]
-    lines += [f"| {name} | {value:.2f} | {multiples[name]:.2f} |" for name, value in result["seconds"].items()]
-    return "\n".join([f"{result['cells']:,} cells:", "", *lines, ""])
-
-
 BLOCKS: dict[str, Callable[[], str]] = {
     "optimizer-list": optimizer_list,
     "estimators": estimators,
@@ -323,7 +314,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "replay": replay,
     "forecast": forecast,
     "many-cells": many_cells,
-    "planning": planning,
     "schema": markdown,
     "model-card": model_card,
     "optimizer-time": optimizer_time,
