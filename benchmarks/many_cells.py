@@ -80,7 +80,7 @@ def main(cells: int, concurrent: int, output: Path | None) -> None:
     gaps = [after - before for before, after in itertools.pairwise(ends)]
     early, late = statistics.median(gaps[10 : 10 + WINDOW]), statistics.median(gaps[-WINDOW:])
     result = {
-        "command": " ".join(["python", "benchmarks/many_cells.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/many_cells.py --cells {cells} --concurrent {concurrent}",
         "cells": cells, "concurrent": concurrent, "seconds": seconds, "seconds_inside_a_cell": inside,
         "early_seconds_per_cell": early, "late_seconds_per_cell": late, "late_to_early": late / early,
         **{k: str(v) if k == "finished_at" else v for k, v in provenance(torch.device("cpu"), asdict(Placement())).items()},

@@ -79,7 +79,9 @@ class SweepRecord:
         self.store.put_file(f"{self._file}.json", (json.dumps({**self._fixed, **times, **progress}) + "\n").encode())
 
     def end(self, state: str, progress: Mapping[str, Any]) -> None:
-        """Write how it ended."""
+        """Write how it ended, without what only matters while it runs."""
+        for name in ("host", "pid"):
+            self._fixed.pop(name)
         self.write(state, progress)
         self.store.drop_file(f"{self._file}.cells.json")
 
