@@ -120,6 +120,7 @@ class CellQueue(Searcher):  # type: ignore[misc]
                 except Exception:
                     jobs.appendleft(job)
                     raise
+                self._reached_at = time.monotonic()
                 if mine:
                     self.running[trial_id] = job
                     return {"one": self._setting(job)}
