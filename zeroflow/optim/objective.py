@@ -32,6 +32,10 @@ Closure = Callable[[], Tensor | float]
 Numbers = tuple[float, ...]
 
 
+class PeerError(RuntimeError):
+    """Another process that shares the work has failed or is gone; its own error says why."""
+
+
 class Executor(ABC):
     """Runs the evaluations of a step. Every process that takes part calls its methods in the same order, with the same counts.
 
@@ -293,7 +297,7 @@ class Objective:
         if failure is not None:
             raise failure
         if failed:
-            raise RuntimeError("the gradient failed in another process; its own log says how")
+            raise PeerError("the gradient failed in another process; its own log says how")
         buffers.take(rest[len(parts) :])
         whole = torch.zeros_like(flat.vector)
         for part, view in zip(parts, flat.views(whole), strict=True):

@@ -10,11 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, distributed
 
-from zeroflow.optim.objective import Executor, Numbers
-
-
-class PeerError(RuntimeError):
-    """Another process that shares the work has failed or is gone; its own error says why."""
+from zeroflow.optim.objective import Executor, Numbers, PeerError
 
 
 @contextmanager
