@@ -8,20 +8,17 @@ speed drops out. Rounds of all parts alternate.
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import click
-from store import result_of
+from store import fill, medians
 
 from zeroflow.results import Store
-from zeroflow.results.records import tables
 from zeroflow.sweep.grid import Grid, load_grid
 
 OPTIMIZERS = [
@@ -44,10 +41,7 @@ def measure(root: Path, cells: int, rounds: int) -> dict[str, object]:
     grid = write_grid(root / "grid.yaml", cells, 0)
     write_grid(root / "others.yaml", cells, SEEDS)
     store = Store(root / "results")
-    fsync, os.fsync = os.fsync, lambda _: None
-    for number, config in enumerate(grid.cells):
-        store.write(tables(result_of(config, number)))
-    os.fsync = fsync
+    fill(store, grid.cells)
 
     plan = [sys.executable, "-m", "zeroflow.cli", "plan", "--grid"]
     parts = {
@@ -56,13 +50,8 @@ def measure(root: Path, cells: int, rounds: int) -> dict[str, object]:
         "plan, all done": [*plan, str(root / "grid.yaml"), "--results", store.root],
         "plan, as many others done": [*plan, str(root / "others.yaml"), "--results", store.root],
     }
-    times: dict[str, list[float]] = {name: [] for name in parts}
-    for _ in range(rounds):
-        for name, command in parts.items():
-            started = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
-            times[name].append(time.perf_counter() - started)
-    seconds = {name: statistics.median(values) for name, values in times.items()}
+    run = functools.partial(subprocess.run, check=True, capture_output=True)
+    seconds = medians({name: functools.partial(run, command) for name, command in parts.items()}, rounds)
     return {
         "cells": len(grid.cells),
         "rounds": rounds,

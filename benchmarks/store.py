@@ -12,7 +12,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -75,16 +75,32 @@ def result_of(config: TrialConfig, number: int) -> TrialResult:
     )
 
 
+def fill(store: Store, cells: Sequence[TrialConfig]) -> None:
+    """Write made-up results of cells, without waiting for the disk."""
+    fsync, os.fsync = os.fsync, lambda _: None
+    for number, config in enumerate(cells):
+        store.write(tables(result_of(config, number)))
+    os.fsync = fsync
+
+
+def medians(parts: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each part; the rounds of all alternate."""
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for _ in range(rounds):
+        for name, part in parts.items():
+            started = time.perf_counter()
+            part()
+            times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
 def measure(root: Path, cells: int, rounds: int) -> dict[str, object]:
     """Fill a store below ``root`` with ``cells`` cells and time what reads it."""
     grid = grid_of(cells)
     store = Store(root / "results")
-    fsync, os.fsync = os.fsync, lambda _: None
     started = time.perf_counter()
-    for number, config in enumerate(grid.cells[:cells]):
-        store.write(tables(result_of(config, number)))
+    fill(store, grid.cells[:cells])
     writing = (time.perf_counter() - started) / cells
-    os.fsync = fsync
     one = root / "one.parquet"
     pq.write_table(store.load("trials"), one)
     assert len(store.done()) == len(store.load("trials")) == cells
@@ -99,13 +115,7 @@ def measure(root: Path, cells: int, rounds: int) -> dict[str, object]:
         "grid": lambda: grid_of(cells),
         "plan": lambda: make_plan(grid, Store(store.root), None),
     }
-    times: dict[str, list[float]] = {name: [] for name in parts}
-    for _ in range(rounds):
-        for name, part in parts.items():
-            started = time.perf_counter()
-            part()
-            times[name].append(time.perf_counter() - started)
-    seconds = {name: statistics.median(values) for name, values in times.items()}
+    seconds = medians(parts, rounds)
     size = sum(file.stat().st_size for file in Path(store.root).rglob("*.parquet"))
     return {
         "cells": cells,

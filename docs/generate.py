@@ -31,7 +31,7 @@ def sweep_table(store: str) -> str:
     """The result table of a committed store, and where it comes from."""
     trials = load(RESULTS / store, "trials")
     rows = trials.to_pylist()
-    commits = sorted({(row["git_commit"] or "unknown")[:10] + ("+" if row["git_dirty"] else "") for row in rows})
+    commits = sorted({commit_of(row) for row in rows})
     hours = sum(row["seconds"] for row in rows) / 3600
     devices = ", ".join(sorted({f"{row['device']}, {row['threads']} thread(s)" for row in rows}))
     source = (
@@ -74,9 +74,13 @@ def model_card() -> str:
     )  # fmt: skip
 
 
-def optimizers() -> dict[str, Any]:
-    """The committed measurement of ``benchmarks/optimizers.py``."""
-    return json.loads((RESULTS / "benchmarks" / "optimizers.json").read_text())
+def measured(name: str) -> dict[str, Any]:
+    """A committed measurement of the benchmark of this name."""
+    return json.loads((RESULTS / "benchmarks" / f"{name}.json").read_text())
+
+
+def commit_of(result: dict[str, Any]) -> str:
+    return (result["git_commit"] or "unknown")[:10] + ("+" if result["git_dirty"] else "")
 
 
 def optimizer_columns(result: dict[str, Any], part: str, cell: Callable[[dict[str, Any]], str]) -> list[str]:
@@ -100,10 +104,9 @@ def optimizer_columns(result: dict[str, Any], part: str, cell: Callable[[dict[st
 
 
 def optimizer_source(result: dict[str, Any]) -> str:
-    commit = (result["git_commit"] or "unknown")[:10] + ("+" if result["git_dirty"] else "")
     return (
         f"`{result['command']}`; {result['device']}, {result['threads']} thread(s), {result['dtype']}, torch "
-        f"{result['torch_version']}; commit {commit}."
+        f"{result['torch_version']}; commit {commit_of(result)}."
     )
 
 
@@ -118,7 +121,7 @@ def optimizer_targets(result: dict[str, Any]) -> str:
 
 def optimizer_time() -> str:
     """Plain forward passes that a step takes, and what one perturbation costs."""
-    result = optimizers()
+    result = measured("optimizers")
 
     def cell(row: dict[str, Any]) -> str:
         return f"{row['in_forwards']:.2f}" + (f" ({row['per_query']:.2f})" if row["queries"] > 1 else "")
@@ -144,7 +147,7 @@ def optimizer_time() -> str:
 
 def optimizer_memory() -> str:
     """Peak bytes of a step beside the model's own."""
-    result = optimizers()
+    result = measured("optimizers")
     lines = optimizer_columns(result, "memory", lambda row: f"{row['mib']:.1f} ({row['ratio']:.2f})")
     models = "; ".join(
         f"{model['model']}: {model['model_mib']:.1f} MiB, a plain forward {model['forward_mib']:.1f} MiB beside it"
@@ -167,7 +170,7 @@ def optimizer_memory() -> str:
 
 def optimizer_quality() -> str:
     """Cosine to the true gradient at equal numbers of forward passes."""
-    result = optimizers()
+    result = measured("optimizers")
     quality = result["quality"]
     states = [state["state"] for state in quality["states"]]
     found = {(row["optimizer"], row["queries"], row["state"]): row for row in quality["quality"]}
@@ -224,14 +227,8 @@ def estimators() -> str:
     return "\n".join([*lines, "", verdict, ""])
 
 
-def measured(name: str) -> dict[str, Any]:
-    """A committed measurement."""
-    return json.loads((RESULTS / "benchmarks" / f"{name}.json").read_text())
-
-
 def source(result: dict[str, Any]) -> str:
-    commit = (result["git_commit"] or "unknown")[:10] + ("+" if result["git_dirty"] else "")
-    return f"`{result['command']}`; {result['device']}, {result['threads']} thread(s) a process; commit {commit}."
+    return f"`{result['command']}`; {result['device']}, {result['threads']} thread(s) a process; commit {commit_of(result)}."
 
 
 def query_workers() -> str:

@@ -21,7 +21,7 @@ from zeroflow.errors import ConfigError
 from zeroflow.results import records
 from zeroflow.results.store import Store
 from zeroflow.results.sweeps import SweepRecord, is_alive
-from zeroflow.sweep.placement import Node, SweepPlacement
+from zeroflow.sweep.placement import CellPlacement, Node, SweepPlacement
 from zeroflow.sweep.progress import Progress
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.result import checkout_commit, code_state
@@ -150,9 +150,8 @@ def _run(
             run_cell(setting["one"], desk)
 
         def resources(setting: Mapping[str, Any]) -> Any:
-            own = setting["one"]["placement"]
-            alone = own["workers_per_trial"] == 1
-            return tune.PlacementGroupFactory([_worker(own) if alone else _WAITING])
+            own = CellPlacement(**setting["one"]["placement"])
+            return tune.PlacementGroupFactory([own.worker if own.workers_per_trial == 1 else _WAITING])
 
         def record_failure(job: Job, outcome: Mapping[str, Any]) -> None:
             row = records.failure(
@@ -222,12 +221,6 @@ def deaths_told_to_tune() -> Iterator[None]:
         yield
     finally:
         RayActorManager._actor_task_failed = known
-
-
-def _worker(placement: Mapping[str, Any]) -> dict[str, float]:
-    from zeroflow.sweep.placement import CellPlacement
-
-    return CellPlacement(**placement).worker
 
 
 @contextmanager

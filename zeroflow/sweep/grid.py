@@ -31,7 +31,7 @@ from zeroflow.methods import methods
 from zeroflow.optim import optimizers
 from zeroflow.registry import Registry
 from zeroflow.sweep.placement import SweepPlacement, parse_placement
-from zeroflow.sweep.rules import as_list, check_keys, check_when, matches
+from zeroflow.sweep.rules import as_list, check_keys, matches, parse_rule
 from zeroflow.trial.config import TrialConfig
 
 SECTIONS = ("name", "base", "grid", "settings", "placement", "data_dir")
@@ -213,13 +213,11 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _rule(rule: Any, where: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    if not isinstance(rule, Mapping) or set(rule) != {"when", "set"}:
-        raise ConfigError(f"{where}: expected {{when: {{...}}, set: {{...}}}}, got {rule!r}")
-    check_when(rule["when"], where)
-    if not isinstance(rule["set"], Mapping):
-        raise ConfigError(f"{where}: set: expected a mapping, got {rule['set']!r}")
-    check_keys(rule["set"], f"{where}: set")
-    return rule["when"], rule["set"]
+    when, changes = parse_rule(rule, where)
+    if not isinstance(changes, Mapping):
+        raise ConfigError(f"{where}: set: expected a mapping, got {changes!r}")
+    check_keys(changes, f"{where}: set")
+    return when, changes
 
 
 class _Loader(yaml.SafeLoader):

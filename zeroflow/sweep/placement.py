@@ -22,7 +22,7 @@ from typing import Any
 
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.optim import optimizers
-from zeroflow.sweep.rules import check_when, matches
+from zeroflow.sweep.rules import matches, parse_rule
 from zeroflow.trial.config import TrialConfig
 
 Changes = Mapping[str, Any]
@@ -154,9 +154,9 @@ def parse_placement(content: Any, where: str) -> SweepPlacement:
             raise unknown("placement key", key, [*_CELL_KEYS, *own], where=where)
     try:
         cell = CellPlacement(**{key: content[key] for key in _CELL_KEYS if key in content})
-        rules = [_rule(rule, cell, f"placement.rules[{number}]") for number, rule in enumerate(_list(content, "rules"))]
+        rules = [_rule(rule, f"placement.rules[{number}]") for number, rule in enumerate(_list(content, "rules"))]
         steps = [
-            _changes(change, cell, f"placement.out_of_memory[{number}]")
+            _changes(change, f"placement.out_of_memory[{number}]")
             for number, change in enumerate(_list(content, "out_of_memory"))
         ]
         given = {key: content[key] for key in ("max_concurrent", "retries") if key in content}
@@ -172,14 +172,12 @@ def _list(content: Mapping[str, Any], key: str) -> list[Any]:
     return found
 
 
-def _rule(rule: Any, cell: CellPlacement, where: str) -> tuple[Mapping[str, Any], Changes]:
-    if not isinstance(rule, Mapping) or set(rule) != {"when", "set"}:
-        raise ConfigError(f"{where}: expected {{when: {{...}}, set: {{...}}}}, got {rule!r}")
-    check_when(rule["when"], where)
-    return rule["when"], _changes(rule["set"], cell, where)
+def _rule(rule: Any, where: str) -> tuple[Mapping[str, Any], Changes]:
+    when, changes = parse_rule(rule, where)
+    return when, _changes(changes, where)
 
 
-def _changes(changes: Any, cell: CellPlacement, where: str) -> Changes:
+def _changes(changes: Any, where: str) -> Changes:
     if not isinstance(changes, Mapping) or not changes:
         raise ConfigError(f"{where}: expected a mapping of placement keys, got {changes!r}")
     for key in changes:

@@ -95,7 +95,7 @@ class CellQueue(Searcher):  # type: ignore[misc]
     @property
     def left(self) -> bool:
         """Whether anything is still to do."""
-        return bool(self.waiting or self.running or self.claimed_elsewhere)
+        return any(self._waiting.values()) or bool(self.running or self.claimed_elsewhere)
 
     def at_a_time(self, placement: CellPlacement) -> int:
         """How many such cells run at a time when there are no others."""
@@ -228,7 +228,7 @@ class CellQueue(Searcher):  # type: ignore[misc]
         if now - self._seen_at > _LOOK_AGAIN and (seen := self._nodes()):
             self._seen, self._seen_at = seen, now
             self._fits.clear()
-        if self.claimed_elsewhere and not self.waiting and now - self._looked_at > _LOOK_AGAIN:
+        if self.claimed_elsewhere and not any(self._waiting.values()) and now - self._looked_at > _LOOK_AGAIN:
             self._looked_at = now
             theirs, self.claimed_elsewhere = self.claimed_elsewhere, []
             for job in theirs:

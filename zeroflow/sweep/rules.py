@@ -44,6 +44,21 @@ def matches(values: Mapping[str, Any], when: Mapping[str, Any]) -> bool:
     return all(_fits(_look_up(values, key), wanted) for key, wanted in when.items())
 
 
+def parse_rule(rule: Any, where: str) -> tuple[Mapping[str, Any], Any]:
+    """``when`` and ``set`` of a grid file's rule; what may stand in ``set`` is its caller's to check.
+
+    Args:
+        rule: the rule. where: file and rule, for the message.
+
+    Raises:
+        ConfigError: no mapping of these two, or a condition that cannot be meant.
+    """
+    if not isinstance(rule, Mapping) or set(rule) != {"when", "set"}:
+        raise ConfigError(f"{where}: expected {{when: {{...}}, set: {{...}}}}, got {rule!r}")
+    check_when(rule["when"], where)
+    return rule["when"], rule["set"]
+
+
 def check_when(when: Any, where: str) -> None:
     """Refuse a condition that cannot be meant.
 
