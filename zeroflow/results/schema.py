@@ -27,6 +27,7 @@ _CONFIG = [
     _column("image_size", _int, "side of the images; null: the backbone's own", "pixels"),
     _column("tasks", _int, "number of equal tasks"),
     _column("class_order_seed", _int, "seed of the class order"),
+    _column("stop_after", _int, "tasks run, from the first; null: all"),
     _column("validation", _float, "share of the training samples evaluated on in place of test samples; 0: test", "1"),
     _column("backbone", _text, "name of the backbone"),
     _column("checkpoint", _text, "file, hub or none; null: the backbone's own"),

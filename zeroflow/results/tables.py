@@ -28,10 +28,10 @@ _FOLLOWS = {
     "optimizer_options": ("dataset", "method", "optimizer"),
 }
 # Here null stands for a value, the data set's or the backbone's own; elsewhere it says that the key does not apply.
-_DEFAULTED = ("transform", "image_size", "checkpoint")
+_DEFAULTED = ("transform", "image_size", "checkpoint", "stop_after")
 # Accuracies are comparable only where all of these agree.
 _SAME_PROBLEM = (
-    "dataset", "transform", "image_size", "tasks", "class_order_seed", "validation", "backbone", "checkpoint", "dtype",
+    "dataset", "transform", "image_size", "tasks", "class_order_seed", "stop_after", "validation", "backbone", "checkpoint", "dtype",
 )  # fmt: skip
 
 

@@ -30,20 +30,20 @@ from zeroflow.sweep.placement import CellPlacement
 from zeroflow.trial.config import TrialConfig
 
 FEATURES = (
-    "dataset", "method", "tasks", "backbone", "image_size", "dtype", "transform", "method_options", "optimizer",
+    "dataset", "method", "tasks", "stop_after", "backbone", "image_size", "dtype", "transform", "method_options", "optimizer",
     "batch_size", "optimizer_options", "hybrid_epochs", "queries", "epochs", "validation",
 )  # fmt: skip
 """What makes cells alike, the most telling first."""
 
-ALWAYS = 5
+ALWAYS = 6
 """How many of ``FEATURES`` must be the same."""
 
 EXACT_GRADIENT = 3
 """Work of a forward and a backward pass, in forward passes."""
 
-_LAYOUT = ("dataset", "method", "tasks", "validation", "batch_size", "class_order_seed")
+_LAYOUT = ("dataset", "method", "tasks", "stop_after", "validation", "batch_size", "class_order_seed")
 # Where steps are known from: an optimizer may take more passes than its formula says (a snapshot), so its own come first.
-_STEPS = ((*_LAYOUT, "optimizer", "optimizer_options"), _LAYOUT, _LAYOUT[:3])
+_STEPS = ((*_LAYOUT, "optimizer", "optimizer_options"), _LAYOUT, _LAYOUT[:4])
 
 COLUMNS = tuple(
     dict.fromkeys([*FEATURES, *_LAYOUT, "workers", "seconds", "training_seconds", "forward_passes", "device"])

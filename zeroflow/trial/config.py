@@ -28,8 +28,9 @@ class TrialConfig:
 
     Attributes:
         dataset: registered name. transform: registered name; default: the data set's own. image_size: pixels; default:
-            the backbone's own. tasks: equal tasks. class_order_seed: of the class order. validation: share of every
-            class's training samples that takes the place of the test samples (0: evaluate on test data).
+            the backbone's own. tasks: equal tasks. class_order_seed: of the class order. stop_after: only the first so
+            many tasks are run; default: all. validation: share of every class's training samples that takes the place of
+            the test samples (0: evaluate on test data).
         backbone: ``quickdraw_vit`` or a timm tag. checkpoint: file, ``"hub"`` or ``"none"``; default: the backbone's own.
         method, method_options: registered name and its options.
         optimizer, optimizer_options: registered name and its options; None where the method does not train.
@@ -45,6 +46,7 @@ class TrialConfig:
     image_size: int | None = None
     tasks: int = 10
     class_order_seed: int = 1993
+    stop_after: int | None = None
     validation: float = 0.0
     backbone: str = "quickdraw_vit"
     checkpoint: str | None = None
@@ -105,6 +107,8 @@ class TrialConfig:
         _require(
             "validation", self.validation, _number(self.validation) and 0 <= self.validation < 1, "a share in [0, 1)"
         )
+        stop = self.stop_after
+        _require("stop_after", stop, stop is None or (_whole(stop) and stop <= self.tasks), f"1..{self.tasks} tasks")
         _require("image_size", self.image_size, self.image_size is None or _whole(self.image_size), "an integer >= 1")
         _require("dtype", self.dtype, self.dtype in DTYPES, " or ".join(DTYPES))
         for name in ("method_options", "optimizer_options"):
@@ -121,6 +125,7 @@ class TrialConfig:
         changes: dict[str, Any] = {
             "method_options": _changed(self.method_options, _method_defaults(self.method)),
             "validation": float(self.validation),
+            "stop_after": None if stop == self.tasks else stop,
             "transform": None if self.transform == dataset.transform else self.transform,
             "image_size": None if self.image_size == default_image_size(self.backbone) else self.image_size,
         }

@@ -231,7 +231,7 @@ class Evaluation:
 
 def _scenario(config: TrialConfig, dataset: ImageDataset, size: int) -> Scenario:
     info, classes = datasets.get(config.dataset), len(dataset.class_names)
-    return class_incremental(
+    whole = class_incremental(
         dataset,
         even_increments(classes, config.tasks),
         transforms.get(config.transform or info.transform),
@@ -239,6 +239,7 @@ def _scenario(config: TrialConfig, dataset: ImageDataset, size: int) -> Scenario
         order=class_order(classes, config.class_order_seed),
         validation=config.validation,
     )
+    return dataclasses.replace(whole, tasks=whole.tasks[: config.stop_after])
 
 
 def run_trial(
