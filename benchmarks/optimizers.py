@@ -30,7 +30,7 @@ from torch import Tensor
 
 from zeroflow.data import class_incremental, class_order, datasets, even_increments, load_dataset, transforms
 from zeroflow.data.scenario import Batch
-from zeroflow.methods import Method, methods
+from zeroflow.methods import Method, MiniBatch, methods
 from zeroflow.models.backbone import Backbone, build_timm, create_backbone
 from zeroflow.optim import Composition, ThreeStepOptimizer, create_optimizer, list_optimizers, optimizers
 from zeroflow.optim.estimators import CARS, Backpropagation, ForwardGradient, PerExample
@@ -85,7 +85,7 @@ class Bench:
     def forward(self, method: Method) -> float:
         """The unit of everything: one plain forward pass."""
         with torch.no_grad():
-            return float(method.loss(self.images, self.labels))
+            return float(method.loss(method.prepare(MiniBatch(self.images, self.labels))))
 
 
 @dataclass
@@ -280,14 +280,14 @@ class Sample:
         self.prefix = self.method.backbone.prefix(self.batch[0])
 
     def loss(self) -> Tensor:
-        return self.method.loss(self.prefix, self.batch[1])
+        return self.method.loss((self.prefix, self.batch[1]))
 
     def losses(self) -> Tensor:
-        return self.method.losses(self.prefix, self.batch[1])
+        return self.method.losses((self.prefix, self.batch[1]))
 
     def forward(self) -> float:
         with torch.no_grad():
-            return float(self.method.loss(*self.batch))
+            return float(self.method.loss(self.method.prepare(MiniBatch(*self.batch))))
 
     def estimates(self, name: str, queries: int, seeds: int) -> Iterator[tuple[Tensor, float]]:
         """Estimates ``[d]`` and their seconds: the step that SGD with lr 1 takes; the parameters are put back."""
@@ -338,7 +338,7 @@ def states(batch: int, steps: int, device: torch.device) -> Iterator[tuple[str, 
     optimizer = create_optimizer("fo-sgd", list(method.trainable().items()), lr=0.1)
     for number in range(1, steps + 1):
         images, labels = drawings(backbone, batch, number)
-        optimizer.step(lambda images=images, labels=labels: method.loss(images, labels))  # type: ignore[misc]
+        optimizer.step(lambda images=images, labels=labels: method.loss(method.prepare(MiniBatch(images, labels))))  # type: ignore[misc]
     yield f"after {steps} first-order steps", sample
 
 

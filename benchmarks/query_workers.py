@@ -27,7 +27,7 @@ import torch
 from optimizers import drawings, new_method, seconds
 from torch import distributed
 
-from zeroflow.methods import Method
+from zeroflow.methods import Method, MiniBatch
 from zeroflow.models.backbone import create_backbone
 from zeroflow.optim import Executor, Journal, LocalExecutor, Slice, ThreeStepOptimizer, create_optimizer
 from zeroflow.optim.parallel import DistributedExecutor
@@ -83,16 +83,15 @@ class Training:
 
     def step(self) -> None:
         @functools.cache
-        def inputs() -> tuple[Any, torch.Tensor]:
-            images, labels = self.part
-            return self.method.backbone.prefix(images), labels
+        def inputs() -> Any:
+            return self.method.prepare(MiniBatch(*self.part))
 
         if not (isinstance(self.executor, Journal) and self.executor.replaying):
             inputs()
         own, loss = self.executor.slice(self.setting.batch), self.method.loss
         if self.optimizer.per_example:
             loss = self.method.losses
-        self.optimizer.step(Slice(lambda: loss(*inputs()), own.start, own.stop, self.setting.batch))
+        self.optimizer.step(Slice(lambda: loss(inputs()), own.start, own.stop, self.setting.batch))
 
     def steps(self, count: int) -> None:
         for _ in range(count):

@@ -50,7 +50,7 @@ def method(name: str) -> Method:
 
 def set_initial_values(model: Method, task: int) -> None:
     inits = torch.load(FIXTURES / "inits.pt", weights_only=True)
-    stack = model.adapters[-1] if isinstance(model, EASE) else model.adapters
+    stack = model.adapters[-1] if isinstance(model, EASE) else model.tuning.stack
     with torch.no_grad():
         for adapter, down in zip(stack, inits["adapter_down"][task], strict=True):
             adapter.down.weight.copy_(down)

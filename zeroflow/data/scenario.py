@@ -6,7 +6,7 @@ New label = position in the class order. Samples of a task are concatenated by n
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,12 @@ class View:
         for first in range(0, len(self), batch_size):
             part = slice(first, first + batch_size)
             yield self.transform.test(self.samples.images(self.indices[part]), self.size), self.labels[part]
+
+
+def joined(views: Sequence[View]) -> View:
+    """Views of the same samples, one after the other."""
+    indices = np.concatenate([view.indices for view in views])
+    return replace(views[0], indices=indices, labels=torch.cat([view.labels for view in views]))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,21 @@
 """Class-incremental methods, a file each. Importing the package registers the built-in ones."""
 
-from zeroflow.methods.aper import APERAdapter
+from zeroflow.methods.adapter_per_task import AdapterPerTask
+from zeroflow.methods.aper import APERSSF, APERAdapter, APERDeepPrompts, APERFineTune, APERPrompts
 from zeroflow.methods.ease import EASE
-from zeroflow.methods.method import Method, MethodInfo, methods, register_method
+from zeroflow.methods.ewc import EWC
+from zeroflow.methods.experience_replay import ExperienceReplay
+from zeroflow.methods.finetune import FineTuning
+from zeroflow.methods.generative_replay import GenerativeReplay
+from zeroflow.methods.joint import Joint
+from zeroflow.methods.l2sp import L2SP
+from zeroflow.methods.lwf import LwF
+from zeroflow.methods.method import Method, MethodInfo, MiniBatch, methods, register_method
+from zeroflow.methods.shared_adapter import SharedAdapter
 from zeroflow.methods.simplecil import SimpleCIL
 
-__all__ = ["EASE", "APERAdapter", "Method", "MethodInfo", "SimpleCIL", "methods", "register_method"]
+__all__ = [
+    "APERSSF", "EASE", "EWC", "L2SP", "APERAdapter", "APERDeepPrompts", "APERFineTune", "APERPrompts", "AdapterPerTask",
+    "ExperienceReplay", "FineTuning", "GenerativeReplay", "Joint", "LwF", "Method", "MethodInfo", "MiniBatch",
+    "SharedAdapter", "SimpleCIL", "methods", "register_method",
+]  # fmt: skip

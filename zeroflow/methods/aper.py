@@ -1,28 +1,79 @@
-"""APER with adapters: adapt to the first task, then merge frozen and adapted features into class means.
+"""APER: adapt to the first task, then merge frozen and adapted features into class means.
 
 Source: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models", IJCV 2024, Section 5.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zeroflow.methods.method import Method, positive, register_method
+from zeroflow.data.scenario import Batch
+from zeroflow.methods.method import Method, MiniBatch, positive, register_method, whole_example
 from zeroflow.methods.simplecil import SimpleCIL
-from zeroflow.models.adapters import AdapterStack
 from zeroflow.models.backbone import Backbone, Prefix
 from zeroflow.models.heads import CosineHead
+from zeroflow.models.tuning import Tuning, tunings
+from zeroflow.optim import OptimizerInfo
+
+
+class APER(SimpleCIL):
+    """Task 0 trains a tuning and a cosine head; afterwards a SimpleCIL over ``[backbone(x); tuned(x)]``."""
+
+    trains = True
+    tuned_by: ClassVar[str]
+    """What is trained, a name in ``zeroflow.models.tuning.tunings``."""
+
+    def __init__(self, backbone: Backbone, options: Any = None) -> None:
+        super().__init__(backbone, options)
+        self.register_buffer("prototypes", torch.empty(0, 2 * backbone.width))
+        self.tuning: Tuning | None = None
+        self.head: CosineHead | None = None
+
+    def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
+        super().begin_task(classes, generator)
+        if classes.start == 0:
+            self.tuning = tunings.get(self.tuned_by).of(self.backbone, generator, asdict(self.options))
+            self.head = CosineHead(self.backbone.width, len(classes), generator=generator)
+        else:
+            # The head served its purpose, and the merged model stays as it is from now on.
+            self.head = None
+            self.requires_grad_(False).eval()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad} if self.head is not None else {}
+
+    def prepare(self, batch: MiniBatch) -> tuple[Any, Tensor]:
+        assert self.tuning is not None, "no task has begun"
+        return self.tuning.prefix(self.backbone, batch.images), batch.labels
+
+    def losses(self, inputs: tuple[Any, Tensor]) -> Tensor:
+        assert self.tuning is not None and self.head is not None, "only the first task is trained"
+        prefix, labels = inputs
+        return F.cross_entropy(self.head(self.tuning(self.backbone, prefix)), labels, reduction="none")
+
+    @classmethod
+    def refusal(cls, optimizer: OptimizerInfo, options: Any) -> str | None:
+        return whole_example(optimizer, cls.tuned_by)
+
+    @torch.no_grad()
+    def features(self, images: Tensor, spaces: range) -> Tensor:
+        assert self.tuning is not None, "no task has begun"
+        prefix = self.tuning.prefix(self.backbone, images)
+        frozen = self.backbone(prefix if isinstance(prefix, Prefix) else images)
+        return torch.cat([frozen, self.tuning(self.backbone, prefix)], dim=1)[:, None]
 
 
 @register_method("aper-adapter", "adapters trained on the first task; class means of [frozen; adapted] features")
-class APERAdapter(SimpleCIL):
-    """Task 0 trains adapters and a cosine head; afterwards a SimpleCIL over ``[backbone(x); adapted(x)]``."""
+class APERAdapter(APER):
+    """APER with an adapter beside every block's MLP."""
 
-    trains = True
+    tuned_by = "adapter"
 
     @dataclass(frozen=True)
     class Options(Method.Options):
@@ -37,36 +88,39 @@ class APERAdapter(SimpleCIL):
             if not 0 <= self.dropout < 1:
                 raise ValueError(f"dropout={self.dropout!r}: expected a share in [0, 1)")
 
-    def __init__(self, backbone: Backbone, options: Options | None = None) -> None:
-        super().__init__(backbone)
-        self.options = options or self.Options()
-        self.register_buffer("prototypes", torch.empty(0, 2 * backbone.width))
-        self.adapters: AdapterStack | None = None
-        self.head: CosineHead | None = None
 
-    def begin_task(self, classes: range, generator: torch.Generator) -> None:
-        super().begin_task(classes, generator)
-        if classes.start == 0:
-            opt, backbone = self.options, self.backbone
-            self.adapters = AdapterStack(
-                backbone.depth, backbone.width, opt.bottleneck,
-                scale=opt.scale, dropout=opt.dropout, generator=generator,
-            )  # fmt: skip
-            self.head = CosineHead(backbone.width, len(classes), generator=generator)
-        else:
-            # The head served its purpose, and the merged model stays as it is from now on.
-            self.head = None
-            self.requires_grad_(False).eval()
+@register_method("aper-vpt-shallow", "as aper-adapter, with learnable tokens that enter the first block")
+class APERPrompts(APER):
+    """APER with visual prompts."""
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.named_parameters() if p.requires_grad} if self.head is not None else {}
+    tuned_by = "vpt-shallow"
 
-    def losses(self, images: Tensor | Prefix, labels: Tensor) -> Tensor:
-        assert self.head is not None, "only the first task is trained"
-        logits = self.head(self.backbone(images, self.adapters))
-        return F.cross_entropy(logits, labels, reduction="none")
+    @dataclass(frozen=True)
+    class Options(Method.Options):
+        """tokens: learnable tokens at each place."""
 
-    @torch.no_grad()
-    def features(self, images: Tensor, spaces: range) -> Tensor:
-        prefix = self.backbone.prefix(images)
-        return torch.cat([self.backbone(prefix), self.backbone(prefix, self.adapters)], dim=1)[:, None]
+        tokens: int = 5
+
+        def __post_init__(self) -> None:
+            positive(tokens=self.tokens)
+
+
+@register_method("aper-vpt-deep", "as aper-adapter, with learnable tokens that enter every block")
+class APERDeepPrompts(APERPrompts):
+    """APER with visual prompts in every block."""
+
+    tuned_by = "vpt-deep"
+
+
+@register_method("aper-ssf", "as aper-adapter, with scales and shifts behind every layer")
+class APERSSF(APER):
+    """APER with scaled and shifted features."""
+
+    tuned_by = "ssf"
+
+
+@register_method("aper-finetune", "as aper-adapter, with every weight of a copy of the backbone")
+class APERFineTune(APER):
+    """APER with full fine-tuning."""
+
+    tuned_by = "full"

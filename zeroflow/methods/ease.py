@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,16 +51,15 @@ class EASE(Method):
         frozen_space: bool = False
         beta: float = 0.0
 
-    def __init__(self, backbone: Backbone, options: Options | None = None) -> None:
-        super().__init__(backbone)
-        self.options = options or self.Options()
+    def __init__(self, backbone: Backbone, options: Any = None) -> None:
+        super().__init__(backbone, options)
         self.adapters = nn.ModuleList()
         self.head: CosineHead | None = None
         self.tasks: list[range] = []
         self.first = int(self.options.frozen_space)  # number of the first task's space
         self.register_buffer("prototypes", torch.empty(0, 0, backbone.width))
 
-    def begin_task(self, classes: range, generator: torch.Generator) -> None:
+    def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
         opt, backbone = self.options, self.backbone
         self.tasks.append(classes)
         self.adapters.append(
@@ -73,9 +73,10 @@ class EASE(Method):
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def losses(self, images: Tensor | Prefix, labels: Tensor) -> Tensor:
+    def losses(self, inputs: tuple[Prefix, Tensor]) -> Tensor:
         assert self.head is not None, "no task has begun"
-        logits = self.head(self.backbone(images, self.adapters[-1]))
+        prefix, labels = inputs
+        logits = self.head(self.backbone(prefix, self.adapters[-1]))
         return F.cross_entropy(logits, labels - self.tasks[-1].start, reduction="none")
 
     def freeze(self) -> None:

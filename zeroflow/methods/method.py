@@ -3,23 +3,42 @@
 A method lives through a stream: for each task ``begin_task``, then (if ``trainable()`` is not empty) steps of an
 optimizer on ``losses``, then ``freeze`` and ``end_task`` with the task's training images under the test transform. At any
 time after that ``features`` and ``scores`` classify images among all classes seen so far.
+
+A step goes ``replay`` (what of earlier tasks joins the mini-batch) -> ``prepare`` (once) -> ``losses`` (at each evaluation).
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from zeroflow.data.scenario import Batch
 from zeroflow.errors import ConfigError, unknown
-from zeroflow.models.backbone import Backbone, Prefix
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.tuning import tunings
+from zeroflow.optim import OptimizerInfo
 from zeroflow.registry import Registry
+
+
+class MiniBatch(NamedTuple):
+    """What a step learns from.
+
+    Attributes:
+        images: ``[N, C, H, W]``. labels: new labels ``[N]``.
+        replayed: what ``Method.replay`` gave for each of them, with images in the place of positions; None: nothing.
+        replayed_labels: their new labels ``[N]``.
+    """
+
+    images: Tensor
+    labels: Tensor
+    replayed: Tensor | None = None
+    replayed_labels: Tensor | None = None
 
 
 class Method(nn.Module, ABC):
@@ -27,7 +46,7 @@ class Method(nn.Module, ABC):
 
     Args:
         backbone: the frozen feature extractor.
-        options: an instance of the class's own ``Options``.
+        options: an instance of the class's own ``Options``; default: all at their defaults.
     """
 
     @dataclass(frozen=True)
@@ -37,36 +56,73 @@ class Method(nn.Module, ABC):
     trains: ClassVar[bool] = True
     """Whether any task is trained at all; if not, optimizer and epochs mean nothing."""
 
+    all_tasks: ClassVar[bool] = False
+    """Whether a task is trained on the samples of all tasks so far."""
+
+    one_head: ClassVar[bool] = False
+    """Whether ``losses`` can tell what old tasks lose while a new one is learned."""
+
+    images_passed: int = 0
+    """Images of the forward passes made beside the optimizer's, to learn something from them."""
+
     frozen_spaces: int
     """How many feature spaces there are whose features never change again: they may be cached."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, options: Any = None) -> None:
         super().__init__()
         self.backbone = backbone
+        self.options: Any = options or self.Options()
         self.frozen_spaces = 0
 
     @abstractmethod
-    def begin_task(self, classes: range, generator: torch.Generator) -> None:
-        """Get ready for a task that brings ``classes`` (new labels); ``generator`` makes all initial values."""
+    def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
+        """Get ready for a task that brings ``classes`` (new labels).
+
+        Args:
+            classes: the new labels. generator: makes all initial values and choices.
+            batches: the task's training images, plainly transformed, for those who start from them; None where the values
+                after this task are known already and only their shapes are needed.
+        """
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters to train at this task by name; empty where this task is not trained."""
         return {}
 
-    def losses(self, images: Tensor | Prefix, labels: Tensor) -> Tensor:
-        """Training losses of a mini-batch's examples ``[N]``; every penalty is inside. ``labels`` are new labels ``[N]``."""
+    def replay(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None] | None:
+        """What of earlier tasks joins a mini-batch of ``count`` samples, drawn with ``generator``; None: nothing does.
+
+        Returns:
+            Either positions ``[count]`` (int64) among all training samples of the stream so far, and None: their images
+            and labels are looked up; or made-up samples ``[count, ...]`` and their labels ``[count]``.
+        """
+        return None
+
+    def prepare(self, batch: MiniBatch) -> Any:
+        """The part of a step that no trained value changes, made once for all evaluations, without a graph."""
+        return self.backbone.prefix(batch.images), batch.labels
+
+    def losses(self, inputs: Any) -> Tensor:
+        """Training losses of a mini-batch's examples ``[N]`` from ``prepare``'s answer; every penalty is inside."""
         raise NotImplementedError(f"{type(self).__name__} is not trained")
 
-    def loss(self, images: Tensor | Prefix, labels: Tensor) -> Tensor:
+    def loss(self, inputs: Any) -> Tensor:
         """Training loss of a mini-batch, the mean over its examples."""
-        return self.losses(images, labels).mean()
+        return self.losses(inputs).mean()
 
     def freeze(self) -> None:
         """Training of the task is over: nothing learned in it changes any more. Comes before ``end_task``."""
 
+    @classmethod
+    def refusal(cls, optimizer: OptimizerInfo, options: Any) -> str | None:
+        """Why an optimizer cannot train this method with these options; None: it can."""
+        return None
+
     def state(self) -> dict[str, Tensor]:
         """All that the stream has left in the method, apart from the frozen backbone."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.")}
+        frozen = {value.data_ptr() for value in self.backbone.state_dict().values()} - {
+            0
+        }  # others may share its weights
+        return {name: value for name, value in self.state_dict().items() if value.data_ptr() not in frozen}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take over ``state()`` of as many tasks as this one has begun and frozen."""
@@ -78,6 +134,12 @@ class Method(nn.Module, ABC):
             else:  # a buffer that grows with the stream
                 module, _, buffer = name.rpartition(".")
                 setattr(self.get_submodule(module), buffer, value.to(old))
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        """See ``Backbone.set_grad_checkpointing``."""
+        for module in self.modules():
+            if isinstance(module, Backbone):
+                module.set_grad_checkpointing(enable)
 
     @abstractmethod
     def end_task(self, batches: Iterable[Batch]) -> None:
@@ -94,13 +156,19 @@ class Method(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """A registered method: how to build it, from which options, and one line for listings."""
+    """A registered method: its class, built as ``build(backbone, options)``, and one line for listings."""
 
     name: str
-    build: Callable[[Backbone, Any], Method]
-    options: type
-    trains: bool
+    build: type[Method]
     description: str
+
+    @property
+    def options(self) -> type:
+        return self.build.Options
+
+    @property
+    def trains(self) -> bool:
+        return self.build.trains
 
     def parse(self, options: dict[str, Any], *, where: str = "method_options") -> Any:
         """Options from a mapping; unknown keys and wrong types are ``ConfigError``s."""
@@ -128,7 +196,7 @@ def register_method(name: str, description: str) -> Callable[[type[Method]], typ
     """Register a ``Method`` subclass; it is built as ``cls(backbone, options)``."""
 
     def decorate(cls: type[Method]) -> type[Method]:
-        methods.register(name, MethodInfo(name, cls, cls.Options, cls.trains, description))
+        methods.register(name, MethodInfo(name, cls, description))
         return cls
 
     return decorate
@@ -139,3 +207,17 @@ def positive(**values: float) -> None:
     for name, value in values.items():
         if value <= 0:
             raise ValueError(f"{name}={value!r}: expected a number > 0")
+
+
+def one_of(**values: tuple[str, Sequence[str]]) -> None:
+    """Raise ``ValueError`` for the first value that is none of its choices."""
+    for name, (value, choices) in values.items():
+        if value not in choices:
+            raise ValueError(f"{name}={value!r}: expected {' or '.join(choices)}")
+
+
+def whole_example(optimizer: OptimizerInfo, tuned_by: str) -> str | None:
+    """Why an optimizer cannot train a tuning of this name; None: it can."""
+    if optimizer.estimator.per_example and not tunings.get(tuned_by).per_example:
+        return f"it moves every example of a mini-batch on its own, which values of {tuned_by!r} cannot"
+    return None

@@ -6,7 +6,7 @@ Source: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Mod
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +25,11 @@ class SimpleCIL(Method):
     trains = False
     prototypes: Tensor
 
-    @dataclass(frozen=True)
-    class Options(Method.Options):
-        """None."""
-
-    def __init__(self, backbone: Backbone, options: Options | None = None) -> None:
-        super().__init__(backbone)
+    def __init__(self, backbone: Backbone, options: Any = None) -> None:
+        super().__init__(backbone, options)
         self.register_buffer("prototypes", torch.empty(0, backbone.width))
 
-    def begin_task(self, classes: range, generator: torch.Generator) -> None:
+    def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
         self.classes = classes
 
     def freeze(self) -> None:

@@ -9,9 +9,8 @@ timm is imported where it is used: it takes longer to import than torch, and pla
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import resources
-from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -21,13 +20,15 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from zeroflow.errors import ConfigError, unknown
-from zeroflow.models.adapters import AdapterStack
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
 EMBEDDED = "quickdraw_vit"
 """Name of the embedded backbone."""
+
+Step = Callable[[int, nn.Module, Tensor], Tensor]
+"""A block's output ``[N, tokens, d]`` from its number, the block and what enters it."""
 
 
 class Prefix(NamedTuple):
@@ -126,25 +127,45 @@ class Backbone(nn.Module):
         """Stay in evaluation mode: a frozen backbone has no training behaviour, only adapters and heads have."""
         return super().train(False)
 
-    def prefix(self, images: Tensor) -> Prefix:
-        """The part before the first adapter, without a graph; ``images`` ``[N, C, H, W]``."""
-        with torch.no_grad():
-            vit = self.vit
-            tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
-            return Prefix(*_halves(vit.blocks[0], tokens))
+    def tokens(self, images: Tensor) -> Tensor:
+        """What enters the first block, ``[N, tokens, width]``; ``images`` ``[N, C, H, W]``."""
+        vit = self.vit
+        return cast(Tensor, vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images)))))
 
-    def forward(self, images: Tensor | Prefix, adapters: AdapterStack | None = None) -> Tensor:
+    def prefix(self, images: Tensor) -> Prefix:
+        """The part before the first adapter, without a graph."""
+        with torch.no_grad():
+            return Prefix(*_halves(self.vit.blocks[0], self.tokens(images)))
+
+    def forward(self, images: Tensor | Prefix, adapters: Iterable[nn.Module] | None = None) -> Tensor:
         """Features ``[N, width]`` of images or of their prefix, with an adapter per block or without."""
         first = images if isinstance(images, Prefix) else self.prefix(images)
-        stack: Iterable[nn.Module | None] = repeat(None) if adapters is None else adapters
-        tokens = first.output
-        for number, (block, adapter) in enumerate(zip(self.vit.blocks, stack, strict=False)):
-            if number == 0:
-                tokens = first.output if adapter is None else first.output + adapter(first.hidden)
-            elif self.checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(_adapted, block, adapter, tokens, use_reentrant=False)
+        stack = list(adapters) if adapters is not None else [None] * self.depth
+
+        def adapted(number: int, block: nn.Module, tokens: Tensor) -> Tensor:
+            hidden, output = _halves(block, tokens)
+            return output if (adapter := stack[number]) is None else output + cast(Tensor, adapter(hidden))
+
+        tokens = first.output if stack[0] is None else first.output + stack[0](first.hidden)
+        return self.pooled(self.through(tokens, adapted, first=1))
+
+    def through(self, tokens: Tensor, step: Step | None = None, *, first: int = 0) -> Tensor:
+        """Tokens behind the last block, ``[N, tokens, width]``.
+
+        Args:
+            tokens: what enters block ``first``. step: ``step(number, block, tokens)`` gives a block's output; default: the
+                block itself.
+        """
+        step = step or _plain
+        for number, block in enumerate(self.vit.blocks[first:], start=first):
+            if self.checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(step, number, block, tokens, use_reentrant=False)
             else:
-                tokens = _adapted(block, adapter, tokens)
+                tokens = step(number, block, tokens)
+        return tokens
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """The feature ``[N, width]`` from the tokens behind the last block."""
         return cast(Tensor, self.vit.forward_head(self.vit.norm(tokens), pre_logits=True))
 
 
@@ -154,10 +175,8 @@ def _halves(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return hidden, hidden + block.ls2(block.mlp(block.norm2(hidden)))
 
 
-def _adapted(block: Any, adapter: nn.Module | None, tokens: Tensor) -> Tensor:
-    """A block's output with an adapter beside its MLP, or without."""
-    hidden, tokens = _halves(block, tokens)
-    return tokens if adapter is None else tokens + cast(Tensor, adapter(hidden))
+def _plain(number: int, block: nn.Module, tokens: Tensor) -> Tensor:
+    return _halves(block, tokens)[1]
 
 
 def embedded_architecture() -> tuple[str, dict[str, Any]]:

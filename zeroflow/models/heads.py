@@ -10,17 +10,26 @@ from torch.nn import functional as F
 
 
 class CosineHead(nn.Module):
-    """``sigma * cos(feature, W)`` with a learnable sigma that starts at 1. Source: UCIR (Hou et al. 2019), Eq. 4.
+    """``sigma * cos(feature, W)`` with a learnable sigma. Source: UCIR (Hou et al. 2019), Eq. 4.
 
     Args:
-        width: features d. classes: outputs. generator: source of W, uniform in +-1/sqrt(d).
+        width: features d. classes: outputs. sigma: initial value. generator: source of W, uniform in +-1/sqrt(d).
     """
 
-    def __init__(self, width: int, classes: int, *, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, width: int, classes: int, *, sigma: float = 1.0, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(classes, width))
-        self.sigma = nn.Parameter(torch.ones(1))
-        nn.init.uniform_(self.weight, -1 / math.sqrt(width), 1 / math.sqrt(width), generator=generator)
+        self.weight = nn.Parameter(torch.empty(0, width))
+        self.sigma = nn.Parameter(torch.full((1,), sigma))
+        self.grow(classes, generator)
+
+    def grow(self, classes: int, generator: torch.Generator | None = None) -> None:
+        """Add outputs behind those that are there."""
+        old = self.weight.detach()
+        new = old.new_empty(classes, old.shape[1])
+        bound = 1 / math.sqrt(old.shape[1])
+        self.weight = nn.Parameter(torch.cat([old, nn.init.uniform_(new, -bound, bound, generator=generator)]))
 
     def forward(self, features: Tensor) -> Tensor:
         """``[N, d] -> [N, classes]``."""

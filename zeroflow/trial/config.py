@@ -120,8 +120,7 @@ class TrialConfig:
         if self.optimizer is not None:
             optimizers.get(self.optimizer)
         check_backbone(self.backbone, self.checkpoint)
-        if self.method_options:
-            method.parse(dict(self.method_options))
+        method_options = method.parse(dict(self.method_options))
         changes: dict[str, Any] = {
             "method_options": _changed(self.method_options, _method_defaults(self.method)),
             "validation": float(self.validation),
@@ -139,6 +138,8 @@ class TrialConfig:
 
         _require("optimizer", self.optimizer, self.optimizer is not None, f"a name: method {self.method!r} trains")
         info = optimizers.get(str(self.optimizer))
+        if (reason := method.build.refusal(info, method_options)) is not None:
+            raise ConfigError(f"method {self.method!r} cannot be trained with optimizer {info.name!r}: {reason}")
         _require("epochs", self.epochs, _whole(self.epochs), "an integer >= 1")
         _require("batch_size", self.batch_size, _whole(self.batch_size), "an integer >= 1")
         _require("schedule", self.schedule, self.schedule in SCHEDULES, " or ".join(SCHEDULES))

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from zeroflow.data import Scenario, class_incremental, class_order, datasets, even_increments, load_dataset, transforms
 from zeroflow.data.dataset import ImageDataset
-from zeroflow.data.scenario import Batch, View
+from zeroflow.data.scenario import Batch, View, joined
 from zeroflow.errors import ConfigError
-from zeroflow.methods import Method, methods
-from zeroflow.models.backbone import Prefix, create_backbone
+from zeroflow.methods import Method, MiniBatch, methods
+from zeroflow.models.backbone import create_backbone
 from zeroflow.optim import Executor, Journal, NonFiniteLoss, Slice, ThreeStepOptimizer, create_optimizer
 from zeroflow.optim.objective import Closure
 from zeroflow.trial import randomness
@@ -84,9 +84,19 @@ class TaskTrainer:
     journal: Journal | None = None
     steps: list[Step] = field(default_factory=list)
     peak_bytes: int = 0
+    stream: View | None = None
 
-    def train(self, samples: View, task: int, seed: int, order: Order, watch: Stopwatch) -> None:
-        """Visit ``samples`` in ``order(epoch)`` in mini-batches, the last one smaller where they do not divide."""
+    def train(
+        self, samples: View, task: int, seed: int, order: Order, watch: Stopwatch, stream: View | None = None
+    ) -> None:
+        """Visit ``samples`` in ``order(epoch)`` in mini-batches, the last one smaller where they do not divide.
+
+        Args:
+            samples: to train on. task: its number. seed: of all randomness. order: of the samples in an epoch.
+            watch: adds up the seconds of steps.
+            stream: all training samples so far, for methods that replay some of them by their position.
+        """
+        self.stream = stream
         full = self._whole_task(samples, task, seed)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.epochs)
         self.method.train()
@@ -114,18 +124,27 @@ class TaskTrainer:
         def closure(first: int) -> Closure:
             positions = np.arange(first, min(first + self.batch_size, len(samples)))
             batch = functools.partial(self._part, samples, positions, seed, randomness.SNAPSHOT, task, first)
-            return self._slice(lambda: self.method.loss(*batch()), len(positions))
+            return self._slice(lambda: self.method.loss(self.method.prepare(batch())), len(positions))
 
         return [closure(first) for first in range(0, len(samples), self.batch_size)]
 
-    def _part(self, samples: View, positions: Positions, *words: int) -> Batch:
-        """This process's part of a mini-batch, on the device; ``words`` key its random draws.
+    def _part(self, samples: View, positions: Positions, seed: int, *words: int) -> MiniBatch:
+        """This process's part of a mini-batch, on the device; ``seed`` and ``words`` key its random draws.
 
         All of it is made first, so that an image does not depend on how many processes share the mini-batch.
         """
-        images, labels = samples.training_batch(positions, randomness.generator(*words))
+        parts = [*samples.training_batch(positions, randomness.generator(seed, *words))]
+        generator = randomness.generator(seed, randomness.REPLAY, *words)
+        if (replayed := self.method.replay(len(positions), generator)) is not None:
+            values, labels = replayed
+            if labels is None:
+                assert self.stream is not None, "a method replays positions in a stream that was not given"
+                parts += self.stream.training_batch(values.cpu().numpy(), generator)
+            else:
+                parts += [values, labels]
         own = self.optimizer.executor.slice(len(positions))
-        return images[own].to(self.device, self.dtype), labels[own].to(self.device)
+        placed = [part[own].to(self.device, self.dtype if part.is_floating_point() else part.dtype) for part in parts]
+        return MiniBatch(*placed)
 
     def _slice(self, closure: Closure, samples: int) -> Slice:
         """A closure over this process's part of a mini-batch of so many samples."""
@@ -157,7 +176,7 @@ class TaskTrainer:
             self.checkpoints.save("epoch", state)
 
     def _step(
-        self, batch: Callable[[], Batch], samples: int, full: Sequence[Closure], watch: Stopwatch
+        self, batch: Callable[[], MiniBatch], samples: int, full: Sequence[Closure], watch: Stopwatch
     ) -> tuple[float, float | None]:
         """Loss and seconds of one step; no seconds for the one step whose memory is measured, and for replayed ones."""
         loss_of = self.method.losses if self.optimizer.per_example else self.method.loss
@@ -165,11 +184,10 @@ class TaskTrainer:
         batch = functools.cache(batch)
 
         @functools.cache
-        def inputs() -> tuple[Prefix, Tensor]:
-            images, labels = batch()
-            return self.method.backbone.prefix(images), labels
+        def inputs() -> Any:
+            return self.method.prepare(batch())
 
-        closure = self._slice(lambda: loss_of(*inputs()), samples)
+        closure = self._slice(lambda: loss_of(inputs()), samples)
 
         def step() -> float:
             if not replaying and closure.share:
@@ -333,9 +351,15 @@ def _run(
         method.restore(saved["method"])
     before = account.seconds
 
+    def plain(view: View) -> Iterator[Batch]:
+        return ((images.to(device, dtype), labels) for images, labels in view.plain_batches(place.evaluation_batch))
+
     for task in scenario.tasks[account.stage :]:
-        method.begin_task(task.classes, randomness.generator(config.seed, randomness.INITIAL_VALUES, task.index))
+        initial = randomness.generator(config.seed, randomness.INITIAL_VALUES, task.index)
+        method.begin_task(task.classes, initial, plain(task.train))
         method.to(device, dtype)
+        stream = joined([seen.train for seen in scenario.tasks[: task.index + 1]])
+        samples = stream if method.all_tasks else task.train
         trainable = method.trainable()
         if trainable:
             assert config.optimizer and config.lr and config.epochs and config.batch_size and config.schedule
@@ -343,9 +367,9 @@ def _run(
             optimizer = create_optimizer(
                 config.optimizer, list(trainable.items()), lr=config.lr, queries=config.queries,
                 eps=config.eps, seed=randomness.key(config.seed, randomness.OPTIMIZER, task.index),
-                executor=journal or executor, **_optimizer_options(config, len(task.train)),
+                executor=journal or executor, **_optimizer_options(config, len(samples)),
             )  # fmt: skip
-            method.backbone.set_grad_checkpointing(optimizer.checkpoint)
+            method.set_grad_checkpointing(optimizer.checkpoint)
             trainer = TaskTrainer(
                 method,
                 optimizer,
@@ -358,10 +382,10 @@ def _run(
                 journal,
             )
 
-            def order(epoch: int, task: int = task.index, samples: int = len(task.train)) -> Positions:
-                return randomness.batch_order(config.seed, task, epoch, samples)
+            def order(epoch: int, task: int = task.index, count: int = len(samples)) -> Positions:
+                return randomness.batch_order(config.seed, task, epoch, count)
 
-            trainer.train(task.train, task.index, config.seed, order, watch)
+            trainer.train(samples, task.index, config.seed, order, watch, stream)
             if journal:
                 journal.close()
             account.peak, account.parameters = max(account.peak, trainer.peak_bytes), optimizer.flat.size
@@ -371,9 +395,9 @@ def _run(
             account.epochs += config.epochs
         method.eval()
         method.freeze()
-        method.end_task(
-            (images.to(device, dtype), labels) for images, labels in task.train.plain_batches(place.evaluation_batch)
-        )
+        before_end = method.images_passed
+        method.end_task(plain(task.train))
+        account.forwards += math.ceil((method.images_passed - before_end) / (config.batch_size or 1))
         if not account.peak:
             images, _ = next(task.train.plain_batches(min(config.batch_size or 48, place.evaluation_batch)))
             _, account.peak = peak_memory(lambda: method.features(images.to(device, dtype), range(1)), method, device)  # noqa: B023

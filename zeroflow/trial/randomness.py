@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-INITIAL_VALUES, AUGMENTATION, BATCH_ORDER, OPTIMIZER, SNAPSHOT = range(5)
+INITIAL_VALUES, AUGMENTATION, BATCH_ORDER, OPTIMIZER, SNAPSHOT, REPLAY = range(6)
 
 
 def key(seed: int, *words: int) -> int:

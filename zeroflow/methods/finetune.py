@@ -1,0 +1,99 @@
+"""Plain fine-tuning: one model with one growing head, trained on each task in turn. The one that forgets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zeroflow.data.scenario import Batch
+from zeroflow.methods.method import Method, MiniBatch, positive, register_method, whole_example
+from zeroflow.methods.prototypes import class_means
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.heads import CosineHead
+from zeroflow.models.tuning import Tuning, tunings
+from zeroflow.optim import OptimizerInfo
+
+
+@register_method("finetune", "one model and one growing head trained on each task in turn: the row that forgets")
+class FineTuning(Method):
+    """One tuning and one cosine head over all classes seen so far, trained on the current task's samples alone.
+
+    The base of all methods with one head: they change what the loss holds besides.
+    """
+
+    one_head = True
+
+    @dataclass(frozen=True)
+    class Options(Method.Options):
+        """What is trained besides the head, and how it starts.
+
+        tune: ``none``, ``adapter``, ``vpt-shallow``, ``vpt-deep``, ``ssf`` or ``full``.
+        bottleneck, scale, dropout: of adapters. tokens: learnable ones at each place, of ``vpt-*``.
+        imprint: a new class's weights start at its mean feature (Qi et al., "Low-Shot Learning with Imprinted Weights",
+            CVPR 2018), so that before any training this is a class-mean classifier; otherwise at random.
+        sigma: the head's scale at first.
+        """
+
+        tune: str = "adapter"
+        bottleneck: int = 64
+        scale: float = 0.1
+        dropout: float = 0.1
+        tokens: int = 5
+        imprint: bool = True
+        sigma: float = 10.0
+
+        def __post_init__(self) -> None:
+            tunings.get(self.tune, where="tune")
+            positive(bottleneck=self.bottleneck, scale=self.scale, tokens=self.tokens, sigma=self.sigma)
+            if not 0 <= self.dropout < 1:
+                raise ValueError(f"dropout={self.dropout!r}: expected a share in [0, 1)")
+
+    tuning: Tuning
+    head: CosineHead
+
+    def __init__(self, backbone: Backbone, options: Any = None) -> None:
+        super().__init__(backbone, options)
+        self.tasks: list[range] = []
+
+    def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
+        self.tasks.append(classes)
+        if len(self.tasks) == 1:
+            self.tuning = tunings.get(self.options.tune).of(self.backbone, generator, asdict(self.options))
+            self.head = CosineHead(self.backbone.width, len(classes), sigma=self.options.sigma, generator=generator)
+        else:
+            self.head.grow(len(classes), generator)
+        self.to(next(self.backbone.parameters()))
+        if self.options.imprint and batches is not None:
+            self.eval()
+            means = class_means(lambda images: self.features(images, range(1))[:, 0], batches, classes)
+            self.head.weight.detach()[classes.start :] = F.normalize(means, dim=1)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def prepare(self, batch: MiniBatch) -> Any:
+        return self.tuning.prefix(self.backbone, batch.images), batch.labels
+
+    def losses(self, inputs: Any) -> Tensor:
+        prefix, labels = inputs
+        return F.cross_entropy(self.head(self.tuning(self.backbone, prefix)), labels, reduction="none")
+
+    @classmethod
+    def refusal(cls, optimizer: OptimizerInfo, options: Any) -> str | None:
+        return whole_example(optimizer, options.tune)
+
+    def end_task(self, batches: Iterable[Batch]) -> None:
+        """Nothing is taken from the task's images."""
+
+    @torch.no_grad()
+    def features(self, images: Tensor, spaces: range) -> Tensor:
+        return self.tuning(self.backbone, self.tuning.prefix(self.backbone, images))[:, None]
+
+    @torch.no_grad()
+    def scores(self, features: Tensor) -> Tensor:
+        return self.head(features[:, 0])

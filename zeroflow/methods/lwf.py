@@ -1,0 +1,85 @@
+"""LwF: keep giving the old answers.
+
+Source: Li & Hoiem, "Learning without Forgetting", ECCV 2016 / TPAMI 2018, Eq. 2-3; temperature T = 2.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zeroflow.data.scenario import Batch
+from zeroflow.methods.finetune import FineTuning
+from zeroflow.methods.method import MiniBatch, positive, register_method
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.heads import CosineHead
+from zeroflow.models.tuning import Tuning
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@register_method("lwf", "as finetune, with the answers of the model before the task as soft targets for old classes")
+class LwF(FineTuning):
+    """``L = L_cur + alpha T^2 KL(softmax(old / T) || softmax(new / T))`` over the old classes, on the current images."""
+
+    @dataclass(frozen=True)
+    class Options(FineTuning.Options):
+        """And: alpha: weight of the old answers. temperature: T."""
+
+        alpha: float = 1.0
+        temperature: float = 2.0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            positive(temperature=self.temperature)
+            if self.alpha < 0:
+                raise ValueError(f"alpha={self.alpha!r}: expected a number >= 0")
+
+    def __init__(self, backbone: Backbone, options: Any = None) -> None:
+        super().__init__(backbone, options)
+        self.old_tuning: Tuning | None = None
+        self.old_head: CosineHead | None = None
+
+    def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
+        if self.tasks:
+            self.old_tuning = _frozen(self.tuning, self.backbone)
+            self.old_head = _frozen(self.head, self.backbone)
+        super().begin_task(classes, generator, batches)
+
+    def train(self, mode: bool = True) -> LwF:
+        super().train(mode)
+        for old in (self.old_tuning, self.old_head):
+            if old is not None:
+                old.eval()
+        return self
+
+    def prepare(self, batch: MiniBatch) -> Any:
+        if self.old_tuning is None or self.old_head is None:
+            return *super().prepare(batch), None
+        with torch.no_grad():
+            prefix = self.old_tuning.prefix(self.backbone, batch.images)
+            old = self.old_head(self.old_tuning(self.backbone, prefix))
+        return *super().prepare(batch), old
+
+    def losses(self, inputs: Any) -> Tensor:
+        prefix, labels, old = inputs
+        logits = self.head(self.tuning(self.backbone, prefix))
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        if old is None:
+            return losses
+        heat = self.options.temperature
+        target, answer = (old / heat).softmax(1), (logits[:, : old.shape[1]] / heat).log_softmax(1)
+        distance = F.kl_div(answer, target, reduction="none").sum(1)
+        return losses + self.options.alpha * heat**2 * distance
+
+
+def _frozen(module: M, backbone: Backbone) -> M:
+    """A copy that stays as it is; weights of the frozen backbone are shared, not copied."""
+    shared = {id(value): value for value in [*backbone.parameters(), *backbone.buffers()]}
+    return copy.deepcopy(module, shared).requires_grad_(False).eval()

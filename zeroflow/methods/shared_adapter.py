@@ -1,0 +1,60 @@
+"""One adapter for all tasks: the fixed architecture among the extension-based methods (ZeroFlow, Section 3.2).
+
+Each task goes on training the same adapter; a class is its mean feature at the time it was learned, so old classes pay for
+what later tasks change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zeroflow.data.scenario import Batch
+from zeroflow.methods.aper import APERAdapter
+from zeroflow.methods.method import MiniBatch, register_method
+from zeroflow.methods.simplecil import SimpleCIL
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.heads import CosineHead
+from zeroflow.models.tuning import Adapters, Tuning
+
+
+@register_method("shared-adapter", "one adapter that every task goes on training; class means of its features")
+class SharedAdapter(SimpleCIL):
+    """A SimpleCIL on features that move: task t trains the adapter with a throw-away cosine head on its own classes."""
+
+    trains = True
+    Options = APERAdapter.Options
+    tuning: Tuning
+
+    def __init__(self, backbone: Backbone, options: Any = None) -> None:
+        super().__init__(backbone, options)
+        self.head: CosineHead | None = None
+
+    def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
+        super().begin_task(classes, generator)
+        if classes.start == 0:
+            self.tuning = Adapters.of(self.backbone, generator, vars(self.options))
+        self.head = CosineHead(self.backbone.width, len(classes), generator=generator)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def prepare(self, batch: MiniBatch) -> Any:
+        return self.tuning.prefix(self.backbone, batch.images), batch.labels
+
+    def losses(self, inputs: Any) -> Tensor:
+        assert self.head is not None, "no task has begun"
+        prefix, labels = inputs
+        logits = self.head(self.tuning(self.backbone, prefix))
+        return F.cross_entropy(logits, labels - self.classes.start, reduction="none")
+
+    def freeze(self) -> None:
+        self.head = None  # and no space stands still
+
+    @torch.no_grad()
+    def features(self, images: Tensor, spaces: range) -> Tensor:
+        return self.tuning(self.backbone, self.tuning.prefix(self.backbone, images))[:, None]
