@@ -268,12 +268,12 @@ def test_an_interrupted_trial_goes_on_to_the_same_bits(
     cls = type(zeroflow.methods.methods.get(method).build(create_backbone()))
     original = cls.losses
 
-    def counted(self, images, labels):
+    def counted(self, inputs):
         nonlocal calls, left
         calls, left = calls + 1, left - 1
         if left < 0:
             raise Stopped
-        return original(self, images, labels)
+        return original(self, inputs)
 
     monkeypatch.setattr(cls, "losses", counted)
     left = 10**9

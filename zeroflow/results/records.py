@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def tables(
     result: TrialResult, *, workers: int = 1, shards: int = 1, ray_version: str | None = None
 ) -> dict[str, pa.Table]:
-    """The rows of one finished cell: tables ``trials``, ``stages``, ``accuracy`` and ``steps``.
+    """The rows of one finished cell: tables ``trials``, ``stages``, ``accuracy``, ``steps`` and, if any were taken, ``probes``.
 
     Args:
         result: the finished cell. workers: processes that shared its work. shards: slices of its mini-batches.
@@ -34,6 +34,7 @@ def tables(
         "stages": _table("stages", _stages(result)),
         "accuracy": _table("accuracy", _accuracy(result)),
         "steps": _table("steps", _steps(result)),
+        **({"probes": _table("probes", _probes(result))} if result.probes else {}),
     }
 
 
@@ -108,6 +109,10 @@ def _accuracy(result: TrialResult) -> list[dict[str, Any]]:
 def _steps(result: TrialResult) -> list[dict[str, Any]]:
     queries = result.config.queries
     return [{"cell_id": result.cell_id, "queries": queries, **vars(step)} for step in result.steps]
+
+
+def _probes(result: TrialResult) -> list[dict[str, Any]]:
+    return [{"cell_id": result.cell_id, **vars(probe)} for probe in result.probes]
 
 
 def _table(name: str, rows: Iterable[dict[str, Any]]) -> pa.Table:

@@ -43,6 +43,7 @@ _CONFIG = [
     _column("hybrid_epochs", _int, "epochs, from the first, that took the exact gradient; null: none"),
     _column("batch_size", _int, "samples per step"),
     _column("seed", _int, "seed of initial values, batch order, augmentation and directions"),
+    _column("probe_every", _int, "steps between two looks at function values; null: none"),
     _column("dtype", _text, "floating point type of all computation"),
 ]
 
@@ -113,9 +114,9 @@ _STEPS = [
 _PROBES = [
     _CELL,
     _column("task", _int, "number of the task being learned, from 0"),
-    _column("step", _int, "step within the trial, from 0"),
-    _column("probe", _text, "name of the probe"),
-    _column("loss_old", _float, "loss on the tasks before"),
+    _column("step", _int, "step within the trial, from 0, before which it was taken"),
+    _column("probe", _text, "function_value: mean cross-entropy over all classes so far, on fixed training samples"),
+    _column("loss_old", _float, "loss on the tasks before; null: there are none"),
     _column("loss_new", _float, "loss on the task being learned"),
     _column("x", _float, "first coordinate of the trajectory"),
     _column("y", _float, "second coordinate of the trajectory"),

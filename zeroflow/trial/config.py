@@ -38,7 +38,8 @@ class TrialConfig:
         schedule: ``cosine`` (per epoch, to zero) or ``constant``. epochs, batch_size: per task. hybrid_epochs: how many of
             the epochs, from the first, take the exact gradient (ZeroFlow's hybrid enhancement); their learning rate is
             ``optimizer_options.hybrid_lr``.
-        seed: of initial values, batch order, augmentation and directions. dtype: of all computation.
+        seed: of initial values, batch order, augmentation and directions. probe_every: steps between two looks at the loss
+            of old and of new tasks, for methods with one head. dtype: of all computation.
     """
 
     dataset: str = "quickdraw100"
@@ -62,6 +63,7 @@ class TrialConfig:
     hybrid_epochs: int = 0
     batch_size: int | None = 48
     seed: int = 0
+    probe_every: int | None = None
     dtype: str = "float32"
 
     @classmethod
@@ -111,6 +113,14 @@ class TrialConfig:
         _require("stop_after", stop, stop is None or (_whole(stop) and stop <= self.tasks), f"1..{self.tasks} tasks")
         _require("image_size", self.image_size, self.image_size is None or _whole(self.image_size), "an integer >= 1")
         _require("dtype", self.dtype, self.dtype in DTYPES, " or ".join(DTYPES))
+        every = self.probe_every
+        _require("probe_every", every, every is None or _whole(every), "an integer >= 1")
+        if every and not method.build.one_head:
+            able = [name for name, info in methods.items() if info.build.one_head]
+            raise ConfigError(
+                f"probe_every={every}: method {self.method!r} has no loss of old tasks while it trains; expected one of "
+                + ", ".join(able)
+            )
         for name in ("method_options", "optimizer_options"):
             _require(name, getattr(self, name), isinstance(getattr(self, name), Mapping), "a mapping")
         if dataset.classes is not None:

@@ -30,7 +30,8 @@ from zeroflow.trial.checkpoint import Checkpoints
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.meters import Stopwatch, peak_memory
 from zeroflow.trial.metrics import Matrix
-from zeroflow.trial.result import Step, TrialResult, provenance
+from zeroflow.trial.probes import FunctionValues
+from zeroflow.trial.result import Probe, Step, TrialResult, provenance
 
 Positions = npt.NDArray[np.int64]
 Order = Callable[[int], Positions]
@@ -71,6 +72,7 @@ class TaskTrainer:
         method: after ``begin_task``. optimizer: over ``method.trainable()``. epochs: how often all samples are visited.
         schedule: ``"cosine"`` (per epoch, to zero) or ``"constant"``.
         checkpoints: where an interrupted task goes on from. journal: the executor's log of this task.
+        probe: looks at the method between steps.
     """
 
     method: Method
@@ -83,6 +85,7 @@ class TaskTrainer:
     checkpoints: Checkpoints | None = None
     journal: Journal | None = None
     steps: list[Step] = field(default_factory=list)
+    probe: FunctionValues | None = None
     peak_bytes: int = 0
     stream: View | None = None
 
@@ -107,12 +110,16 @@ class TaskTrainer:
                 batch = functools.partial(
                     self._part, samples, chosen, seed, randomness.AUGMENTATION, task, epoch, number
                 )
+                if self.probe:
+                    self.probe.look(len(self.steps))
                 loss, seconds = self._step(batch, len(chosen), full, watch)
                 self.steps.append(Step(task, epoch, len(self.steps), loss, rate, seconds))
             if self.schedule == "cosine":
                 cosine.step()
             if self.optimizer.first_order:
                 self._save(task, epoch, cosine)
+        if self.probe:
+            self.probe.look(len(self.steps), last=True)
         if self.optimizer.skipped:
             raise NonFiniteLoss(
                 f"the last {self.optimizer.skipped} step(s) of task {task} had no finite loss; lower lr or eps"
@@ -162,6 +169,8 @@ class TaskTrainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         cosine.load_state_dict(saved["schedule"])
         self.steps, self.peak_bytes = _steps(saved["steps"]), saved["peak_bytes"]
+        if self.probe:
+            self.probe.seen = _probes(saved["probes"])
         return int(saved["epoch"]) + 1
 
     def _save(self, task: int, epoch: int, cosine: torch.optim.lr_scheduler.LRScheduler) -> None:
@@ -171,7 +180,7 @@ class TaskTrainer:
             state = {
                 "task": task, "epoch": epoch, "parameters": parameters, "optimizer": self.optimizer.state_dict(),
                 "schedule": cosine.state_dict(), "steps": _rows(self.steps),
-                "peak_bytes": self.peak_bytes,
+                "peak_bytes": self.peak_bytes, "probes": _rows(self.probe.seen) if self.probe else [],
             }  # fmt: skip
             self.checkpoints.save("epoch", state)
 
@@ -210,12 +219,16 @@ class TaskTrainer:
         return [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
 
 
-def _rows(steps: Sequence[Step]) -> list[list[Any]]:
-    return [list(asdict(step).values()) for step in steps]
+def _rows(rows: Sequence[Step | Probe]) -> list[list[Any]]:
+    return [list(asdict(row).values()) for row in rows]
 
 
 def _steps(rows: Sequence[Sequence[Any]]) -> list[Step]:
     return [Step(*row) for row in rows]
+
+
+def _probes(rows: Sequence[Sequence[Any]]) -> list[Probe]:
+    return [Probe(*row) for row in rows]
 
 
 class Evaluation:
@@ -312,6 +325,7 @@ class _Account:
 
     accuracy: Matrix
     steps: list[Step] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
     stage: int = 0
     forwards: int = 0
     epochs: int = 0
@@ -321,11 +335,23 @@ class _Account:
 
     def state(self) -> dict[str, Any]:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**plain, "accuracy": torch.from_numpy(self.accuracy), "steps": _rows(self.steps)}
+        return {
+            **plain,
+            "accuracy": torch.from_numpy(self.accuracy),
+            "steps": _rows(self.steps),
+            "probes": _rows(self.probes),
+        }
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> _Account:
-        return cls(**{**state, "accuracy": state["accuracy"].numpy(), "steps": _steps(state["steps"])})
+        return cls(
+            **{
+                **state,
+                "accuracy": state["accuracy"].numpy(),
+                "steps": _steps(state["steps"]),
+                "probes": _probes(state["probes"]),
+            }
+        )
 
 
 def _run(
@@ -380,6 +406,7 @@ def _run(
                 dtype,
                 checkpoints,
                 journal,
+                probe=FunctionValues.of(config, method, scenario.tasks[: task.index + 1], plain),
             )
 
             def order(epoch: int, task: int = task.index, count: int = len(samples)) -> Positions:
@@ -391,6 +418,8 @@ def _run(
             account.peak, account.parameters = max(account.peak, trainer.peak_bytes), optimizer.flat.size
             first = len(account.steps)
             account.steps += [dataclasses.replace(step, step=first + step.step) for step in trainer.steps]
+            if trainer.probe:
+                account.probes += [dataclasses.replace(p, step=first + p.step) for p in trainer.probe.seen]
             account.forwards += optimizer.forwards
             account.epochs += config.epochs
         method.eval()
@@ -417,6 +446,7 @@ def _run(
         class_order=scenario.order,
         class_names=scenario.class_names,
         steps=account.steps,
+        probes=account.probes,
         costs={
             "forward_passes": account.forwards,
             "peak_memory_bytes": account.peak,

@@ -34,13 +34,24 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """What was seen before one step: number of the task, step within the trial, name, losses on old and new tasks."""
+
+    task: int
+    step: int
+    probe: str
+    loss_old: float | None
+    loss_new: float | None
+
+
+@dataclass(frozen=True)
 class TrialResult:
     """The result of one cell.
 
     Attributes:
         accuracy_matrix: percent, stage x task ``[T, T]``, NaN above the diagonal. test_samples: per task ``[T]``.
         class_order: ``class_order[new label]`` = the data set's own label. class_names: by new label.
-        steps: every training step. costs: forward passes, bytes, seconds. provenance: versions, device, commit, times.
+        steps: every training step. probes: what was looked at between them. costs: forward passes, bytes, seconds. provenance: versions, device, commit, times.
     """
 
     config: TrialConfig
@@ -49,6 +60,7 @@ class TrialResult:
     class_order: npt.NDArray[np.int64]
     class_names: Sequence[str]
     steps: Sequence[Step]
+    probes: Sequence[Probe]
     costs: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(repr=False)
 
