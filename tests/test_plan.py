@@ -46,7 +46,10 @@ def finish(
     result = TrialResult(
         config=TrialConfig.from_dict(values),
         accuracy_matrix=np.array([[50.0]]),
+        task_incremental=np.array([[50.0]]),
+        domain_incremental=np.array([[50.0]]),
         test_samples=np.array([10]),
+        task_classes=np.array([2]),
         class_order=np.arange(2),
         class_names=["cat", "dog"],
         steps=[],
