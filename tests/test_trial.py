@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 
 import zeroflow.data
@@ -24,6 +25,7 @@ from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.cli import main
 from zeroflow.models.backbone import create_backbone
 from zeroflow.results import records
+from zeroflow.sweep.grid import parse_grid
 from zeroflow.trial import metrics
 
 SMALL = {"dataset": "some-drawings", "tasks": 4, "epochs": 2, "batch_size": 16}
@@ -261,6 +263,19 @@ def test_one_run_is_judged_in_three_settings(stream: dict, increments: list[int]
         np.testing.assert_array_equal(result.domain_incremental, result.accuracy_matrix)
     else:
         assert result.summary["last_task_incremental"] > result.summary["last"] + 5, "knowing the task must help here"
+
+
+def test_the_page_on_streams_runs() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "streams.md").read_text()
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert names["result"].domain_incremental.shape == (2, 2)
+    (grid,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    cells = parse_grid(yaml.safe_load(grid)).cells
+    assert [(cell.increments, cell.stop_after) for cell in cells[::2]] == [([10, 20, 30, 40], None), ([50, 30, 20], 2)]
+    assert len(cells) == 4
+    assert all(f"| `{name}` | {meaning} |" in page for name, meaning in metrics.DEFINITIONS.items())
 
 
 @pytest.mark.parametrize("method", ["ease", "aper-adapter"])
