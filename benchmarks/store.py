@@ -49,7 +49,10 @@ def result_of(config: TrialConfig, number: int) -> TrialResult:
     return TrialResult(
         config=config,
         accuracy_matrix=accuracy,
+        task_incremental=accuracy,
+        domain_incremental=accuracy,
         test_samples=np.full(TASKS, 200),
+        task_classes=np.full(TASKS, CLASSES // TASKS),
         class_order=random.permutation(CLASSES),
         class_names=[f"class number {label}" for label in range(CLASSES)],
         steps=steps,

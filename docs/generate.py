@@ -21,6 +21,7 @@ from zeroflow.results import Store, load
 from zeroflow.results.schema import markdown
 from zeroflow.results.sweeps import sweeps
 from zeroflow.results.tables import render_markdown, summary
+from zeroflow.trial.metrics import DEFINITIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -296,6 +297,13 @@ def many_cells() -> str:
     )
 
 
+def metric_definitions() -> str:
+    """What the metrics of a cell mean."""
+    return "\n".join(
+        ["| column of `trials` | meaning |", "|---|---|", *(f"| `{k}` | {v} |" for k, v in DEFINITIONS.items()), ""]
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "optimizer-list": optimizer_list,
     "estimators": estimators,
@@ -312,6 +320,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "forecast": forecast,
     "many-cells": many_cells,
     "schema": markdown,
+    "metrics": metric_definitions,
     "model-card": model_card,
     "optimizer-time": optimizer_time,
     "optimizer-memory": optimizer_memory,

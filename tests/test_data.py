@@ -133,6 +133,50 @@ def test_uneven_tasks_name_the_nearest_number(tasks: int, nearest: int) -> None:
         even_increments(100, tasks)
 
 
+@pytest.mark.parametrize(
+    ("classes", "tasks", "base", "expected"),
+    [
+        (100, 6, 50, [50, 10, 10, 10, 10, 10]),
+        (100, 2, 99, [99, 1]),
+        (20, 3, 2, [2, 9, 9]),
+        (20, 4, None, [5, 5, 5, 5]),
+        (20, 1, 20, [20]),
+    ],
+)
+def test_a_base_task_and_equal_ones(classes: int, tasks: int, base: int | None, expected: list[int]) -> None:
+    assert even_increments(classes, tasks, base) == expected
+
+
+@pytest.mark.parametrize(
+    ("tasks", "base", "message"),
+    [
+        (4, 50, "tasks=4: the 50 classes after base_classes=50 do not divide into 3 equal tasks; nearest: 3"),
+        (12, 50, "do not divide into 11 equal tasks; nearest: 11"),
+        (90, 60, "the 40 classes after base_classes=60 .* nearest: 41"),
+        (3, 100, "base_classes=100: expected 1..99 of 100 classes"),
+        (1, 50, "base_classes=50: the only task has all 100 classes"),
+    ],
+)
+def test_a_base_task_that_does_not_fit_is_refused(tasks: int, base: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        even_increments(100, tasks, base)
+
+
+def test_unequal_tasks_partition_the_classes_in_any_order(drawings: ImageDataset) -> None:
+    order = np.random.default_rng(5).permutation(100)
+    stream = class_incremental(drawings, [50, 1, 30, 19], transforms.get("plain"), 28, order=order)
+    assert [task.classes for task in stream.tasks] == [range(50), range(50, 51), range(51, 81), range(81, 100)]
+    for task in stream.tasks:
+        assert (len(task.train), len(task.test)) == (80 * len(task.classes), 20 * len(task.classes))
+        assert np.array_equal(drawings.train.labels[task.train.indices], np.repeat(order[list(task.classes)], 80))
+
+
+def test_a_class_order_that_is_none_says_what_is_wrong_with_it(drawings: ImageDataset) -> None:
+    with pytest.raises(ConfigError, match=r"each of 0..99 once; 3, 99: not there; 7: more than once; 100: no class$"):
+        order = [*range(3), 7, *range(4, 99), 100]
+        class_incremental(drawings, [100], transforms.get("plain"), 28, order=np.array(order))
+
+
 @pytest.mark.parametrize("increments", [[50, 49], [100, 0], [], [110, -10]])
 def test_increments_must_add_up(drawings: ImageDataset, increments: list[int]) -> None:
     with pytest.raises(ConfigError, match="add up to 100"):

@@ -46,7 +46,10 @@ def finish(
     result = TrialResult(
         config=TrialConfig.from_dict(values),
         accuracy_matrix=np.array([[50.0]]),
+        task_incremental=np.array([[50.0]]),
+        domain_incremental=np.array([[50.0]]),
         test_samples=np.array([10]),
+        task_classes=np.array([2]),
         class_order=np.arange(2),
         class_names=["cat", "dog"],
         steps=[],
@@ -118,9 +121,28 @@ def test_the_most_similar_cells_are_asked(store: Store) -> None:
 def test_without_a_like_cell_there_is_no_estimate(store: Store) -> None:
     assert of(store, ZO).seconds is None
     finish(store, ZO)
-    for other in ({"method": "aper-adapter"}, {"tasks": 5}, {"dataset": "quickdraw100-marker"}, {"image_size": 56}):
+    for other in (
+        {"method": "aper-adapter"}, {"tasks": 5}, {"dataset": "quickdraw100-marker"}, {"image_size": 56},
+        {"base_classes": 10, "tasks": 6}, {"base_classes": 19}, {"increments": [10] * 8 + [5, 15]}, {"stop_after": 3},
+    ):  # fmt: skip
         found = of(store, ZO | other)
         assert (found.seconds, found.forward_passes, found.without_basis) == (None, 0, 1), other
+
+
+def test_streams_of_unequal_tasks_are_estimated_from_their_own_kind(store: Store) -> None:
+    finish(store, ZO)
+    finish(store, ZO | {"increments": [10, 10, 80]}, 1, 2, 700)
+    finish(store, ZO | {"base_classes": 50, "tasks": 6}, 3, 4, 900)
+    finish(store, ZO | {"increments": [10, 10, 80], "stop_after": 2}, 5, 6, 200)
+    for stream, seconds, passes in (
+        ({}, 50, 2000),
+        ({"increments": [10, 10, 80]}, 3, 700),
+        ({"increments": [50, 10, 10, 10, 10, 10]}, 7, 900),
+        ({"increments": [10, 10, 80], "stop_after": 2}, 11, 200),
+    ):
+        found = of(store, ZO | stream | {"seed": 1})
+        assert (found.seconds, found.forward_passes) == (pytest.approx(seconds), passes), stream
+        assert of(store, ZO | stream | {"epochs": 20}).forward_passes == 2 * passes
 
 
 def test_an_optimizer_beyond_its_formula_counts_for_itself_alone(store: Store) -> None:

@@ -50,7 +50,10 @@ def cell(level: float = 80.0, *, loss: float = 0.5, **config: Any) -> TrialResul
     return TrialResult(
         config=values,
         accuracy_matrix=np.array([[level, np.nan], [level - 20, level]]),
+        task_incremental=np.array([[level, np.nan], [level - 10, level + 2]]),
+        domain_incremental=None if values.base_classes else np.array([[level, np.nan], [level - 12, level]]),
         test_samples=np.array([30, 30]),
+        task_classes=np.array([3, 1] if values.base_classes else [2, 2]),
         class_order=np.array([3, 1, 0, 2]),
         class_names=["cat", "dog", "eel", "fox"],
         steps=[] if untrained else [Step(0, 0, 0, 1.25, 0.01, 0.5), Step(1, 0, 1, loss, 0.005)],
@@ -112,23 +115,79 @@ def test_what_is_written_is_read(store: Store) -> None:
     for name, value in (result.summary | result.provenance).items():
         assert trial[name] == value, name
     assert (trial["avg"], trial["last"], trial["fgt"]) == (75.0, 70.0, 20.0)
+    assert (trial["avg_task_incremental"], trial["last_task_incremental"]) == (78.0, 76.0)
+    assert (trial["avg_domain_incremental"], trial["last_domain_incremental"]) == (77.0, 74.0)
     assert trial["class_order"] == [3, 1, 0, 2] and trial["class_names"] == ["cat", "dog", "eel", "fox"]
     assert json.loads(trial["metric_definitions"]) == DEFINITIONS
     assert (trial["workers"], trial["ray_version"]) == (4, "2.60.0")
 
     assert [tuple(row.values())[1:] for row in load(store.root, "stages").to_pylist()] == [
-        (0, 80.0, 2, 30),
-        (1, 70.0, 4, 60),
+        (0, 80.0, 80.0, 80.0, 2, 30),
+        (1, 70.0, 76.0, 74.0, 4, 60),
     ]
     assert [tuple(row.values())[1:] for row in load(store.root, "accuracy").to_pylist()] == [
-        (0, 0, 80.0, 30),
-        (1, 0, 60.0, 30),
-        (1, 1, 80.0, 30),
+        (0, 0, 80.0, 80.0, 80.0, 30),
+        (1, 0, 60.0, 70.0, 68.0, 30),
+        (1, 1, 80.0, 82.0, 80.0, 30),
     ]
     assert [tuple(row.values())[1:] for row in load(store.root, "steps").to_pylist()] == [
         (0, 0, 0, 1.25, 0.01, 0.5, 1),
         (1, 0, 1, 0.5, 0.005, None, 1),
     ]
+
+
+def test_unequal_tasks_have_no_domain_incremental_accuracy(store: Store) -> None:
+    fill(store, cell(base_classes=3))
+    (trial,) = store.load("trials").to_pylist()
+    assert trial["avg_domain_incremental"] is None and trial["last_domain_incremental"] is None
+    assert (trial["avg_task_incremental"], trial["base_classes"]) == (78.0, 3)
+    for name in ("stages", "accuracy"):
+        assert set(store.load(name)["domain_incremental"].to_pylist()) == {None}
+    assert store.load("stages")["classes_seen"].to_pylist() == [3, 4]
+
+
+def test_keys_that_hold_lists_can_be_grouped_by_in_every_tool(store: Store) -> None:
+    import duckdb
+    import polars
+
+    streams: list[dict[str, Any]] = [
+        {}, {"increments": [2, 1, 1]}, {"increments": [1, 2, 1]}, {"fixed_class_order": [3, 1, 0, 2]},
+        {"fixed_class_order": "sorted"},
+    ]  # fmt: skip
+    fill(store, *(cell(seed=seed, **stream) for stream in streams for seed in (0, 1)))
+    keys = ["increments", "fixed_class_order"]
+    expected = {
+        (None, None), ("[2,1,1]", None), ("[1,2,1]", None), (None, "[3,1,0,2]"), (None, "sorted"),
+    }  # fmt: skip
+    files = f"{store.root}/trials/*.parquet"
+    frame = pd.read_parquet(Path(store.root, "trials"))
+    found = [
+        [tuple(None if pd.isna(v) else v for v in key) for key in frame.groupby(keys, dropna=False).groups],
+        duckdb.sql(f"SELECT increments, fixed_class_order FROM '{files}' GROUP BY ALL").fetchall(),
+        polars.read_parquet(files).group_by(keys).len().select(keys).rows(),
+    ]
+    for groups in found:
+        assert len(groups) == 5 and set(groups) == expected
+    rows = summary(store.load("trials"))
+    assert [row.seeds for row in rows] == [2] * 5
+    assert {(row.shown["increments"], row.shown["fixed_class_order"]) for row in rows} == {
+        tuple(value or "-" for value in key) for key in expected
+    }
+    for row in store.load("trials").to_pylist():
+        assert TrialConfig(**json.loads(row["config"])).cell_id == row["cell_id"]
+
+
+def test_only_the_same_stream_is_compared_with_simplecil(store: Store) -> None:
+    other: dict[str, Any] = {"fixed_class_order": "sorted", "base_classes": 3}
+    fill(store, simplecil(60.0), simplecil(50.0, **other), cell(), cell(**other), cell(fixed_class_order="sorted"))
+    rows = {(row.config["fixed_class_order"], row.config["base_classes"]): row for row in summary(store.load("trials"))}
+    trained = [row for row in summary(store.load("trials")) if not row.is_baseline]
+    assert {(row.config["base_classes"], row.vs_simplecil) for row in trained} == {
+        (None, 20.0),
+        (3, 30.0),
+        (None, None),
+    }
+    assert len(rows) == 3
 
 
 def test_a_rerun_replaces_its_own_rows(store: Store) -> None:

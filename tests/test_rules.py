@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from zeroflow.errors import ConfigError
-from zeroflow.sweep.grid import parse_grid
+from zeroflow.sweep.grid import parse_grid, parse_override
 from zeroflow.sweep.rules import check_when, matches
 
 
@@ -55,6 +55,26 @@ def test_rules_of_a_grid_compare() -> None:
     assert [(cell.epochs, cell.lr) for cell in parse_grid(content).cells] == [(10, 3e-3), (2, 3e-3), (2, 0.5)]
 
 
+def test_a_value_that_is_a_list_stands_in_a_list() -> None:
+    content: dict[str, Any] = {
+        "base": {"method": "simplecil", "fixed_class_order": ["sorted", list(range(99, -1, -1))]},
+        "grid": [{"increments": [None, [50, 30, 20]]}],
+        "settings": [
+            {"when": {"increments": [[50, 30, 20]], "fixed_class_order": "sorted"}, "set": {"stop_after": 2}},
+            {"when": {"increments": None}, "set": {"increments": [1, 2, 97]}},
+        ],
+    }
+    cells = parse_grid(content).cells
+    assert [(cell.increments, cell.tasks, cell.stop_after) for cell in cells] == [
+        ([1, 2, 97], 3, None), ([50, 30, 20], 3, 2), ([1, 2, 97], 3, None), ([50, 30, 20], 3, None),
+    ]  # fmt: skip
+    assert [cell.fixed_class_order for cell in cells] == ["sorted"] * 2 + [list(range(99, -1, -1))] * 2
+    (one,) = parse_grid({"grid": [{}]}, dict([parse_override("increments=[[50, 30, 20]]")])).cells
+    assert one.increments == [50, 30, 20]
+    with pytest.raises(ConfigError, match=r"grid\[0\]: increments=50: expected a list .*\[\[50, 25, 25\]\]"):
+        parse_grid({"grid": [{"increments": [50, 30, 20]}]})
+
+
 @pytest.mark.parametrize(
     ("when", "message"),
     [
@@ -72,6 +92,8 @@ def test_rules_of_a_grid_compare() -> None:
         ({"optimizer": "!= 3"}, "optimizer='!= 3': a comparison, but optimizer is no number"),
         ({"querys": "> 3"}, "did you mean 'queries'"),
         ({"method": "eaze"}, "did you mean 'ease'"),
+        ({"increments": [50, 50]}, r"increments=\[50, 50\]: .*write \[\[...\]\]"),
+        ({"increments": "> 3"}, "increments='> 3': a comparison, but increments is no number"),
     ],
 )
 def test_a_wrong_condition_is_refused_with_rule_and_key(when: dict[str, Any], message: str) -> None:

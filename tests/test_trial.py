@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
 import subprocess
 import sys
 import time
@@ -10,13 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from click.testing import CliRunner
 
 import zeroflow.data
 import zeroflow.methods
 import zeroflow.models.backbone
 import zeroflow.optim
+import zeroflow.results
 from zeroflow import ConfigError, TrialConfig, run_trial
+from zeroflow.cli import main
 from zeroflow.models.backbone import create_backbone
+from zeroflow.results import records
+from zeroflow.sweep.grid import parse_grid
 from zeroflow.trial import metrics
 
 SMALL = {"dataset": "some-drawings", "tasks": 4, "epochs": 2, "batch_size": 16}
@@ -55,6 +64,66 @@ def test_the_id_is_that_of_what_is_computed() -> None:
     assert make({"transform": "drawings", "image_size": 28}).cell_id == make({}).cell_id
 
 
+USUAL_ORDER = np.random.RandomState(1993).permutation(100).tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "same", "canonical"),
+    [
+        ({"increments": [10] * 10}, {}, {}),
+        ({"increments": (25, 25, 25, 25)}, {"tasks": 4}, {"tasks": 4}),
+        ({"base_classes": 20, "tasks": 5}, {"tasks": 5}, {"tasks": 5}),
+        ({"base_classes": 100, "tasks": 1}, {"increments": [100]}, {"tasks": 1}),
+        ({"increments": [50, 25, 25]}, {"tasks": 3, "base_classes": 50}, {"tasks": 3, "base_classes": 50}),
+        ({"increments": [25, 75]}, {"tasks": 2, "base_classes": 25}, {"tasks": 2, "base_classes": 25}),
+        (
+            {"increments": [50, 26, 24], "tasks": 7},
+            {"increments": [50, 26, 24]},
+            {"tasks": 3, "increments": [50, 26, 24]},
+        ),
+        (
+            {"increments": [50, 25, 25], "stop_after": 3},
+            {"base_classes": 50, "tasks": 3},
+            {"tasks": 3, "base_classes": 50},
+        ),
+        ({"stop_after": 10}, {}, {}),
+        ({"fixed_class_order": USUAL_ORDER, "class_order_seed": 7}, {}, {}),
+        ({"fixed_class_order": list(range(100))}, {"fixed_class_order": "sorted"}, {"fixed_class_order": "sorted"}),
+        (
+            {"fixed_class_order": "sorted", "class_order_seed": 7},
+            {"fixed_class_order": "sorted"},
+            {"fixed_class_order": "sorted"},
+        ),
+        (
+            {"fixed_class_order": USUAL_ORDER[::-1]},
+            {"fixed_class_order": USUAL_ORDER[::-1], "class_order_seed": 3},
+            {"fixed_class_order": USUAL_ORDER[::-1]},
+        ),
+    ],
+)
+def test_equal_streams_have_equal_ids(values: dict, same: dict, canonical: dict) -> None:
+    first, second = TrialConfig.from_dict(values), TrialConfig.from_dict(same)
+    assert first.cell_id == second.cell_id and first == second
+    assert first.canonical() == canonical | {"lr": first.lr}
+    assert TrialConfig(**first.canonical()) == first == TrialConfig.from_dict(dataclasses.asdict(first))
+
+
+def test_different_streams_have_different_ids() -> None:
+    streams: list[dict] = [
+        {}, {"stop_after": 1}, {"stop_after": 2}, {"base_classes": 19}, {"increments": [20, 30, 50]}, {"increments": [30, 20, 50]},
+        {"class_order_seed": 1}, {"fixed_class_order": "sorted"}, {"fixed_class_order": USUAL_ORDER[::-1]},
+    ]  # fmt: skip
+    assert len({TrialConfig.from_dict(stream).cell_id for stream in streams}) == len(streams)
+
+
+def test_the_ids_of_the_committed_results_are_still_theirs() -> None:
+    stores = sorted(path.parent for path in (Path(__file__).parent.parent / "results").glob("*/trials"))
+    rows = [row for store in stores for row in zeroflow.results.load(store, "trials").to_pylist()]
+    assert len(rows) > 200
+    for row in rows:
+        assert TrialConfig.from_dict(json.loads(row["config"])).cell_id == row["cell_id"]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -89,6 +158,22 @@ def test_the_id_is_that_of_what_is_computed() -> None:
         ({"method": "simplecil", "optimizer": "zosgd"}, "did you mean 'zo-sgd"),
         ({"dtype": "bf16"}, "float32"),
         ({"validation": 1.5}, "validation=1.5"),
+        ({"stop_after": 0}, "stop_after=0: expected 1..10 tasks"),
+        ({"stop_after": 11}, "stop_after=11: expected 1..10 tasks"),
+        ({"stop_after": 4, "increments": [50, 25, 25]}, "stop_after=4: expected 1..3 tasks"),
+        ({"increments": 50}, r"increments=50: expected a list of the classes of every task; .* \[\[50, 25, 25\]\]"),
+        ({"increments": []}, r"increments=\[\]: expected a list"),
+        ({"increments": [50, 50.0]}, "expected a list of the classes"),
+        ({"increments": [50, 25]}, r"increments=\[50, 25\]: .* add up to 100 classes; these add up to 75"),
+        ({"increments": [120, -20]}, "expected positive numbers that add up to 100"),
+        ({"increments": [50, 50], "base_classes": 50}, "base_classes=50: expected no value beside increments"),
+        ({"base_classes": 0}, "base_classes=0"),
+        ({"base_classes": 100}, "base_classes=100: expected 1..99 of 100 classes"),
+        ({"base_classes": 50}, "the 50 classes after base_classes=50 do not divide into 9 equal tasks; nearest: 11"),
+        ({"fixed_class_order": "alphabetical"}, "fixed_class_order='alphabetical': expected 'sorted' or a list"),
+        ({"fixed_class_order": 5}, r"fixed_class_order=5: expected 'sorted' or a list .*\[\[2, 0, 1\]\]"),
+        ({"fixed_class_order": [True]}, "expected 'sorted' or a list"),
+        ({"fixed_class_order": [*range(98), 5, -1]}, "98, 99: not there; 5: more than once; -1: no class"),
     ],
 )
 def test_bad_configurations_are_refused_with_the_nearest_right_one(values: dict, message: str) -> None:
@@ -96,12 +181,10 @@ def test_bad_configurations_are_refused_with_the_nearest_right_one(values: dict,
         TrialConfig.from_dict(values)
 
 
-def test_simplecil_is_the_nearest_class_mean() -> None:
-    """The whole cell against class means computed here with NumPy."""
-    result = run_trial(TrialConfig.from_dict({"method": "simplecil", "dataset": "some-drawings"}))
+def class_mean_cosines(order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine of each test drawing with each class mean, and its class, under new labels; with NumPy."""
     data = zeroflow.data.load_dataset("some-drawings")
     backbone = zeroflow.models.backbone.create_backbone()
-    order = np.random.RandomState(1993).permutation(20)
 
     def features(samples) -> np.ndarray:
         with torch.no_grad():
@@ -110,8 +193,13 @@ def test_simplecil_is_the_nearest_class_mean() -> None:
     train, test = features(data.train), features(data.test)
     means = np.stack([train[data.train.labels == label].mean(0) for label in order])
     unit = test / np.linalg.norm(test, axis=1, keepdims=True)
-    cosine = unit @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
-    labels = np.argsort(order)[data.test.labels]
+    return unit @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T, np.argsort(order)[data.test.labels]
+
+
+def test_simplecil_is_the_nearest_class_mean() -> None:
+    """The whole cell against class means computed here with NumPy."""
+    result = run_trial(TrialConfig.from_dict({"method": "simplecil", "dataset": "some-drawings"}))
+    cosine, labels = class_mean_cosines(np.random.RandomState(1993).permutation(20))
     seen = range(2, 21, 2)
     expected = [100 * np.mean(cosine[labels < n, :n].argmax(1) == labels[labels < n]) for n in seen]
     np.testing.assert_allclose(result.stage_accuracy, expected, rtol=0, atol=1e-9)
@@ -119,6 +207,132 @@ def test_simplecil_is_the_nearest_class_mean() -> None:
     assert result.summary["forward_passes"] == 0
     assert result.accuracy_matrix.shape == (10, 10)
     assert np.isnan(result.accuracy_matrix[np.triu_indices(10, 1)]).all()
+
+
+@pytest.mark.parametrize(
+    ("stream", "increments"),
+    [
+        ({"tasks": 4}, [5, 5, 5, 5]),
+        ({"tasks": 4, "stop_after": 3, "class_order_seed": 5}, [5, 5, 5]),
+        ({"base_classes": 8, "tasks": 5, "fixed_class_order": "sorted"}, [8, 3, 3, 3, 3]),
+        ({"increments": [1, 12, 7], "fixed_class_order": [*range(19, -1, -2), *range(0, 20, 2)]}, [1, 12, 7]),
+        ({"increments": [6, 6, 8], "stop_after": 2}, [6, 6]),
+        ({"tasks": 1}, [20]),
+    ],
+)  # fmt: skip
+def test_one_run_is_judged_in_three_settings(stream: dict, increments: list[int]) -> None:
+    """Every number against one computed here, sample by sample, from class means."""
+    result = run_trial(TrialConfig.from_dict({"method": "simplecil", "dataset": "some-drawings", **stream}))
+    order = np.random.RandomState(stream.get("class_order_seed", 1993)).permutation(20)
+    if "fixed_class_order" in stream:
+        order = np.arange(20) if stream["fixed_class_order"] == "sorted" else np.array(stream["fixed_class_order"])
+    assert result.class_order.tolist() == order.tolist() and result.task_classes.tolist() == increments
+    cosine, labels = class_mean_cosines(order)
+    ends = np.cumsum(increments).tolist()
+    tasks = [list(range(end - n, end)) for end, n in zip(ends, increments, strict=True)]
+    place = {c: (task, classes.index(c)) for task, classes in enumerate(tasks) for c in classes}
+    expected = np.full((3, len(tasks), len(tasks)), np.nan)
+    for stage, end in enumerate(ends):
+        for task, classes in enumerate(tasks[: stage + 1]):
+            right = [
+                (
+                    (best := max(range(end), key=lambda c: row[c])) == label,
+                    max(classes, key=lambda c: row[c]) == label,
+                    place[best][1] == place[label][1],
+                )
+                for row, label in zip(cosine, labels, strict=True)
+                if label in classes
+            ]  # fmt: skip
+            expected[:, stage, task] = 100 * np.mean(right, axis=0)
+    # All classes have five test drawings, so that pooling is weighting by classes.
+    weights = np.tril(np.tile(increments, (len(tasks), 1)))
+    pooled = (np.nan_to_num(expected) * weights).sum(2) / weights.sum(1)
+
+    np.testing.assert_allclose(result.accuracy_matrix, expected[0], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(result.task_incremental, expected[1], rtol=0, atol=1e-9)
+    assert result.summary["avg_task_incremental"] == pytest.approx(pooled[1].mean())
+    assert result.summary["last_task_incremental"] == pytest.approx(pooled[1][-1])
+    if len(set(increments)) == 1:
+        np.testing.assert_allclose(result.domain_incremental, expected[2], rtol=0, atol=1e-9)
+        assert result.summary["avg_domain_incremental"] == pytest.approx(pooled[2].mean())
+        assert result.summary["last_domain_incremental"] == pytest.approx(pooled[2][-1])
+    else:
+        assert result.domain_incremental is None and result.summary["avg_domain_incremental"] is None
+    if len(tasks) == 1:
+        np.testing.assert_array_equal(result.task_incremental, result.accuracy_matrix)
+        np.testing.assert_array_equal(result.domain_incremental, result.accuracy_matrix)
+    else:
+        assert result.summary["last_task_incremental"] > result.summary["last"] + 5, "knowing the task must help here"
+
+
+def test_the_page_on_streams_runs() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "streams.md").read_text()
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert names["result"].domain_incremental.shape == (2, 2)
+    (grid,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    cells = parse_grid(yaml.safe_load(grid)).cells
+    assert [(cell.increments, cell.stop_after) for cell in cells[::2]] == [([10, 20, 30, 40], None), ([50, 30, 20], 2)]
+    assert len(cells) == 4
+    assert all(f"| `{name}` | {meaning} |" in page for name, meaning in metrics.DEFINITIONS.items())
+
+
+@pytest.mark.parametrize("method", ["ease", "aper-adapter"])
+def test_a_trained_stream_of_unequal_tasks(method: str) -> None:
+    common = {**SMALL, "method": method, "optimizer": "zo-sgd", "epochs": 1}
+    unequal = run_trial(TrialConfig.from_dict({**common, "increments": [9, 1, 6, 4]}))
+    steps = [len([step for step in unequal.steps if step.task == task]) for task in range(4)]
+    # Mini-batches of 16 out of 12 drawings of each class; APER trains on the first task alone.
+    assert steps == ([7, 1, 5, 3] if method == "ease" else [7, 0, 0, 0])
+    assert unequal.test_samples.tolist() == [45, 5, 30, 20] and unequal.domain_incremental is None
+    assert unequal.task_incremental[3, 1] == 100.0, "among one class there is no choice"
+    equal = run_trial(TrialConfig.from_dict(common))
+    for result in (unequal, equal):
+        seen = np.tril_indices(4)
+        assert (result.task_incremental[seen] >= result.accuracy_matrix[seen]).all()
+    assert (equal.domain_incremental[seen] >= equal.accuracy_matrix[seen]).all()
+
+
+def test_a_stream_that_stops_early_is_the_beginning_of_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**SMALL, "method": "ease", "optimizer": "zo-sgd", "epochs": 1}
+    whole, part = (run_trial(TrialConfig.from_dict({**config, "stop_after": n})) for n in (None, 2))
+    for name in ("accuracy_matrix", "task_incremental", "domain_incremental"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[:2, :2])
+    assert [step.loss for step in part.steps] == [step.loss for step in whole.steps[: len(part.steps)]]
+    assert part.summary["forward_passes"] == whole.summary["forward_passes"] / 2
+    stages = records.tables(part)["stages"].to_pylist()
+    assert [row["classes_seen"] for row in stages] == [5, 10] and [row["n"] for row in stages] == [25, 50]
+
+
+def test_the_command_counts_the_tasks_that_are_run() -> None:
+    settings = ["method=simplecil", "dataset=some-drawings", "increments=[4, 7, 9]", "stop_after=2"]
+    run = CliRunner().invoke(main, ["run", *(part for text in settings for part in ("--set", text))])
+    assert run.exit_code == 0 and "stage 1/2:" in run.output and "stage 2/2:" in run.output, run.output
+    assert re.search(r"avg_task_incremental +\d", run.output)
+
+
+def test_a_stream_of_a_data_set_that_is_not_known_before_is_checked_on_opening(some_drawings: str) -> None:
+    name = "untold-drawings"
+    if name not in zeroflow.data.datasets.names():
+        told = zeroflow.data.datasets.get(some_drawings)
+        zeroflow.data.datasets.register(name, dataclasses.replace(told, name=name, classes=None))
+    untold = {"dataset": name, "method": "simplecil"}
+    fits = TrialConfig.from_dict({**untold, "increments": [5, 5, 5, 5], "fixed_class_order": list(range(20))})
+    assert fits.increments == [5, 5, 5, 5], "whether these are all classes is not known yet"
+    same = run_trial(TrialConfig.from_dict({**untold, "tasks": 4, "fixed_class_order": "sorted"}))
+    np.testing.assert_array_equal(run_trial(fits).accuracy_matrix, same.accuracy_matrix)
+    for stream, message in (
+        ({"increments": [5, 5]}, "add up to 20 classes; these add up to 10"),
+        ({"tasks": 3}, "20 classes do not divide into 3"),
+        ({"base_classes": 30, "tasks": 2}, "base_classes=30: expected 1..19"),
+        ({"fixed_class_order": [0, 1, 2]}, "each of 0..19 once; 3, 4, .*not there"),
+    ):
+        config = TrialConfig.from_dict({**untold, **stream})
+        with pytest.raises(ConfigError, match=message):
+            run_trial(config)
+    with pytest.raises(ConfigError, match="2: more than once"):
+        TrialConfig.from_dict({**untold, "fixed_class_order": [0, 2, 2]})
 
 
 @pytest.mark.parametrize(
@@ -286,7 +500,8 @@ def test_an_interrupted_trial_goes_on_to_the_same_bits(
             break
         except Stopped:
             continue
-    np.testing.assert_array_equal(result.accuracy_matrix, whole.accuracy_matrix)
+    for name in ("accuracy_matrix", "task_incremental", "domain_incremental"):
+        np.testing.assert_array_equal(getattr(result, name), getattr(whole, name))
     assert [(s.task, s.epoch, s.step, s.loss, s.lr) for s in result.steps] == [
         (s.task, s.epoch, s.step, s.loss, s.lr) for s in whole.steps
     ]

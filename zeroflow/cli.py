@@ -245,7 +245,7 @@ def run(
     def progress(stage: int, accuracy: Any, samples: Any) -> None:
         if not as_json:
             seen = stage_accuracy(accuracy[: stage + 1, : stage + 1], samples[: stage + 1])[-1]
-            click.echo(f"stage {stage + 1}/{config.tasks}: {seen:.2f} % of all classes seen so far")
+            click.echo(f"stage {stage + 1}/{len(samples)}: {seen:.2f} % of all classes seen so far")
 
     store = Store(results) if results else None
     if store:
@@ -261,7 +261,7 @@ def run(
         return
     click.echo(f"cell {result.cell_id}: {config.label()}")
     for name, value in result.summary.items():
-        click.echo(f"  {name:20} {value if not isinstance(value, float) else f'{value:.4g}'}")
+        click.echo(f"  {name:24} {value if not isinstance(value, float) else f'{value:.4g}'}")
 
 
 @main.command()

@@ -5,6 +5,7 @@ New label = position in the class order. Samples of a task are concatenated by n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,15 +26,56 @@ def class_order(classes: int, seed: int = 1993) -> npt.NDArray[np.int64]:
     return np.random.RandomState(seed).permutation(classes)
 
 
-def even_increments(classes: int, tasks: int) -> list[int]:
-    """Classes per task for ``tasks`` equal tasks; ``ConfigError`` where that does not divide."""
+def even_increments(classes: int, tasks: int, base_classes: int | None = None) -> list[int]:
+    """Classes per task: ``base_classes`` in the first and the others in equal tasks; without it all tasks are equal.
+
+    Raises:
+        ConfigError: that does not divide; it names the nearest number of tasks that does.
+    """
+    if base_classes is not None and tasks > 1:
+        if not 1 <= base_classes < classes:
+            raise ConfigError(f"base_classes={base_classes}: expected 1..{classes - 1} of {classes} classes")
+        rest = classes - base_classes
+        if rest % (tasks - 1):
+            raise ConfigError(
+                f"tasks={tasks}: the {rest} classes after base_classes={base_classes} do not divide into {tasks - 1} "
+                f"equal tasks; nearest: {1 + _nearest_divisor(rest, tasks - 1)}"
+            )
+        return [base_classes] + [rest // (tasks - 1)] * (tasks - 1)
     if tasks < 1 or classes % tasks:
-        divisors = [n for n in range(1, classes + 1) if classes % n == 0]
-        nearest = min(divisors, key=lambda n: abs(n - tasks))
         raise ConfigError(
-            f"tasks={tasks}: {classes} classes do not divide into {tasks} equal tasks; nearest: {nearest}"
+            f"tasks={tasks}: {classes} classes do not divide into {tasks} equal tasks; "
+            f"nearest: {_nearest_divisor(classes, tasks)}"
         )
+    if base_classes not in (None, classes):
+        raise ConfigError(f"base_classes={base_classes}: the only task has all {classes} classes")
     return [classes // tasks] * tasks
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((n for n in range(1, number + 1) if number % n == 0), key=lambda n: abs(n - wanted))
+
+
+def check_increments(increments: Sequence[int], classes: int) -> None:
+    """Refuse classes per task that are not positive or do not add up to all classes."""
+    if sum(increments) != classes or min(increments, default=0) < 1:
+        raise ConfigError(
+            f"increments={list(increments)}: expected positive numbers that add up to {classes} classes; "
+            f"these add up to {sum(increments)}"
+        )
+
+
+def check_order(order: Sequence[int], classes: int) -> None:
+    """Refuse a class order that is no permutation of ``0..classes - 1``; the message names every label that is wrong."""
+    times = Counter(order)
+    wrong = {
+        "not there": [label for label in range(classes) if not times[label]],
+        "more than once": [label for label in times if times[label] > 1],
+        "no class": [label for label in times if not 0 <= label < classes],
+    }
+    if any(wrong.values()):
+        found = [f"{', '.join(map(str, sorted(labels)))}: {what}" for what, labels in wrong.items() if labels]
+        raise ConfigError(f"class order: expected each of 0..{classes - 1} once; {'; '.join(found)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +160,9 @@ def class_incremental(
         ConfigError: increments that do not add up, an order that is no permutation, a class without samples.
     """
     classes = len(dataset.class_names)
-    if sum(increments) != classes or min(increments, default=0) < 1:
-        raise ConfigError(f"increments {list(increments)}: expected positive numbers that add up to {classes} classes")
+    check_increments(increments, classes)
     chosen = class_order(classes) if order is None else np.asarray(order)
-    if sorted(chosen.tolist()) != list(range(classes)):
-        raise ConfigError(f"class order: expected a permutation of 0..{classes - 1}")
+    check_order(chosen.tolist(), classes)
     if not 0 <= validation < 1:
         raise ConfigError(f"validation={validation}: expected a share in [0, 1)")
 

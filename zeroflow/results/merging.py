@@ -13,7 +13,8 @@ from zeroflow.results.store import Store
 
 # What a cell's configuration determines; the rest of its row is the configuration, or says where, when and how fast.
 RESULTS = (
-    "avg", "last", "fgt", "bwt", "final_loss", "forward_passes", "trainable_parameters", "class_order", "class_names",
+    "avg", "last", "fgt", "bwt", "avg_task_incremental", "last_task_incremental", "avg_domain_incremental",
+    "last_domain_incremental", "final_loss", "forward_passes", "trainable_parameters", "class_order", "class_names",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from zeroflow.results.schema import CONFIG_KEYS, SCHEMA_VERSION, SCHEMAS
-from zeroflow.trial.metrics import DEFINITIONS
+from zeroflow.trial.metrics import DEFINITIONS, Matrix, stage_accuracy
 
 if TYPE_CHECKING:
     from zeroflow.trial.config import TrialConfig
@@ -62,7 +62,7 @@ def failure(config: TrialConfig, error: str, message: str, traceback: str, attem
 def _trial(result: TrialResult, workers: int, shards: int, ray_version: str | None) -> dict[str, Any]:
     config = dataclasses.asdict(result.config)
     return {
-        **{key: _json(config[key]) if isinstance(config[key], dict) else config[key] for key in CONFIG_KEYS},
+        **{key: _json(config[key]) if isinstance(config[key], dict | list) else config[key] for key in CONFIG_KEYS},
         **result.summary,
         **result.provenance,
         "cell_id": result.cell_id,
@@ -79,16 +79,16 @@ def _trial(result: TrialResult, workers: int, shards: int, ray_version: str | No
 
 
 def _stages(result: TrialResult) -> list[dict[str, Any]]:
-    stages, classes = len(result.test_samples), len(result.class_order)
+    pooled = {name: stage_accuracy(matrix, result.test_samples) for name, matrix in _settings(result).items()}
     return [
         {
             "cell_id": result.cell_id,
             "stage": stage,
-            "accuracy": float(accuracy),
-            "classes_seen": classes * (stage + 1) // stages,
+            **{name: float(accuracy[stage]) for name, accuracy in pooled.items()},
+            "classes_seen": int(result.task_classes[: stage + 1].sum()),
             "n": int(result.test_samples[: stage + 1].sum()),
         }
-        for stage, accuracy in enumerate(result.stage_accuracy)
+        for stage in range(len(result.test_samples))
     ]
 
 
@@ -98,12 +98,22 @@ def _accuracy(result: TrialResult) -> list[dict[str, Any]]:
             "cell_id": result.cell_id,
             "stage": stage,
             "task": task,
-            "accuracy": float(result.accuracy_matrix[stage, task]),
+            **{name: float(matrix[stage, task]) for name, matrix in _settings(result).items()},
             "n": int(result.test_samples[task]),
         }
         for stage in range(len(result.test_samples))
         for task in range(stage + 1)
     ]
+
+
+def _settings(result: TrialResult) -> dict[str, Matrix]:
+    """The accuracy matrices by the name of their column."""
+    found = {
+        "accuracy": result.accuracy_matrix,
+        "task_incremental": result.task_incremental,
+        "domain_incremental": result.domain_incremental,
+    }
+    return {name: matrix for name, matrix in found.items() if matrix is not None}
 
 
 def _steps(result: TrialResult) -> list[dict[str, Any]]:

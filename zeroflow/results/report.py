@@ -31,7 +31,7 @@ thead th, tr.baseline td { background: var(--soft); }
 """
 
 _PROVENANCE = (
-    "dataset", "backbone", "tasks", "class_order_seed", "dtype",
+    "dataset", "backbone", "tasks", "base_classes", "increments", "stop_after", "class_order_seed", "fixed_class_order", "dtype",
     "zeroflow_version", "torch_version", "timm_version", "ray_version", "python_version",
     "device", "threads", "workers",
 )  # fmt: skip

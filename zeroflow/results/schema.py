@@ -25,8 +25,13 @@ _CONFIG = [
     _column("dataset", _text, "registered name of the data set"),
     _column("transform", _text, "registered name of the transform; null: the data set's own"),
     _column("image_size", _int, "side of the images; null: the backbone's own", "pixels"),
-    _column("tasks", _int, "number of equal tasks"),
+    _column("tasks", _int, "number of tasks; equal ones if the next two are null"),
+    _column("base_classes", _int, "classes of the first task, the others being equal; null: not such a stream"),
+    _column("increments", _text, "classes of every task, JSON; null: what tasks and base_classes say"),
     _column("class_order_seed", _int, "seed of the class order"),
+    _column(
+        "fixed_class_order", _text, "labels in the order of learning, JSON, or the word sorted; null: from the seed"
+    ),
     _column("stop_after", _int, "tasks run, from the first; null: all"),
     _column("validation", _float, "share of the training samples evaluated on in place of test samples; 0: test", "1"),
     _column("backbone", _text, "name of the backbone"),
@@ -60,6 +65,10 @@ _TRIALS = [
     _column("last", _float, "pooled accuracy after the last stage", "percent"),
     _column("fgt", _float, "mean forgetting", "percentage points"),
     _column("bwt", _float, "mean backward transfer", "percentage points"),
+    _column("avg_task_incremental", _float, "avg with the task of every sample told", "percent"),
+    _column("last_task_incremental", _float, "last with the task of every sample told", "percent"),
+    _column("avg_domain_incremental", _float, "avg of the place within the task; null: unequal tasks", "percent"),
+    _column("last_domain_incremental", _float, "last of the place within the task; null: unequal tasks", "percent"),
     _column("final_loss", _float, "training loss of the last step; null: no step, or not a number"),
     _column("forward_passes", _int, "forward passes of a batch in training, over all tasks"),
     _column("peak_memory_bytes", _int, "peak memory of a training step", "bytes"),
@@ -69,7 +78,7 @@ _TRIALS = [
     _column("seconds_per_epoch", _float, "training seconds per epoch; null: no training", "seconds"),
     _column("class_order", pa.list_(pa.int32()), "the data set's own label of each new label"),
     _column("class_names", pa.list_(_text), "name of each new label"),
-    _column("metric_definitions", _text, "what avg, last, fgt and bwt mean, JSON"),
+    _column("metric_definitions", _text, "what avg, last and the other metrics mean, JSON"),
     _column("zeroflow_version", _text, "version of zeroflow"),
     _column("torch_version", _text, "version of torch"),
     _column("timm_version", _text, "version of timm"),
@@ -88,6 +97,8 @@ _STAGES = [
     _CELL,
     _column("stage", _int, "number of the stage, from 0"),
     _column("accuracy", _float, "pooled top-1 accuracy over all test samples seen so far", "percent"),
+    _column("task_incremental", _float, "the same among the classes of each sample's own task", "percent"),
+    _column("domain_incremental", _float, "the same of the place within the task; null: unequal tasks", "percent"),
     _column("classes_seen", _int, "classes learned up to this stage"),
     _column("n", _int, "test samples seen so far"),
 ]
@@ -97,6 +108,8 @@ _ACCURACY = [
     _column("stage", _int, "number of the stage, from 0"),
     _column("task", _int, "number of the task, from 0; never later than the stage"),
     _column("accuracy", _float, "top-1 accuracy on the task's test samples among all classes seen so far", "percent"),
+    _column("task_incremental", _float, "the same among the task's own classes", "percent"),
+    _column("domain_incremental", _float, "the same of the place within the task; null: unequal tasks", "percent"),
     _column("n", _int, "test samples of the task"),
 ]
 

@@ -28,11 +28,18 @@ _FOLLOWS = {
     "optimizer_options": ("dataset", "method", "optimizer"),
 }
 # Here null stands for a value, the data set's or the backbone's own; elsewhere it says that the key does not apply.
-_DEFAULTED = ("transform", "image_size", "checkpoint", "stop_after")
+_DEFAULTED = (
+    "transform", "image_size", "checkpoint", "stop_after", "base_classes", "increments", "fixed_class_order",
+)  # fmt: skip
 # Accuracies are comparable only where all of these agree.
 _SAME_PROBLEM = (
-    "dataset", "transform", "image_size", "tasks", "class_order_seed", "stop_after", "validation", "backbone", "checkpoint", "dtype",
+    "dataset", "transform", "image_size", "tasks", "base_classes", "increments", "class_order_seed", "fixed_class_order",
+    "stop_after", "validation", "backbone", "checkpoint", "dtype",
 )  # fmt: skip
+
+
+_LONG = 16
+"""Characters of a list of labels that are shown."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,8 @@ def _order(row: Row) -> tuple[Any, ...]:
 def _text(key: str, value: Any) -> str:
     if key.endswith("_options"):
         value = " ".join(f"{name}={option}" for name, option in json.loads(value).items()) or None
+    if key == "fixed_class_order" and value and len(value) > _LONG:
+        value = f"{value[:_LONG]}...]"
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

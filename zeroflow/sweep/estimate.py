@@ -30,20 +30,21 @@ from zeroflow.sweep.placement import CellPlacement
 from zeroflow.trial.config import TrialConfig
 
 FEATURES = (
-    "dataset", "method", "tasks", "stop_after", "backbone", "image_size", "dtype", "transform", "method_options", "optimizer",
-    "batch_size", "optimizer_options", "hybrid_epochs", "queries", "epochs", "validation",
+    "dataset", "method", "tasks", "base_classes", "increments", "stop_after", "backbone", "image_size", "dtype", "transform",
+    "method_options", "optimizer", "batch_size", "optimizer_options", "hybrid_epochs", "queries", "epochs", "validation",
 )  # fmt: skip
 """What makes cells alike, the most telling first."""
 
-ALWAYS = 6
+ALWAYS = 8
 """How many of ``FEATURES`` must be the same."""
 
 EXACT_GRADIENT = 3
 """Work of a forward and a backward pass, in forward passes."""
 
-_LAYOUT = ("dataset", "method", "tasks", "stop_after", "validation", "batch_size", "class_order_seed")
+_STREAM = ("dataset", "method", "tasks", "base_classes", "increments", "stop_after")
+_LAYOUT = (*_STREAM, "validation", "batch_size", "class_order_seed", "fixed_class_order")
 # Where steps are known from: an optimizer may take more passes than its formula says (a snapshot), so its own come first.
-_STEPS = ((*_LAYOUT, "optimizer", "optimizer_options"), _LAYOUT, _LAYOUT[:4])
+_STEPS = ((*_LAYOUT, "optimizer", "optimizer_options"), _LAYOUT, _STREAM)
 
 COLUMNS = tuple(
     dict.fromkeys([*FEATURES, *_LAYOUT, "workers", "seconds", "training_seconds", "forward_passes", "device"])
@@ -265,7 +266,7 @@ def _step_keys(cell: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
 
 def _plain(value: Any) -> Any:
     """A value as the store has it."""
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping | list):
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False) if value else "{}"
     return value
 

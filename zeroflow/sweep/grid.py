@@ -10,8 +10,9 @@
       - {when: {queries: ">= 8"}, set: {epochs: 2}}         # conditions: see ``zeroflow.sweep.rules``
     placement: {workers_per_trial: 1, cpus_per_worker: 1, gpus_per_worker: 0}    # see ``zeroflow.sweep.placement``
 
-Every key of ``TrialConfig`` may stand in ``base``, in a block (a list there is an axis) and in ``set``. Cells that come
-out equal (a method that does not train ignores the optimizer, for example) are one cell.
+Every key of ``TrialConfig`` may stand in ``base``, in a block and in ``set``. A list in ``base`` and in a block is an axis,
+so there a value that is a list itself is written as a list in a list (``increments: [[50, 25, 25]]``). Cells that come out
+equal (a method that does not train ignores the optimizer, for example) are one cell.
 """
 
 from __future__ import annotations

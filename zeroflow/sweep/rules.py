@@ -2,9 +2,9 @@
 
     when: {optimizer: [zo-sgd, zo-adam], queries: ">= 8", optimizer_options.momentum: 0.9}
 
-Every key must match. A value matches itself, a list any of its members, and a text that begins with ``<``, ``<=``, ``>``,
-``>=`` or ``!=`` the numbers that compare so with the one behind it. Where a cell says nothing of a key, its default counts;
-a key without any value matches no comparison except ``!=``.
+Every key must match. A value matches itself, a list any of its members (so a value that is a list is ``[[50, 25, 25]]``),
+and a text that begins with ``<``, ``<=``, ``>``, ``>=`` or ``!=`` the numbers that compare so with the one behind it. Where a
+cell says nothing of a key, its default counts; a key without any value matches no comparison except ``!=``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "!=": operator.ne,
 }  # fmt: skip
 _DEFAULTS = dataclasses.asdict(TrialConfig())
-_NUMBERS = {f.name for f in dataclasses.fields(TrialConfig) if "int" in str(f.type) or "float" in str(f.type)}
+_LISTS = {f.name for f in dataclasses.fields(TrialConfig) if "list" in str(f.type)}
+_NUMBERS = {f.name for f in dataclasses.fields(TrialConfig) if "int" in str(f.type) or "float" in str(f.type)} - _LISTS
 _REGISTRIES: Mapping[str, Registry[Any]] = {"method": methods, "optimizer": optimizers, "dataset": datasets}
 
 
@@ -75,6 +76,8 @@ def check_when(when: Any, where: str) -> None:
         for value in as_list(wanted):
             if isinstance(value, str) and (key in _NUMBERS or value[:1] in {*"<>=!"}):
                 _check_comparison(key, value, f"{where}: when")
+            elif key in _LISTS and isinstance(value, int):
+                raise ConfigError(f"{where}: when: {key}={wanted!r}: a list there is one of its members; write [[...]]")
             elif key in _REGISTRIES and value is not None:
                 _REGISTRIES[key].get(value, where=f"{where}: when")
 

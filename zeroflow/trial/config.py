@@ -28,9 +28,13 @@ class TrialConfig:
 
     Attributes:
         dataset: registered name. transform: registered name; default: the data set's own. image_size: pixels; default:
-            the backbone's own. tasks: equal tasks. class_order_seed: of the class order. stop_after: only the first so
-            many tasks are run; default: all. validation: share of every class's training samples that takes the place of
-            the test samples (0: evaluate on test data).
+            the backbone's own.
+        tasks: how many, all of them equal; or beside ``base_classes``, the classes of the first task, the others equal; or
+            ``increments`` alone, the classes of every task.
+        class_order_seed: of the class order; or ``fixed_class_order``, the data set's own labels in the order in which
+            they are learned, or ``"sorted"``, which is 0, 1, 2...
+        stop_after: only the first so many tasks are run; default: all. validation: share of every class's training
+            samples that takes the place of the test samples (0: evaluate on test data).
         backbone: ``quickdraw_vit`` or a timm tag. checkpoint: file, ``"hub"`` or ``"none"``; default: the backbone's own.
         method, method_options: registered name and its options.
         optimizer, optimizer_options: registered name and its options; None where the method does not train.
@@ -46,7 +50,10 @@ class TrialConfig:
     transform: str | None = None
     image_size: int | None = None
     tasks: int = 10
+    base_classes: int | None = None
+    increments: list[int] | None = None
     class_order_seed: int = 1993
+    fixed_class_order: list[int] | str | None = None
     stop_after: int | None = None
     validation: float = 0.0
     backbone: str = "quickdraw_vit"
@@ -89,7 +96,7 @@ class TrialConfig:
             raise ConfigError(f"{where}: {error}" if where else str(error)) from None
 
     def _normal(self) -> TrialConfig:
-        from zeroflow.data import datasets, even_increments, transforms
+        from zeroflow.data import datasets, transforms
         from zeroflow.methods import methods
         from zeroflow.models.backbone import check_backbone, default_image_size
         from zeroflow.optim import optimizers
@@ -101,16 +108,12 @@ class TrialConfig:
             _require(name, value, isinstance(value, str) or (optional and value is None), "a text")
         dataset, method = datasets.get(self.dataset), methods.get(self.method)
         _require("seed", self.seed, isinstance(self.seed, int) and 0 <= self.seed < 2**63, "an integer >= 0")
-        _require("tasks", self.tasks, _whole(self.tasks), "an integer >= 1")
-        order_seed = self.class_order_seed
-        _require(
-            "class_order_seed", order_seed, order_seed == 0 or (_whole(order_seed) and order_seed < 2**32), "0..2^32-1"
-        )
+        stream = {**self._tasks(dataset.classes), **self._class_order(dataset.classes)}
         _require(
             "validation", self.validation, _number(self.validation) and 0 <= self.validation < 1, "a share in [0, 1)"
         )
-        stop = self.stop_after
-        _require("stop_after", stop, stop is None or (_whole(stop) and stop <= self.tasks), f"1..{self.tasks} tasks")
+        stop, tasks = self.stop_after, stream["tasks"]
+        _require("stop_after", stop, stop is None or (_whole(stop) and stop <= tasks), f"1..{tasks} tasks")
         _require("image_size", self.image_size, self.image_size is None or _whole(self.image_size), "an integer >= 1")
         _require("dtype", self.dtype, self.dtype in DTYPES, " or ".join(DTYPES))
         every = self.probe_every
@@ -123,8 +126,6 @@ class TrialConfig:
             )
         for name in ("method_options", "optimizer_options"):
             _require(name, getattr(self, name), isinstance(getattr(self, name), Mapping), "a mapping")
-        if dataset.classes is not None:
-            even_increments(dataset.classes, self.tasks)
         if self.transform is not None:
             transforms.get(self.transform)
         if self.optimizer is not None:
@@ -132,9 +133,10 @@ class TrialConfig:
         check_backbone(self.backbone, self.checkpoint)
         method_options = method.parse(dict(self.method_options))
         changes: dict[str, Any] = {
+            **stream,
             "method_options": _changed(self.method_options, _method_defaults(self.method)),
             "validation": float(self.validation),
-            "stop_after": None if stop == self.tasks else stop,
+            "stop_after": None if stop == tasks else stop,
             "transform": None if self.transform == dataset.transform else self.transform,
             "image_size": None if self.image_size == default_image_size(self.backbone) else self.image_size,
         }
@@ -172,6 +174,49 @@ class TrialConfig:
         changes["eps"] = float(eps) if info.estimator.uses_eps else None
         changes["optimizer_options"] = _changed(self.optimizer_options, _optimizer_defaults(info.name))
         return dataclasses.replace(self, **changes)
+
+    def _tasks(self, classes: int | None) -> dict[str, Any]:
+        """The keys that cut the stream into tasks: the fewest that say the same, where the number of classes is known."""
+        from zeroflow.data.scenario import check_increments, even_increments
+
+        tasks, base, increments = self.tasks, self.base_classes, self.increments
+        _require("tasks", tasks, _whole(tasks), "an integer >= 1")
+        _require("base_classes", base, base is None or _whole(base), "an integer >= 1, the classes of the first task")
+        _require(
+            "increments", increments,
+            increments is None or (_integers(increments) and bool(increments)),
+            "a list of the classes of every task; where a list is an axis of a grid: [[50, 25, 25]]",
+        )  # fmt: skip
+        if increments is not None:
+            _require("base_classes", base, base is None, "no value beside increments, which says the same")
+            tasks = len(increments)
+        if classes is not None:
+            counts = even_increments(classes, tasks, base) if increments is None else increments
+            check_increments(counts, classes)
+            base = counts[0] if len(set(counts)) > 1 and len(set(counts[1:])) == 1 else None
+            increments = counts if len(set(counts[1:])) > 1 else None
+        return {"tasks": tasks, "base_classes": base, "increments": increments}
+
+    def _class_order(self, classes: int | None) -> dict[str, Any]:
+        """The keys of the class order; an order that has a name goes by it, where the number of classes is known."""
+        from zeroflow.data.scenario import check_order, class_order
+
+        seed, fixed = self.class_order_seed, self.fixed_class_order
+        _require("class_order_seed", seed, seed == 0 or (_whole(seed) and seed < 2**32), "0..2^32-1")
+        if fixed is None:
+            return {}
+        _require(
+            "fixed_class_order", fixed, fixed == "sorted" or (_integers(fixed) and bool(fixed)),
+            "'sorted' or a list of the data set's labels; where a list is an axis of a grid: [[2, 0, 1]]",
+        )  # fmt: skip
+        if not isinstance(fixed, str):
+            check_order(fixed, classes or len(fixed))
+        if classes is not None:
+            own = list(range(classes))
+            labels = own if isinstance(fixed, str) else fixed
+            usual = labels == class_order(classes, TrialConfig.class_order_seed).tolist()
+            fixed = None if usual else "sorted" if labels == own else labels
+        return {"fixed_class_order": fixed, "class_order_seed": TrialConfig.class_order_seed}
 
     def canonical(self) -> dict[str, Any]:
         """The keys that differ from their defaults, sorted, as plain JSON values."""
@@ -226,6 +271,10 @@ def _changed(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _integers(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
 
 
 def _whole(value: Any) -> bool:

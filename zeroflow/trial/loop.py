@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zeroflow.data import Scenario, class_incremental, class_order, datasets, even_increments, load_dataset, transforms
 from zeroflow.data.dataset import ImageDataset
-from zeroflow.data.scenario import Batch, View, joined
+from zeroflow.data.scenario import Batch, Task, View, joined
 from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, MiniBatch, methods
 from zeroflow.models.backbone import create_backbone
@@ -29,7 +29,7 @@ from zeroflow.trial import randomness
 from zeroflow.trial.checkpoint import Checkpoints
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.meters import Stopwatch, peak_memory
-from zeroflow.trial.metrics import Matrix
+from zeroflow.trial.metrics import SETTINGS, Matrix
 from zeroflow.trial.probes import FunctionValues
 from zeroflow.trial.result import Probe, Step, TrialResult, provenance
 
@@ -256,18 +256,38 @@ class Evaluation:
 
     def accuracy(self, test: View, task: int) -> float:
         """Top-1 accuracy on a task's test samples, percent."""
-        predicted = self.scores(test, task).argmax(dim=1).cpu()
-        return 100.0 * float((predicted == test.labels).double().mean())
+        return _percent(self.scores(test, task).argmax(dim=1).cpu() == test.labels)
+
+    def accuracies(self, seen: Task, width: int | None) -> tuple[float, float, float]:
+        """Accuracy on a task's test samples in the three ``SETTINGS``, percent.
+
+        Args:
+            seen: the task. width: classes of every task of the stream; None where they differ, and where being right
+                without the task therefore has no meaning (then NaN).
+        """
+        scores, labels, first = self.scores(seen.test, seen.index), seen.test.labels, seen.classes.start
+        anywhere = scores.argmax(dim=1).cpu()
+        within = scores[:, first : seen.classes.stop].argmax(dim=1).cpu() + first
+        domain = math.nan if width is None else _percent(anywhere % width == labels % width)
+        return _percent(anywhere == labels), _percent(within == labels), domain
+
+
+def _percent(right: Tensor) -> float:
+    return 100.0 * float(right.double().mean())
 
 
 def _scenario(config: TrialConfig, dataset: ImageDataset, size: int) -> Scenario:
-    info, classes = datasets.get(config.dataset), len(dataset.class_names)
+    info, classes, order = datasets.get(config.dataset), len(dataset.class_names), config.fixed_class_order
+    if order is None:
+        chosen = class_order(classes, config.class_order_seed)
+    else:
+        chosen = np.arange(classes) if order == "sorted" else np.array(order)
     whole = class_incremental(
         dataset,
-        even_increments(classes, config.tasks),
+        config.increments or even_increments(classes, config.tasks, config.base_classes),
         transforms.get(config.transform or info.transform),
         size,
-        order=class_order(classes, config.class_order_seed),
+        order=chosen,
         validation=config.validation,
     )
     return dataclasses.replace(whole, tasks=whole.tasks[: config.stop_after])
@@ -321,9 +341,9 @@ def _threads(count: int) -> Iterator[None]:
 
 @dataclass
 class _Account:
-    """What a trial has so far, apart from its method: part of a checkpoint."""
+    """What a trial has so far, apart from its method: part of a checkpoint. ``accuracy``: setting x stage x task."""
 
-    accuracy: Matrix
+    accuracy: npt.NDArray[np.float64]
     steps: list[Step] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
     stage: int = 0
@@ -366,8 +386,10 @@ def _run(
     evaluation = Evaluation(method, device, dtype, place.evaluation_batch)
 
     stages = len(scenario.tasks)
-    account = _Account(np.full((stages, stages), np.nan))
+    account = _Account(np.full((len(SETTINGS), stages, stages), np.nan))
     test_samples = np.array([len(task.test) for task in scenario.tasks])
+    task_classes = np.array([len(task.classes) for task in scenario.tasks])
+    width = int(task_classes[0]) if len(set(task_classes.tolist())) == 1 else None
     watch = Stopwatch(device)
     if checkpoints and (saved := checkpoints.load("tasks")):
         account = _Account.of(saved["account"])
@@ -431,18 +453,22 @@ def _run(
             images, _ = next(task.train.plain_batches(min(config.batch_size or 48, place.evaluation_batch)))
             _, account.peak = peak_memory(lambda: method.features(images.to(device, dtype), range(1)), method, device)  # noqa: B023
         for seen in scenario.tasks[: task.index + 1]:
-            account.accuracy[task.index, seen.index] = evaluation.accuracy(seen.test, seen.index)
+            account.accuracy[:, task.index, seen.index] = evaluation.accuracies(seen, width)
         account.stage, account.seconds = task.index + 1, before + time.perf_counter() - started
         if checkpoints:
             # Without the features kept for evaluation, which are many times larger: a resumed trial computes them again.
             checkpoints.save("tasks", {"account": account.state(), "method": method.state()})
-        on_stage(task.index, account.accuracy, test_samples)
+        on_stage(task.index, account.accuracy[0], test_samples)
 
     seconds = _training_seconds(account.steps)
+    classes, tasks, domains = account.accuracy
     return TrialResult(
         config=config,
-        accuracy_matrix=account.accuracy,
+        accuracy_matrix=classes,
+        task_incremental=tasks,
+        domain_incremental=None if width is None else domains,
         test_samples=test_samples,
+        task_classes=task_classes,
         class_order=scenario.order,
         class_names=scenario.class_names,
         steps=account.steps,

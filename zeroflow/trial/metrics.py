@@ -1,6 +1,7 @@
-"""Metrics of class-incremental learning, from the stage x task accuracy matrix. Nothing is rounded.
+"""Metrics of learning task by task, from the stage x task accuracy matrix. Nothing is rounded.
 
-a[i, j] is the accuracy in percent on task j's test samples after stage i, n[j] their number.
+a[i, j] is the accuracy in percent on task j's test samples after stage i, n[j] their number. One run has such a matrix in
+each of the three ``SETTINGS`` of van de Ven, Tuytelaars & Tolias 2022, "Three types of incremental learning".
 """
 
 from __future__ import annotations
@@ -10,11 +11,19 @@ import numpy.typing as npt
 
 Matrix = npt.NDArray[np.float64]
 
+SETTINGS = ("class-incremental", "task-incremental", "domain-incremental")
+"""What counts as right: the best-scored of all classes seen; the best-scored of the sample's own task, which is told; the
+place within its task of the best-scored of all classes seen, which has a meaning where all tasks have equally many."""
+
 DEFINITIONS = {
     "avg": "mean over stages of the pooled top-1 accuracy over all test samples seen so far, percent",
     "last": "pooled top-1 accuracy over all test samples after the last stage, percent",
     "fgt": "mean over the tasks before the last of (best accuracy at any stage, the last included, minus the final one)",
     "bwt": "mean over the tasks before the last of (final accuracy minus accuracy right after learning)",
+    "avg_task_incremental": "as avg, but among the classes of the sample's own task, which is told",
+    "last_task_incremental": "as last, but among the classes of the sample's own task, which is told",
+    "avg_domain_incremental": "as avg, but only the place of a class within its task must be right, without being told the task",
+    "last_domain_incremental": "as last, but only the place of a class within its task must be right, without being told the task",
 }
 
 

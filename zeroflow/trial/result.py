@@ -49,14 +49,20 @@ class TrialResult:
     """The result of one cell.
 
     Attributes:
-        accuracy_matrix: percent, stage x task ``[T, T]``, NaN above the diagonal. test_samples: per task ``[T]``.
+        accuracy_matrix: percent, stage x task ``[T, T]``, NaN above the diagonal; class-incremental.
+        task_incremental, domain_incremental: the same where a sample's task is told, and where only the place within the
+            task must be right; see ``metrics.SETTINGS``. The latter is None where tasks have different numbers of classes.
+        test_samples, task_classes: samples and classes of each task ``[T]``.
         class_order: ``class_order[new label]`` = the data set's own label. class_names: by new label.
         steps: every training step. probes: what was looked at between them. costs: forward passes, bytes, seconds. provenance: versions, device, commit, times.
     """
 
     config: TrialConfig
     accuracy_matrix: metrics.Matrix
+    task_incremental: metrics.Matrix
+    domain_incremental: metrics.Matrix | None
     test_samples: npt.NDArray[np.int64]
+    task_classes: npt.NDArray[np.int64]
     class_order: npt.NDArray[np.int64]
     class_names: Sequence[str]
     steps: Sequence[Step]
@@ -71,17 +77,23 @@ class TrialResult:
 
     @property
     def stage_accuracy(self) -> npt.NDArray[np.float64]:
-        """Pooled accuracy of each stage, percent ``[T]``."""
+        """Pooled class-incremental accuracy of each stage, percent ``[T]``."""
         return metrics.stage_accuracy(self.accuracy_matrix, self.test_samples)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """avg, last, fgt, bwt (definitions: ``metrics.DEFINITIONS``) and every cost."""
+        """avg, last, fgt, bwt and those of the other settings (``metrics.DEFINITIONS``), and every cost."""
+        others = {"task_incremental": self.task_incremental, "domain_incremental": self.domain_incremental}
         return {
             "avg": metrics.average(self.accuracy_matrix, self.test_samples),
             "last": metrics.last(self.accuracy_matrix, self.test_samples),
             "fgt": metrics.forgetting(self.accuracy_matrix),
             "bwt": metrics.backward_transfer(self.accuracy_matrix),
+            **{
+                f"{name}_{setting}": None if matrix is None else metric(matrix, self.test_samples)
+                for setting, matrix in others.items()
+                for name, metric in (("avg", metrics.average), ("last", metrics.last))
+            },
             "final_loss": self.steps[-1].loss if self.steps else None,
             **self.costs,
         }
