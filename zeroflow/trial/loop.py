@@ -199,15 +199,13 @@ class TaskTrainer:
         batch()
         # The second step of a task (or the first after a replay): from then on the rule's moments are part of what is held.
         if len(self.steps) > 0 and not self.peak_bytes:
-            loss, self.peak_bytes = peak_memory(step, self.method, self.device, held=self._moments())
+            held = [*self.optimizer.held(), *batch()]
+            loss, self.peak_bytes = peak_memory(step, self.method, self.device, held=held)
             return loss, None
         before = watch.seconds
         with watch.running():
             loss = step()
         return loss, watch.seconds - before
-
-    def _moments(self) -> list[Tensor]:
-        return [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
 
 
 def _rows(steps: Sequence[Step]) -> list[list[Any]]:
@@ -314,6 +312,7 @@ class _Account:
     steps: list[Step] = field(default_factory=list)
     stage: int = 0
     forwards: int = 0
+    equivalents: int = 0
     epochs: int = 0
     peak: int = 0
     parameters: int = 0
@@ -392,6 +391,7 @@ def _run(
             first = len(account.steps)
             account.steps += [dataclasses.replace(step, step=first + step.step) for step in trainer.steps]
             account.forwards += optimizer.forwards
+            account.equivalents += optimizer.equivalents
             account.epochs += config.epochs
         method.eval()
         method.freeze()
@@ -419,6 +419,7 @@ def _run(
         steps=account.steps,
         costs={
             "forward_passes": account.forwards,
+            "forward_equivalents": account.equivalents,
             "peak_memory_bytes": account.peak,
             "trainable_parameters": account.parameters,
             "seconds": account.seconds,
