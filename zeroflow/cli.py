@@ -316,7 +316,10 @@ def status(results: str, price_per_hour: float | None, as_json: bool) -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="CPU threads.")
 @click.option(
-    "--optimizers", "names", metavar="NAME[:QUERIES],...", help="What is measured. [default: the rows of the paper's Table 2]"
+    "--optimizers",
+    "names",
+    metavar="NAME[:QUERIES],...",
+    help="What is measured. [default: the rows of the paper's Table 2]",
 )
 @click.option("--steps", default=10, show_default=True, type=click.IntRange(min=1), help="Timed steps of each.")
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Also write it all into a file.")
@@ -342,7 +345,7 @@ def efficiency(
     candidates = parse_optimizers(names) if names else PAPER
     if file:
         _writable(file)
-    result = measure(setting, candidates, lambda cost: click.echo(f"measured: {cost.optimizer}", err=True))
+    result = measure(setting, candidates, lambda what: click.echo(what, err=True))
     options = [f"--backbone {backbone}", f"--batch-size {batch_size}", f"--device {device}", f"--threads {threads}"]
     options += [f"--image-size {image_size}"] if image_size else []
     options += [f"--optimizers {names.replace(' ', '')}"] if names else []

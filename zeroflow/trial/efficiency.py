@@ -6,6 +6,7 @@ EASE's first task on random images with random weights: neither changes the work
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import statistics
@@ -18,8 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from zeroflow.data import class_incremental, transforms
-from zeroflow.data.dataset import ImageDataset
+from zeroflow.data import transforms
 from zeroflow.data.scenario import View
 from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, methods
@@ -47,9 +47,6 @@ ASSUMPTIONS = (
     "first-order rules have a momentum of 0.9, the others none",
 )
 
-WARM_UP = 3
-"""Steps before the timed ones: the first allocates, in the second memory is measured, the third is the first after that."""
-
 _LR = 1e-6  # does not change what a step costs
 
 
@@ -59,7 +56,7 @@ class Setting:
 
     Attributes:
         backbone: name of the architecture. image_size: pixels; default: the backbone's own.
-        batch_size: images per step. bottleneck: inner width of the adapters. steps: timed steps.
+        batch_size: images per step. bottleneck: inner width of the adapters. steps: timed ones of each optimizer.
         device, threads: as in ``Placement``.
     """
 
@@ -79,9 +76,9 @@ class Cost:
     Attributes:
         queries: None where the optimizer has none. trainable_parameters: d.
         forward_passes, forward_equivalents: of a step, counted.
-        peak_memory_bytes: of a step; None, as are the seconds: the device has not enough.
-        seconds_per_step: median, without data loading. forward_seconds: median of plain no-grad forward passes of the same
-            mini-batch, from images to loss, made right before and after.
+        peak_memory_bytes: of a step. seconds_per_step: median, without data loading. in_forwards: median of the step's time
+            in plain no-grad forward passes of the same mini-batch, from images to loss, made right before and after. None
+            where the device has not enough memory for the step.
     """
 
     optimizer: str
@@ -91,23 +88,14 @@ class Cost:
     forward_equivalents: float
     peak_memory_bytes: int | None = None
     seconds_per_step: float | None = None
-    forward_seconds: float | None = None
-
-    @property
-    def in_forwards(self) -> float | None:
-        """Time of a step in plain forward passes."""
-        if self.seconds_per_step is None or self.forward_seconds is None:
-            return None
-        return self.seconds_per_step / self.forward_seconds
-
-    def seconds_per_epoch(self, images: int, batch_size: int) -> float | None:
-        """Seconds to visit so many images once."""
-        return None if self.seconds_per_step is None else math.ceil(images / batch_size) * self.seconds_per_step
+    in_forwards: float | None = None
 
     def row(self, batch_size: int) -> dict[str, Any]:
-        """All of it as plain values."""
-        epochs = {name: self.seconds_per_epoch(images, batch_size) for name, images in FIRST_TASK.items()}
-        return {**asdict(self), "in_forwards": self.in_forwards, "seconds_per_epoch": epochs}
+        """All of it as plain values, with the seconds of an epoch of each data set's first task."""
+        step = self.seconds_per_step
+        steps = {name: math.ceil(images / batch_size) for name, images in FIRST_TASK.items()}
+        epochs = {name: None if step is None else count * step for name, count in steps.items()}
+        return {**asdict(self), "seconds_per_epoch": epochs}
 
 
 def parse_optimizers(text: str) -> list[tuple[str, int]]:
@@ -133,12 +121,12 @@ def parse_optimizers(text: str) -> list[tuple[str, int]]:
 
 
 def measure(
-    setting: Setting, candidates: Sequence[tuple[str, int]] = PAPER, tell: Callable[[Cost], None] = lambda cost: None
+    setting: Setting, candidates: Sequence[tuple[str, int]] = PAPER, tell: Callable[[str], None] = lambda what: None
 ) -> dict[str, Any]:
-    """Measure the candidates one after the other.
+    """Measure memory, one candidate after the other, then time: the candidates take turns, so that a machine's drift is shared.
 
     Args:
-        setting: what is measured. candidates: (optimizer, queries). tell: called with each one's cost as soon as it is known.
+        setting: what is measured. candidates: (optimizer, queries). tell: called with what is being measured.
 
     Returns:
         Plain values for JSON: the setting, what a plain forward pass costs, a row per candidate, and the provenance.
@@ -153,32 +141,36 @@ def measure(
     torch.set_num_threads(setting.threads)
     try:
         bench = _Bench(setting, device)
-        forward = bench.forward_memory()
-        costs = []
+        plain = bench.forward_memory()
+        rows = []
         for name, queries in candidates:
-            costs.append(bench.cost(name, queries))
-            tell(costs[-1])
+            tell(f"memory: {name}, q = {queries}")
+            rows.append(bench.memory(name, queries))
+        fits = [number for number, row in enumerate(rows) if row.peak_memory_bytes is not None]
+        forward, timed = bench.times([candidates[number] for number in fits], tell)
+        for number, (seconds, in_forwards) in zip(fits, timed, strict=True):
+            rows[number] = dataclasses.replace(rows[number], seconds_per_step=seconds, in_forwards=in_forwards)
     finally:
         torch.set_num_threads(threads)
     facts = provenance(device, asdict(setting))
     return {
         **asdict(setting), **facts, "finished_at": facts["finished_at"].isoformat(timespec="seconds"),
-        "image_size": bench.backbone.image_size, "model_bytes": bench.model_bytes, "forward_memory_bytes": forward,
-        "first_task_images": FIRST_TASK, "assumptions": list(ASSUMPTIONS),
-        "rows": [cost.row(setting.batch_size) for cost in costs],
+        "image_size": bench.backbone.image_size, "model_bytes": bench.model_bytes, "forward_memory_bytes": plain,
+        "forward_seconds": forward, "first_task_images": FIRST_TASK, "assumptions": list(ASSUMPTIONS),
+        "rows": [row.row(setting.batch_size) for row in rows],
     }  # fmt: skip
 
 
 class _Bench:
-    """One frozen backbone, and fresh methods over it on the same images."""
+    """One frozen backbone, one mini-batch, and fresh methods and optimizers for it."""
 
     def __init__(self, setting: Setting, device: torch.device) -> None:
         self.setting, self.device = setting, device
         self.backbone: Backbone = create_backbone(setting.backbone, checkpoint="none", image_size=setting.image_size)
         self.backbone.to(device)
-        self.view = random_task(setting.batch_size * (WARM_UP + setting.steps), self.backbone.image_size)
+        self.task = random_task(setting.batch_size, self.backbone.image_size)
         self.model_bytes = sum(parameter.nbytes for parameter in self.method().parameters())
-        images, labels = self.view.training_batch(np.arange(setting.batch_size), torch.Generator())
+        images, labels = self.task.training_batch(np.arange(setting.batch_size), torch.Generator())
         self.batch = images.to(device), labels.to(device)
 
     def method(self) -> Method:
@@ -188,52 +180,75 @@ class _Bench:
         method.begin_task(range(10), torch.Generator().manual_seed(0))
         return method.to(self.device).train()
 
+    def trainer(self, name: str, queries: int) -> TaskTrainer:
+        info, method = optimizers.get(name), self.method()
+        options: dict[str, Any] = {}
+        if isinstance(info.estimator, Backpropagation) and "momentum" in info.options:
+            options["momentum"] = 0.9
+        named = list(method.trainable().items())
+        return TaskTrainer(
+            method=method, optimizer=create_optimizer(name, named, lr=_LR, queries=queries, **options), epochs=1,
+            batch_size=self.setting.batch_size, schedule="constant", device=self.device, dtype=torch.float32,
+        )  # fmt: skip
+
+    def step(self, trainer: TaskTrainer) -> float | None:
+        """One step, and its seconds; the trainer's second one measures memory instead."""
+        self.backbone.set_grad_checkpointing(trainer.optimizer.checkpoint)
+        trainer.train(self.task, 0, 0, lambda epoch: np.arange(self.setting.batch_size), Stopwatch(self.device))
+        self.backbone.set_grad_checkpointing(False)
+        return trainer.steps[-1].seconds
+
+    def forward(self, method: Method) -> float:
+        """Seconds of a plain forward pass."""
+        watch = Stopwatch(self.device)
+        with watch.running(), torch.no_grad():
+            float(method.loss(*self.batch))
+        return watch.seconds
+
     def forward_memory(self) -> int:
         """Peak bytes of a plain forward pass."""
         method = self.method()
-        self._forward(method)
-        return peak_memory(lambda: self._forward(method), method, self.device, held=self.batch)[1]
+        self.forward(method)
+        return peak_memory(lambda: self.forward(method), method, self.device, held=self.batch)[1]
 
-    def cost(self, name: str, queries: int) -> Cost:
-        """Train with one optimizer for some steps, between plain forward passes."""
-        info, method = optimizers.get(name), self.method()
-        options = {"momentum": 0.9} if isinstance(info.estimator, Backpropagation) and "momentum" in info.options else {}
-        named = list(method.trainable().items())
-        optimizer = create_optimizer(name, named, lr=_LR, queries=queries, **options)
-        self.backbone.set_grad_checkpointing(optimizer.checkpoint)
-        trainer = TaskTrainer(
-            method=method, optimizer=optimizer, epochs=1, batch_size=self.setting.batch_size, schedule="constant",
-            device=self.device, dtype=torch.float32,
-        )  # fmt: skip
-        asked = queries if info.estimator.uses_queries else None
-        plain = self._forward_seconds(method)
+    def memory(self, name: str, queries: int) -> Cost:
+        """Peak bytes, forward passes and equivalents of the second step: from then on moments are held."""
+        info, trainer = optimizers.get(name), self.trainer(name, queries)
+        optimizer, asked = trainer.optimizer, queries if info.estimator.uses_queries else None
         try:
-            trainer.train(self.view, 0, 0, lambda epoch: np.arange(len(self.view)), Stopwatch(self.device))
+            self.step(trainer)
+            before = optimizer.forwards, optimizer.equivalents
+            self.step(trainer)
         except torch.OutOfMemoryError:
             return Cost(name, asked, optimizer.flat.size, info.forwards(queries), info.equivalents(queries))
         finally:
-            self.backbone.set_grad_checkpointing(False)
             gc.collect()  # CUDA's allocator counts what only awaits collection, too
-        plain += self._forward_seconds(method)
-        steps = len(trainer.steps)
-        timed = [step.seconds for step in trainer.steps[WARM_UP:] if step.seconds is not None]
-        return Cost(
-            name, asked, optimizer.flat.size, optimizer.forwards / steps, optimizer.equivalents / steps,
-            trainer.peak_bytes, statistics.median(timed), statistics.median(plain),
-        )  # fmt: skip
+        counted = optimizer.forwards - before[0], optimizer.equivalents - before[1]
+        return Cost(name, asked, optimizer.flat.size, *counted, peak_memory_bytes=trainer.peak_bytes)
 
-    def _forward(self, method: Method) -> float:
-        with torch.no_grad():
-            return float(method.loss(*self.batch))
+    def times(
+        self, candidates: Sequence[tuple[str, int]], tell: Callable[[str], None]
+    ) -> tuple[float, list[tuple[float, float]]]:
+        """Median seconds of a plain forward pass, and of each candidate the median seconds of a step and its time in forwards.
 
-    def _forward_seconds(self, method: Method) -> list[float]:
-        """Seconds of three plain forward passes, after one that is not counted."""
-        watch, times = Stopwatch(self.device), [0.0]
-        for _ in range(4):
-            with watch.running():
-                self._forward(method)
-            times.append(watch.seconds)
-        return [after - before for before, after in zip(times[1:-1], times[2:], strict=True)]
+        The candidates take turns, each step between two plain forward passes.
+        """
+        plain, trainers = self.method(), [self.trainer(name, queries) for name, queries in candidates]
+        for trainer in trainers:
+            for _ in range(2):  # warm-up, and the step whose memory is measured
+                self.step(trainer)
+        self.forward(plain)
+        forwards = [self.forward(plain)]
+        steps: list[list[tuple[float, float]]] = [[] for _ in trainers]
+        for number in range(self.setting.steps):
+            tell(f"time: round {number + 1} of {self.setting.steps}")
+            for trainer, found in zip(trainers, steps, strict=True):
+                seconds = self.step(trainer)
+                forwards.append(self.forward(plain))
+                assert seconds is not None
+                found.append((seconds, 2 * seconds / sum(forwards[-2:])))
+        medians = [tuple(map(statistics.median, zip(*found, strict=True))) for found in steps]
+        return statistics.median(forwards), [(seconds, ratio) for seconds, ratio in medians]
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +264,6 @@ class _Noise:
 
 
 def random_task(images: int, size: int) -> View:
-    """The training part of a task of ten classes of random images."""
-    samples = _Noise(np.arange(max(images, 10)) % 10, size)
-    dataset = ImageDataset("random images", tuple(map(str, range(10))), samples, samples)
-    return class_incremental(dataset, [10], transforms.get("plain"), size).tasks[0].train
+    """The training images of a task of ten classes, all random."""
+    samples = _Noise(np.arange(images) % 10, size)
+    return View(samples, np.arange(images), torch.from_numpy(samples.labels), transforms.get("plain"), size)
