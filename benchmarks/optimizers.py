@@ -119,7 +119,7 @@ class Candidate:
 
     def held(self) -> list[Tensor]:
         """What is kept from step to step: the flat vector, moments, snapshots."""
-        return [] if self.optimizer is None else [self.optimizer.flat.vector, *_tensors(self.optimizer.state_dict())]
+        return [] if self.optimizer is None else self.optimizer.held()
 
 
 def new_method(backbone: Backbone, **options: Any) -> Method:
@@ -398,14 +398,6 @@ def measure_quality(seeds: Mapping[int, int], batch: int, steps: int, device: to
             "per_example_over_spsa": by_name["zo-per-example", 2] / by_name["zo-sgd", 2],
         })  # fmt: skip
     return {"batch": batch, "size": len(gradient), "states": summary, "quality": rows}
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
 
 
 def report(result: dict[str, Any]) -> None:

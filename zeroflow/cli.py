@@ -1,4 +1,4 @@
-"""The ``zeroflow`` command: plan, run, sweep, status, report, list."""
+"""The ``zeroflow`` command: plan, run, sweep, status, report, efficiency, list."""
 
 from __future__ import annotations
 
@@ -307,6 +307,63 @@ def status(results: str, price_per_hour: float | None, as_json: bool) -> None:
         click.echo(render_text(summary(trials)))
     for cell_id, failure in failures.items():
         click.echo(f"failed: {cell_id} {failure['label']}: {failure['message']}")
+
+
+@main.command()
+@click.option("--backbone", default="vit_base_patch16_224.augreg_in21k", show_default=True, help="Random weights.")
+@click.option("--image-size", type=click.IntRange(min=1), help="Pixels. [default: the backbone's own]")
+@click.option("--batch-size", default=48, show_default=True, type=click.IntRange(min=1), help="Images of a step.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="CPU threads.")
+@click.option(
+    "--optimizers",
+    "names",
+    metavar="NAME[:QUERIES],...",
+    help="What is measured. [default: the rows of the paper's Table 2]",
+)
+@click.option("--steps", default=10, show_default=True, type=click.IntRange(min=1), help="Timed steps of each.")
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Also write it all into a file.")
+def efficiency(
+    backbone: str,
+    image_size: int | None,
+    batch_size: int,
+    device: str,
+    threads: int,
+    names: str | None,
+    steps: int,
+    file: Path | None,
+) -> None:
+    """Measure what a step of each optimizer costs here: the paper's Table 2. Needs no data set and no Ray.
+
+    EASE's adapters on random images, by default in a ViT-B/16 with mini-batches of 48: peak memory, seconds, forward passes.
+    Published ratios stand beside the measured ones.
+    """
+    from zeroflow.results import published
+    from zeroflow.trial.efficiency import PAPER, Setting, measure, parse_optimizers
+
+    setting = Setting(backbone, image_size, batch_size, steps=steps, device=device, threads=threads)
+    candidates = parse_optimizers(names) if names else PAPER
+    if file:
+        _writable(file)
+    result = measure(setting, candidates, lambda what: click.echo(what, err=True))
+    options = [f"--backbone {backbone}", f"--batch-size {batch_size}", f"--device {device}", f"--threads {threads}"]
+    options += [f"--image-size {image_size}"] if image_size else []
+    options += [f"--optimizers {names.replace(' ', '')}"] if names else []
+    result = {"command": " ".join(["zeroflow efficiency", *options, f"--steps {steps}"]), **result}
+    for line in published.render_efficiency(result):
+        click.echo(line)
+    if file:
+        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        click.echo(f"written: {file}")
+
+
+def _writable(file: Path) -> None:
+    """Refuse, before hours of work, a file that could not be written after it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"--json {file}: cannot be written: {error.strerror}") from None
 
 
 @main.command("list")

@@ -75,6 +75,10 @@ class OptimizerInfo:
         """Forward passes per step as a function of q."""
         return self.estimator.forwards(queries) + self.direction.forwards(queries) + self.update.forwards()
 
+    def equivalents(self, queries: int) -> int:
+        """Work per step in forward passes as a function of q; see ``Estimator.equivalents``."""
+        return self.forwards(queries) - self.estimator.forwards(queries) + self.estimator.equivalents(queries)
+
     def compose(self, lr: float, options: Mapping[str, Any]) -> Composition:
         """The three steps with these options.
 

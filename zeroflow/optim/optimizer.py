@@ -82,6 +82,8 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
 
     forwards: int
     """Forward passes made so far, over all processes."""
+    equivalents: int
+    """Work done so far in forward passes, over all processes; see ``Estimator.equivalents``."""
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         groups = parameter_groups(params)
         self.composition, self.queries, self.seed = composition, queries, seed
         self.executor: Executor = executor or LocalExecutor()
-        self.steps = self.forwards = self.skipped = 0
+        self.steps = self.forwards = self.equivalents = self.skipped = 0
         self._module = params if isinstance(params, nn.Module) else None
         self._memory: dict[str, Any] = {}  # of the direction: part of the state
         self._transient: dict[str, Any] = {}  # of the estimator: saves work, never changes a result
@@ -114,6 +116,12 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
     def checkpoint(self) -> bool:
         """Whether the model should recompute activations on the way back instead of storing them."""
         return isinstance(self.composition.estimator, Backpropagation) and self.composition.estimator.checkpoint
+
+    def held(self) -> list[Tensor]:
+        """What is kept from step to step besides the model's own: master copies, moments, history, snapshot, mask."""
+        moments = [value for state in self.inner.state.values() for value in state.values()]
+        kept = [self.flat.vector, self._mask, *self._memory.values(), *moments]
+        return [value for value in kept if isinstance(value, Tensor)]
 
     @property
     def first_order(self) -> bool:
@@ -154,7 +162,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         method, first_order = self.composition, self.steps < self.composition.first_order_steps
         if self.steps == method.first_order_steps > 0:
             self.inner = self._rule()  # moments start anew
-        estimator: Estimator = Backpropagation() if first_order else method.estimator
+        estimator: Estimator = Backpropagation(self.checkpoint) if first_order else method.estimator
         mask = self._trained()
         objective = self._objective(closure, mask)
         estimate = estimator.estimate(objective, self.queries)
@@ -180,6 +188,9 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         objective.finish()
         self.steps += 1
         self.forwards += objective.forwards
+        # Counted forward passes and not the formula's: a snapshot or a census takes more.
+        self.equivalents += objective.forwards
+        self.equivalents += estimator.equivalents(self.queries) - estimator.forwards(self.queries)
         if self.skipped > method.max_skipped:
             raise NonFiniteLoss(
                 f"no finite loss in {self.skipped} steps in a row (the last: {estimate.loss}); parameters are those of the "
@@ -210,7 +221,8 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As in torch, with the counters that key the randomness and all that a step looks back to: resumes bit for bit."""
         own = {
-            "steps": self.steps, "forwards": self.forwards, "skipped": self.skipped, "seed": self.seed,
+            "steps": self.steps, "forwards": self.forwards, "equivalents": self.equivalents, "skipped": self.skipped,
+            "seed": self.seed,
             "queries": self.queries, "size": self.flat.size, "memory": self._memory, "mask": self._mask,
             "masters": self.flat.vector if self.flat.half is not None else None, "rule": self.inner.state_dict(),
         }  # fmt: skip
@@ -232,6 +244,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         self.inner.load_state_dict(copy.deepcopy(own["rule"]))  # unrounded, where parameters are half precision
         self.steps, self.forwards, self.skipped = own["steps"], own["forwards"], own["skipped"]
+        self.equivalents = own["equivalents"]
         self.seed, self.queries = own["seed"], own["queries"]
         self._memory = {k: self._placed(v) for k, v in copy.deepcopy(own["memory"]).items()}
         self._mask = None if own["mask"] is None else self._placed(own["mask"].clone())

@@ -71,6 +71,9 @@ _TRIALS = [
     _column("last_domain_incremental", _float, "last of the place within the task; null: unequal tasks", "percent"),
     _column("final_loss", _float, "training loss of the last step; null: no step, or not a number"),
     _column("forward_passes", _int, "forward passes of a batch in training, over all tasks"),
+    _column(
+        "forward_equivalents", _int, "work of training in forward passes: a backward pass counts 2; null: not counted"
+    ),
     _column("peak_memory_bytes", _int, "peak memory of a training step", "bytes"),
     _column("trainable_parameters", _int, "parameters trained in one task"),
     _column("seconds", _float, "wall time of the whole cell", "seconds"),

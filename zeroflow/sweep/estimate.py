@@ -1,7 +1,7 @@
 """What missing cells will cost, from finished ones.
 
 A cell's seconds are a fixed part (reading images, features, evaluation) and its training steps. Both are the means over the finished
-cells most like it, the training per unit of work and of one worker: a forward pass is one unit, an exact gradient three,
+cells most like it, the training per unit of work and of one worker: a step's forward equivalents (``OptimizerInfo.equivalents``),
 times the share of the data that is trained on; workers are taken to share a step's forward passes evenly. "Most like" is
 the longest run of ``FEATURES``, in their order, that any finished cell has in common with it; without the first
 ``ALWAYS`` of them there is nothing to go by.
@@ -38,8 +38,7 @@ FEATURES = (
 ALWAYS = 8
 """How many of ``FEATURES`` must be the same."""
 
-EXACT_GRADIENT = 3
-"""Work of a forward and a backward pass, in forward passes."""
+_EXACT_GRADIENT = Backpropagation().equivalents(1)
 
 _STREAM = ("dataset", "method", "tasks", "base_classes", "increments", "stop_after")
 _LAYOUT = (*_STREAM, "validation", "batch_size", "class_order_seed", "fixed_class_order")
@@ -285,8 +284,8 @@ def _work(cell: Mapping[str, Any]) -> float:
     if cell["optimizer"] is None:
         return 0.0
     exact = cell["hybrid_epochs"]
-    one = EXACT_GRADIENT if _is_exact(cell["optimizer"]) else _forwards(cell["optimizer"], cell["queries"])
-    return float(((cell["epochs"] - exact) * one + exact * EXACT_GRADIENT) * (1 - cell["validation"]))
+    one = optimizers.get(cell["optimizer"]).equivalents(cell["queries"] or 1)
+    return float(((cell["epochs"] - exact) * one + exact * _EXACT_GRADIENT) * (1 - cell["validation"]))
 
 
 def _shared(cell: Mapping[str, Any], workers: int) -> float:
@@ -300,8 +299,3 @@ def _shared(cell: Mapping[str, Any], workers: int) -> float:
 @functools.cache
 def _forwards(optimizer: str, queries: int | None) -> int:
     return optimizers.get(optimizer).forwards(queries or 1)
-
-
-@functools.cache
-def _is_exact(optimizer: str) -> bool:
-    return isinstance(optimizers.get(optimizer).estimator, Backpropagation)

@@ -208,15 +208,13 @@ class TaskTrainer:
         batch()
         # The second step of a task (or the first after a replay): from then on the rule's moments are part of what is held.
         if len(self.steps) > 0 and not self.peak_bytes:
-            loss, self.peak_bytes = peak_memory(step, self.method, self.device, held=self._moments())
+            held = [*self.optimizer.held(), *(part for part in batch() if part is not None)]
+            loss, self.peak_bytes = peak_memory(step, self.method, self.device, held=held)
             return loss, None
         before = watch.seconds
         with watch.running():
             loss = step()
         return loss, watch.seconds - before
-
-    def _moments(self) -> list[Tensor]:
-        return [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
 
 
 def _rows(rows: Sequence[Step | Probe]) -> list[list[Any]]:
@@ -348,6 +346,7 @@ class _Account:
     probes: list[Probe] = field(default_factory=list)
     stage: int = 0
     forwards: int = 0
+    equivalents: int = 0
     epochs: int = 0
     peak: int = 0
     parameters: int = 0
@@ -443,6 +442,7 @@ def _run(
             if trainer.probe:
                 account.probes += [dataclasses.replace(p, step=first + p.step) for p in trainer.probe.seen]
             account.forwards += optimizer.forwards
+            account.equivalents += optimizer.equivalents
             account.epochs += config.epochs
         method.eval()
         method.freeze()
@@ -475,6 +475,7 @@ def _run(
         probes=account.probes,
         costs={
             "forward_passes": account.forwards,
+            "forward_equivalents": account.equivalents,
             "peak_memory_bytes": account.peak,
             "trainable_parameters": account.parameters,
             "seconds": account.seconds,

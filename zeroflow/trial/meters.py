@@ -38,8 +38,10 @@ def peak_memory(
 ) -> tuple[T, int]:
     """Run ``work`` and give its result with the peak of live tensor bytes meanwhile.
 
-    On CUDA this is the allocator's own peak. On a CPU it is the bytes of the model and of ``held`` plus the peak of what the allocator handed
-    out during ``work``, from torch's profiler: the size of the process would count libraries and freed memory too.
+    On CUDA it is the allocator's own peak: every tensor that the process has on the device, in the allocator's blocks,
+    without the context and without freed blocks kept for later. On a CPU it is the bytes of the model and of ``held`` plus
+    the peak of what ``work`` had at once, from torch's profiler: the size of the process would count libraries and freed
+    memory too. So ``held`` names all else that is in use: what an optimizer keeps, and the mini-batch.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

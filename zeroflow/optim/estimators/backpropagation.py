@@ -53,6 +53,9 @@ class Backpropagation(Estimator):
     def forwards(self, queries: int) -> int:
         return 1
 
+    def equivalents(self, queries: int) -> int:
+        return 3 + int(self.checkpoint)
+
     def estimate(self, objective: Objective, queries: int) -> Estimate:
         loss, parts = objective.gradient()
         flat = objective.flat

@@ -106,6 +106,14 @@ class Estimator(ABC):
     def forwards(self, queries: int) -> int:
         """Forward passes of one step."""
 
+    def equivalents(self, queries: int) -> int:
+        """Work of one step in forward passes of one mini-batch, by arithmetic: what else is done besides them is added.
+
+        A forward pass counts 1, a backward pass 2 (products with the weights and with the activations), a forward pass that
+        carries a tangent 2, activations computed again 1.
+        """
+        return self.forwards(queries)
+
     @abstractmethod
     def estimate(self, objective: Objective, queries: int) -> Estimate:
         """Ask ``objective`` and give the estimate."""
