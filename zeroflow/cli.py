@@ -1,7 +1,8 @@
-"""The ``zeroflow`` command: plan, run, sweep, status, report, efficiency, list."""
+"""The ``zeroflow`` command: plan, run, sweep, status, report, efficiency, list, download."""
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import sys
 import time
@@ -167,7 +168,7 @@ def sweep(
     from zeroflow.results.store import Store
     from zeroflow.results.tables import render_text, summary
     from zeroflow.sweep.driver import run_sweep
-    from zeroflow.sweep.plan import make_plan
+    from zeroflow.sweep.plan import check_data, make_plan
 
     started = time.monotonic()
     grid, folder = _open(grid_file, settings, data_dir)
@@ -179,6 +180,7 @@ def sweep(
         check_buildable(config.backbone, config.checkpoint, config.image_size)
     if dry_run:
         return
+    check_data(cells, folder)
     placement = dataclasses.replace(
         grid.placement,
         forced={} if workers_per_trial is None else {"workers_per_trial": workers_per_trial},
@@ -378,7 +380,8 @@ def list_(kind: str, pattern: str, as_json: bool) -> None:
         "optimizers": optim.optimizers, "methods": methods.methods, "datasets": data.datasets,
         "transforms": data.transforms,
     }[kind]  # fmt: skip
-    entries = {name: registry.get(name).description for name in registry.names(pattern)}
+    families = fnmatch.filter((f"{prefix}:NAME" for prefix in registry.families), pattern)
+    entries = {name: registry.get(name).description for name in [*registry.names(pattern), *families]}
     if as_json:
         click.echo(json.dumps(entries, indent=1))
         return
@@ -388,6 +391,31 @@ def list_(kind: str, pattern: str, as_json: bool) -> None:
             info = optim.optimizers.get(name)
             extra = f"  [forward passes a step: {info.cost}]"
         click.echo(f"{name:18} {description}{extra}")
+
+
+@main.command()
+@click.argument("dataset")
+@click.option("--data-dir", envvar="ZEROFLOW_DATA", required=True, help="Where it belongs. [env: ZEROFLOW_DATA]")
+@click.option(
+    "--archive",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The archive, if it is here already.",
+)
+def download(dataset: str, data_dir: str, archive: Path | None) -> None:
+    """Fetch a data set's published archive, check its md5 and unpack it in the folder of the data sets.
+
+    Example: zeroflow download cifar100 --data-dir ~/data
+    """
+    from zeroflow.data import datasets
+    from zeroflow.data.archives import obtain
+
+    info, root = datasets.get(dataset), Path(data_dir).expanduser()
+    if not info.missing(root):
+        click.echo(f"{dataset}: is here already")
+        return
+    if info.archive is None:
+        raise ConfigError(f"{dataset}: has no published archive. {info.where}")
+    click.echo(obtain(info.archive, root, archive))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ConfigError(ValueError):
@@ -23,3 +23,9 @@ def unknown(kind: str, value: object, known: Iterable[str], *, where: str = "") 
     nearest = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else f"known: {', '.join(names) or 'none'}"
     return ConfigError(f"{where + ': ' if where else ''}unknown {kind} {value!r}; {hint}")
+
+
+def all_at_once(title: str, problems: Sequence[str], *, shown: int = 200) -> ConfigError:
+    """Build the error for several problems: a line each, and of very many the number of those left out."""
+    left = [f"and {len(problems) - shown} more"] if len(problems) > shown else []
+    return ConfigError("\n  ".join([title, *problems[:shown], *left]))

@@ -7,7 +7,7 @@ A registration is one decorator or one call. Packages outside zeroflow register 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
@@ -26,6 +26,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, T] = {}
+        self.families: dict[str, Callable[[str], T]] = {}
         self._loaded = False
 
     def register(self, name: str, entry: T) -> T:
@@ -34,6 +35,10 @@ class Registry(Generic[T]):
             raise ConfigError(f"{self.kind} {name!r} is registered already")
         self._entries[name] = entry
         return entry
+
+    def register_family(self, prefix: str, make: Callable[[str], T]) -> None:
+        """Let every name ``<prefix>:<rest>`` stand for ``make(rest)``, without a registration of its own."""
+        self.families[prefix] = make
 
     def names(self, pattern: str = "*") -> list[str]:
         """Names that match a shell-style ``pattern``, sorted."""
@@ -47,10 +52,17 @@ class Registry(Generic[T]):
             ConfigError: nothing has that name; the message holds the nearest ones.
         """
         self._load_entry_points()
+        prefix, colon, rest = str(name).partition(":")
+        if colon and prefix in self.families:
+            try:
+                return self.families[prefix](rest)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}" if where else str(error)) from None
         try:
             return self._entries[name]
         except (KeyError, TypeError):
-            raise unknown(self.kind, name, self._entries, where=where) from None
+            known = [*self._entries, *(f"{prefix}:NAME" for prefix in self.families)]
+            raise unknown(self.kind, name, known, where=where) from None
 
     def items(self) -> Iterator[tuple[str, T]]:
         for name in self.names():

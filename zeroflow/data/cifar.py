@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from zeroflow.data.dataset import ArraySamples, ImageDataset, register_dataset
+from zeroflow.data.archives import Archive
+from zeroflow.data.dataset import ArraySamples, ImageDataset, register_dataset, root_of
 from zeroflow.errors import ConfigError
 
 FOLDER = "cifar-100-python"
@@ -29,6 +30,13 @@ MD5 = {
     "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
     "meta": "7973b15100ade9c7d40fb424638fde48",
 }
+ARCHIVE = Archive(
+    "cifar-100-python.tar.gz",
+    "eb9058c3a382ffc7106e4002c42a8d85",
+    FOLDER,
+    tuple(MD5),
+    "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+)
 
 # What an array's own pickle calls; NumPy 2 moved its home, the files keep the old one.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
@@ -79,7 +87,7 @@ def _samples(path: Path) -> ArraySamples:
 
 
 def _missing(data_dir: Path | None) -> list[Path]:
-    folder = (data_dir or Path("<data_dir>")) / FOLDER
+    folder = root_of(data_dir) / FOLDER
     return [folder / part for part in MD5 if not (folder / part).is_file()]
 
 
@@ -88,10 +96,11 @@ def _missing(data_dir: Path | None) -> list[Path]:
     classes=CLASSES,
     transform="timm",
     image_size=224,
-    where=f"Unpack https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz (md5 eb9058c3a382ffc7106e4002c42a8d85) in "
+    where=f"`zeroflow download cifar100 --data-dir DIR` fetches it; or unpack {ARCHIVE.url} (md5 {ARCHIVE.md5}) in "
     f"<data_dir>: it makes <data_dir>/{FOLDER}/ with train, test and meta",
     description="100 classes of photos, 32x32, 500 train and 100 test each",
     missing=_missing,
+    archive=ARCHIVE,
 )
 def cifar100(data_dir: Path | None) -> ImageDataset:
     """Read ``<data_dir>/cifar-100-python``. A file that is not the published one is a warning.

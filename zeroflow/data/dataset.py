@@ -5,6 +5,7 @@ A data set is added by one function that returns an ``ImageDataset``, decorated 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from zeroflow.data.archives import Archive
+from zeroflow.data.decoded import CACHE_BYTES, EncodedSamples, prepared
 from zeroflow.errors import ConfigError
 from zeroflow.registry import Registry
 
@@ -62,7 +65,8 @@ class DatasetInfo:
         classes: number of classes, or None where only opening tells.
         transform: default transform. image_size: pixels the default transform makes, square.
         where: where the files come from and where they belong, for a user who does not have them.
-        missing: what ``data_dir`` lacks: the paths that are not there; empty means ready.
+        missing: what ``data_dir`` lacks: the paths that are not there; empty means that it can be opened.
+        archive: what ``zeroflow download`` fetches, checks and unpacks; None: nothing.
     """
 
     name: str
@@ -73,6 +77,7 @@ class DatasetInfo:
     where: str
     description: str
     missing: Callable[[Path | None], list[Path]]
+    archive: Archive | None = None
 
 
 datasets: Registry[DatasetInfo] = Registry("dataset")
@@ -87,29 +92,68 @@ def register_dataset(
     where: str,
     description: str,
     missing: Callable[[Path | None], list[Path]] = lambda data_dir: [],
+    archive: Archive | None = None,
 ) -> Callable[[Callable[[Path | None], ImageDataset]], Callable[[Path | None], ImageDataset]]:
     """Register a loader function as data set ``name``; see ``DatasetInfo`` for the arguments."""
 
     def decorate(load: Callable[[Path | None], ImageDataset]) -> Callable[[Path | None], ImageDataset]:
-        datasets.register(name, DatasetInfo(name, load, classes, transform, image_size, where, description, missing))
+        info = DatasetInfo(name, load, classes, transform, image_size, where, description, missing, archive)
+        datasets.register(name, info)
         return load
 
     return decorate
 
 
-def load_dataset(name: str, data_dir: str | Path | None = None) -> ImageDataset:
-    """Open a data set.
+def root_of(data_dir: Path | None) -> Path:
+    """The folder of the data sets, or what stands for it in messages where none was named."""
+    return data_dir or Path("<data_dir>")
 
-    Args:
-        name: a registered name.
-        data_dir: folder that holds the data sets' folders; not needed for embedded ones.
+
+def inside_data_dir(dataset: str, folder: str) -> str:
+    """``folder`` as it is, if it can only be below ``data_dir``.
 
     Raises:
-        ConfigError: unknown name, or files missing; the message says which and where they belong.
+        ConfigError: empty, absolute, with ``.``, ``..`` or nothing between slashes.
+    """
+    if (
+        any(part in ("", ".", "..") for part in folder.split("/"))
+        or folder[0] == "~"
+        or "\\" in folder
+        or "\0" in folder
+    ):
+        raise ConfigError(f"dataset={dataset!r}: expected the name of a folder below data_dir, without '.' and '..'")
+    return folder
+
+
+def load_dataset(
+    name: str, data_dir: str | Path | None = None, *, threads: int | None = None, cache_bytes: int = CACHE_BYTES
+) -> ImageDataset:
+    """Open a data set. Image files that were not opened before are all decoded once, which takes minutes where they are many.
+
+    Args:
+        name: a registered name, or ``folder:NAME`` or ``parquet:NAME``.
+        data_dir: folder that holds the data sets' folders; not needed for embedded ones.
+        threads, cache_bytes: of ``zeroflow.data.decoded.prepared``; no pixel depends on them.
+
+    Raises:
+        ConfigError: unknown name, or files missing: which, and where they belong; or everything that is wrong with them.
     """
     info = datasets.get(name)
-    root = None if data_dir is None else Path(data_dir)
+    root = None if data_dir is None else Path(data_dir).expanduser()
     absent = info.missing(root)
     if absent:
         raise ConfigError(f"data set {name!r} is not here: missing {', '.join(map(str, absent))}. {info.where}")
-    return info.load(root)
+    dataset, problems = info.load(root), []
+
+    def ready(part: str, samples: Samples) -> Samples:
+        if isinstance(samples, EncodedSamples):
+            try:
+                return prepared(samples, threads=threads, cache_bytes=cache_bytes)
+            except ConfigError as error:
+                problems.append(f"data set {name!r}, {part}: {error}")
+        return samples
+
+    dataset = dataclasses.replace(dataset, train=ready("train", dataset.train), test=ready("test", dataset.test))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return dataset

@@ -1,23 +1,29 @@
 """Photos in folders, ``<root>/{train,test}/<class>/*``: CUB-200, ImageNet-A, OmniBenchmark, and anyone's own.
 
-Classes are the folders' names, sorted; images of a class are in the order of their file names.
+Classes are the folders' names, sorted; images of a class are in the order of their file names. ``dataset: folder:NAME`` is
+``<data_dir>/NAME`` without any registration.
 """
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from zeroflow.data.dataset import ImageDataset, register_dataset
-from zeroflow.errors import ConfigError
+from zeroflow.data.archives import Archive
+from zeroflow.data.dataset import DatasetInfo, ImageDataset, datasets, inside_data_dir, root_of
+from zeroflow.data.decoded import fingerprint
+from zeroflow.data.images import read_image
+from zeroflow.errors import all_at_once
 
 PARTS = ("train", "test")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"})
+# torchvision.datasets.folder.IMG_EXTENSIONS.
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".webp", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,25 +35,10 @@ class FileSamples:
 
     def images(self, indices: npt.NDArray[np.int64]) -> list[Tensor]:
         """The images at ``indices``, each uint8 ``[3, H, W]`` in its own size; ``ConfigError`` if one is unreadable."""
-        return [read_image(self.paths[index]) for index in indices]
+        return [read_image(self.paths[index], str(self.paths[index])) for index in indices]
 
-
-def read_image(path: Path) -> Tensor:
-    """Decode an image file, whatever its colour mode, to uint8 RGB ``[3, H, W]``.
-
-    Transparency is dropped and the EXIF orientation is not applied: both as torchvision's loader, hence PILOT, has it.
-
-    Raises:
-        ConfigError: the file is missing, damaged or no image.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except Exception as error:  # what a damaged file raises depends on its decoder
-        raise ConfigError(f"{path}: cannot be read as an image: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    def identity(self) -> str:
+        return fingerprint(self.paths)
 
 
 def image_folder(name: str, root: str | Path, classes: int | None = None) -> ImageDataset:
@@ -58,22 +49,24 @@ def image_folder(name: str, root: str | Path, classes: int | None = None) -> Ima
         classes: how many classes there must be; default: any number.
 
     Raises:
-        ConfigError: with every problem at once: a part that is missing, a class that only one part has, a class without
-            images, another number of classes.
+        ConfigError: with every problem at once: a part that is missing, images in the wrong place, a class that only one
+            part has, a class without images, a link that leads nowhere, another number of classes.
     """
-    folders = {part: Path(root) / part for part in PARTS}
-    found = {part: _images_by_class(folder) for part, folder in folders.items() if folder.is_dir()}
+    root = Path(root)
+    problems: list[str] = []
+    present = [part for part in PARTS if (root / part).is_dir()]
+    problems += [f"{root / part}: no such folder{_instead(root, part)}" for part in PARTS if part not in present]
+    found = {part: _images_by_class(root / part, problems) for part in present}
     names = sorted(set().union(*found.values()))
-
-    problems = [f"{folder}: no such folder" for part, folder in folders.items() if part not in found]
     for part, images in found.items():
-        folder, expected = folders[part], "at least one" if classes is None else classes
+        folder, expected = root / part, "at least one" if classes is None else classes
         if not images or classes not in (None, len(images)):
             problems.append(f"{folder}: {len(images)} classes, expected {expected}")
         problems += [f"{folder / c}: missing, though the other part has it" for c in names if c not in images]
-        problems += [f"{folder / c}: no images" for c in names if images.get(c) == []]
     if problems:
-        raise ConfigError("\n  ".join([f"data set {name!r} is not complete:", *problems]))
+        raise all_at_once(
+            f"data set {name!r} is not complete, expected {root}/{{train,test}}/<class>/<image>:", problems
+        )
 
     def samples(images: dict[str, list[Path]]) -> FileSamples:
         labels = np.repeat(np.arange(len(names)), [len(images[c]) for c in names])
@@ -82,52 +75,111 @@ def image_folder(name: str, root: str | Path, classes: int | None = None) -> Ima
     return ImageDataset(name, tuple(names), samples(found["train"]), samples(found["test"]))
 
 
-def _images_by_class(folder: Path) -> dict[str, list[Path]]:
-    return {
-        entry.name: sorted(f for f in entry.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
-        for entry in folder.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".")
-    }
+def _images_by_class(folder: Path, problems: list[str]) -> dict[str, list[Path]]:
+    """The images of one part; what is wrong with it is added to ``problems``."""
+    entries = _entries(folder, problems)
+    loose = [entry for entry in entries if _names_image(entry) and not entry.is_dir()]
+    if loose:
+        problems.append(f"{folder}: {len(loose)} images lie in it and in no class's folder, {loose[0].name} for one")
+    return {entry.name: _images(Path(entry.path), problems) for entry in entries if entry.is_dir()}
 
 
-def register_image_folder(name: str, *, classes: int, description: str, source: str) -> None:
-    """Register the image folder ``<data_dir>/<name>`` as data set ``name``; ``source`` tells where to get its files."""
+def _images(folder: Path, problems: list[str]) -> list[Path]:
+    entries = _entries(folder, problems)
+    images = [entry for entry in entries if _names_image(entry)]
+    problems += [f"{entry.path}: no file, or a link that leads nowhere" for entry in images if not entry.is_file()]
+    if not images:
+        deeper = [e.path for e in entries if e.is_dir() and any(map(_names_image, _entries(Path(e.path), problems)))]
+        there = f"; they are one folder too deep, in {deeper[0]}" if deeper else ""
+        kinds = Counter(Path(entry.name).suffix or entry.name for entry in entries if entry.is_file())
+        others = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(3))
+        problems.append(f"{folder}: no images{there}{f'; it holds {others}' if others else ''}")
+    return [Path(entry.path) for entry in images]
+
+
+def _entries(folder: Path, problems: list[str]) -> list[os.DirEntry[str]]:
+    """What a folder holds, sorted, but for hidden names; entries know their kind without another look at the disk."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        problems.append(f"{folder}: {error.strerror}")
+        return []
+
+
+def _names_image(entry: os.DirEntry[str]) -> bool:
+    return Path(entry.name).suffix.lower() in SUFFIXES
+
+
+def _instead(root: Path, part: str) -> str:
+    """What is there in the place of a missing part."""
+    if not root.is_dir():
+        return ""
+    deeper = [path for path in sorted(root.iterdir()) if (path / part).is_dir()]
+    if deeper:
+        return f"; it is one folder too deep, in {deeper[0]}"
+    entries = [path.name for path in sorted(root.iterdir()) if path.name not in PARTS]
+    return f"; found there: {', '.join(entries[:8])}" if entries else ""
+
+
+def folder_info(
+    name: str, *, classes: int | None, description: str, source: str, folder: str, archive: Archive | None = None
+) -> DatasetInfo:
+    """What is known of the image folder ``<data_dir>/<folder>`` before it is opened."""
 
     def missing(data_dir: Path | None) -> list[Path]:
-        root = (data_dir or Path("<data_dir>")) / name
-        return [root / part for part in PARTS if not (root / part).is_dir()]
+        # A folder that is there with other things in it is a mistake to be told, not data that is still to come.
+        root = root_of(data_dir) / folder
+        return [] if root.is_dir() else [root / part for part in PARTS]
 
-    @register_dataset(
+    return DatasetInfo(
         name,
-        classes=classes,
+        lambda data_dir: image_folder(name, root_of(data_dir) / folder, classes),
+        classes,
         transform="timm",
         image_size=224,
-        where=f"Put the images at <data_dir>/{name}/train/<class>/*.jpg and in {name}/test/ likewise; {source}",
+        where=f"Put the images at <data_dir>/{folder}/train/<class>/*.jpg and in {folder}/test/ likewise{source}",
         description=description,
         missing=missing,
+        archive=archive,
     )
-    def load(data_dir: Path | None) -> ImageDataset:
-        return image_folder(name, (data_dir or Path("<data_dir>")) / name, classes)
 
 
-# The splits are PILOT's: the original releases of the three have no such train and test parts.
-_PILOT = "https://github.com/sun-hailong/LAMDA-PILOT links the archive of this layout:"
+def register_image_folder(
+    name: str, *, classes: int | None, description: str, source: str, archive: Archive | None = None
+) -> None:
+    """Register the image folder ``<data_dir>/<name>`` as data set ``name``; ``source`` tells where to get its files."""
+    info = folder_info(
+        name, classes=classes, description=description, source=f"; {source}", folder=name, archive=archive
+    )
+    datasets.register(name, info)
 
-register_image_folder(
-    "cub",
-    classes=200,
-    description="CUB-200-2011: photos of 200 bird species",
-    source=f"{_PILOT} cub.zip, md5 85e342a2d5f941e740193602057df7a5",
-)
-register_image_folder(
-    "imagenet-a",
-    classes=200,
-    description="ImageNet-A: photos of 200 ImageNet classes that mislead a classifier",
-    source=f"{_PILOT} ina.zip, md5 7f4aaf0b1532b7a0bd670822c152d3c5",
-)
-register_image_folder(
-    "omnibenchmark",
-    classes=300,
-    description="OmniBenchmark: photos of 300 classes from many realms",
-    source=f"{_PILOT} omnibenchmark.zip, md5 f1c30808a707f9197c6c811ea52e5cbb",
-)
+
+def _pilot(name: str, archive: str, md5: str, classes: int, description: str) -> None:
+    # The splits are PILOT's: the original releases of the three have no such train and test parts.
+    source = (
+        f"https://github.com/sun-hailong/LAMDA-PILOT links the archive of this layout: {archive}, md5 {md5}; "
+        f"`zeroflow download {name} --archive {archive} --data-dir DIR` checks and unpacks it"
+    )
+    register_image_folder(
+        name, classes=classes, description=description, source=source, archive=Archive(archive, md5, name, PARTS)
+    )
+
+
+_pilot("cub", "cub.zip", "85e342a2d5f941e740193602057df7a5", 200, "CUB-200-2011: photos of 200 bird species")
+_pilot(
+    "imagenet-a", "ina.zip", "7f4aaf0b1532b7a0bd670822c152d3c5", 200,
+    "ImageNet-A: photos of 200 ImageNet classes that mislead a classifier",
+)  # fmt: skip
+_pilot(
+    "omnibenchmark", "omnibenchmark.zip", "f1c30808a707f9197c6c811ea52e5cbb", 300,
+    "OmniBenchmark: photos of 300 classes from many realms",
+)  # fmt: skip
+
+datasets.register_family(
+    "folder",
+    lambda name: folder_info(
+        f"folder:{name}", classes=None, folder=inside_data_dir(f"folder:{name}", name), source="",
+        description="any images of your own: <data_dir>/NAME/{train,test}/<class>/*",
+    ),
+)  # fmt: skip

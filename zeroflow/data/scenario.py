@@ -5,6 +5,7 @@ New label = position in the class order. Samples of a task are concatenated by n
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from zeroflow.data.ahead import prefetched
 from zeroflow.data.dataset import ImageDataset, Samples
 from zeroflow.data.transforms import Transform
 from zeroflow.errors import ConfigError
@@ -85,6 +87,7 @@ class View:
     Attributes:
         samples: where the images are. indices: which of them, in order ``[N]``.
         labels: new labels int64 ``[N]``. transform, size: how images become network input.
+        threads: that prepare mini-batches ahead; 0: each when it is asked for. No bit depends on it.
     """
 
     samples: Samples
@@ -92,20 +95,26 @@ class View:
     labels: Tensor
     transform: Transform
     size: int
+    threads: int = 0
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def training_batch(self, positions: npt.NDArray[np.int64], generator: torch.Generator) -> Batch:
         """Images ``[n, 3, size, size]`` under the training transform and labels ``[n]`` of the samples at positions."""
-        images = self.samples.images(self.indices[positions])
-        return self.transform.train(images, self.size, generator), self.labels[torch.from_numpy(positions)]
+        images = self.transform.train(self.samples.images(self.indices[positions]), self.size, generator)
+        # Memory order depends on how images are stored, and a network's last bits on memory order.
+        return images.contiguous(), self.labels[torch.from_numpy(positions)]
 
     def plain_batches(self, batch_size: int = 256) -> Iterator[Batch]:
         """All samples in order under the test transform."""
-        for first in range(0, len(self), batch_size):
+
+        def batch(first: int) -> Batch:
             part = slice(first, first + batch_size)
-            yield self.transform.test(self.samples.images(self.indices[part]), self.size), self.labels[part]
+            images = self.transform.test(self.samples.images(self.indices[part]), self.size)
+            return images.contiguous(), self.labels[part]
+
+        return prefetched((functools.partial(batch, first) for first in range(0, len(self), batch_size)), self.threads)
 
 
 def joined(views: Sequence[View]) -> View:
@@ -146,6 +155,7 @@ def class_incremental(
     *,
     order: npt.NDArray[np.int64] | None = None,
     validation: float = 0.0,
+    threads: int = 0,
 ) -> Scenario:
     """Cut a data set into tasks.
 
@@ -155,6 +165,7 @@ def class_incremental(
         order: ``order[new label]`` = own label; default: ``class_order(classes)``.
         validation: if > 0, the last share of every class's training samples takes the place of the test samples and is
             left out of training: for choosing settings without looking at test data.
+        threads: that prepare mini-batches ahead of whoever asks for them.
 
     Raises:
         ConfigError: increments that do not add up, an order that is no permutation, a class without samples.
@@ -183,7 +194,7 @@ def class_incremental(
     def view(samples: Samples, per_class: list[npt.NDArray[np.int64]], labels: range) -> View:
         sizes = [len(per_class[label]) for label in labels]
         new = torch.from_numpy(np.repeat(np.asarray(labels), sizes))
-        return View(samples, np.concatenate([per_class[label] for label in labels]), new, transform, size)
+        return View(samples, np.concatenate([per_class[label] for label in labels]), new, transform, size, threads)
 
     tasks, first = [], 0
     for index, count in enumerate(increments):

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zeroflow.data import datasets
+from zeroflow.data import datasets, load_dataset
+from zeroflow.errors import ConfigError
 from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.store import Store
 from zeroflow.sweep.estimate import COLUMNS, Estimate, estimate
@@ -96,3 +97,19 @@ def make_plan(grid: Grid, store: Store, data_dir: str | None, *, elsewhere: bool
     trials = store.load("trials", COLUMNS) if finished and missing else SCHEMAS["trials"].empty_table()
     costs = estimate(missing, trials, grid.placement.of)
     return Plan(grid, done, failed, missing, unavailable, costs, len(finished) - len(done))
+
+
+def check_data(cells: Sequence[TrialConfig], data_dir: str | None) -> None:
+    """Open every data set that cells need, so that what is wrong with any of them is told before the first trial.
+
+    Raises:
+        ConfigError: with the problems of all data sets.
+    """
+    problems = []
+    for name in sorted({config.dataset for config in cells}):
+        try:
+            load_dataset(name, data_dir)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))

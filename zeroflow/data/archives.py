@@ -1,0 +1,112 @@
+"""Published archives: fetched, checked against their md5 before anything is unpacked, and put in place whole."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import shutil
+import tarfile
+import tempfile
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from zeroflow.errors import ConfigError
+
+BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive that holds a data set's folder.
+
+    Attributes:
+        file: its name. md5: of the whole archive, as published.
+        folder: where its content belongs, below ``data_dir``. contents: names by which the folder is known in the archive.
+        url: where it can be fetched; None: nowhere without a visit to a web page.
+    """
+
+    file: str
+    md5: str
+    folder: str
+    contents: Sequence[str]
+    url: str | None = None
+
+
+def obtain(archive: Archive, data_dir: Path, local: Path | None = None) -> Path:
+    """Put an archive's content at ``<data_dir>/<folder>``: all of it or, if anything fails, nothing.
+
+    Args:
+        archive: what to get. data_dir: made if it is missing. local: the archive, where it has been fetched already.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: no network, another file than the published one, an archive that writes outside its own folder or lacks
+            what it should hold, a target that exists.
+    """
+    target = data_dir / archive.folder
+    if target.exists():
+        raise ConfigError(f"{target}: exists already; move it away to have it made anew")
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{archive.folder}-", dir=data_dir) as scratch:
+            file = local or _fetched(archive, Path(scratch) / archive.file)
+            _check(archive, file)
+            unpacked = Path(scratch) / "unpacked"
+            _unpack(file, unpacked)
+            _folder_with(archive, unpacked).rename(target)
+    except OSError as error:
+        raise ConfigError(f"{error.filename or data_dir}: {error.strerror or error}") from error
+    return target
+
+
+def _fetched(archive: Archive, file: Path) -> Path:
+    by_hand = f"fetch {archive.file} elsewhere and name it with --archive"
+    if archive.url is None:
+        raise ConfigError(f"{archive.file} has no address of its own: {by_hand}")
+    try:
+        with urllib.request.urlopen(archive.url, timeout=60) as answer, file.open("wb") as out:
+            shutil.copyfileobj(answer, out, BLOCK)
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConfigError(f"{archive.url}: cannot be fetched: {reason}; without a network, {by_hand}") from error
+    return file
+
+
+def _check(archive: Archive, file: Path) -> None:
+    with file.open("rb") as content:
+        found = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found != archive.md5:
+        size = file.stat().st_size
+        raise ConfigError(
+            f"{file}: not the published {archive.file}: md5 {found} ({size} bytes), expected {archive.md5}"
+        )
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    """Unpack a zip or tar archive; nothing is written outside ``folder``, and no link leads out of it."""
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as content:
+                for name in content.namelist():
+                    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+                        raise ConfigError(f"{file}: {name!r} would be written outside the archive's own folder")
+                content.extractall(folder)
+        else:
+            with tarfile.open(file) as content:
+                content.extractall(folder, filter="data")
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise ConfigError(f"{file}: cannot be unpacked: {error}") from error
+
+
+def _folder_with(archive: Archive, unpacked: Path) -> Path:
+    """The one folder that holds what the data set consists of, however deep the archive has it."""
+    candidates = [unpacked, *sorted(path for path in unpacked.glob("*/") if path.is_dir())]
+    for folder in candidates:
+        if all((folder / name).exists() for name in archive.contents):
+            return folder
+    raise ConfigError(f"{archive.file}: no folder with {', '.join(archive.contents)} in it")

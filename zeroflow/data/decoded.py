@@ -1,0 +1,260 @@
+"""Checking every image of a data set once, and keeping the decoded pixels for all processes of a machine.
+
+The first time that files are opened every image is decoded: unreadable ones are told all at once, before any training, and
+the pixels of the others go to one file, ``$XDG_CACHE_HOME/zeroflow/decoded/<key>/pixels``, which everybody maps into memory
+from then on. The key covers the files' paths, sizes and times and what decodes them, so changed files are checked anew. Where
+the pixels have no room, or the cache cannot be written, images are decoded whenever they are needed: slower, same bits.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from zeroflow.data.ahead import prefetched
+from zeroflow.errors import ConfigError, all_at_once
+
+CACHE_BYTES = 50 * 2**30
+CHUNK = 16  # images that a thread decodes at a time
+SAMPLED = 32  # images whose size tells that of all
+UNUSED_SECONDS = 7 * 86400  # after which decoded images make room for others
+
+
+@runtime_checkable
+class EncodedSamples(Protocol):
+    """Samples whose images are decoded when they are asked for; these can be checked and kept decoded."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]: ...
+
+    def images(self, indices: npt.NDArray[np.int64]) -> list[Tensor]:
+        """As of ``Samples``; ``ConfigError`` names an image that cannot be read."""
+        ...
+
+    def identity(self) -> str:
+        """The ``fingerprint`` of all that the images are made from."""
+        ...
+
+
+def fingerprint(files: Iterable[Path], *words: object) -> str:
+    """32 hexadecimal digits that change with the files' paths, sizes and times, the words, and the decoder's version."""
+    import PIL
+    from PIL import features
+
+    digest = hashlib.sha256(repr((1, PIL.__version__, features.version("libjpeg_turbo"), words)).encode())
+    for path in files:
+        found = path.stat()
+        name = os.fsencode(os.path.abspath(path))  # noqa: PTH100 (links stay as they are named)
+        digest.update(b"%d %d %d %b" % (len(name), found.st_size, found.st_mtime_ns, name))
+    return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedSamples:
+    """Decoded images in a file that is mapped into memory, read from disk where they are looked at.
+
+    Attributes:
+        pixels: uint8, one image after the other, each ``[H, W, C]``.
+        places: int64 ``[N, 4]``: of each image its first byte, C, H and W.
+        labels: int64 ``[N]``.
+    """
+
+    pixels: Tensor
+    places: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+
+    def images(self, indices: npt.NDArray[np.int64]) -> list[Tensor]:
+        found = []
+        for first, channels, height, width in self.places[indices].tolist():
+            image = self.pixels[first : first + channels * height * width].view(height, width, channels)
+            found.append(image.permute(2, 0, 1))
+        return found
+
+
+def prepared(
+    samples: EncodedSamples, *, threads: int | None = None, cache_bytes: int = CACHE_BYTES
+) -> EncodedSamples | DecodedSamples:
+    """Check every image, unless that has been done before, and keep them decoded where there is room.
+
+    Args:
+        samples: as they were opened. threads: that decode; default: one for each CPU that this process may use.
+        cache_bytes: the most that decoded images of all data sets may take on this machine; 0: decode whenever needed.
+
+    Returns:
+        The same samples, decoded or not.
+
+    Raises:
+        ConfigError: with every image that cannot be read.
+    """
+    key, threads = samples.identity(), len(os.sched_getaffinity(0)) if threads is None else threads
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zeroflow"
+    folder, stamp = cache / "decoded" / key, cache / "verified" / key
+    if cache_bytes and (found := _open(folder, samples)):
+        return found
+    with _held(cache / "verified" / f"{key}.lock") as held:
+        if cache_bytes and (found := _open(folder, samples)):  # another process has made it meanwhile
+            return found
+        checked = int(stamp.read_text()) if stamp.is_file() else None
+        fits = held and _make_room(folder.parent, _estimate(samples) if checked is None else checked, cache_bytes)
+        if checked is not None and not fits:
+            return samples
+        draft = _Draft(folder) if fits else None
+        try:
+            places = _decode_all(samples, threads, draft)
+            kept = draft is not None and draft.finish(places)
+        finally:
+            if draft:
+                draft.drop()
+        if held:
+            new = stamp.with_suffix(".new")
+            new.write_text(str(places[:, 1:].prod(axis=1).sum()))
+            new.replace(stamp)
+    return (_open(folder, samples) if kept else None) or samples
+
+
+def _open(folder: Path, samples: EncodedSamples) -> DecodedSamples | None:
+    try:
+        places = np.load(folder / "places.npy")
+        size = (folder / "pixels").stat().st_size
+        if len(places) != len(samples.labels) or size != places[-1, 0] + places[-1, 1:].prod():
+            return None
+        with suppress(OSError):
+            os.utime(folder)  # when it was last used
+        # Private: what somebody writes into an image by mistake reaches neither the file nor other processes.
+        pixels = torch.from_file(str(folder / "pixels"), shared=False, size=size, dtype=torch.uint8)
+    except (OSError, ValueError, RuntimeError, IndexError):
+        return None
+    return DecodedSamples(pixels, places, samples.labels)
+
+
+@contextmanager
+def _held(lock: Path) -> Iterator[bool]:
+    """Wait until no other process prepares the same images; False: the cache cannot be written."""
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        warnings.warn(
+            f"{lock.parent}: {error.strerror}: images are checked anew each time they are opened", stacklevel=4
+        )
+        yield False
+        return
+    with file:
+        yield True
+
+
+def _estimate(samples: EncodedSamples) -> int:
+    """About how many bytes the decoded images take, from a few of them; 0: none of these can be read."""
+    count, sizes = len(samples.labels), []
+    for index in np.unique(np.linspace(0, count - 1, SAMPLED).astype(np.int64)):
+        with suppress(ConfigError):
+            sizes += [image.numel() for image in samples.images(np.array([index]))]
+    return int(np.mean(sizes) * count) if sizes else 0
+
+
+def _make_room(folder: Path, needed: int, limit: int) -> bool:
+    """Whether ``needed`` bytes fit in: below the limit, and in half of the disk's free space; what nobody uses goes."""
+    if not 0 < needed <= limit:
+        return False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sizes = {pixels.parent: pixels.stat().st_size for pixels in folder.glob("*/pixels")}
+        for old in sorted(sizes, key=lambda path: path.stat().st_mtime):
+            unused = time.time() - old.stat().st_mtime > UNUSED_SECONDS
+            if unused and (sum(sizes.values()) + needed > limit or needed > shutil.disk_usage(folder).free // 2):
+                shutil.rmtree(old, ignore_errors=True)
+                del sizes[old]
+        return sum(sizes.values()) + needed <= limit and needed <= shutil.disk_usage(folder).free // 2
+    except OSError:
+        return False
+
+
+class _Draft:
+    """The folder of decoded images while it is made; it gets its name when it is whole and on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.draft = folder, folder.with_name(f".{folder.name}")
+        self.file: BinaryIO | None = None
+        self.drop()  # what a process that was killed has left
+        with self._guarded():
+            self.draft.mkdir()
+            self.file = (self.draft / "pixels").open("wb")
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.drop()
+            warnings.warn(f"{self.folder}: {error.strerror}: images are decoded whenever they are needed", stacklevel=6)
+
+    def write(self, image: Tensor) -> None:
+        with self._guarded():
+            if self.file:
+                self.file.write(image.permute(1, 2, 0).contiguous().numpy().data)
+
+    def finish(self, places: npt.NDArray[np.int64]) -> bool:
+        """Whether the images are kept."""
+        with self._guarded():
+            if self.file:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+                with (self.draft / "places.npy").open("wb") as file:
+                    np.save(file, places)
+                    file.flush()
+                    os.fsync(file.fileno())
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self.draft.rename(self.folder)
+                return True
+        return False
+
+    def drop(self) -> None:
+        if self.file:
+            with suppress(OSError):
+                self.file.close()
+            self.file = None
+        shutil.rmtree(self.draft, ignore_errors=True)
+
+
+def _decode_all(samples: EncodedSamples, threads: int, draft: _Draft | None) -> npt.NDArray[np.int64]:
+    """Decode every image, into the draft if there is one; the images' places, or ``ConfigError`` with all problems."""
+
+    def decode(first: int) -> list[Tensor | ConfigError]:
+        found: list[Tensor | ConfigError] = []
+        for index in range(first, min(first + CHUNK, len(samples.labels))):
+            try:
+                found += samples.images(np.array([index]))
+            except ConfigError as error:
+                found.append(error)
+        return found
+
+    places, problems, end = [], [], 0
+    makers = (functools.partial(decode, first) for first in range(0, len(samples.labels), CHUNK))
+    for images in prefetched(makers, threads):
+        for image in images:
+            if isinstance(image, ConfigError):
+                problems.append(str(image))
+                continue
+            places.append((end, *image.shape))
+            end += image.numel()
+            if draft and not problems:
+                draft.write(image)
+    if problems:
+        raise all_at_once("images that cannot be read:", problems)
+    return np.array(places, dtype=np.int64)

@@ -1,0 +1,55 @@
+"""One compressed image, whatever its kind, to RGB pixels."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zeroflow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def read_image(source: Path | bytes, name: str) -> Tensor:
+    """Decode an image, whatever its colour mode, to uint8 RGB ``[3, H, W]`` (in memory pixel by pixel, as it is stored).
+
+    Transparency is dropped, the EXIF orientation is not applied, and of an animation the first frame counts: all as
+    torchvision's loader, hence PILOT, has it. Of 16 bits the upper 8 are taken, where that loader makes nearly all white.
+
+    Args:
+        source: a file, or its content. name: what to call it in messages.
+
+    Raises:
+        ConfigError: missing, cut off, damaged, or no image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            pixels = np.array(_rgb(image))
+    except Exception as error:  # what a damaged file raises depends on its decoder
+        raise ConfigError(f"{name}: cannot be read as an image: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _rgb(image: Image) -> Image:
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        wide = np.array(image)
+        if wide.min() < 0 or wide.max() > 0xFFFF:
+            raise ValueError("values beyond 16 bits")
+        return Image.fromarray((wide.astype(np.int64) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point values, whose range nobody states")
+    with warnings.catch_warnings():
+        # Of palettes whose transparency is a list of bytes Pillow says that RGBA suits them better; that is dropped here.
+        warnings.filterwarnings("ignore", message="Palette images with Transparency", category=UserWarning)
+        return image.convert("RGB")

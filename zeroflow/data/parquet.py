@@ -1,0 +1,306 @@
+"""Images in Parquet files, laid out as Hugging Face data sets are: ``dataset: parquet:NAME`` is ``<data_dir>/NAME``.
+
+A file's split is told by its name (``data/train-00000-of-00002.parquet``) or by its folder's (``test/0.parquet``), as in the
+``datasets`` library. Where there is no test split, validation takes its place. The column of images is a struct with
+``bytes``, or plain binary; the labels are class numbers with names in the schema's Hugging Face metadata, or any integers
+or texts. ``parquet:NAME#COLUMN`` names the column of labels where several could be meant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from zeroflow.data.dataset import DatasetInfo, ImageDataset, datasets, inside_data_dir, root_of
+from zeroflow.data.decoded import fingerprint
+from zeroflow.data.images import read_image
+from zeroflow.errors import ConfigError, all_at_once, unknown
+
+# The words by which the ``datasets`` library knows splits (datasets/data_files.py).
+WORDS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+    "validation": "validation", "valid": "validation", "dev": "validation", "val": "validation",
+}  # fmt: skip
+IMAGE_NAMES, LABEL_NAMES = ("image", "img"), ("label", "labels")
+SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.parquet")
+DEPTH = 4  # folders below a data set's own in which files are looked for
+HELD_BYTES = 2 * 2**30  # of row groups that have been read and may be asked for again
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Some rows of a file: ``number`` of the group, and which of the split's samples is its first row."""
+
+    file: Path
+    number: int
+    first: int
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetSamples:
+    """Samples whose images lie compressed in Parquet files, read by row group when one of its rows is asked for.
+
+    Row groups stay in memory, compressed, up to ``HELD_BYTES``: below that each is read from disk once.
+
+    Attributes:
+        groups: in order. column: of the images. labels: int64 ``[N]``.
+    """
+
+    groups: Sequence[RowGroup]
+    column: str
+    labels: npt.NDArray[np.int64]
+    _held: OrderedDict[RowGroup, Any] = field(default_factory=OrderedDict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def images(self, indices: npt.NDArray[np.int64]) -> list[Tensor]:
+        """The images at ``indices``, each uint8 ``[3, H, W]`` in its own size; ``ConfigError`` if one is unreadable."""
+        firsts = [group.first for group in self.groups]
+        found = []
+        for index, place in zip(indices, np.searchsorted(firsts, indices, side="right") - 1, strict=True):
+            group = self.groups[place]
+            row = int(index) - group.first
+            name = f"{group.file}: row {row} of row group {group.number}"
+            content = self._rows(group)[row].as_py()
+            if content is None:
+                raise ConfigError(f"{name}: holds no image; a path to one elsewhere is not followed")
+            found.append(read_image(content, name))
+        return found
+
+    def identity(self) -> str:
+        files = dict.fromkeys(group.file for group in self.groups)
+        return fingerprint(files, self.column, len(self.groups))
+
+    def _rows(self, group: RowGroup) -> Any:
+        """The images' bytes in a row group, as an Arrow array."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        with self._lock:
+            if group not in self._held:
+                try:
+                    rows = pq.ParquetFile(group.file).read_row_group(group.number, columns=[self.column])[self.column]
+                except (OSError, pa.ArrowException) as error:
+                    raise ConfigError(f"{group.file}: row group {group.number} cannot be read: {error}") from error
+                self._held[group] = pc.struct_field(rows, "bytes") if pa.types.is_struct(rows.type) else rows
+                while len(self._held) > 1 and sum(rows.nbytes for rows in self._held.values()) > HELD_BYTES:
+                    self._held.popitem(last=False)
+            self._held.move_to_end(group)
+            return self._held[group]
+
+
+def parquet_images(name: str, root: str | Path, label_column: str | None = None) -> ImageDataset:
+    """Open Parquet files of a training and a test split. Labels are read now, images when they are asked for.
+
+    Args:
+        name: what to call it. root: the folder that holds the files, at any depth.
+        label_column: default: the one that the schema says to be class labels, else ``label``, else the only one it can be.
+
+    Raises:
+        ConfigError: with every problem at once: no files of a split, a file of no split or of several folders' splits, a
+            missing or unreadable file, no or too many columns that could be meant, a row without a class, a class without
+            images in one split.
+    """
+    root = Path(root)
+    problems: list[str] = []
+    files = _splits(root, problems)
+    parts: list[_Split] = []
+    for part in ("train", "test"):
+        split = "validation" if part == "test" and "test" not in files else part
+        if split in files:
+            parts += _Split.read(files[split], label_column, problems)
+        else:
+            there = f"; found: {', '.join(sorted(files))}" if files else ""
+            problems.append(f"{root}: no Parquet files of a {part} split, as data/{part}-00000-of-00001.parquet{there}")
+    names, labels = ([], []) if problems else _numbered(parts, problems)
+    for split_read, numbers in zip(parts, labels, strict=False):
+        empty = np.flatnonzero(np.bincount(numbers, minlength=len(names)) == 0)
+        problems += [f"{split_read.where}: class {names[i]!r}: no images" for i in empty]
+    if problems:
+        raise all_at_once(f"data set {name!r} cannot be used:", problems)
+    train, test = (
+        ParquetSamples(split.groups, split.image_column, numbers) for split, numbers in zip(parts, labels, strict=True)
+    )
+    return ImageDataset(name, tuple(names), train, test)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What is read of a split's files when they are opened: ``values`` of the labels, ``names`` by number or None."""
+
+    where: Path
+    groups: Sequence[RowGroup]
+    image_column: str
+    values: list[Any]
+    names: tuple[str, ...] | None
+
+    @classmethod
+    def read(cls, files: Sequence[Path], label_column: str | None, problems: list[str]) -> list[_Split]:
+        """Read the labels of all files: one split, or none and lines in ``problems`` where that is not possible."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        before = len(problems)
+        groups: list[RowGroup] = []
+        values: list[Any] = []
+        columns: tuple[str, str, tuple[str, ...] | None] | None = None
+        for path in files:
+            try:
+                with pq.ParquetFile(path) as file:
+                    found = _columns(file.schema_arrow, label_column)
+                    if found != (columns or found):
+                        raise ConfigError("other columns or other class names than in the split's first file")
+                    columns = found
+                    for number in range(file.num_row_groups):
+                        groups.append(RowGroup(path, number, len(values)))
+                        values += file.read_row_group(number, columns=[columns[1]])[columns[1]].to_pylist()
+            except ConfigError as error:
+                problems.append(f"{path}: {error}")
+            except (OSError, pa.ArrowException) as error:
+                problems.append(f"{path}: cannot be read as a Parquet file: {error}")
+        if len(problems) > before or columns is None:
+            return []
+        image, _, names = columns
+        # A group without rows would share its first sample with the next one.
+        ends = [group.first for group in groups[1:]] + [len(values)]
+        kept = [group for group, end in zip(groups, ends, strict=True) if end > group.first]
+        return [cls(files[0].parent, kept, image, values, names)]
+
+
+def _splits(root: Path, problems: list[str]) -> dict[str, list[Path]]:
+    """The Parquet files of each split, in the order of their names; what is wrong with them is added to ``problems``."""
+    splits: dict[str, list[Path]] = {}
+    for folder, folders, files in os.walk(root, followlinks=True):
+        depth = len(Path(folder).relative_to(root).parts)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and depth < DEPTH)
+        for name in sorted(files):
+            path = Path(folder, name)
+            if path.suffix == ".parquet" and not name.startswith(".") and (split := _split_of(path.relative_to(root))):
+                splits.setdefault(split, []).append(path)
+    for split, paths in splits.items():
+        places = sorted({path.parent for path in paths})
+        if len(places) > 1:
+            problems.append(
+                f"{root}: files of the {split} split in several folders: {', '.join(map(str, places))}; name one of them"
+            )
+        for first, count in {(m[1], m[3]) for path in paths if (m := SHARD.match(path.name))}:
+            expected = [places[0] / f"{first}-{i:0{len(count)}d}-of-{count}.parquet" for i in range(int(count))]
+            problems += [
+                f"{path}: no such file, though others of these {int(count)} are there"
+                for path in expected
+                if path not in paths
+            ]
+    return splits
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that a file's name tells, or else a folder's, the nearest one first."""
+    for part in (path.stem, *reversed(path.parent.parts)):
+        for word in re.split("[^a-z]+", part.lower()):
+            if word in WORDS:
+                return WORDS[word]
+    return None
+
+
+def _columns(schema: Any, label_column: str | None) -> tuple[str, str, tuple[str, ...] | None]:
+    """Which column holds the images and which the labels, and the class names if the schema has them."""
+    import pyarrow as pa
+
+    def binary(kind: Any) -> bool:
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    def image(kind: Any) -> bool:
+        struct = pa.types.is_struct(kind)
+        return binary(kind.field("bytes").type) if struct and kind.get_field_index("bytes") >= 0 else binary(kind)
+
+    def label(kind: Any) -> bool:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        features = {}
+    kinds = {name: feature.get("_type") for name, feature in features.items() if isinstance(feature, dict)}
+    fields = {schema.field(i).name: schema.field(i).type for i in range(len(schema.names))}
+    images = [name for name, kind in fields.items() if image(kind)]
+    labels = [name for name, kind in fields.items() if label(kind)]
+    chosen_image = _chosen("images", images, [n for n in images if kinds.get(n) == "Image"], IMAGE_NAMES)
+    if label_column is not None:
+        if label_column not in labels:
+            raise unknown("column of labels", label_column, labels)
+        chosen = label_column
+    else:
+        chosen = _chosen("labels", labels, [n for n in labels if kinds.get(n) == "ClassLabel"], LABEL_NAMES)
+    names = features[chosen].get("names") if kinds.get(chosen) == "ClassLabel" else None
+    return chosen_image, chosen, tuple(map(str, names)) if names and pa.types.is_integer(fields[chosen]) else None
+
+
+def _chosen(what: str, possible: Sequence[str], declared: Sequence[str], usual: Sequence[str]) -> str:
+    """The one column that is meant: of those that the metadata declare, else of all, by its usual name or as the only one."""
+    candidates = declared or possible
+    named = [name for name in usual if name in candidates]
+    if named or len(candidates) == 1:
+        return [*named, *candidates][0]
+    if not candidates:
+        raise ConfigError(f"no column of {what}")
+    name_it = "; name one: parquet:NAME#COLUMN" if what == "labels" else ""
+    raise ConfigError(f"several columns may be the {what}: {', '.join(candidates)}{name_it}")
+
+
+def _numbered(splits: Sequence[_Split], problems: list[str]) -> tuple[list[str], list[npt.NDArray[np.int64]]]:
+    """The class names of the training and the test split, and each one's labels as numbers of these."""
+    train, test = splits
+    for split in splits:
+        unlabelled = [
+            i for i, v in enumerate(split.values) if v is None or (split.names and not 0 <= v < len(split.names))
+        ]
+        if unlabelled:
+            first = unlabelled[0]
+            problems.append(
+                f"{split.where}: {len(unlabelled)} rows without a class, row {first} for one (label {split.values[first]})"
+            )
+    if train.names != test.names:
+        problems.append(f"{test.where}: other class names than in {train.where}")
+    if not problems and len({type(value) for split in splits for value in split.values}) > 1:
+        problems.append(f"{test.where}: labels of another type than in {train.where}")
+    if problems:
+        return [], []
+    known = range(len(train.names)) if train.names else sorted({value for split in splits for value in split.values})
+    number = {value: i for i, value in enumerate(known)}
+    labels = [np.array([number[value] for value in split.values], dtype=np.int64) for split in splits]
+    return list(train.names or map(str, known)), labels
+
+
+def _info(name: str) -> DatasetInfo:
+    folder, _, column = name.partition("#")
+    inside_data_dir(f"parquet:{name}", folder)
+
+    def missing(data_dir: Path | None) -> list[Path]:
+        root = root_of(data_dir) / folder
+        return [] if root.is_dir() else [root]
+
+    return DatasetInfo(
+        f"parquet:{name}",
+        lambda data_dir: parquet_images(f"parquet:{name}", root_of(data_dir) / folder, column or None),
+        None,
+        transform="timm",
+        image_size=224,
+        where=f"Put the Parquet files at <data_dir>/{folder}/data/train-00000-of-00001.parquet and test-... likewise",
+        description="any images of your own or of the Hugging Face hub: <data_dir>/NAME/**/{train,test}*.parquet",
+        missing=missing,
+    )
+
+
+datasets.register_family("parquet", _info)
