@@ -75,6 +75,10 @@ class OptimizerInfo:
         """Forward passes per step as a function of q."""
         return self.estimator.forwards(queries) + self.direction.forwards(queries) + self.update.forwards()
 
+    def snapshot_forwards(self, queries: int, steps: int, batches: int, options: Mapping[str, Any]) -> int:
+        """Forward passes besides those of ``forwards``, of all snapshots of so many steps; see ``Direction``."""
+        return _with(self.direction, {**self.options, **options}).snapshot_forwards(queries, steps, batches)
+
     def compose(self, lr: float, options: Mapping[str, Any]) -> Composition:
         """The three steps with these options.
 
