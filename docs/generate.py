@@ -19,6 +19,7 @@ import click
 from zeroflow.optim import ENHANCEMENTS, list_optimizers
 from zeroflow.results import Store, load
 from zeroflow.results.schema import markdown
+from zeroflow.results.searches import render_searches, search_rows
 from zeroflow.results.sweeps import sweeps
 from zeroflow.results.tables import render_markdown, summary
 from zeroflow.trial.metrics import DEFINITIONS
@@ -40,6 +41,11 @@ def sweep_table(store: str) -> str:
         f"torch {rows[0]['torch_version']}, timm {rows[0]['timm_version']}, Ray {rows[0]['ray_version']}."
     )
     return f"{render_markdown(summary(trials))}\n\n{source}\n"
+
+
+def searches(store: str) -> str:
+    """What was chosen by the searches of a committed store, and whether the best lay within what was tried."""
+    return render_searches(search_rows(load(RESULTS / store, "searches").to_pylist()))
 
 
 def wall_time(store: str) -> str:

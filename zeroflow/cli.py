@@ -1,4 +1,4 @@
-"""The ``zeroflow`` command: plan, run, sweep, status, report, efficiency, list, download."""
+"""The ``zeroflow`` command: plan, run, sweep, search, status, report, efficiency, list, download."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from zeroflow.errors import ConfigError
 if TYPE_CHECKING:
     from zeroflow.results.store import Store
     from zeroflow.sweep.grid import Grid
+    from zeroflow.sweep.placement import SweepPlacement
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,6 +47,7 @@ def main() -> None:
     zeroflow run --set method=ease --set optimizer=zo-sgd    one cell, here, without Ray
     zeroflow plan --grid sweeps/quick.yaml                   what a grid would run
     zeroflow sweep --grid sweeps/quick.yaml                  run what is missing, with Ray
+    zeroflow search my_grid.yaml                          choose lr and eps with equal budgets
     zeroflow report runs/quick -o report.html             one page with tables and figures
     """
 
@@ -161,8 +163,6 @@ def sweep(
 
     Ends with status 0 only if every cell that can run here is done.
     """
-    import dataclasses
-
     from zeroflow.models.backbone import check_buildable
     from zeroflow.results.report import write_report
     from zeroflow.results.store import Store
@@ -181,11 +181,7 @@ def sweep(
     if dry_run:
         return
     check_data(cells, folder)
-    placement = dataclasses.replace(
-        grid.placement,
-        forced={} if workers_per_trial is None else {"workers_per_trial": workers_per_trial},
-        max_concurrent=max_concurrent or grid.placement.max_concurrent,
-    )
+    placement = _placed(grid, workers_per_trial, max_concurrent)
     stopped = None
     if cells:
         click.echo(f"results: {store.root}")
@@ -209,6 +205,110 @@ def sweep(
         for config in left.failed:
             click.echo(f"failed: {config.cell_id} {config.label()} (--retry-failed runs it again)", err=True)
         sys.exit(1)
+
+
+@main.command()
+@click.argument("grid_file", metavar="GRID", type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Replace a key in every cell; what is chosen then is printed and not written into the file.",
+)
+@click.option("--data-dir", envvar="ZEROFLOW_DATA", default=None, help="Folder of the data sets. [env: ZEROFLOW_DATA]")
+@click.option(
+    "--results",
+    default=None,
+    metavar="DIR_OR_URI",
+    help="Where candidates and searches are stored. [default: runs/<grid name>_search]",
+)
+@click.option("--dry-run", is_flag=True, help="Print searches, tries and an estimate, and stop.")
+@click.option("--print", "only_print", is_flag=True, help="Print what was chosen; leave the grid file as it is.")
+@click.option("--retry-failed", is_flag=True, help="Run failed candidates again too.")
+@click.option("--workers-per-trial", type=click.IntRange(min=1), help="Processes that share a cell's queries.")
+@click.option("--max-concurrent", type=click.IntRange(min=1), help="Cells at a time. [default: as many as fit]")
+@click.option("--ray-address", help="A running Ray: an address or 'auto'. [default: RAY_ADDRESS, else a new local one]")
+def search(
+    grid_file: Path,
+    settings: tuple[str, ...],
+    data_dir: str | None,
+    results: str | None,
+    dry_run: bool,
+    only_print: bool,
+    retry_failed: bool,
+    workers_per_trial: int | None,
+    max_concurrent: int | None,
+    ray_address: str | None,
+) -> None:
+    """Choose lr and eps of a grid's cells by its section 'search', and write them into the grid file.
+
+    Every optimizer gets the same budget of forward passes, on held-out training data of the first task. Candidates that have
+    been run are not run again. Ends with status 0 only if every search has ended and chosen.
+    """
+    from zeroflow.models.backbone import check_buildable
+    from zeroflow.results.searches import render_searches, search_rows
+    from zeroflow.results.store import Store
+    from zeroflow.sweep.candidates import plan_search
+    from zeroflow.sweep.choice import outcomes, write
+    from zeroflow.sweep.chosen import render, write_chosen
+    from zeroflow.sweep.driver import run_sweep
+    from zeroflow.sweep.plan import make_plan
+
+    grid, folder = _open(grid_file, settings, data_dir)
+    wanted = plan_search(grid, folder)
+    candidates = wanted.candidates
+    store = Store(_root(results, candidates.name))
+    found = make_plan(candidates, store, folder)
+    click.echo(wanted.describe())
+    click.echo(found.describe(folder))
+    cells = found.runnable(retry_failed)
+    for config in cells:
+        check_buildable(config.backbone, config.checkpoint, config.image_size)
+    if dry_run:
+        return
+    stopped = None
+    if cells:
+        click.echo(f"results: {store.root}")
+        placement = _placed(grid, workers_per_trial, max_concurrent)
+        stopped = run_sweep(
+            cells, store, placement, name=candidates.name, data_dir=folder, address=ray_address, echo=click.echo
+        ).stopped
+    ended = outcomes(wanted, store)
+    write(ended, store)
+    if ended:
+        click.echo("\n" + render_searches(search_rows(row for outcome in ended for row in outcome.rows)))
+    rules = [outcome.rule for outcome in ended if outcome.chosen]
+    if rules and (only_print or settings):
+        click.echo(render(rules))
+    elif rules:
+        try:
+            changed = write_chosen(grid_file, rules)
+        except ConfigError:
+            click.echo(render(rules))
+            raise
+        click.echo(f"{grid_file}: {'chosen values written' if changed else 'holds the chosen values already'}")
+    if stopped:
+        click.echo(f"the search was stopped: {stopped}; the same command goes on from here", err=True)
+    for outcome in ended:
+        if not outcome.chosen:
+            click.echo(f"nothing chosen: {outcome.search.label}: every candidate failed", err=True)
+    click.echo(
+        f"{len(rules)} of {len(wanted.searches)} searches have chosen; {sum(wanted.waiting.values())} cells wait for data"
+    )
+    if stopped or len(rules) < len(wanted.searches):
+        sys.exit(1)
+
+
+def _placed(grid: Grid, workers_per_trial: int | None, max_concurrent: int | None) -> SweepPlacement:
+    """The grid's placement with what the command line says."""
+    import dataclasses
+
+    return dataclasses.replace(
+        grid.placement,
+        forced={} if workers_per_trial is None else {"workers_per_trial": workers_per_trial},
+        max_concurrent=max_concurrent or grid.placement.max_concurrent,
+    )
 
 
 def _rows_of(grid: Grid, store: Store) -> Any:

@@ -79,6 +79,10 @@ class OptimizerInfo:
         """Work per step in forward passes as a function of q; see ``Estimator.equivalents``."""
         return self.forwards(queries) - self.estimator.forwards(queries) + self.estimator.equivalents(queries)
 
+    def snapshot_forwards(self, queries: int, steps: int, batches: int, options: Mapping[str, Any]) -> int:
+        """Forward passes besides those of ``forwards``, of all snapshots of so many steps; see ``Direction``."""
+        return _with(self.direction, {**self.options, **options}).snapshot_forwards(queries, steps, batches)
+
     def compose(self, lr: float, options: Mapping[str, Any]) -> Composition:
         """The three steps with these options.
 

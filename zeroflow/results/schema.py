@@ -150,6 +150,25 @@ _FAILURES = [
     _column("failed_at", _time, "when the last attempt ended, UTC"),
 ]
 
+_SEARCHES = [
+    _column("search_id", _text, "hash of what is searched: the grid's name and what its candidates have in common"),
+    _column("search", _text, "name of the grid"),
+    _CELL,
+    *(column for column in _CONFIG if column.name in ("dataset", "method", "optimizer", "queries")),
+    _column("shared", _text, "every key that all candidates have in common, JSON with sorted keys"),
+    _column("candidate", _int, "its number, from 0, in the order in which a budget pays for them"),
+    *(column for column in _CONFIG if column.name in ("lr", "eps", "seed")),
+    _column(
+        "accuracy", _float, "accuracy on held-out training samples of the first task; null: the cell failed", "percent"
+    ),
+    _column("final_loss", _float, "mean training loss of the last epoch; null: the cell failed, or no finite loss"),
+    _column("forward_equivalents", _int, "work of the cell's training, in forward passes: an exact gradient is three"),
+    _column("budget", _int, "forward-equivalents that all candidates of a search may take together"),
+    _column("error", _text, "type of the error; null: the cell is finished"),
+    _column("chosen", _flag, "whether lr and eps of this row were chosen"),
+    _column("searched_at", _time, "when the last of the cells ended, UTC"),
+]
+
 SCHEMAS: dict[str, pa.Schema] = {
     name: pa.schema(columns, metadata={"description": description, "schema_version": str(SCHEMA_VERSION)})
     for name, description, columns in [
@@ -159,6 +178,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("steps", "one row per cell and training step", _STEPS),
         ("probes", "one row per cell, probe and step at which it was taken", _PROBES),
         ("failures", "one row per cell that failed and has not been finished since", _FAILURES),
+        ("searches", "one row per search, candidate and seed; a file per search", _SEARCHES),
     ]
 }
 

@@ -1,7 +1,8 @@
 """The store: a file per finished cell and table, ``<root>/<table>/<cell id>.parquet``, in a folder or an object store.
 
 A cell is done exactly if its file in ``trials/`` is readable, which is why that one is written last. Writing a cell
-again replaces its files; no file is ever appended to, so any number of processes may write at once.
+again replaces its files; no file is ever appended to, so any number of processes may write at once. The table ``searches``
+alone has a file per search, written whole when all its candidates have ended.
 
 Opening a Parquet file costs by the column, whatever the rows: a store of many cells would be slow to load. So a file of
 one row holds that row a second time, as a line of JSON between the magic bytes and the first column, where the format
@@ -40,6 +41,7 @@ _ROW_START = len(_MAGIC) + len(_NO_CHECKSUM)
 _SMALLEST = 12  # bytes of a Parquet file: magic, length of the footer, magic
 _ENOUGH = 2**14  # bytes that must find room where a cell is to be written
 _LEFTOVER_SECONDS = 3600.0
+_NOT_BY_CELL = {"failures", "searches"}  # tables whose files are there whether or not a cell is done
 _MANY = 100  # rows from which on a file gains by dictionaries, statistics and compression
 _READERS = 16  # threads that wait for files
 _AT_ONCE = 128  # files that one of them reads before it decodes them together
@@ -99,7 +101,7 @@ class Store:
         """
         if self._looks_complete(self._filesystem.get_file_info(self._path("trials", cell))):
             return False
-        names = sorted(SCHEMAS.keys() - {"failures"}, key=lambda name: name == "trials")
+        names = sorted(SCHEMAS.keys() - _NOT_BY_CELL, key=lambda name: name == "trials")
         files = {name: source._get(source._path(name, cell)) for name in names}
         if not files["trials"]:
             return False
@@ -165,6 +167,22 @@ class Store:
         """Record that a cell failed: one row from ``records.failure``."""
         self._put("failures", table["cell_id"][0].as_py(), _encode("failures", table))
 
+    def write_search(self, table: pa.Table) -> None:
+        """Write a search: all of its rows, in place of those of an earlier run of it.
+
+        Raises:
+            ValueError: columns other than the declared ones, or rows of more than one search.
+        """
+        (search,) = pc.unique(table["search_id"]).to_pylist()
+        self._put("searches", search, _encode("searches", table))
+
+    def copy_searches(self, source: Store) -> None:
+        """Copy the searches of another store that are not here."""
+        here = {info.base_name for info in self._files("searches")}
+        for info in source._files("searches"):
+            if info.base_name not in here and (data := source._get(info.path)):
+                self._put("searches", _cell(info), data)
+
     def done(self) -> set[str]:
         """Ids of the finished cells.
 
@@ -202,7 +220,7 @@ class Store:
         files = trials
         if table != "trials":
             done = {_cell(info) for info in trials if self._looks_complete(info)}
-            files = [info for info in self._files(table) if table == "failures" or _cell(info) in done]
+            files = [info for info in self._files(table) if table in _NOT_BY_CELL or _cell(info) in done]
         schema = SCHEMAS[table]
         if columns is not None:
             schema = pa.schema([field for field in schema if field.name in columns], metadata=schema.metadata)
@@ -337,7 +355,8 @@ class Store:
 
 
 def load(results: Store | str | Path, table: str) -> pa.Table:
-    """All rows of a table of a store: ``trials``, ``stages``, ``accuracy``, ``steps``, ``probes`` or ``failures``.
+    """All rows of a table of a store: ``trials``, ``stages``, ``accuracy``, ``steps``, ``probes``, ``failures`` or
+    ``searches``.
 
     Args:
         results: a store, its folder or its URI. table: see ``zeroflow.results.SCHEMAS`` for the columns.

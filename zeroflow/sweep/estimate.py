@@ -296,6 +296,19 @@ def _shared(cell: Mapping[str, Any], workers: int) -> float:
     return passes / math.ceil(passes / workers)
 
 
+def forward_equivalents(config: TrialConfig, batches: int) -> int:
+    """Work of a cell's training on one task, in forward passes of a mini-batch.
+
+    Args:
+        config: a cell that trains. batches: mini-batches of an epoch.
+    """
+    info, steps = optimizers.get(str(config.optimizer)), (config.epochs or 0) * batches
+    exact = config.hybrid_epochs * batches
+    without, queries = steps - exact, config.queries or 1
+    snapshots = info.snapshot_forwards(queries, without, batches, config.optimizer_options) if without else 0
+    return exact * _EXACT_GRADIENT + without * info.equivalents(queries) + snapshots
+
+
 @functools.cache
 def _forwards(optimizer: str, queries: int | None) -> int:
     return optimizers.get(optimizer).forwards(queries or 1)

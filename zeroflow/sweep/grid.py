@@ -9,15 +9,22 @@
       - {when: {optimizer: zo-sgd}, set: {lr: 0.001}}
       - {when: {queries: ">= 8"}, set: {epochs: 2}}         # conditions: see ``zeroflow.sweep.rules``
     placement: {workers_per_trial: 1, cpus_per_worker: 1, gpus_per_worker: 0}    # see ``zeroflow.sweep.placement``
+    include: [other.yaml]                         # the cells of these grids too, each as its own file has it
+    settings_from: [tuned.yaml]                   # the settings of these files before this file's own
+    search: {forward_passes: 20000}               # how lr and eps are chosen: see ``zeroflow.sweep.search``
 
 Every key of ``TrialConfig`` may stand in ``base``, in a block and in ``set``. A list in ``base`` and in a block is an axis,
 so there a value that is a list itself is written as a list in a list (``increments: [[50, 25, 25]]``). Cells that come out
 equal (a method that does not train ignores the optimizer, for example) are one cell.
+
+Paths of files are relative to the file that names them. Of an included file only the cells count: how they are placed, and
+where their data is, says the file that the sweep was started with. Overrides of the command line hold for all cells.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,19 +40,32 @@ from zeroflow.optim import optimizers
 from zeroflow.registry import Registry
 from zeroflow.sweep.placement import SweepPlacement, parse_placement
 from zeroflow.sweep.rules import as_list, check_keys, matches, parse_rule
+from zeroflow.sweep.search import SearchSettings, parse_search
 from zeroflow.trial.config import TrialConfig
 
-SECTIONS = ("name", "base", "grid", "settings", "placement", "data_dir")
+SECTIONS = ("name", "include", "base", "grid", "settings_from", "settings", "search", "placement", "data_dir")
+
+_OF_OWN_CELLS = ("base", "settings_from", "settings", "search")
+"""Sections that mean nothing in a file without a ``grid``."""
+
+Rule = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells of a grid file, each once, in the order of the file."""
+    """The cells of a grid file, each once, in the order of the file, those of included files first.
+
+    Attributes:
+        own: the cells of the file's own blocks, each with its keys as they are spelled there; a cell may be spelled in several
+            ways. search: how their lr and eps are chosen, where the file says so.
+    """
 
     name: str
     cells: Sequence[TrialConfig]
     placement: SweepPlacement = field(default_factory=SweepPlacement)
     data_dir: str | None = None
+    own: Sequence[tuple[TrialConfig, Mapping[str, Any]]] = ()
+    search: SearchSettings | None = None
 
 
 def load_grid(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Grid:
@@ -59,40 +79,72 @@ def load_grid(path: str | Path, overrides: Mapping[str, Any] | None = None) -> G
         ConfigError: the file is missing or not such a grid, or a cell is wrong; the message says where and what is right.
     """
     file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        content = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    return parse_grid(content, overrides, where=str(path), default_name=file.stem)
+    return parse_grid(
+        _content(file, str(path)), overrides, where=str(path), default_name=file.stem, folder=file.parent, trail=(file,)
+    )
 
 
 def parse_grid(
-    content: Any, overrides: Mapping[str, Any] | None = None, *, where: str = "grid", default_name: str = "grid"
+    content: Any,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    where: str = "grid",
+    default_name: str = "grid",
+    folder: Path | None = None,
+    trail: tuple[Path, ...] = (),
 ) -> Grid:
-    """Build a grid from the content of a grid file; see ``load_grid``."""
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{where}: expected a mapping with a 'grid' list, got {type(content).__name__}")
-    for key in content:
-        if key not in SECTIONS:
-            raise unknown("section", key, SECTIONS, where=where)
-    blocks, base = content.get("grid"), content.get("base") or {}
+    """Build a grid from the content of a grid file; see ``load_grid``.
+
+    Args:
+        content: of the file. overrides: see ``load_grid``. where: the file, for messages. default_name: of the grid.
+        folder: that paths in it are relative to. trail: the file and those that include it, the outermost first.
+    """
+    changed = dict(overrides or {})
+    grid, shared = _parse(content, changed, where, default_name, folder or Path(), trail)
+    _all_used(shared)
+    return grid
+
+
+def _parse(
+    content: Any, changed: Mapping[str, Any], where: str, default_name: str, folder: Path, trail: tuple[Path, ...]
+) -> tuple[Grid, list[_Shared]]:
+    """A grid, and what its file and each included one make of the overrides."""
+    _check_sections(content, where)
+    cells: dict[str, TrialConfig] = {}
+    all_shared: list[_Shared] = []
+    for file in _named_files(content, "include", where, folder, trail):
+        place = f"{where}: include: {file}"
+        part, shared = _parse(_content(file, place), changed, str(file), file.stem, file.parent, (*trail, file))
+        all_shared += shared
+        cells |= {config.cell_id: config for config in part.cells if config.cell_id not in cells}
+    own: list[tuple[TrialConfig, Mapping[str, Any]]] = []
+    if "grid" in content:
+        own, shared_here = _own_cells(content, changed, where, folder, trail)
+        all_shared.append(shared_here)
+        for config, _ in own:
+            cells.setdefault(config.cell_id, config)
+    placement = parse_placement(content.get("placement") or {}, where)
+    data_dir = content.get("data_dir")
+    if not isinstance(data_dir, str | None):
+        raise ConfigError(f"{where}: data_dir: expected a folder, got {data_dir!r}")
+    search = parse_search(content["search"], where) if "search" in content else None
+    name = str(content.get("name", default_name))
+    return Grid(name, tuple(cells.values()), placement, data_dir, tuple(own), search), all_shared
+
+
+def _own_cells(
+    content: Mapping[str, Any], changed: Mapping[str, Any], where: str, folder: Path, trail: tuple[Path, ...]
+) -> tuple[list[tuple[TrialConfig, Mapping[str, Any]]], _Shared]:
+    """The cells of a file's own blocks as they are spelled, and what was made of options that they share."""
+    blocks, base = content["grid"], content.get("base") or {}
     if not isinstance(blocks, list) or not blocks or not all(isinstance(block, Mapping) for block in blocks):
         raise ConfigError(f"{where}: grid: expected a list of mappings (blocks), got {blocks!r}")
     if not isinstance(base, Mapping):
         raise ConfigError(f"{where}: base: expected a mapping, got {base!r}")
-    settings = content.get("settings") or []
-    if not isinstance(settings, list):
-        raise ConfigError(f"{where}: settings: expected a list, got {settings!r}")
-    rules = [_rule(rule, f"{where}: settings[{number}]") for number, rule in enumerate(settings)]
-    changed = dict(overrides or {})
+    rules = _rules(content, where, folder, trail[-1:])
     # What stands in every block's place belongs to the cells that know it; what a block says must fit its cells.
     shared = _Shared(base, changed, where)
-
-    cells: dict[str, TrialConfig] = {}
+    found: list[tuple[TrialConfig, Mapping[str, Any]]] = []
     for number, block in enumerate(blocks):
         place = f"{where}: grid[{number}]"
         parts = (_product(base, f"{where}: base"), _product(block, place), _product(changed, "--set"))
@@ -102,20 +154,95 @@ def parse_grid(
                 if matches(values, when):
                     # What the command line says is put on top again: no file overrides it.
                     values = _merged(values, changes, given)
-            config = TrialConfig.from_dict(shared.fitting(values, block), where=place)
-            cells.setdefault(config.cell_id, config)
-    shared.all_used()
-    placement = parse_placement(content.get("placement") or {}, where)
-    data_dir = content.get("data_dir")
-    if not isinstance(data_dir, str | None):
-        raise ConfigError(f"{where}: data_dir: expected a folder, got {data_dir!r}")
-    return Grid(str(content.get("name", default_name)), tuple(cells.values()), placement, data_dir)
+            found.append((TrialConfig.from_dict(shared.fitting(values, block), where=place), values))
+    return found, shared
+
+
+def _content(file: Path, where: str) -> Any:
+    """What stands in a YAML file.
+
+    Args:
+        file: its path. where: the place that names it, for the message.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        there = difflib.get_close_matches(file.name, [other.name for other in file.parent.glob("*.y*ml")], n=1)
+        hint = f"; did you mean {there[0]!r}?" if there else ""
+        raise ConfigError(f"{where}: cannot be read: No such file or directory{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return parse_yaml(text, where)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The content of a grid file's text; numbers such as 1e-3 are numbers.
+
+    Raises:
+        ConfigError: no YAML, or a key given twice.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from None
+
+
+def _check_sections(content: Any, where: str) -> None:
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{where}: expected a mapping with a 'grid' list, got {type(content).__name__}")
+    for key in content:
+        if key not in SECTIONS:
+            raise unknown("section", key, SECTIONS, where=where)
+    if "grid" not in content:
+        if "include" not in content:
+            raise ConfigError(
+                f"{where}: grid: expected a list of mappings (blocks), or an 'include' list of grid files"
+            )
+        for key in _OF_OWN_CELLS:
+            if key in content:
+                raise ConfigError(
+                    f"{where}: {key}: concerns the cells of this file's own 'grid', of which there is none; "
+                    "included files keep what they say"
+                )
+
+
+def _named_files(
+    content: Mapping[str, Any], section: str, where: str, folder: Path, trail: tuple[Path, ...]
+) -> list[Path]:
+    """The files that a section names, none of which may be among those that led here."""
+    names = content.get(section, [])
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(name, str) for name in names)
+        or (section in content and not names)
+    ):
+        raise ConfigError(f"{where}: {section}: expected a list of grid files, got {names!r}")
+    files = [folder / Path(name).expanduser() for name in names]
+    for file in files:
+        before = [other.resolve() for other in trail]
+        if file.resolve() in before:
+            round_trip = " -> ".join(map(str, [*trail[before.index(file.resolve()) :], file]))
+            raise ConfigError(f"{where}: {section}: {file} leads back to itself: {round_trip}")
+    return files
+
+
+def _rules(content: Mapping[str, Any], where: str, folder: Path, trail: tuple[Path, ...]) -> list[Rule]:
+    """The settings of a file: those it takes from others, then its own."""
+    rules: list[Rule] = []
+    for file in _named_files(content, "settings_from", where, folder, trail):
+        other = _content(file, f"{where}: settings_from: {file}")
+        _check_sections(other, str(file))
+        rules += _rules(other, str(file), file.parent, (*trail, file))
+    settings = content.get("settings") or []
+    if not isinstance(settings, list):
+        raise ConfigError(f"{where}: settings: expected a list, got {settings!r}")
+    return rules + [_rule(rule, f"{where}: settings[{number}]") for number, rule in enumerate(settings)]
 
 
 class _Shared:
     """Options that ``base`` and the command line give to all cells: dropped where a cell's method or optimizer lacks them.
 
-    An option that no cell knows is an error.
+    An option that no cell knows is an error: of the file for ``base``, of all files for the command line.
     """
 
     def __init__(self, base: Mapping[str, Any], changed: Mapping[str, Any], where: str) -> None:
@@ -150,10 +277,14 @@ class _Shared:
                 found[section] = kept
         return found
 
-    def all_used(self) -> None:
-        """Raise for the first shared option that no cell knew."""
-        for (section, name), place in self.unused.items():
-            raise unknown(f"option in {section}", name, self.known, where=place)
+
+def _all_used(files: Sequence[_Shared]) -> None:
+    """Raise for the first shared option that no cell knew."""
+    known = {name for shared in files for name in shared.known}
+    for shared in files:
+        for (section, name), place in shared.unused.items():
+            if place != "--set" or all((section, name) in other.unused for other in files):
+                raise unknown(f"option in {section}", name, known, where=place)
 
 
 def _option_names(registry: Registry[Any], name: Any) -> set[str]:

@@ -42,7 +42,7 @@ def matches(values: Mapping[str, Any], when: Mapping[str, Any]) -> bool:
         values: the cell's keys, as in a grid file or of ``TrialConfig``; options are mappings in it.
         when: a condition that ``check_when`` has found right; keys may be dotted.
     """
-    return all(_fits(_look_up(values, key), wanted) for key, wanted in when.items())
+    return all(_fits(look_up(values, key), wanted) for key, wanted in when.items())
 
 
 def parse_rule(rule: Any, where: str) -> tuple[Mapping[str, Any], Any]:
@@ -133,7 +133,7 @@ def _fits_one(value: Any, wanted: Any) -> bool:
     return compare is operator.ne
 
 
-def _look_up(values: Mapping[str, Any], key: str) -> Any:
+def look_up(values: Mapping[str, Any], key: str) -> Any:
     """A cell's value of a key, dotted or not, or the default where the cell does not say."""
     section, dot, option = key.partition(".")
     value = values.get(section, _DEFAULTS[section])

@@ -291,6 +291,16 @@ def _scenario(config: TrialConfig, dataset: ImageDataset, size: int) -> Scenario
     return dataclasses.replace(whole, tasks=whole.tasks[: config.stop_after])
 
 
+def training_batches(config: TrialConfig, data_dir: str | None) -> list[int]:
+    """Mini-batches of an epoch of each task that a cell runs. Opens the data set, looks at no image.
+
+    Raises:
+        ConfigError: the data is not there.
+    """
+    tasks = _scenario(config, load_dataset(config.dataset, data_dir), 1).tasks
+    return [math.ceil(len(task.train) / (config.batch_size or 1)) for task in tasks]
+
+
 def run_trial(
     config: TrialConfig,
     placement: Placement | None = None,

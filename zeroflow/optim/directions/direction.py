@@ -45,6 +45,10 @@ class Direction(ABC):
         """Forward passes of one step besides the estimator's."""
         return 0
 
+    def snapshot_forwards(self, queries: int, steps: int, batches: int) -> int:
+        """Further forward passes in so many steps, where the training data is so many mini-batches."""
+        return 0
+
     @abstractmethod
     def __call__(self, vector: Tensor, step: Step) -> Tensor:
         """The new vector ``[d]`` from ``vector`` ``[d]``, which it may work on in place."""

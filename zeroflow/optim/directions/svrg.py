@@ -38,6 +38,9 @@ class SVRG(Direction):
     def forwards(self, queries: int) -> int:
         return 2 * queries
 
+    def snapshot_forwards(self, queries: int, steps: int, batches: int) -> int:
+        return -(-steps // self.snapshot_every) * 2 * queries * batches
+
     def __call__(self, vector: Tensor, step: Step) -> Tensor:
         objective, memory, now = step.objective, step.memory, step.estimate
         assert isinstance(now, Slopes)

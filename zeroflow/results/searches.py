@@ -1,0 +1,130 @@
+"""The table of searches: for each one how many tries it had, what was chosen, and whether that is the best of its range."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SearchRow:
+    """One search.
+
+    Attributes:
+        config: keys that its candidates have in common. tries: candidates, ``failed`` of them. budget, spent: in
+            forward-equivalents. lr, eps: what was chosen; None: nothing, or the optimizer has no eps.
+        accuracy: percent, mean over seeds, of the chosen candidate. loss: its training loss.
+        lower, higher: accuracy at the next smaller and the next larger lr tried with the same eps; None: none, or it failed.
+        level: candidates that are as accurate as the chosen one, itself among them: their losses decided.
+        edge: ``"lowest"`` or ``"highest"`` where the chosen lr is that of all tried, whatever the eps: the best may lie outside.
+    """
+
+    config: Mapping[str, Any]
+    tries: int
+    failed: int
+    budget: int
+    spent: int
+    lr: float | None
+    eps: float | None
+    accuracy: float | None
+    loss: float | None
+    lower: float | None
+    higher: float | None
+    level: int
+    edge: str | None
+
+
+def search_rows(searches: Iterable[Mapping[str, Any]]) -> list[SearchRow]:
+    """A row for each search, by data set, method, optimizer.
+
+    Args:
+        searches: rows of the table ``searches``, all those of each search.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in searches:
+        groups.setdefault(row["search_id"], []).append(row)
+    rows = [_row(members) for members in groups.values()]
+    return sorted(rows, key=lambda row: [(value is not None, str(value)) for value in map(row.config.get, _NAMED)])
+
+
+_NAMED = ("dataset", "method", "optimizer", "queries")
+
+
+def _row(members: Sequence[Mapping[str, Any]]) -> SearchRow:
+    tries: dict[int, list[Mapping[str, Any]]] = {}
+    for member in members:
+        tries.setdefault(member["candidate"], []).append(member)
+    # By (lr, eps): accuracy, None where a cell failed.
+    found = {(cells[0]["lr"], cells[0]["eps"]): _mean(cells, "accuracy") for cells in tries.values()}
+    chosen = [member for member in members if member["chosen"]]
+    lr, eps = (chosen[0]["lr"], chosen[0]["eps"]) if chosen else (None, None)
+    rates = sorted({rate for rate, size in found if size == eps})
+    lower = max((rate for rate in rates if lr is not None and rate < lr), default=None)
+    higher = min((rate for rate in rates if lr is not None and rate > lr), default=None)
+    tried, edge = {rate for rate, _ in found}, None
+    if lr is not None and len(tried) > 1:
+        edge = "lowest" if lr == min(tried) else "highest" if lr == max(tried) else None
+    accuracy = _mean(chosen, "accuracy")
+    return SearchRow(
+        config={**json.loads(members[0]["shared"]), "queries": members[0]["queries"]},
+        tries=len(tries),
+        failed=sum(value is None for value in found.values()),
+        budget=members[0]["budget"],
+        spent=sum(member["forward_equivalents"] for member in members),
+        lr=lr,
+        eps=eps,
+        accuracy=accuracy,
+        loss=_mean(chosen, "final_loss"),
+        lower=None if lower is None else found[lower, eps],
+        higher=None if higher is None else found[higher, eps],
+        level=0
+        if accuracy is None
+        else sum(v is not None and round(v, 9) == round(accuracy, 9) for v in found.values()),
+        edge=edge,
+    )
+
+
+def _mean(members: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [member[key] for member in members]
+    return None if not values or None in values else sum(values) / len(values)
+
+
+SEARCH_LEGEND = (
+    "tries: candidates, in brackets those that failed. spent: forward-equivalents (an exact gradient is three) of the budget. "
+    "held-out: accuracy of the chosen candidate, percent, and in brackets that at the next smaller and next larger lr tried. "
+    "level: candidates as accurate as the chosen one; among them the lower training loss decided."
+)
+
+
+def render_searches(rows: Sequence[SearchRow]) -> str:
+    """The table in GitHub's Markdown, its columns set wide enough for a terminal, with a legend."""
+    headings = ["dataset", "method", "optimizer", "q", "tries", "spent", "lr", "eps", "held-out", "level", "note"]
+    lines = [headings]
+    for row in rows:
+        config = row.config
+        note = "all failed" if row.lr is None else f"{row.edge} lr tried: widen the range" if row.edge else ""
+        lines.append([
+            *(_text(config.get(key)) for key in _NAMED),
+            f"{row.tries}" + (f" ({row.failed})" if row.failed else ""),
+            f"{row.spent:,} of {row.budget:,}",
+            _text(row.lr), _text(row.eps),
+            f"{_percent(row.accuracy)} ({_percent(row.lower)}, {_percent(row.higher)})",
+            str(row.level), note,
+        ])  # fmt: skip
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    rule = [":" + "-" * (width - 1) for width in widths]
+    text = "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in [lines[0], rule, *lines[1:]]
+    )
+    return f"{text}\n\n{SEARCH_LEGEND}\n"
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,127 @@
+"""From the finished candidates of a search to the values that are chosen, and to rows of the table ``searches``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from zeroflow.results.schema import SCHEMAS
+from zeroflow.results.store import Store
+from zeroflow.sweep.candidates import Candidate, Search, SearchPlan
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found.
+
+    Attributes:
+        chosen: None: all candidates failed. rows: for the table ``searches``.
+    """
+
+    search: Search
+    chosen: Candidate | None
+    rows: Sequence[Mapping[str, Any]]
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """The chosen values as a rule of a grid file's ``settings``."""
+        assert self.chosen is not None
+        sizes = {"eps": self.chosen.eps} if self.search.eps else {}
+        return {"when": dict(self.search.when), "set": {"lr": self.chosen.lr, **sizes}}
+
+
+def outcomes(plan: SearchPlan, store: Store) -> list[Outcome]:
+    """The searches of which every candidate has finished or failed; nothing is written."""
+    known = _Known(plan, store)
+    return [
+        _choose(search, plan, known)
+        for search in plan.searches
+        if all(config.cell_id in known.ended for candidate in search.candidates for config in candidate.cells)
+    ]
+
+
+def write(found: Sequence[Outcome], store: Store) -> None:
+    """Write searches into the store, each in place of an earlier run of it."""
+    for outcome in found:
+        store.write_search(pa.Table.from_pylist([dict(row) for row in outcome.rows], schema=SCHEMAS["searches"]))
+
+
+class _Known:
+    """What a store knows of the candidates' cells, by id.
+
+    Attributes:
+        accuracy, loss: of finished ones; the loss is the mean over the last epoch, infinite where none was finite.
+        errors: of failed ones. ended: when.
+    """
+
+    def __init__(self, plan: SearchPlan, store: Store) -> None:
+        wanted = {config.cell_id: config for config in plan.candidates.cells}
+        ids = pa.array(list(wanted))
+
+        def of(table: str, *columns: str) -> list[dict[str, Any]]:
+            rows = store.load(table, ["cell_id", *columns])
+            return rows.filter(pc.is_in(rows["cell_id"], ids)).to_pylist()
+
+        trials = {row["cell_id"]: row for row in of("trials", "last", "finished_at")}
+        failures = {row["cell_id"]: row for row in of("failures", "error", "failed_at") if row["cell_id"] not in trials}
+        self.accuracy = {cell: float(row["last"]) for cell, row in trials.items()}
+        self.errors = {cell: row["error"] for cell, row in failures.items()}
+        self.ended = {cell: row["finished_at"] for cell, row in trials.items()}
+        self.ended |= {cell: row["failed_at"] for cell, row in failures.items()}
+        losses: dict[str, list[float]] = defaultdict(list)
+        for step in of("steps", "epoch", "loss"):
+            if step["epoch"] == (wanted[step["cell_id"]].epochs or 0) - 1 and step["loss"] is not None:
+                losses[step["cell_id"]].append(step["loss"])
+        self.loss = {cell: _mean(losses[cell]) if losses[cell] else math.inf for cell in trials}
+
+
+def _choose(search: Search, plan: SearchPlan, known: _Known) -> Outcome:
+    """The best accuracy; then the lower training loss; then the smaller lr, the smaller eps.
+
+    A candidate with a failed cell is out. Over seeds the means count.
+    """
+    ranked = []
+    for candidate in search.candidates:
+        cells = [config.cell_id for config in candidate.cells]
+        if all(cell in known.accuracy for cell in cells):
+            # Rounded: sums in another order must not decide.
+            accuracy = round(_mean([known.accuracy[cell] for cell in cells]), 9)
+            ranked.append((-accuracy, _mean([known.loss[cell] for cell in cells]), candidate.lr, candidate.eps or 0.0))
+    best = min(ranked, default=None)
+    chosen = next((c for c in search.candidates if best and (c.lr, c.eps or 0.0) == best[2:]), None)
+    common = {
+        "search_id": search.search_id(plan.grid.name), "search": plan.grid.name, "shared": _json(search.shared),
+        "budget": plan.settings.forward_passes,
+    }  # fmt: skip
+    rows = []
+    for number, candidate in enumerate(search.candidates):
+        for config in candidate.cells:
+            cell = config.cell_id
+            loss = known.loss.get(cell, math.inf)
+            rows.append(
+                {
+                    **common,
+                    **{key: getattr(config, key) for key in ("dataset", "method", "optimizer", "queries", "lr", "eps", "seed")},
+                    "cell_id": cell, "candidate": number, "accuracy": known.accuracy.get(cell),
+                    "final_loss": loss if math.isfinite(loss) else None,
+                    "forward_equivalents": search.cost // len(candidate.cells), "error": known.errors.get(cell),
+                    "chosen": candidate is chosen,
+                }
+            )  # fmt: skip
+    ended = max(known.ended[row["cell_id"]] for row in rows)
+    return Outcome(search, chosen, [{**row, "searched_at": ended} for row in rows])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,207 @@
+"""How lr and eps are chosen, the ``search`` section of a grid file: the same budget of forward passes for every optimizer, on training data that is held out.
+
+    search:
+      forward_passes: 20000         # budget of each search, in forward-equivalents: an exact gradient is three
+      validation: 0.25              # share of the first task's training data that is judged on
+      seeds: [100]                  # of the candidates; none of the grid's own
+      when: {dataset: quickdraw100} # only these cells; left out: all that train
+      lr:                           # by optimizer, later lines win; one without a line is not searched
+        fo-*: [0.03, 0.1, 0.3]      # tried in this order as far as the budget goes
+        zo-*: {from: 1e-4, to: 1}   # middle, ends, then halfway between, on a log scale
+      eps: [1e-3, 1e-2]             # likewise for all, or by optimizer; left out: the cells' own
+      queries: each                 # a search for each number; left out: one, with the fewest queries of the cells
+
+A search is over cells of the grid that differ in nothing but seed, lr, eps and queries. Its candidates are cells like them that
+run the first task only. More budget means the same candidates and further ones. Test data is never looked at.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zeroflow.errors import ConfigError, unknown
+from zeroflow.optim import optimizers
+from zeroflow.sweep.rules import check_when
+
+_KEYS = ("forward_passes", "validation", "seeds", "when", "lr", "eps", "queries")
+
+_AROUND = 100.0
+"""How far a range that nobody named goes from an optimizer's default lr, to either side."""
+
+_FINEST = 1024
+"""Parts into which a range is divided at most."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Values to be tried in this order."""
+
+    values: tuple[float, ...]
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.values)
+
+
+@dataclass(frozen=True)
+class Between:
+    """A range on a log scale: its middle, its ends, then always halfway between; inside it three digits of each value."""
+
+    low: float
+    high: float
+
+    def __iter__(self) -> Iterator[float]:
+        seen: set[float] = set()
+        halfway = (_mirrored(number) for number in range(2, _FINEST))
+        for share in itertools.chain((0.5, 0.0, 1.0), halfway):
+            ends = {0.0: self.low, 1.0: self.high}
+            value = ends.get(share, float(f"{self.low * (self.high / self.low) ** share:.3g}"))
+            if value not in seen:
+                seen.add(value)
+                yield value
+
+
+def _mirrored(number: int) -> float:
+    """The binary digits of a number behind the point, the last one first: 1/2 of 1, then 1/4, 3/4, 1/8, 5/8, ..."""
+    return sum(int(digit) / 2 ** (place + 1) for place, digit in enumerate(reversed(f"{number:b}")))
+
+
+Values = Listed | Between
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """The ``search`` section of a grid file, see the module.
+
+    Attributes:
+        lr: by pattern of optimizers; empty: two decades to either side of each one's default. eps: likewise; empty: not
+            searched. queries: a number, ``"each"``, or None: the fewest of the cells.
+    """
+
+    forward_passes: int
+    validation: float = 0.25
+    seeds: tuple[int, ...] = (100,)
+    when: Mapping[str, Any] = field(default_factory=dict)
+    lr: Mapping[str, Values] = field(default_factory=dict)
+    eps: Mapping[str, Values] = field(default_factory=dict)
+    queries: int | str | None = None
+
+    def lr_of(self, optimizer: str) -> Values | None:
+        """Learning rates to try; None: this optimizer is not searched."""
+        if not self.lr:
+            default = optimizers.get(optimizer).default_lr
+            return Between(default / _AROUND, default * _AROUND)
+        return _matching(self.lr, optimizer)
+
+    def eps_of(self, optimizer: str) -> Values | None:
+        """Perturbation sizes to try; None: the cells' own, or the optimizer has none."""
+        return _matching(self.eps, optimizer) if optimizers.get(optimizer).estimator.uses_eps else None
+
+
+def _matching(by_pattern: Mapping[str, Values], optimizer: str) -> Values | None:
+    found = [values for pattern, values in by_pattern.items() if fnmatch.fnmatchcase(optimizer, pattern)]
+    return found[-1] if found else None
+
+
+def parse_search(content: Any, where: str) -> SearchSettings:
+    """The ``search`` section of a grid file.
+
+    Raises:
+        ConfigError: it is wrong; the message names everything that is.
+    """
+    place = f"{where}: search"
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{place}: expected a mapping, got {content!r}")
+    for key in content:
+        if key not in _KEYS:
+            raise unknown("key", key, _KEYS, where=place)
+    seeds, share, queries = content.get("seeds", [100]), content.get("validation", 0.25), content.get("queries")
+    checks = [
+        ("forward_passes", "an integer >= 1", _whole(content.get("forward_passes"))),
+        ("validation", "a share between 0 and 1", _positive(share) and share < 1),
+        ("seeds", "a list of different integers >= 0", _are_seeds(seeds)),
+        ("queries", "an integer >= 1, or 'each'", queries in (None, "each") or _whole(queries)),
+    ]
+    problems = [
+        f"{place}: {key}={content.get(key)!r}: expected {expected}" for key, expected, right in checks if not right
+    ]
+    parsed: dict[str, Any] = {}
+    for key, read in (("lr", _values), ("eps", _list_of_values)):
+        try:
+            parsed[key] = _by_optimizer(content.get(key), f"{place}: {key}", read)
+        except ConfigError as error:
+            problems.append(str(error))
+    try:
+        check_when(content.get("when", {}), place)
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return SearchSettings(
+        content["forward_passes"],
+        float(share),
+        tuple(seeds),
+        content.get("when", {}),
+        parsed["lr"],
+        parsed["eps"],
+        queries,
+    )
+
+
+def _by_optimizer(content: Any, where: str, read: Callable[[Any, str], Values]) -> dict[str, Values]:
+    """Values by pattern of optimizers; what stands without any pattern is for all."""
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping) or set(content) & {"from", "to"}:
+        return {"*": read(content, where)}
+    found, problems = {}, []
+    for pattern, values in content.items():
+        try:
+            if not optimizers.names(pattern):
+                raise unknown("optimizer", pattern, optimizers.names(), where=where)
+            found[pattern] = read(values, f"{where}: {pattern}")
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems or not found:
+        raise ConfigError("\n".join(problems) or f"{where}: expected values, or optimizers with their values")
+    return found
+
+
+def _list_of_values(content: Any, where: str) -> Listed:
+    if not isinstance(content, list) or not content or not all(map(_positive, content)):
+        raise ConfigError(f"{where}: expected a list of numbers > 0, got {content!r}")
+    return Listed(tuple(dict.fromkeys(map(float, content))))
+
+
+def _values(content: Any, where: str) -> Values:
+    if not isinstance(content, Mapping):
+        if not isinstance(content, list) or not content or not all(map(_positive, content)):
+            raise ConfigError(f"{where}: expected {{from: LOW, to: HIGH}} or a list of numbers > 0, got {content!r}")
+        return _list_of_values(content, where)
+    if set(content) != {"from", "to"} or not all(map(_positive, content.values())):
+        raise ConfigError(f"{where}: expected {{from: LOW, to: HIGH}}, two numbers > 0, got {dict(content)!r}")
+    low, high = float(content["from"]), float(content["to"])
+    if low >= high:
+        raise ConfigError(
+            f"{where}: from={low:g} is not below to={high:g}"
+            + (f"; did you mean {{from: {high:g}, to: {low:g}}}?" if low > high else "")
+        )
+    return Between(low, high)
+
+
+def _whole(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _are_seeds(values: Any) -> bool:
+    return (
+        isinstance(values, list) and all(_whole(value, 0) for value in values) and 0 < len(values) == len(set(values))
+    )
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
