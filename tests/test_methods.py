@@ -1,0 +1,431 @@
+"""Methods and tunings: each does what its paper says, and each changes what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from zeroflow import ConfigError, TrialConfig, run_trial
+from zeroflow.data import load_dataset
+from zeroflow.methods import EWC, L2SP, ExperienceReplay, FineTuning, GenerativeReplay, LwF, Method, MiniBatch, methods
+from zeroflow.methods.experience_replay import herding
+from zeroflow.models.backbone import Backbone, build_timm, create_backbone
+from zeroflow.models.tuning import SSF, Full, Prompts, tunings
+from zeroflow.optim import list_optimizers
+
+pytestmark = pytest.mark.usefixtures("some_drawings")
+SMALL = {"dataset": "some-drawings", "image_size": 14, "tasks": 4, "epochs": 2, "batch_size": 16, "optimizer": "fo-sgd", "lr": 0.05}
+ONE_HEAD = [name for name, info in methods.items() if info.build.one_head]
+SETTINGS = {"bottleneck": 8, "scale": 1.0, "dropout": 0.0, "tokens": 5}
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return create_backbone()
+
+
+def drawings(count: int, first: int = 0) -> MiniBatch:
+    """Some training drawings of the classes 0..4, in turn."""
+    samples = load_dataset("some-drawings").train
+    chosen = np.array([np.flatnonzero(samples.labels == i % 5)[first + i // 5] for i in range(count)])
+    images = (samples.images(chosen).float() / 255).expand(-1, 3, -1, -1).contiguous()
+    return MiniBatch(images, torch.from_numpy(samples.labels[chosen]))
+
+
+def trained_once(name: str, **options: object) -> Method:
+    """A method at its second task, whose values have moved since the first."""
+    info = methods.get(name)
+    method = info.build(create_backbone(), info.options(**{"bottleneck": 4, "dropout": 0.0, **options}))
+    generator = torch.Generator().manual_seed(0)
+    batch = drawings(20)
+    first = [(batch.images[batch.labels < 3], batch.labels[batch.labels < 3])]
+    method.begin_task(range(3), generator, first)
+    moved(method, generator)
+    method.eval()
+    method.freeze()
+    method.end_task(first)
+    method.begin_task(range(3, 5), generator, [(batch.images[batch.labels > 2], batch.labels[batch.labels > 2])])
+    return method
+
+
+@torch.no_grad()
+def moved(method: Method, generator: torch.Generator, by: float = 0.05) -> None:
+    for value in method.trainable().values():
+        value += by * torch.randn(value.shape, generator=generator)
+
+
+# Tunings
+
+
+def test_a_vision_transformer_of_the_paper_has_as_many_trained_values_as_published() -> None:
+    vit = Backbone(build_timm("vit_base_patch16_224", {"depth": 12}))
+    counts = {
+        name: sum(p.numel() for p in tunings.get(name).of(vit, torch.Generator(), {**SETTINGS, "bottleneck": 64}).parameters()
+                  if p.requires_grad)
+        for name in ("adapter", "vpt-shallow", "vpt-deep", "ssf", "none")
+    }  # fmt: skip
+    assert counts == {"adapter": 1_189_632, "vpt-shallow": 5 * 768, "vpt-deep": 12 * 5 * 768, "ssf": 205_824, "none": 0}
+
+
+def test_a_tuning_that_changes_nothing_gives_the_frozen_features(backbone: Backbone) -> None:
+    images, frozen = drawings(4).images, backbone(drawings(4).images)
+    ssf = SSF(backbone)
+    with torch.no_grad():
+        for name, value in ssf.named_parameters():
+            if value.requires_grad:
+                value.fill_(1.0 if name.endswith("scale") else 0.0)
+    for tuning in (ssf, Full(backbone), tunings.get("adapter").of(backbone, torch.Generator(), SETTINGS)):
+        torch.testing.assert_close(tuning(backbone, tuning.prefix(backbone, images)), frozen, rtol=1e-4, atol=1e-5)
+
+
+def test_scales_and_shifts_stand_behind_every_layer() -> None:
+    """Against frozen weights that were scaled and shifted themselves."""
+    plain, changed = create_backbone().double(), create_backbone().double()
+    ssf = SSF(plain, torch.Generator().manual_seed(0)).double()
+    values = {name: value for name, value in ssf.named_parameters() if value.requires_grad}
+    images = drawings(3).images.double()
+    with torch.no_grad():
+        for number, value in enumerate(values.values()):
+            value += 0.3 * torch.rand(value.shape, generator=torch.Generator().manual_seed(number))
+        for name, value in values.items():
+            if name.endswith("scale"):
+                place = name.removeprefix("tuned.").removesuffix(".1.scale")
+                layer = changed.get_submodule(place.replace("patch_embed.norm", "patch_embed.proj"))
+                layer.weight.mul_(value.reshape(-1, *[1] * (layer.weight.ndim - 1)))
+                layer.bias.mul_(value).add_(values[name.replace("scale", "shift")])
+        expected = changed.pooled(changed.through(changed.tokens(images)))
+    torch.testing.assert_close(ssf(plain, images), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["vpt-shallow", "vpt-deep"])
+def test_prompts_enter_behind_the_patches_and_leave(name: str, backbone: Backbone) -> None:
+    tuning = tunings.get(name).of(backbone, torch.Generator(), SETTINGS)
+    assert isinstance(tuning, Prompts) and not tuning.prompts.any()
+    torch.nn.init.normal_(tuning.prompts)
+    images, vit = drawings(3).images, backbone.vit
+    with torch.no_grad():
+        tokens = backbone.tokens(images)
+        for number, block in enumerate(vit.blocks):
+            if name == "vpt-deep" or number == 0:
+                tokens = torch.cat([tokens[:, :17], tuning.prompts[number].repeat(3, 1, 1)], dim=1)
+            tokens = block(tokens)
+        expected = vit.norm(tokens)[:, 0]
+        found = tuning(backbone, tuning.prefix(backbone, images))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+# Methods with one head
+
+
+def test_fine_tuning_forgets_and_joint_training_does_not() -> None:
+    common = {**SMALL, "epochs": 4, "lr": 0.3, "method_options": {"bottleneck": 8, "scale": 1.0, "dropout": 0.0}}
+    tuned, joint = (run_trial(TrialConfig.from_dict({**common, "method": name})) for name in ("finetune", "joint"))
+    assert tuned.summary["fgt"] > joint.summary["fgt"] + 10
+    assert joint.summary["last"] > tuned.summary["last"] + 5
+    # 20 samples a class, 5 classes a task: all samples so far at every stage.
+    assert [s.task for s in joint.steps].count(3) == 4 * -(-joint_samples(4) // 16)
+
+
+def joint_samples(stages: int) -> int:
+    labels = load_dataset("some-drawings").train.labels
+    return stages * len(labels) // 4
+
+
+def test_an_imprinted_head_is_the_class_mean_classifier_until_it_is_trained() -> None:
+    config = TrialConfig.from_dict({**SMALL, "method": "finetune", "method_options": {"tune": "none"}, "lr": 1e-12})
+    simplecil = run_trial(TrialConfig.from_dict({"dataset": "some-drawings", "tasks": 4, "method": "simplecil"}))
+    np.testing.assert_allclose(run_trial(config).accuracy_matrix, simplecil.accuracy_matrix, atol=1e-9)
+    random = replace(config, method_options={"tune": "none", "imprint": False})
+    assert run_trial(random).summary["last"] < simplecil.summary["last"] / 2
+
+
+@pytest.mark.parametrize("optimizer", ["fo-sgd", "zo-sgd"])
+@pytest.mark.parametrize("name", sorted(set(ONE_HEAD) - {"finetune"}))
+def test_what_a_method_adds_to_fine_tuning_changes_the_outcome(name: str, optimizer: str) -> None:
+    common = {**SMALL, "tasks": 2, "epochs": 1, "optimizer": optimizer, "lr": 0.05 if optimizer == "fo-sgd" else 1e-3}
+    plain, other = (run_trial(TrialConfig.from_dict({**common, "method": m})) for m in ("finetune", name))
+    first = [s.loss for s in plain.steps if s.task == 0]
+    second = [s.loss for s in plain.steps if s.task == 1]
+    if name != "l2-sp":  # which holds the first task's values too
+        assert [s.loss for s in other.steps if s.task == 0] == first
+    assert [s.loss for s in other.steps if s.task == 1][: len(second)] != second
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "values"),
+    [
+        ("ewc", "alpha", (0.0, 1e4)),
+        ("ewc", "fisher", ("forward", "backpropagation")),
+        ("l2-sp", "alpha", (0.0, 10.0)),
+        ("lwf", "alpha", (0.0, 5.0)),
+        ("lwf", "temperature", (1.0, 4.0)),
+        ("replay", "selection", ("reservoir", "herding")),
+        ("replay", "buffer", (10, 80)),
+        ("generative-replay", "covariance", ("full", "diagonal")),
+        ("generative-replay", "shrinkage", (0.1, 0.9)),
+    ],
+)
+def test_every_setting_changes_the_outcome(name: str, option: str, values: tuple) -> None:
+    common = {**SMALL, "tasks": 2, "epochs": 2, "lr": 0.3, "method": name}
+    one, other = (run_trial(TrialConfig.from_dict({**common, "method_options": {option: v}})) for v in values)
+    assert [s.loss for s in one.steps] != [s.loss for s in other.steps]
+
+
+def test_without_a_penalty_ewc_and_l2sp_are_fine_tuning() -> None:
+    plain = run_trial(TrialConfig.from_dict({**SMALL, "tasks": 2, "method": "finetune"}))
+    for name in ("ewc", "l2-sp", "lwf"):
+        other = run_trial(
+            TrialConfig.from_dict({**SMALL, "tasks": 2, "method": name, "method_options": {"alpha": 0.0}})
+        )
+        np.testing.assert_allclose([s.loss for s in other.steps], [s.loss for s in plain.steps], rtol=1e-6)
+
+
+def test_replay_is_equation_two() -> None:
+    method = trained_once("replay")
+    new, old = drawings(4, first=1), drawings(4, first=2)
+    both = new._replace(replayed=old.images, replayed_labels=old.labels)
+    tasks, plain = 2, FineTuning.losses
+    with torch.no_grad():
+        expected = plain(method, method.prepare(new)) / tasks + (1 - 1 / tasks) * plain(method, method.prepare(old))
+        torch.testing.assert_close(method.losses(method.prepare(both)), expected)
+    positions, labels = method.replay(30, torch.Generator().manual_seed(0))
+    assert labels is None and len(positions) == 30
+    counts = torch.bincount(positions)
+    assert counts.max() - counts[counts > 0].min() <= 1 and set(positions.tolist()) <= set(method.memory.tolist())
+
+
+def test_a_reservoir_keeps_every_sample_with_the_same_probability() -> None:
+    kept = np.zeros(60)
+    for seed in range(400):
+        method = ExperienceReplay(create_backbone_once(), ExperienceReplay.Options(buffer=12, tune="none"))
+        for task in range(3):
+            method.begin_task(range(2 * task, 2 * task + 2), torch.Generator().manual_seed(seed * 3 + task))
+            method.end_task([(torch.zeros(20, 1), torch.zeros(20))])
+        assert len(set(method.memory.tolist())) == 12
+        kept[method.memory] += 1
+    # 400 draws with chance 1/5: standard deviation 8.
+    assert abs(kept - 80).max() < 36 and abs(kept.reshape(3, 20).mean(1) - 80).max() < 8
+
+
+_ONCE: list[Backbone] = []
+
+
+def create_backbone_once() -> Backbone:
+    if not _ONCE:
+        _ONCE.append(create_backbone(checkpoint="none"))
+    return _ONCE[0]
+
+
+def test_herding_follows_the_class_mean_greedily() -> None:
+    features = F.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64), dim=1)
+    x, chosen = features.numpy(), []
+    for k in range(1, 5):
+        left = [i for i in range(9) if i not in chosen]
+        chosen.append(min(left, key=lambda i: np.linalg.norm(x.mean(0) - (x[chosen].sum(0) + x[i]) / k)))
+    assert herding(features, 4) == chosen
+    assert sorted(herding(features, 20)) == list(range(9))
+
+
+def test_herding_keeps_as_many_of_every_class_and_the_first_ones_of_old_classes() -> None:
+    config = {**SMALL, "method": "replay", "method_options": {"selection": "herding", "buffer": 20, "tune": "none"}}
+    method = ExperienceReplay(create_backbone(), ExperienceReplay.Options(selection="herding", buffer=8, tune="none"))
+    batch, memories = drawings(20), []
+    for classes in (range(2), range(2, 4)):
+        own = (batch.labels >= classes.start) & (batch.labels < classes.stop)
+        part = [(batch.images[own], batch.labels[own])]
+        method.begin_task(classes, torch.Generator().manual_seed(0), part)
+        method.end_task(part)
+        memories.append(method.memory.tolist())
+    before, after = memories
+    assert len(before) == len(after) == 8 and after[:4] == before[:2] + before[4:6]
+    assert all(position >= 8 for position in after[4:])
+    assert run_trial(TrialConfig.from_dict(config)).summary["last"] > 0
+
+
+def test_made_up_features_have_their_classs_mean_and_covariance() -> None:
+    method = trained_once("generative-replay", shrinkage=1e-3)
+    assert isinstance(method, GenerativeReplay)
+    features = torch.randn(500, 192, generator=torch.Generator().manual_seed(0)) @ torch.diag(
+        torch.linspace(0.1, 1, 192)
+    )
+    method.means[1], method.factors[1] = features.mean(0), method._factor(features)
+    drawn, labels = method.replay(30_000, torch.Generator().manual_seed(1))
+    assert set(labels.tolist()) == {0, 1, 2}
+    own = drawn[labels == 1]
+    torch.testing.assert_close(own.mean(0), features.mean(0), rtol=0, atol=0.06)
+    torch.testing.assert_close(torch.cov(own.T), torch.cov(features.T), rtol=0, atol=0.08)
+
+
+def test_the_features_of_generative_replay_stand_still_after_the_first_task() -> None:
+    method = trained_once("generative-replay")
+    assert set(method.trainable()) == {"head.weight", "head.sigma"}
+
+
+def test_the_penalty_of_ewc_is_the_fisher_weighted_distance_from_the_last_task() -> None:
+    method = trained_once("ewc", fisher="backpropagation", alpha=7.0)
+    assert isinstance(method, EWC)
+    anchors = {name: value.detach().clone() for name, value in method.trainable().items()}
+    moved(method, torch.Generator().manual_seed(5))
+    expected = 0.0
+    for name, value in method.trainable().items():
+        fisher = method.fisher.get_buffer(name.replace(".", "-"))
+        rows = len(fisher)
+        expected += 0.5 * float((fisher * (value[:rows] - anchors[name][:rows]).square()).sum())
+        assert fisher.any() or "prompts" in name
+    assert len(method.fisher.get_buffer("head-weight")) == 3, "rows of the new classes are free"
+    batch = drawings(4)
+    with torch.no_grad():
+        inputs = method.prepare(batch)
+        torch.testing.assert_close(method.losses(inputs), FineTuning.losses(method, inputs) + 7.0 * expected)
+
+
+def test_fisher_information_from_forward_passes_is_the_mean_of_the_exact_one() -> None:
+    """By tensor, over many directions, against per-example gradients."""
+    method = trained_once("ewc").double()
+    assert isinstance(method, EWC)
+    batch = drawings(10)._replace(images=drawings(10).images.double())
+    exact: dict[str, float] = {}
+    for number in range(10):
+        one = MiniBatch(batch.images[number : number + 1], batch.labels[number : number + 1])
+        gradients = torch.autograd.grad(
+            FineTuning.losses(method, method.prepare(one)).sum(), list(method.trainable().values())
+        )
+        for name, gradient in zip(method.trainable(), gradients, strict=True):
+            exact[name] = exact.get(name, 0.0) + float(gradient.square().mean())
+    names = ["head.weight", "head.sigma", "tuning.stack.0.up.weight", "tuning.stack.5.down.bias"]
+    draws = {name: [] for name in names}
+    before = {name: value.detach().clone() for name, value in method.trainable().items()}
+    for _ in range(60):
+        for name, squares in method._from_losses(batch):
+            if name in draws:
+                assert float(squares.min()) == float(squares.max())
+                draws[name].append(float(squares.flatten()[0]))
+    for name, found in draws.items():
+        error = np.std(found) / np.sqrt(len(found))
+        assert abs(np.mean(found) - exact[name]) < 4 * error + 1e-3 * exact[name], name
+    for name, value in method.trainable().items():
+        assert torch.equal(value, before[name]), "measuring moves nothing"
+
+
+def test_l2sp_holds_all_but_the_new_rows() -> None:
+    method = trained_once("l2-sp", alpha=3.0)
+    assert isinstance(method, L2SP)
+    start = {name: value.detach().clone() for name, value in method.trainable().items()}
+    moved(method, torch.Generator().manual_seed(5))
+    rows = {"head.weight": 3}
+    distance = sum(
+        float((value - start[name])[: rows.get(name, len(value))].square().sum())
+        for name, value in method.trainable().items()
+    )
+    with torch.no_grad():
+        inputs = method.prepare(drawings(4))
+        torch.testing.assert_close(method.losses(inputs), FineTuning.losses(method, inputs) + 3.0 * distance / 2)
+
+
+def test_lwf_distils_the_answers_of_the_model_before_the_task() -> None:
+    method = trained_once("lwf", alpha=2.0, temperature=2.0)
+    assert isinstance(method, LwF)
+    batch = drawings(6)
+    with torch.no_grad():
+        old = method.scores(method.features(batch.images, range(1)))[:, :3].double().numpy()
+        moved(method, torch.Generator().manual_seed(5))
+        inputs = method.prepare(batch)
+        new = method.scores(method.features(batch.images, range(1)))[:, :3].double().numpy()
+        found = method.losses(inputs).double().numpy()
+        plain = FineTuning.losses(method, inputs[:2]).double().numpy()
+
+    def softmax(x: np.ndarray) -> np.ndarray:
+        powers = np.exp(x / 2 - (x / 2).max(1, keepdims=True))
+        return powers / powers.sum(1, keepdims=True)
+
+    kl = (softmax(old) * np.log(softmax(old) / softmax(new))).sum(1)
+    np.testing.assert_allclose(found, plain + 2.0 * 4 * kl, rtol=1e-5)
+    assert kl.min() > 1e-6
+
+
+def test_one_shared_adapter_moves_old_classes_and_one_for_each_task_does_not() -> None:
+    common = {**SMALL, "epochs": 4, "lr": 0.5, "method_options": {"bottleneck": 8, "scale": 1.0, "dropout": 0.0}}
+    shared = run_trial(TrialConfig.from_dict({**common, "method": "shared-adapter"}))
+    own = run_trial(TrialConfig.from_dict({**common, "method": "adapter-per-task"}))
+    diagonal = {**common, "method": "ease", "method_options": {**common["method_options"], "diagonal_only": True}}
+    np.testing.assert_array_equal(own.accuracy_matrix, run_trial(TrialConfig.from_dict(diagonal)).accuracy_matrix)
+    assert [s.loss for s in shared.steps if s.task == 0] == [s.loss for s in own.steps if s.task == 0]
+    assert [s.loss for s in shared.steps if s.task == 1] != [s.loss for s in own.steps if s.task == 1]
+
+
+# Any optimizer with any method, or a reason
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_optimizer_trains_every_method_or_is_refused_before(name: str) -> None:
+    refused = set()
+    for optimizer in list_optimizers():
+        try:
+            TrialConfig.from_dict({"method": name, "optimizer": optimizer})
+        except ConfigError as error:
+            assert f"method '{name}' cannot be trained with optimizer '{optimizer}': " in str(error)
+            refused.add(optimizer)
+    per_example_cannot = {"replay", "aper-vpt-shallow", "aper-vpt-deep", "aper-finetune"}
+    assert refused == ({"zo-per-example"} if name in per_example_cannot else set())
+
+
+@pytest.mark.parametrize("optimizer", ["fo-sgd-checkpoint", "forward-grad", "zo-per-example"])
+@pytest.mark.parametrize("name", [name for name, info in methods.items() if info.build.trains])
+def test_the_optimizers_that_ask_most_of_a_method_train_it(name: str, optimizer: str) -> None:
+    common = {**SMALL, "tasks": 2, "epochs": 1, "batch_size": 25, "lr": 1e-4, "method": name, "optimizer": optimizer}
+    try:
+        config = TrialConfig.from_dict(common)
+    except ConfigError:
+        pytest.skip("refused")
+    result = run_trial(config)
+    assert np.isfinite([s.loss for s in result.steps]).all() and len(result.steps)
+
+
+def test_exact_fisher_information_is_refused_where_gradients_are_banned() -> None:
+    exact = {"method": "ewc", "method_options": {"fisher": "backpropagation"}}
+    assert TrialConfig.from_dict({**exact, "optimizer": "fo-adam"})
+    with pytest.raises(ConfigError, match="takes gradients; fisher=forward takes none"):
+        TrialConfig.from_dict({**exact, "optimizer": "forward-grad"})
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("finetune", {"tune": "adaptor"}, "did you mean 'adapter'"),
+        ("replay", {"buffer": 0}, "buffer=0: expected a number > 0"),
+        ("replay", {"selection": "random"}, "selection='random': expected reservoir or herding"),
+        ("generative-replay", {"shrinkage": 0.0}, "shrinkage=0.0"),
+        ("generative-replay", {"covariance": "none"}, "expected full or diagonal"),
+        ("ewc", {"fisher": "exact"}, "expected forward or backpropagation"),
+        ("ewc", {"alpha": -1.0}, "alpha=-1.0"),
+        ("lwf", {"temperature": 0.0}, "temperature=0.0"),
+        ("aper-vpt-deep", {"tokens": 0}, "tokens=0"),
+        ("aper-ssf", {"tokens": 5}, "unknown option of method 'aper-ssf'"),
+    ],
+)
+def test_bad_options_are_refused(method: str, options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrialConfig.from_dict({"method": method, "method_options": options})
+
+
+# Function values
+
+
+def test_function_values_are_the_losses_of_old_and_new_samples() -> None:
+    config = TrialConfig.from_dict({**SMALL, "method": "finetune", "tasks": 2, "probe_every": 3})
+    result, plain = run_trial(config), run_trial(replace(config, probe_every=None))
+    assert [s.loss for s in result.steps] == [s.loss for s in plain.steps], "looking changes nothing"
+    per_task = len(result.steps) // 2
+    expected = [(t, t * per_task + s) for t in range(2) for s in [*range(0, per_task, 3), per_task]]
+    assert [(p.task, p.step) for p in result.probes] == expected
+    assert all((p.loss_old is None) == (p.task == 0) for p in result.probes)
+    old = [p.loss_old for p in result.probes if p.task == 1]
+    assert old[-1] > old[0], "what is not trained gets worse"
+    with pytest.raises(
+        ConfigError, match=r"method 'ease' has no loss of old tasks while it trains; expected one of ewc, "
+    ):
+        TrialConfig.from_dict({"method": "ease", "probe_every": 5})
