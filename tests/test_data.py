@@ -43,6 +43,11 @@ def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.Te
     return torch.randint(0, 256, (channels, height, width), dtype=torch.uint8, generator=seeded(seed))
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="module")
 def drawings() -> ImageDataset:
     return load_dataset("quickdraw100")
@@ -441,6 +446,45 @@ def test_every_colour_mode_becomes_rgb(
     assert torch.allclose(found[:, 2, 3].float(), torch.tensor(expected).float(), atol=2)
 
 
+def saved(path: Path, image: Image.Image, **options: object) -> torch.Tensor:
+    """What an image folder makes of an image file."""
+    root = write_folder(path, ["a"], per_class=1)
+    (root / "train" / "a" / "0.png").unlink()
+    image.save(root / "train" / "a" / str(options.pop("file")), **options)
+    (found,) = image_folder("one", root).train.images(np.array([0]))
+    return found
+
+
+@pytest.mark.parametrize("file", ["16 bit.png", "16 bit.tif"])
+def test_of_16_bits_the_upper_8_are_taken(tmp_path: Path, file: str) -> None:
+    wide = np.array([[0, 255, 256, 0x1234], [0x7FFF, 0x8000, 0xFEFF, 0xFFFF]], dtype=np.uint16)
+    found = saved(tmp_path, Image.fromarray(wide), file=file)
+    assert found.tolist() == [[[0, 0, 1, 0x12], [0x7F, 0x80, 0xFE, 0xFF]]] * 3
+
+
+@pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 70_000)])
+def test_values_without_a_known_range_are_refused(tmp_path: Path, mode: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=r"deep\.tif: cannot be read as an image: (floating-point|values beyond)"):
+        saved(tmp_path, Image.new(mode, (4, 4), value), file="deep.tif")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_palettes_transparency_is_dropped(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([9, 8, 7, 10, 200, 30])
+    image.putpixel((1, 0), 1)
+    found = saved(tmp_path, image, file="a.png", transparency=bytes([0, 100]))
+    assert found.tolist() == [[[9, 10]], [[8, 200]], [[7, 30]]]
+
+
+@pytest.mark.parametrize("file", ["moving.webp", "moving.png", "moving.tiff"])
+def test_of_an_animation_the_first_frame_counts(tmp_path: Path, file: str) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    lossless = {"lossless": True} if file.endswith("webp") else {}
+    found = saved(tmp_path, frames[0], file=file, save_all=True, append_images=frames[1:], **lossless)
+    assert found[:, 2, 3].tolist() == [255, 0, 0]
+
+
 def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     root = write_folder(tmp_path, ["a"], per_class=1)
     exif = Image.Exif()
@@ -492,6 +536,73 @@ def test_a_folder_without_parts_or_classes_is_named(tmp_path: Path) -> None:
         (tmp_path / part).mkdir()
     with pytest.raises(ConfigError, match="0 classes, expected at least one"):
         image_folder("nothing", tmp_path)
+
+
+def test_a_wrong_layout_tells_what_was_found(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "birds", ["owl", "wren"])
+    (root / "train" / "owl" / "0.png").rename(root / "train" / "loose.png")
+    (root / "train" / "deep" / "inner").mkdir(parents=True)
+    (root / "test" / "deep").mkdir()
+    (root / "train" / "owl" / "1.png").rename(root / "train" / "deep" / "inner" / "1.png")
+    (root / "train" / "owl" / "notes.txt").write_text("")
+    (root / "test" / "deep" / "gone.png").symlink_to(root / "nowhere.png")
+    with pytest.raises(ConfigError) as caught:
+        load_dataset("folder:birds", tmp_path)
+    title, *problems = str(caught.value).splitlines()
+    assert f"{root}/{{train,test}}/<class>/<image>" in title
+    assert [line.strip() for line in problems] == [
+        f"{root / 'train'}: 1 images lie in it and in no class's folder, loose.png for one",
+        f"{root / 'train' / 'deep'}: no images; they are one folder too deep, in {root / 'train' / 'deep' / 'inner'}",
+        f"{root / 'train' / 'owl'}: no images; it holds 1 x .txt",
+        f"{root / 'test' / 'deep' / 'gone.png'}: no file, or a link that leads nowhere",
+    ]
+
+
+def test_a_part_in_another_place_is_pointed_at(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set" / "inner", ["a"])
+    (tmp_path / "set" / "val").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        load_dataset("folder:set", tmp_path)
+    for part in ("train", "test"):
+        assert f"{part}: no such folder; it is one folder too deep, in {tmp_path / 'set' / 'inner'}" in str(
+            caught.value
+        )
+    (tmp_path / "set" / "inner").rename(tmp_path / "other")
+    with pytest.raises(ConfigError, match="test: no such folder; found there: val"):
+        load_dataset("folder:set", tmp_path)
+
+
+def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
+    real = write_folder(tmp_path / "real", ["a", "b"])
+    linked = tmp_path / "linked"
+    (linked / "train").mkdir(parents=True)
+    (linked / "test").symlink_to(real / "test")
+    (linked / "train" / "a").symlink_to(real / "train" / "a")
+    (linked / "train" / "b").mkdir()
+    (linked / "train" / "b" / "x.png").symlink_to(real / "train" / "b" / "1.png")
+    dataset = load_dataset("folder:linked", tmp_path)
+    assert dataset.train.labels.tolist() == [0, 0, 1] and dataset.test.labels.tolist() == [0, 0, 1, 1]
+    assert dataset.train.images(np.array([2]))[0].shape == (3, 10, 13)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+@pytest.mark.parametrize(
+    "name", ["", "..", "../x", "a/../../x", "/etc", "a//b", "a/", "./a", "~/a", "a\\..\\b", "a\0b"]
+)
+def test_a_name_cannot_leave_the_data_folder(tmp_path: Path, kind: str, name: str) -> None:
+    with pytest.raises(ConfigError, match="expected the name of a folder below data_dir"):
+        datasets.get(f"{kind}:{name}")
+
+
+def test_data_sets_by_config_are_known_before_they_are_opened(tmp_path: Path) -> None:
+    for name, lacking in (("folder:my/birds", ["my/birds/train", "my/birds/test"]), ("parquet:my/birds", ["my/birds"])):
+        info = datasets.get(name)
+        assert (info.name, info.classes, info.transform, info.image_size) == (name, None, "timm", 224)
+        assert info.missing(tmp_path) == [tmp_path / path for path in lacking]
+        with pytest.raises(ConfigError, match=rf"data set '{name}' is not here: .*<data_dir>/my/birds/"):
+            load_dataset(name, tmp_path)
+    with pytest.raises(ConfigError, match="did you mean 'folder:NAME'"):
+        datasets.get("foldr:birds")
 
 
 @pytest.mark.parametrize(("name", "classes"), FOLDER_SETS.items())

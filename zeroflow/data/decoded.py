@@ -121,9 +121,10 @@ def prepared(
             if draft:
                 draft.drop()
         if held:
-            new = stamp.with_suffix(".new")
-            new.write_text(str(places[:, 1:].prod(axis=1).sum()))
-            new.replace(stamp)
+            with suppress(OSError):
+                new = stamp.with_suffix(".new")
+                new.write_text(str(places[:, 1:].prod(axis=1).sum()))
+                new.replace(stamp)
     return (_open(folder, samples) if kept else None) or samples
 
 

@@ -29,13 +29,14 @@ def read_image(source: Path | bytes, name: str) -> Tensor:
     Raises:
         ConfigError: missing, cut off, damaged, or no image.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             pixels = np.array(_rgb(image))
     except Exception as error:  # what a damaged file raises depends on its decoder
-        raise ConfigError(f"{name}: cannot be read as an image: {error}") from error
+        reason = "of no known kind" if isinstance(error, UnidentifiedImageError) else error
+        raise ConfigError(f"{name}: cannot be read as an image: {reason}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
