@@ -56,6 +56,7 @@ def result_of(config: TrialConfig, number: int) -> TrialResult:
         class_order=random.permutation(CLASSES),
         class_names=[f"class number {label}" for label in range(CLASSES)],
         steps=steps,
+        probes=[],
         costs={
             "forward_passes": 12_000,
             "peak_memory_bytes": 3 * 2**20,

@@ -53,6 +53,7 @@ def finish(
         class_order=np.arange(2),
         class_names=["cat", "dog"],
         steps=[],
+        probes=[],
         costs={"forward_passes": passes, "seconds": fixed + (training or 0.0), "training_seconds": training},
         provenance={"device": device, "finished_at": datetime.now(UTC)},
     )

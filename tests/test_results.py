@@ -57,6 +57,7 @@ def cell(level: float = 80.0, *, loss: float = 0.5, **config: Any) -> TrialResul
         class_order=np.array([3, 1, 0, 2]),
         class_names=["cat", "dog", "eel", "fox"],
         steps=[] if untrained else [Step(0, 0, 0, 1.25, 0.01, 0.5), Step(1, 0, 1, loss, 0.005)],
+        probes=[],
         costs={
             "forward_passes": 0 if untrained else 12_000,
             "peak_memory_bytes": 3 * 2**20,

@@ -511,6 +511,21 @@ def test_an_interrupted_trial_goes_on_to_the_same_bits(
     assert twice <= (calls // 17 + 1) * (8 if optimizer == "fo-sgd" or "hybrid_epochs" in more else 9)
 
 
+def test_what_was_judged_before_an_interruption_stays_judged_in_every_setting(tmp_path) -> None:
+    config = TrialConfig.from_dict({"dataset": "some-drawings", "method": "simplecil", "tasks": 4})
+
+    def stop(stage: int, accuracy: np.ndarray, samples: np.ndarray) -> None:
+        if stage == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run_trial(config, folder=tmp_path / "unfinished", on_stage=stop)
+    result, whole = run_trial(config, folder=tmp_path / "unfinished"), run_trial(config)
+    for name in ("accuracy_matrix", "task_incremental", "domain_incremental"):
+        np.testing.assert_array_equal(getattr(result, name), getattr(whole, name))
+    assert (whole.task_incremental[2, :3] > whole.accuracy_matrix[2, :3]).all()
+
+
 def test_a_killed_process_loses_one_step_at_most(tmp_path) -> None:
     """SIGKILL at random moments of a real process, until one gets through."""
     program = f"""
