@@ -162,7 +162,7 @@ _SEARCHES = [
         "accuracy", _float, "accuracy on held-out training samples of the first task; null: the cell failed", "percent"
     ),
     _column("final_loss", _float, "mean training loss of the last epoch; null: the cell failed, or no finite loss"),
-    _column("forward_equivalents", _int, "work of the cell's training, in forward passes: an exact gradient is three"),
+    _column("forward_equivalents", _int, "work of the cell's training as planned, see trials"),
     _column("budget", _int, "forward-equivalents that all candidates of a search may take together"),
     _column("error", _text, "type of the error; null: the cell is finished"),
     _column("chosen", _flag, "whether lr and eps of this row were chosen"),

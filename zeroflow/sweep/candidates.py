@@ -25,7 +25,7 @@ _NAMED = ("dataset", "method", "optimizer")
 # What the training data of a first task does not depend on: it is counted once for all cells that agree on the rest.
 _NOT_OF_THE_DATA = (
     "method", "method_options", "optimizer", "optimizer_options", "lr", "eps", "queries", "schedule", "epochs", "hybrid_epochs",
-    "seed", "dtype", "backbone", "checkpoint", "image_size", "transform",
+    "seed", "probe_every", "dtype", "backbone", "checkpoint", "image_size", "transform",
 )  # fmt: skip
 
 
@@ -144,14 +144,21 @@ def plan_search(grid: Grid, data_dir: str | None) -> SearchPlan:
     waiting = Counter(config.dataset for config, _ in wanted if config.dataset in gone)
     batches: dict[str, int] = {}
     searches, too_dear = [], []
+    unusable: dict[str, str] = {}
     for cells, when in _groups(wanted, trained, settings):
-        if cells[0].dataset in gone:
+        if (dataset := cells[0].dataset) in gone or dataset in unusable:
             continue
-        search = _search(cells, when, settings, data_dir, batches)
+        try:
+            search = _search(cells, when, settings, data_dir, batches)
+        except ConfigError as error:
+            unusable[dataset] = str(error)
+            continue
         if search.candidates:
             searches.append(search)
         else:
             too_dear.append(f"{search.label} needs {search.cost:,}")
+    if unusable:
+        raise ConfigError("\n".join(unusable.values()))
     if too_dear:
         raise ConfigError(
             f"{where}: forward_passes={settings.forward_passes:,} does not pay for one try: {'; '.join(too_dear)}"
@@ -162,7 +169,7 @@ def plan_search(grid: Grid, data_dir: str | None) -> SearchPlan:
 
 def shared_keys(config: TrialConfig, settings: SearchSettings) -> dict[str, Any]:
     """The keys in which cells that are searched together agree, in normal form."""
-    free = {"seed", "lr", "validation", "stop_after"}
+    free = {"seed", "lr", "validation", "stop_after", "probe_every"}
     if settings.eps_of(str(config.optimizer)) is not None:
         free.add("eps")
     if settings.queries != "each":
@@ -220,7 +227,7 @@ def _search(
 ) -> Search:
     fewest = min(cells, key=lambda config: config.queries or 0)
     optimizer = str(fewest.optimizer)
-    common = {**dataclasses.asdict(fewest), "validation": settings.validation, "stop_after": 1}
+    common = {**dataclasses.asdict(fewest), "validation": settings.validation, "stop_after": 1, "probe_every": None}
     if isinstance(settings.queries, int):
         common["queries"] = settings.queries
     first = TrialConfig.from_dict({**common, "seed": settings.seeds[0]})
