@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import reproduction
 
 from zeroflow.optim import ENHANCEMENTS, list_optimizers
 from zeroflow.results import Store, load
@@ -331,6 +332,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "optimizer-time": optimizer_time,
     "optimizer-memory": optimizer_memory,
     "optimizer-quality": optimizer_quality,
+    **reproduction.blocks(lambda: RESULTS),
 }
 
 

@@ -25,6 +25,7 @@ def test_the_wheel_runs_a_cell_outside_the_checkout(tmp_path) -> None:
     for wanted in (
         "zeroflow/py.typed", "zeroflow/data/embedded/quickdraw100.npz", "zeroflow/data/embedded/ATTRIBUTION.md",
         "zeroflow/models/embedded/quickdraw_vit.safetensors", "zeroflow/models/embedded/MODEL_CARD.md",
+        "zeroflow/results/paper/table1_accuracy.csv", "zeroflow/results/paper/ATTRIBUTION.md",
     ):  # fmt: skip
         assert wanted in names
     site = tmp_path / "site"

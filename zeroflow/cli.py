@@ -49,6 +49,7 @@ def main() -> None:
     zeroflow sweep --grid sweeps/quick.yaml                  run what is missing, with Ray
     zeroflow search my_grid.yaml                          choose lr and eps with equal budgets
     zeroflow report runs/quick -o report.html             one page with tables and figures
+    zeroflow efficiency                                      what a step of each optimizer costs here
     """
 
 

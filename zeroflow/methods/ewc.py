@@ -91,6 +91,7 @@ class EWC(Penalised):
             loss = FineTuning.losses(self, self.prepare(MiniBatch(image[None], label[None])))[0]
             yield from zip(values, (g.square() for g in torch.autograd.grad(loss, list(values.values()))), strict=True)
         self.images_passed += len(batch.images)
+        self.images_worked += 3 * len(batch.images)
 
     @torch.no_grad()
     def _from_losses(self, batch: MiniBatch) -> Iterator[tuple[str, Tensor]]:
@@ -104,6 +105,7 @@ class EWC(Penalised):
             z = torch.randn(value.shape, generator=self.choices).to(value)
             slopes = _slopes(value, z, lambda: FineTuning.losses(self, inputs))
             self.images_passed += 2 * len(batch.images)
+            self.images_worked += 2 * len(batch.images)
             yield name, torch.full_like(value, float(slopes.square().sum()) / value.numel(), requires_grad=False)
 
 

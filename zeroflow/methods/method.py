@@ -65,6 +65,9 @@ class Method(nn.Module, ABC):
     images_passed: int = 0
     """Images of the forward passes made beside the optimizer's, to learn something from them."""
 
+    images_worked: int = 0
+    """The same as work in forward passes: an image of a backward pass counts twice more."""
+
     frozen_spaces: int
     """How many feature spaces there are whose features never change again: they may be cached."""
 

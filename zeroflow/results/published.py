@@ -37,6 +37,7 @@ _FREE_OPTIONS = frozenset(
 )
 # What EASE's own configurations change from data set to data set.
 _FREE_METHOD_OPTIONS = frozenset(("alpha", "beta", "frozen_space", "recalculate_similarity"))
+_ENHANCED = {"table3": "history", "table4": "sparsity"}
 _ORDER = (
     "fo-sgd", "zo-sgd", "zo-sgd-sign", "zo-sgd-conserve", "fo-adam", "zo-adam", "zo-adam-sign", "zo-adam-conserve",
     "forward-grad",
@@ -65,7 +66,8 @@ class Published:
         """Runs this row's cells into the folder where ``docs/reproduction.md`` looks for them."""
         grid = "table1" if self.table == "ease" else self.table
         changes = {key: value for key, value in self.config.items() if key != "queries" and value is not None}
-        changes |= {f"optimizer_options.{name}": value for name, value in self.options.items()}
+        options = {**({_ENHANCED[self.table]: 0} if self.table in _ENHANCED else {}), **self.options}
+        changes |= {f"optimizer_options.{name}": value for name, value in options.items()}
         sets = " ".join(f"--set {key}={value}" for key, value in changes.items())
         return f"python sweeps/full_grid.py --grid sweeps/{grid}.yaml --results results/{grid} {sets}"
 
@@ -103,7 +105,8 @@ class Comparison:
 
 def rows(table: str | None = None) -> list[Published]:
     """The published rows of ``table1``, ``table3``, ``table4`` or ``ease``; default: of all."""
-    found = [*_table1(), *_enhancement("table3", "history"), *_enhancement("table4", "sparsity"), *_ease()]
+    enhanced = (row for name, option in _ENHANCED.items() for row in _enhancement(name, option))
+    found = [*_table1(), *enhanced, *_ease()]
     return [row for row in found if table in (None, row.table)]
 
 
@@ -253,7 +256,7 @@ def effects(table: str, trials: pa.Table) -> list[Effect]:
     cells = _cells(trials)
     if table == "table1":
         return list(_table1_effects(cells))
-    if table in ("table3", "table4"):
+    if table in _ENHANCED:
         return list(_enhancement_effects(table, cells))
     if table == "figure5":
         return list(_query_effects(cells))
@@ -306,7 +309,7 @@ def _table1_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
 
 def _enhancement_effects(table: str, cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
     without, *others = rows(table)
-    config = {"method": "ease", "optimizer": "zo-sgd", "queries": 1, "hybrid_epochs": 0}
+    config = {"method": "ease", "optimizer": "zo-sgd", "queries": 1}
     for row in others:
         ((option, share),) = row.options.items()
         for metric in METRICS:
@@ -350,6 +353,7 @@ def _by_seed(
 ) -> dict[int, float]:
     """A metric by seed; nothing where a seed has several settings that agree: none of them is picked."""
     found: dict[int, float] = {}
+    config = {"hybrid_epochs": 0, **config}
     for cell in cells:
         if cell[metric] is not None and _agrees(cell, config, options):
             if cell["seed"] in found:

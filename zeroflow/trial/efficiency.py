@@ -171,7 +171,7 @@ class _Bench:
         self.task = random_task(setting.batch_size, self.backbone.image_size)
         self.model_bytes = sum(parameter.nbytes for parameter in self.method().parameters())
         images, labels = self.task.training_batch(np.arange(setting.batch_size), torch.Generator())
-        self.batch = images.to(device), labels.to(device)
+        self.batch = MiniBatch(images.to(device), labels.to(device))
 
     def method(self) -> Method:
         """EASE at its first task."""
@@ -202,14 +202,16 @@ class _Bench:
         """Seconds of a plain forward pass."""
         watch = Stopwatch(self.device)
         with watch.running(), torch.no_grad():
-            float(method.loss(method.prepare(MiniBatch(*self.batch))))
+            float(method.loss(method.prepare(self.batch)))
         return watch.seconds
 
     def forward_memory(self) -> int:
         """Peak bytes of a plain forward pass."""
         method = self.method()
         self.forward(method)
-        return peak_memory(lambda: self.forward(method), method, self.device, held=self.batch)[1]
+        return peak_memory(
+            lambda: self.forward(method), method, self.device, held=[self.batch.images, self.batch.labels]
+        )[1]
 
     def memory(self, name: str, queries: int) -> Cost:
         """Peak bytes, forward passes and equivalents of the second step: from then on moments are held."""

@@ -456,9 +456,10 @@ def _run(
             account.epochs += config.epochs
         method.eval()
         method.freeze()
-        before_end = method.images_passed
+        before_end, worked = method.images_passed, method.images_worked
         method.end_task(plain(task.train))
         account.forwards += math.ceil((method.images_passed - before_end) / (config.batch_size or 1))
+        account.equivalents += math.ceil((method.images_worked - worked) / (config.batch_size or 1))
         if not account.peak:
             images, _ = next(task.train.plain_batches(min(config.batch_size or 48, place.evaluation_batch)))
             _, account.peak = peak_memory(lambda: method.features(images.to(device, dtype), range(1)), method, device)  # noqa: B023

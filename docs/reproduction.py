@@ -1,0 +1,162 @@
+"""The blocks of ``reproduction.md`` and ``efficiency.md``: the paper's numbers, ours where they were measured, how to get them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from zeroflow.results import load, published
+from zeroflow.results.schema import SCHEMAS
+
+HEADS = {"avg": "Avg", "last": "Last", "fgt": "Fgt"}
+
+
+def stores(results: Path) -> list[Path]:
+    """The folders of results that hold finished cells."""
+    return sorted(folder.parent for folder in results.glob("*/trials") if folder.is_dir())
+
+
+def all_trials(results: Path) -> pa.Table:
+    return pa.concat_tables([SCHEMAS["trials"].empty_table(), *(load(store, "trials") for store in stores(results))])
+
+
+def rows_page(results: Path, table: str) -> str:
+    """Every row of a table of accuracies: published, ours, difference, command, verified."""
+    found = published.compare(all_trials(results), published.rows(table))
+    metrics = list(found[0].published.values)
+    heads = " | ".join(f"{HEADS[metric]} | ours | difference" for metric in metrics)
+    lines = [f"| row | {heads} | verified | command |", "|---|" + "---:|---:|---:|" * len(metrics) + "---|---|"]
+    for row in found:
+        cells = []
+        for metric in metrics:
+            difference = row.difference(metric)
+            cells += [
+                f"{row.published.values[metric]:.2f}",
+                str(row.ours[metric]) if metric in row.ours else "-",
+                "-" if difference is None else f"{difference:+.2f}",
+            ]
+        verified = f"yes, {len(row.cells)} seed(s), lr {row.config['lr']}" if row.verified else "no"
+        name = ", ".join(row.published.label)
+        lines.append(f"| {name} | {' | '.join(cells)} | {verified} | `{row.published.command}` |")
+    ran = sum(row.verified for row in found)
+    return "\n".join([*lines, "", f"Run: {ran} of {len(found)} rows.", ""])
+
+
+def efficiency_page(results: Path) -> str:
+    """Table 2 as published, and ours from a GPU."""
+    command = "`zeroflow efficiency --device cuda --json results/benchmarks/table2_cuda.json`"
+    here = [result for result in efficiency_results(results) if _is_papers(result)]
+    lines = [
+        "| optimizer | q | GB | ours | CIFAR-100, s | ours | CUB, s | ours | ImageNet-A, s | ours | OmniBenchmark, s | ours | verified |",
+        "|---|---:|" + "---:|---:|" * 5 + "---|",
+    ]
+    for row in published.efficiency():
+        matches = [
+            (result, own)
+            for result in here
+            for own in result["rows"]
+            if (own["optimizer"], own["queries"] or 1) == (row.optimizer, row.queries) and own["peak_memory_bytes"]
+        ]
+        for result, own in matches or [(None, None)]:
+            cells = [f"{row.memory_gb:.2f}", f"{own['peak_memory_bytes'] / 1e9:.2f}" if own else "-"]
+            for name, seconds in row.seconds_per_epoch.items():
+                cells += [f"{seconds:.1f}", f"{own['seconds_per_epoch'][name]:.1f}" if own else "-"]
+            verified = f"yes, on {result['device']}" if result else "no"
+            lines.append(f"| {row.optimizer} | {row.queries} | {' | '.join(cells)} | {verified} |")
+    return "\n".join([*lines, "", f"Command, for all rows: {command}", ""])
+
+
+def _is_papers(result: dict[str, Any]) -> bool:
+    """Whether a measurement is of Table 2's setting, on a GPU."""
+    backbone = result["backbone"].partition(".")[0]
+    same = (backbone, result["image_size"], result["batch_size"]) == ("vit_base_patch16_224", 224, 48)
+    return same and not result["device"].startswith("cpu")
+
+
+def efficiency_results(results: Path) -> list[dict[str, Any]]:
+    """What ``zeroflow efficiency`` measured and was committed."""
+    return [json.loads(file.read_text()) for file in sorted((results / "benchmarks").glob("table2_*.json"))]
+
+
+def ratios_page(results: Path) -> str:
+    """Published and measured costs as ratios to first order, of every committed measurement."""
+    parts = []
+    for result in efficiency_results(results):
+        heading, *lines = published.efficiency_cells(result)
+        commit = (result["git_commit"] or "unknown")[:10] + ("+" if result["git_dirty"] else "")
+        parts += [
+            f"### {result['backbone']}, {result['image_size']} pixels, batch {result['batch_size']}, {result['device']}", "",
+            f"| {' | '.join(heading)} |", "|---|" + "---:|" * (len(heading) - 1), *(f"| {' | '.join(line)} |" for line in lines),
+            "",
+            f"The model: {result['model_bytes'] / 1e9:.3f} GB; a plain forward pass: {result['forward_memory_bytes'] / 1e9:.3f} "
+            f"GB, {result['forward_seconds']:.4f} s. `{result['command']}`; {result['threads']} thread(s), torch "
+            f"{result['torch_version']}, timm {result['timm_version']}; commit {commit}.", "",
+        ]  # fmt: skip
+    if not parts:
+        return "Nothing measured yet: `zeroflow efficiency --json results/benchmarks/table2_NAME.json`.\n"
+    return "\n".join([*parts, *published.EFFICIENCY_LEGEND, "", f"Assumed: {'; '.join(result['assumptions'])}.", ""])
+
+
+TWINS = {
+    "table1": "Each optimizer minus first order, mean over the paper's four data sets",
+    "figure5": "More queries minus one; the paper has no numbers, its text says that accuracy rises",
+    "table3": "With history minus without",
+    "table4": "With sparsity minus without",
+    "hybrid": "The last epochs zeroth-order minus all first-order; the paper has no numbers, its text says that it gains",
+}
+
+
+def effects_page(results: Path, table: str) -> str:
+    """Whether an effect of the paper appears on QuickDraw-100, as far as its store is there."""
+    store = results / f"{table}_quickdraw"
+    command = f"`python sweeps/full_grid.py --grid sweeps/{table}_quickdraw.yaml --results results/{table}_quickdraw`"
+    if store not in stores(results):
+        return f"{TWINS[table]}: `results/{store.name}` is not there yet; {command} makes it.\n"
+    trials = load(store, "trials")
+    found = published.effects(table, trials)
+    metrics = list(dict.fromkeys(effect.metric for effect in found))
+    by_name: dict[str, list[published.Effect]] = {}
+    for effect in found:
+        by_name.setdefault(effect.name, []).append(effect)
+    head = " | ".join(f"{HEADS[metric]}: paper | here" for metric in metrics)
+    lines = [f"{TWINS[table]}, percentage points.", "", f"| change | {head} |", "|---|" + "---:|---:|" * len(metrics)]
+    for name, effects in by_name.items():
+        cells = []
+        for effect in effects:
+            paper = f"{effect.paper:+.2f}" if effect.paper is not None else "+" if effect.expected > 0 else "-"
+            here = "-" if effect.ours is None else f"{_signed(effect.ours)} ({effect.verdict})"
+            cells += [paper, here]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    if table == "table1":
+        lines += ["", *_order_lines(trials)]
+    return "\n".join([*lines, "", command, ""])
+
+
+def _signed(ours: Any) -> str:
+    return f"{ours.mean:+.2f}" + ("" if ours.half_width is None else f" ± {ours.half_width:.2f}")
+
+
+def _order_lines(trials: pa.Table) -> list[str]:
+    lines = []
+    for method in ("ease", "aper-adapter"):
+        tau, between = published.order(method, trials)
+        if tau is not None:
+            lines.append(
+                f"{method}: Kendall's tau between our order of the nine optimizers by Avg and the paper's is {tau:.2f}; between "
+                f"the paper's own data sets it is {between:.2f} on average."
+            )
+    return lines
+
+
+def blocks(results: Callable[[], Path]) -> dict[str, Callable[[], str]]:
+    """By name; ``results`` gives the folder of the committed stores."""
+    return {
+        **{f"reproduction-{t}": lambda t=t: rows_page(results(), t) for t in ("table1", "table3", "table4", "ease")},  # type: ignore[misc]
+        **{f"effects-{t}": lambda t=t: effects_page(results(), t) for t in TWINS},  # type: ignore[misc]
+        "reproduction-table2": lambda: efficiency_page(results()),
+        "efficiency-ratios": lambda: ratios_page(results()),
+    }

@@ -1,0 +1,193 @@
+"""The paper's numbers in the package, and finished cells beside them: only those of the paper's configuration count."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from zeroflow.results import Store, load, published
+from zeroflow.results.records import tables
+from zeroflow.results.tables import estimate
+from zeroflow.trial.config import TrialConfig
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "docs"))
+
+import reproduction  # noqa: E402
+from store import result_of  # noqa: E402
+
+VIT = {"backbone": "vit_base_patch16_224.augreg_in21k", "tasks": 10}
+SIGN = {**VIT, "dataset": "cifar100", "method": "ease", "optimizer": "zo-sgd-sign"}
+
+
+def trials(path: Path, *cells: tuple[dict[str, Any], float]) -> pa.Table:
+    """The rows of a made-up store: cells whose accuracy is the same on every task at every stage, so Avg and Last are it."""
+    store = Store(path)
+    for values, accuracy in cells:
+        result = result_of(TrialConfig.from_dict(values), 0)
+        result.accuracy_matrix[~np.isnan(result.accuracy_matrix)] = accuracy
+        store.write(tables(result))
+    return load(path, "trials")
+
+
+def test_the_package_has_the_papers_numbers() -> None:
+    found = {table: published.rows(table) for table in ("table1", "table3", "table4", "ease")}
+    assert {table: len(rows) for table, rows in found.items()} == {"table1": 72, "table3": 5, "table4": 10, "ease": 8}
+    assert len(published.rows()) == 95 and len(published.efficiency()) == 6
+    for (method, optimizer, dataset), values in {
+        ("ease", "zo-sgd-sign", "cifar100"): (83.21, 75.88, 10.58),
+        ("ease", "fo-adam", "imagenet-a"): (59.60, 47.20, 19.08),
+        ("aper-adapter", "forward-grad", "cub"): (89.47, 83.38, 6.24),
+        ("aper-adapter", "zo-adam-conserve", "omnibenchmark"): (78.61, 72.21, 7.87),
+    }.items():
+        assert tuple(published.published(method, optimizer, dataset).values.values()) == values
+    with pytest.raises(KeyError):
+        published.published("ease", "zo-fzoo", "cub")
+    # Without an enhancement Tables 3 and 4 repeat Table 1.
+    plain = published.published("ease", "zo-sgd", "imagenet-a").values
+    assert found["table3"][0].values == found["table4"][0].values == plain
+    assert found["table4"][9].options == {"sparsity": 0.9} and found["table4"][9].values["avg"] == 59.47
+    assert found["table3"][1].values == {"avg": 58.9, "last": 49.04, "fgt": 11.79}
+    assert found["ease"][0].values == {"avg": 91.51, "last": 85.80}
+    assert {row.config["optimizer"] for row in found["table1"]} == set(published._ORDER)
+
+
+def test_every_published_row_is_a_cell_that_its_command_makes(tmp_path: Path) -> None:
+    """What the command sets, on a cell of the paper's protocol, is the row's configuration."""
+    from zeroflow.sweep.grid import merge_overrides, parse_override
+
+    for row in published.rows():
+        words = shlex.split(row.command)
+        given = merge_overrides(parse_override(value) for flag, value in itertools.pairwise(words) if flag == "--set")
+        config = TrialConfig.from_dict(
+            {**VIT, "lr": 0.1, **given} if given["method"] != "simplecil" else {**VIT, **given}
+        )
+        trial = tables(result_of(config, 0))["trials"]
+        (same,) = published.compare(trial, [row])
+        assert same.verified, row
+    assert "--grid sweeps/table3.yaml --results results/table3" in published.rows("table3")[1].command
+    assert published.rows("table4")[0].command.endswith("--set optimizer_options.sparsity=0")
+    assert "--set optimizer_options.history=0.2" in published.rows("table3")[1].command
+
+
+def test_cells_of_the_papers_configuration_stand_beside_its_row(tmp_path: Path) -> None:
+    cells = [({**SIGN, "seed": seed, "lr": 0.01}, accuracy) for seed, accuracy in enumerate((80.0, 83.0, 86.0))]
+    found = published.compare(trials(tmp_path, *cells))
+    assert len(found) == 95
+    measured = [row for row in found if row.verified]
+    assert [row.published.label for row in measured] == [("EASE", "SGD", "Sign", "CIFAR-100")]
+    (row,) = measured
+    assert row.ours["avg"] == estimate([80.0, 83.0, 86.0]) and row.ours["fgt"].mean == 0
+    assert row.difference("avg") == pytest.approx(83.0 - 83.21) and row.difference("last") == pytest.approx(83 - 75.88)
+    assert len(row.cells) == 3 and row.config["lr"] == 0.01
+    assert found[0].difference("avg") is None and not found[0].cells
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tasks": 20}, {"validation": 0.1}, {"stop_after": 1}, {"queries": 2}, {"backbone": "vit_base_patch16_224.augreg_in21k_ft_in1k"},
+        {"checkpoint": "none"}, {"class_order_seed": 0}, {"image_size": 32}, {"dtype": "float64"}, {"hybrid_epochs": 1},
+        {"optimizer_options": {"history": 0.2}}, {"optimizer_options": {"sign": "scalar"}}, {"dataset": "quickdraw100"},
+        {"optimizer_options": {"distribution": "rademacher"}}, {"method_options": {"bottleneck": 16}},
+        {"method_options": {"diagonal_only": True}}, {"optimizer": "zo-per-example"}, {"method": "adapter-per-task"},
+    ],
+)  # fmt: skip
+def test_any_other_cell_is_not_ours(tmp_path: Path, change: dict[str, Any]) -> None:
+    # What changes some rows from one to the next (an optimizer, history) may be another row's, not this one's.
+    row = published.published("ease", "zo-sgd-sign", "cifar100")
+    (other,) = published.compare(trials(tmp_path, ({**SIGN, **change}, 50.0)), [row])
+    assert not other.verified and other.ours == {}
+
+
+def test_what_the_paper_leaves_out_may_be_anything_and_nothing_is_picked(tmp_path: Path) -> None:
+    free = {
+        "optimizer_options": {"momentum": 0.9, "weight_decay": 5e-4},
+        "method_options": {"alpha": 0.05},
+        "checkpoint": "hub",
+    }
+    table = trials(tmp_path, ({**SIGN, "lr": 0.1, **free}, 10.0), ({**SIGN, "lr": 0.2}, 90.0))
+    row = published.published("ease", "zo-sgd-sign", "cifar100")
+    found = published.compare(pa.concat_tables([table, table]), [row])  # the same cells in two stores count once
+    assert sorted((entry.config["lr"], entry.ours["avg"].mean, entry.ours["avg"].n) for entry in found) == [
+        (0.1, 10.0, 1),
+        (0.2, 90.0, 1),
+    ]
+
+
+SMALL = {"dataset": "quickdraw100", "method": "ease", "optimizer": "zo-sgd"}
+
+
+def test_effects_are_paired_by_seed(tmp_path: Path) -> None:
+    def cell(seed: int, history: float, accuracy: float) -> tuple[dict[str, Any], float]:
+        return {**SMALL, "seed": seed, "optimizer_options": {"history": history}}, accuracy
+
+    plain = [cell(0, 0, 20.0), cell(1, 0, 40.0), cell(2, 0, 60.0)]
+    up = [cell(0, 0.2, 21.0), cell(1, 0.2, 41.1), cell(2, 0.2, 61.2)]  # always about one more, whatever the seed
+    down = [cell(0, 0.4, 19.0), cell(1, 0.4, 38.9), cell(2, 0.4, 58.8)]
+    noisy = [cell(0, 0.6, 30.0), cell(1, 0.6, 30.0)]
+    table = trials(tmp_path, *plain, *up, *down, *noisy)
+    found = {(effect.name, effect.metric): effect for effect in published.effects("table3", table)}
+    assert len(found) == 4 * 3
+    first = found["history 20% - 0%", "avg"]
+    assert first.ours is not None and first.paper == 1.03 and first.verdict == "yes"
+    paired = estimate([1.0, 1.1, 1.2])
+    assert (first.ours.mean, first.ours.half_width) == pytest.approx((paired.mean, paired.half_width))
+    assert found["history 40% - 0%", "avg"].verdict == "no"
+    sixty = found["history 60% - 0%", "avg"]
+    assert sixty.verdict == "open" and sixty.ours is not None and sixty.ours.n == 2
+    assert (
+        found["history 80% - 0%", "avg"].verdict == "not measured" and found["history 80% - 0%", "avg"].expected == -1
+    )
+
+
+def test_an_effect_of_several_settings_is_not_measured(tmp_path: Path) -> None:
+    cells = [({**SMALL, "lr": lr, "queries": q}, 50.0 + q) for lr in (0.1, 0.2) for q in (1, 4)]
+    assert all(effect.ours is None for effect in published.effects("figure5", trials(tmp_path / "two", *cells)))
+    found = published.effects("figure5", trials(tmp_path / "one", *cells[:2]))
+    (four,) = [effect for effect in found if effect.ours]
+    assert (four.name, four.paper, four.ours.mean, four.verdict) == ("zo-sgd: q = 4 - q = 1", None, 3.0, "one seed")
+
+
+def test_order_of_optimizers_and_hybrid_runs(tmp_path: Path) -> None:
+    names = published._ORDER
+    paper = [
+        sum(published.published("ease", name, d).values["avg"] for d in published.DATASETS.values()) for name in names
+    ]
+    same = [({**SMALL, "optimizer": name}, value / 4) for name, value in zip(names, paper, strict=True)]
+    hybrid = ({**SMALL, "epochs": 10, "hybrid_epochs": 7}, 61.0)
+    table = trials(tmp_path, *same, hybrid)
+    tau, between = published.order("ease", table)
+    assert tau == pytest.approx(1.0) and -1 < between < 1
+    assert published.order("aper-adapter", table)[0] is None
+    (avg, last) = published.effects("hybrid", table)
+    assert avg.name == "ease: 7 + 3 zo-sgd - 10 fo-sgd" and avg.metric == "avg" and last.metric == "last"
+    assert avg.ours is not None and avg.ours.mean == pytest.approx(61.0 - paper[0] / 4)
+    first = next(
+        e for e in published.effects("table1", table) if e.name == "ease: zo-sgd - fo-sgd" and e.metric == "avg"
+    )
+    assert first.ours is not None and first.ours.mean == pytest.approx((paper[1] - paper[0]) / 4)
+    assert first.paper == pytest.approx((paper[1] - paper[0]) / 4, abs=1e-4)
+
+
+def test_the_page_claims_only_what_was_run(tmp_path: Path) -> None:
+    """Without a store every row says no; with cells of the paper's configuration their numbers and differences stand there."""
+    page = reproduction.rows_page(tmp_path, "table1")
+    assert page.count("| no |") == 72 and "| yes" not in page
+    trials(tmp_path / "table1", ({**SIGN, "lr": 0.01}, 80.0))
+    page = reproduction.rows_page(tmp_path, "table1")
+    assert page.count("| no |") == 71
+    (line,) = [line for line in page.splitlines() if "| yes" in line]
+    assert "83.21 | 80.00 | -3.21 | 75.88 | 80.00 | +4.12 | 10.58 | 0.00 | -10.58 |" in line
+    assert "--set optimizer=zo-sgd-sign" in line
+    assert "not there yet" in reproduction.effects_page(tmp_path, "table3")
+    trials(tmp_path / "table3_quickdraw", (SMALL, 50.0), ({**SMALL, "optimizer_options": {"history": 0.2}}, 49.0))
+    assert "| history 20% - 0% | +1.03 | -1.00 (one seed) |" in reproduction.effects_page(tmp_path, "table3")
