@@ -145,7 +145,7 @@ def joint_samples(stages: int) -> int:
 
 def test_an_imprinted_head_is_the_class_mean_classifier_until_it_is_trained() -> None:
     config = TrialConfig.from_dict({**SMALL, "method": "finetune", "method_options": {"tune": "none"}, "lr": 1e-12})
-    simplecil = run_trial(TrialConfig.from_dict({"dataset": "some-drawings", "tasks": 4, "method": "simplecil"}))
+    simplecil = run_trial(TrialConfig.from_dict({**SMALL, "method": "simplecil"}))
     np.testing.assert_allclose(run_trial(config).accuracy_matrix, simplecil.accuracy_matrix, atol=1e-9)
     random = replace(config, method_options={"tune": "none", "imprint": False})
     assert run_trial(random).summary["last"] < simplecil.summary["last"] / 2
@@ -166,7 +166,7 @@ def test_what_a_method_adds_to_fine_tuning_changes_the_outcome(name: str, optimi
 @pytest.mark.parametrize(
     ("name", "option", "values"),
     [
-        ("ewc", "alpha", (0.0, 1e4)),
+        ("ewc", "alpha", (0.0, 100.0)),
         ("ewc", "fisher", ("forward", "backpropagation")),
         ("l2-sp", "alpha", (0.0, 10.0)),
         ("lwf", "alpha", (0.0, 5.0)),
@@ -178,7 +178,7 @@ def test_what_a_method_adds_to_fine_tuning_changes_the_outcome(name: str, optimi
     ],
 )
 def test_every_setting_changes_the_outcome(name: str, option: str, values: tuple) -> None:
-    common = {**SMALL, "tasks": 2, "epochs": 2, "lr": 0.3, "method": name}
+    common = {**SMALL, "tasks": 2, "epochs": 2, "lr": 0.1, "method": name}
     one, other = (run_trial(TrialConfig.from_dict({**common, "method_options": {option: v}})) for v in values)
     assert [s.loss for s in one.steps] != [s.loss for s in other.steps]
 
@@ -283,7 +283,7 @@ def test_the_penalty_of_ewc_is_the_fisher_weighted_distance_from_the_last_task()
     for name, value in method.trainable().items():
         fisher = method.fisher.get_buffer(name.replace(".", "-"))
         rows = len(fisher)
-        expected += 0.5 * float((fisher * (value[:rows] - anchors[name][:rows]).square()).sum())
+        expected += 0.5 * float((fisher * (value[:rows] - anchors[name][:rows]).square()).sum().detach())
         assert fisher.any() or "prompts" in name
     assert len(method.fisher.get_buffer("head-weight")) == 3, "rows of the new classes are free"
     batch = drawings(4)
@@ -308,7 +308,7 @@ def test_fisher_information_from_forward_passes_is_the_mean_of_the_exact_one() -
     names = ["head.weight", "head.sigma", "tuning.stack.0.up.weight", "tuning.stack.5.down.bias"]
     draws = {name: [] for name in names}
     before = {name: value.detach().clone() for name, value in method.trainable().items()}
-    for _ in range(24):
+    for _ in range(16):
         for name, squares in method._from_losses(batch):
             if name in draws:
                 assert float(squares.min()) == float(squares.max())
@@ -352,7 +352,7 @@ def test_lwf_distils_the_answers_of_the_model_before_the_task() -> None:
         return powers / powers.sum(1, keepdims=True)
 
     kl = (softmax(old) * np.log(softmax(old) / softmax(new))).sum(1)
-    np.testing.assert_allclose(found, plain + 2.0 * 4 * kl, rtol=1e-5)
+    np.testing.assert_allclose(found, plain + 2.0 * 4 * kl, rtol=1e-4)
     assert kl.min() > 1e-6
 
 

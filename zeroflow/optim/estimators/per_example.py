@@ -89,9 +89,11 @@ class Census:
         Of the slice that this process looks at, so that the sum over shards has all: zero for other examples, and the one
         loss weighted.
         """
+        counted = False
         for _ in range(2):
             if self.examples is None:
                 self._count(objective)
+                counted = True
             assert self.examples is not None
             try:
                 if self.examples == 1:
@@ -102,6 +104,10 @@ class Census:
                 return _displaced(objective, query, scale, self.examples)
             except _OtherSize as error:
                 found, self.examples = error, None
+            except (TypeError, RuntimeError, ValueError, IndexError):
+                if counted:
+                    raise
+                self.examples = None  # a mini-batch of another size than the last one can show in any layer
         raise TypeError(
             f"zo-per-example: the closure gives one number of losses, a layer's input has shape {found}; dimension 0 of every "
             "activation must be the example"
