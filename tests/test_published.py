@@ -94,7 +94,7 @@ def test_cells_of_the_papers_configuration_stand_beside_its_row(tmp_path: Path) 
 @pytest.mark.parametrize(
     "change",
     [
-        {"tasks": 20}, {"validation": 0.1}, {"stop_after": 1}, {"queries": 2}, {"backbone": "vit_base_patch16_224.augreg_in21k_ft_in1k"},
+        {"tasks": 20}, {"base_classes": 10, "tasks": 11}, {"base_classes": 37}, {"fixed_class_order": "sorted"}, {"validation": 0.1}, {"stop_after": 1}, {"queries": 2}, {"backbone": "vit_base_patch16_224.augreg_in21k_ft_in1k"},
         {"checkpoint": "none"}, {"class_order_seed": 0}, {"image_size": 32}, {"dtype": "float64"}, {"hybrid_epochs": 1},
         {"optimizer_options": {"history": 0.2}}, {"optimizer_options": {"sign": "scalar"}}, {"dataset": "quickdraw100"},
         {"optimizer_options": {"distribution": "rademacher"}}, {"method_options": {"bottleneck": 16}},

@@ -26,8 +26,9 @@ DATASETS = {"CIFAR-100": "cifar100", "CUB": "cub", "ImageNet-A": "imagenet-a", "
 METHODS = {"EASE": "ease", "APER": "aper-adapter", "SimpleCIL": "simplecil"}
 
 PROTOCOL: Mapping[str, Any] = {
-    "backbone": "vit_base_patch16_224.augreg_in21k", "checkpoint": None, "image_size": None, "dtype": "float32", "tasks": 10,
-    "class_order_seed": 1993, "stop_after": None, "validation": 0.0, "hybrid_epochs": 0,
+    "backbone": "vit_base_patch16_224.augreg_in21k", "checkpoint": None, "image_size": None, "dtype": "float32",
+    "tasks": 10, "base_classes": None, "increments": None, "class_order_seed": 1993, "fixed_class_order": None,
+    "stop_after": None, "validation": 0.0, "hybrid_epochs": 0,
 }  # fmt: skip
 """What the configuration of every published row says, as the store has it: pretrained weights, ten tasks, test data."""
 
