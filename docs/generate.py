@@ -60,6 +60,33 @@ def cell_overhead() -> str:
     return "```\n" + (RESULTS / "benchmarks" / "cell_overhead.txt").read_text().strip() + "\n```\n"
 
 
+def data_loading() -> str:
+    """Images a second, decoded every time and from the cache."""
+    file = RESULTS / "benchmarks" / "data_loading.json"
+    if not file.exists():
+        return f"Not measured yet: `python benchmarks/data_loading.py --output {file.relative_to(RESULTS.parent)}`.\n"
+    found = measured("data_loading")
+    rows = [
+        f"| {row['way']} | {row['threads']} | {row['images_per_second']:.0f} | {row['times_torchvision']:.2f} |"
+        for row in found["ways"]
+    ]
+    height, width = found["pixels"]
+    return "\n".join(
+        [
+            "| images | threads | per second | times torchvision |",
+            "|---|---:|---:|---:|",
+            f"| torchvision's ImageFolder, in turn | 0 | {found['torchvision_images_per_second']:.0f} | 1.00 |",
+            *rows,
+            "",
+            f"Training crops of JPEG files of {width} x {height} pixels, {found['kib_per_file']:.0f} KiB, in memory; the first "
+            f"opening, which checks and decodes all, takes {found['first_opening_images_per_second']:.0f} a second. "
+            f"`{found['command']}`; {found['device']}, {found['cpus']} CPU cores, torch {found['torch_version']}; "
+            f"commit {commit_of(found)}.",
+            "",
+        ]
+    )
+
+
 def model_card() -> str:
     """Recipe and measured numbers of the embedded backbone."""
     recipe = json.loads((ROOT / "zeroflow/models/embedded/quickdraw_vit.json").read_text())
@@ -322,6 +349,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "room-search": lambda: sweep_table("room_search"),
     "room-table": lambda: sweep_table("room"),
     "cell-overhead": cell_overhead,
+    "data-loading": data_loading,
     "query-workers": query_workers,
     "replay": replay,
     "forecast": forecast,

@@ -80,3 +80,29 @@ def test_workers_are_timed_and_more_of_them_forecast(tmp_path: Path) -> None:
     # Nothing but forward passes: q = 8 has 16 of 0.1 s, and as many workers do not get in each other's way.
     steps = {(row["queries"], row["workers"]): row["steps_per_second"] for row in result["forecast"]["rows"]}
     assert steps[8, 1] == pytest.approx(1 / 1.6) and steps[8, 16] == pytest.approx(10)
+
+
+@pytest.mark.slow
+def test_loading_of_data_is_timed_each_way(tmp_path: Path) -> None:
+    output = tmp_path / "benchmarks" / "data_loading.json"
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "data_loading.py"),
+        "--images",
+        "8",
+        "--batch",
+        "3",
+        "--rounds",
+        "1",
+    ]
+    run = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    result = json.loads(output.read_text())
+    assert str(tmp_path) not in output.read_text()
+    assert {"command", "device", "cpus", "torch_version", "git_commit"} <= result.keys()
+    assert {row["way"] for row in result["ways"]} == {"decoding", "cached"} and result["ways"][0]["threads"] == 0
+    assert all(row["images_per_second"] > 0 and row["times_torchvision"] > 0 for row in result["ways"])
+    assert 40 < result["kib_per_file"] < 160, "about as large as photos of that many pixels"
+    program = PROGRAM.split("for name")[0] + "print(generate.BLOCKS['data-loading']())"
+    table = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert table.returncode == 0 and "| cached | 0 |" in table.stdout, table.stderr

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zeroflow.data import ImageDataset, class_incremental, load_dataset, prefetched, transforms
+from zeroflow.data import ImageDataset, Transform, class_incremental, load_dataset, prefetched, transforms
 from zeroflow.data import decoded as decoded_images
 from zeroflow.data.decoded import DecodedSamples
 from zeroflow.data.folders import FileSamples
@@ -95,7 +95,18 @@ def test_bits_depend_neither_on_the_cache_nor_on_threads(data_dir: Path, transfo
             found = batches(dataset, transform, threads)
             assert len(found) == len(reference)
             for ours, expected in zip(found, reference, strict=True):
-                assert torch.equal(ours, expected) and ours.stride() == expected.stride()
+                assert torch.equal(ours, expected) and ours.is_contiguous() and expected.is_contiguous()
+
+
+def test_memory_order_of_images_reaches_no_network(data_dir: Path) -> None:
+    """A convolution's last bits depend on it."""
+
+    def turned(images, size: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        return transforms.get("plain").test(images, size).to(memory_format=torch.channels_last)
+
+    view = class_incremental(opened(data_dir), [3], Transform(turned, turned, ""), 8).tasks[0].train
+    for images, _ in (view.training_batch(np.arange(2), torch.Generator()), *view.plain_batches(5)):
+        assert images.is_contiguous()
 
 
 def test_results_of_a_trial_depend_neither_on_the_cache_nor_on_its_state(
@@ -155,12 +166,16 @@ def test_writing_into_an_image_reaches_nobody_else(data_dir: Path) -> None:
     assert int(opened(data_dir).train.images(np.array([3]))[0].max()) > 0
 
 
-@pytest.mark.parametrize("change", ["content", "time", "name", "new", "gone"])
+@pytest.mark.parametrize("change", ["content", "size", "time", "name", "new", "gone"])
 def test_changed_files_are_checked_and_decoded_anew(data_dir: Path, cache: Path, change: str) -> None:
     opened(data_dir)
     path = data_dir / "birds" / "train" / "owl" / "1 é.JPG"
     if change == "content":
         path.write_bytes(path.read_bytes() + b" ")
+    elif change == "size":
+        times = path.stat()
+        path.write_bytes(path.read_bytes() + b" ")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     elif change == "time":
         os.utime(path, (1, 1))
     elif change == "name":

@@ -172,10 +172,7 @@ class _Split:
         if len(problems) > before or columns is None:
             return []
         image, _, names = columns
-        # A group without rows would share its first sample with the next one.
-        ends = [group.first for group in groups[1:]] + [len(values)]
-        kept = [group for group, end in zip(groups, ends, strict=True) if end > group.first]
-        return [cls(files[0].parent, kept, image, values, names)]
+        return [cls(files[0].parent, groups, image, values, names)]
 
 
 def _splits(root: Path, problems: list[str]) -> dict[str, list[Path]]:
