@@ -145,14 +145,14 @@ def random_resized_crop(images: Images, size: int, generator: torch.Generator) -
     from torchvision.transforms.v2 import functional as photo
 
     tries = torch.rand((len(images), 10, 4), generator=generator, dtype=torch.float64).tolist()
-    mirror = torch.rand(len(images), generator=generator) < 0.5
-    crops = []
-    for image, draws in zip(images, tries, strict=True):
+    mirror = (torch.rand(len(images), generator=generator) < 0.5).tolist()
+    batch = torch.empty(len(images), 3, size, size, dtype=torch.float32)  # the one large block: threads wait for memory
+    for made, image, draws, mirrored in zip(batch, images, tries, mirror, strict=True):
         height, width = image.shape[-2:]
         box = crop_box(height, width, draws, area=(0.05, 1.0), ratio=(3 / 4, 4 / 3))
-        crops.append(as_rgb(photo.resized_crop(image, *box, [size, size], antialias=True)[None]))
-    batch = to_unit(torch.cat(crops))
-    return torch.where(mirror[:, None, None, None], batch.flip(-1), batch)
+        crop = photo.resized_crop(image, *box, [size, size], antialias=True)
+        made.copy_(crop.flip(-1) if mirrored else crop)
+    return batch.div_(255)
 
 
 def center_crop(images: Images, size: int) -> Tensor:
@@ -162,9 +162,14 @@ def center_crop(images: Images, size: int) -> Tensor:
 
     def cropped(batch: Tensor) -> Tensor:
         larger = photo.resize(batch, [size * 256 // 224], InterpolationMode.BICUBIC, antialias=True)
-        return as_rgb(photo.center_crop(larger, [size, size]))
+        return photo.center_crop(larger, [size, size])
 
-    return to_unit(cropped(images) if isinstance(images, Tensor) else torch.cat([cropped(i[None]) for i in images]))
+    if isinstance(images, Tensor):
+        return to_unit(as_rgb(cropped(images)))
+    batch = torch.empty(len(images), 3, size, size, dtype=torch.float32)
+    for made, image in zip(batch, images, strict=True):
+        made.copy_(cropped(image[None])[0])
+    return batch.div_(255)
 
 
 def normalised(batch: Tensor) -> Tensor:
