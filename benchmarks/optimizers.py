@@ -113,9 +113,9 @@ class Candidate:
             return mezo_step(list(method.trainable().values()), lambda: bench.forward(method), queries)
         optimizer.queries = queries
         bench.backbone.set_grad_checkpointing(optimizer.checkpoint)
-        prefix = bench.backbone.prefix(bench.images)
+        inputs = method.prepare(MiniBatch(bench.images, bench.labels))
         loss = method.losses if optimizer.per_example else method.loss
-        return float(optimizer.step(lambda: loss(prefix, bench.labels)))
+        return float(optimizer.step(lambda: loss(inputs)))
 
     def held(self) -> list[Tensor]:
         """What is kept from step to step: the flat vector, moments, snapshots."""

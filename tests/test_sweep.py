@@ -157,7 +157,7 @@ def test_the_default_grid_lists_what_has_no_data_here(tmp_path) -> None:
     run = full_grid("--dry-run", "--results", tmp_path / "out", "--data-dir", tmp_path / "data")
     assert run.returncode == 0, run.stderr
     assert "cifar100" in run.stdout and str(tmp_path / "data") in run.stdout
-    assert "quickdraw100 ease zo-sgd q=32" in run.stdout
+    assert "quickdraw100-marker aper-adapter zo-sgd q=32" in run.stdout
     assert not (tmp_path / "out").exists()
 
 
