@@ -19,7 +19,7 @@ RESULTS = (
 
 
 def merge(target: Store | str | Path, *sources: Store | str | Path) -> int:
-    """Copy into a store what it lacks of others: finished cells, searches, and failures of cells that are done nowhere.
+    """Copy into a store what it lacks of others: finished cells, searches, landscapes, and failures of cells that are done nowhere.
 
     Nothing in ``target`` is overwritten, and nothing is copied before all stores are found to agree on every key of
     ``RESULTS`` that both measured. Merging again goes on where an interruption ended it.
@@ -50,7 +50,7 @@ def merge(target: Store | str | Path, *sources: Store | str | Path) -> int:
     added = sum(into.copy(cell, store) for cell, store in home.items() if store is not into)
     failed = set(into.failed())
     for store in others:
-        into.copy_searches(store)
+        into.copy_others(store)
         for cell, failure in store.failed().items():
             if cell not in home and cell not in failed:
                 into.write_failure(pa.Table.from_pylist([failure], schema=SCHEMAS["failures"]))

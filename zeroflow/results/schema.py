@@ -134,8 +134,47 @@ _PROBES = [
     _column("probe", _text, "function_value: mean cross-entropy over all classes so far, on fixed training samples"),
     _column("loss_old", _float, "loss on the tasks before; null: there are none"),
     _column("loss_new", _float, "loss on the task being learned"),
-    _column("x", _float, "first coordinate of the trajectory"),
-    _column("y", _float, "second coordinate of the trajectory"),
+]
+
+_LANDSCAPE = _column(
+    "landscape_id", _text, "hash of the two losses, where they were looked at, and of all runs on them"
+)
+
+_LOSSES = [
+    _column(
+        "x", _float, "along the plane from the start towards the old task's optimum; two-parameters: the first one"
+    ),
+    _column("y", _float, "square to x, towards the new task's optimum; two-parameters: the second one"),
+    _column("loss_old", _float, "loss of the old task"),
+    _column("loss_new", _float, "loss of the new task"),
+]
+
+_TRAJECTORIES = [
+    _LANDSCAPE,
+    _column("landscape", _text, "two-parameters, or adapter: the trained values of one adapter"),
+    *(
+        column
+        for column in _CONFIG
+        if column.name in ("optimizer", "optimizer_options", "lr", "eps", "queries", "seed")
+    ),
+    _column("objective", _text, "old-then-new: one task after the other; both: the mean of both losses throughout"),
+    _column("step", _int, "step of the run, from 0, before which it was taken; the last one: after the last step"),
+    _column("task", _int, "0 while the old task is learned, 1 while the new one is; null: both"),
+    *_LOSSES,
+    _column("distance", _float, "from the plane; two-parameters: 0"),
+]
+
+_SURFACES = [
+    _LANDSCAPE,
+    _column("landscape", _text, "see trajectories"),
+    _column("point", _text, "start, old optimum, new optimum or, of both losses together, balance; null: of the grid"),
+    *_LOSSES,
+    _column("config", _text, "what the landscape was made of, JSON with sorted keys"),
+    *(
+        column
+        for column in _TRIALS
+        if column.name in ("git_commit", "git_dirty", "torch_version", "device", "finished_at")
+    ),
 ]
 
 _FAILURES = [
@@ -179,6 +218,12 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("probes", "one row per cell, probe and step at which it was taken", _PROBES),
         ("failures", "one row per cell that failed and has not been finished since", _FAILURES),
         ("searches", "one row per search, candidate and seed; a file per search", _SEARCHES),
+        (
+            "trajectories",
+            "one row per run on a landscape of two losses and step looked at; a file per landscape",
+            _TRAJECTORIES,
+        ),
+        ("surfaces", "one row per point of a landscape: a grid, and the points that are named", _SURFACES),
     ]
 }
 

@@ -1,8 +1,8 @@
 """The store: a file per finished cell and table, ``<root>/<table>/<cell id>.parquet``, in a folder or an object store.
 
 A cell is done exactly if its file in ``trials/`` is readable, which is why that one is written last. Writing a cell
-again replaces its files; no file is ever appended to, so any number of processes may write at once. The table ``searches``
-alone has a file per search, written whole when all its candidates have ended.
+again replaces its files; no file is ever appended to, so any number of processes may write at once. Three tables are not by
+cell: ``searches`` has a file per search, ``trajectories`` and ``surfaces`` one per landscape of two losses.
 
 Opening a Parquet file costs by the column, whatever the rows: a store of many cells would be slow to load. So a file of
 one row holds that row a second time, as a line of JSON between the magic bytes and the first column, where the format
@@ -41,7 +41,12 @@ _ROW_START = len(_MAGIC) + len(_NO_CHECKSUM)
 _SMALLEST = 12  # bytes of a Parquet file: magic, length of the footer, magic
 _ENOUGH = 2**14  # bytes that must find room where a cell is to be written
 _LEFTOVER_SECONDS = 3600.0
-_NOT_BY_CELL = {"failures", "searches"}  # tables whose files are there whether or not a cell is done
+_NOT_BY_CELL = {
+    "failures",
+    "searches",
+    "trajectories",
+    "surfaces",
+}  # tables whose files are there whether or not a cell is done
 _MANY = 100  # rows from which on a file gains by dictionaries, statistics and compression
 _READERS = 16  # threads that wait for files
 _AT_ONCE = 128  # files that one of them reads before it decodes them together
@@ -176,12 +181,27 @@ class Store:
         (search,) = pc.unique(table["search_id"]).to_pylist()
         self._put("searches", search, _encode("searches", table))
 
-    def copy_searches(self, source: Store) -> None:
-        """Copy the searches of another store that are not here."""
-        here = {info.base_name for info in self._files("searches")}
-        for info in source._files("searches"):
-            if info.base_name not in here and (data := source._get(info.path)):
-                self._put("searches", _cell(info), data)
+    def write_landscape(self, trajectories: pa.Table, surface: pa.Table) -> None:
+        """Write a landscape of two losses and the runs on it, in place of an earlier one that is the same.
+
+        Raises:
+            ValueError: columns other than the declared ones, or rows of more than one landscape; nothing is written then.
+        """
+        encoded = {"surfaces": _encode("surfaces", surface), "trajectories": _encode("trajectories", trajectories)}
+        (landscape,) = {
+            *pc.unique(surface["landscape_id"]).to_pylist(),
+            *pc.unique(trajectories["landscape_id"]).to_pylist(),
+        }
+        for name, data in encoded.items():
+            self._put(name, landscape, data)
+
+    def copy_others(self, source: Store) -> None:
+        """Copy the searches and landscapes of another store that are not here."""
+        for name in ("searches", "surfaces", "trajectories"):
+            here = {info.base_name for info in self._files(name)}
+            for info in source._files(name):
+                if info.base_name not in here and (data := source._get(info.path)):
+                    self._put(name, _cell(info), data)
 
     def done(self) -> set[str]:
         """Ids of the finished cells.
