@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import findings
 import reproduction
 
 from zeroflow.optim import ENHANCEMENTS, list_optimizers
@@ -361,6 +362,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "optimizer-memory": optimizer_memory,
     "optimizer-quality": optimizer_quality,
     **reproduction.blocks(lambda: RESULTS),
+    **findings.blocks(lambda: RESULTS),
 }
 
 

@@ -1,4 +1,4 @@
-"""The ``zeroflow`` command: plan, run, sweep, search, status, report, efficiency, list, download."""
+"""The ``zeroflow`` command: plan, run, sweep, search, status, report, efficiency, trajectories, list, download."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def main() -> None:
     zeroflow search my_grid.yaml                          choose lr and eps with equal budgets
     zeroflow report runs/quick -o report.html             one page with tables and figures
     zeroflow efficiency                                      what a step of each optimizer costs here
+    zeroflow trajectories                                    paths between two tasks' minima
     """
 
 
@@ -458,6 +459,51 @@ def efficiency(
     if file:
         file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         click.echo(f"written: {file}")
+
+
+@main.command()
+@click.option(
+    "--grid",
+    "grid_file",
+    type=click.Path(path_type=Path),
+    help="Cells of method finetune whose paths are followed on an adapter's landscape. [default: two parameters only]",
+)
+@click.option("--data-dir", envvar="ZEROFLOW_DATA", default=None, help="Folder of the data sets. [env: ZEROFLOW_DATA]")
+@click.option(
+    "--results", default="runs/trajectories", show_default=True, metavar="DIR_OR_URI", help="Where the store is."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="CPU threads.")
+def trajectories(grid_file: Path | None, data_dir: str | None, results: str, device: str, threads: int) -> None:
+    """Follow optimizers between an old task's minimum and a new one's: the paper's Figures 3 and 6.
+
+    The nine optimizers on a problem of two parameters with known minima; with a grid, its cells' optimizers on the values of one
+    adapter too, shown on the plane through the start and both tasks' optima, with both losses on that plane.
+
+    Example: zeroflow trajectories --grid sweeps/figure6_quickdraw.yaml
+    """
+    from zeroflow.results import records
+    from zeroflow.results.store import Store
+    from zeroflow.trial.landscapes import TwoParameters, check_cells
+    from zeroflow.trial.loop import Placement
+    from zeroflow.trial.trajectories import NINE, adapter_study, study
+
+    store = Store(results)
+    grid, folder = _open(grid_file, (), data_dir) if grid_file else (None, data_dir)
+    if grid:
+        check_cells(grid.cells)
+    store.check_writable()
+
+    def tell(what: str) -> None:
+        click.echo(what, err=True)
+
+    found = [study(TwoParameters(), NINE, tell)]
+    if grid:
+        found.append(adapter_study(grid.cells, Placement(data_dir=folder, device=device, threads=threads), tell))
+    for one in found:
+        store.write_landscape(*records.landscape(one))
+        click.echo(f"{one.landscape}: {len(one.looks)} looks, {len(one.surface)} points of the surface")
+    click.echo(f"results: {store.root}")
 
 
 def _writable(file: Path) -> None:

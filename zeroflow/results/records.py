@@ -18,6 +18,7 @@ from zeroflow.trial.metrics import DEFINITIONS, Matrix, stage_accuracy
 if TYPE_CHECKING:
     from zeroflow.trial.config import TrialConfig
     from zeroflow.trial.result import TrialResult
+    from zeroflow.trial.trajectories import Study
 
 
 def tables(
@@ -36,6 +37,19 @@ def tables(
         "steps": _table("steps", _steps(result)),
         **({"probes": _table("probes", _probes(result))} if result.probes else {}),
     }
+
+
+def landscape(study: Study) -> tuple[pa.Table, pa.Table]:
+    """The rows of one study, for ``Store.write_landscape``: tables ``trajectories`` and ``surfaces``."""
+    names = {"landscape_id": study.landscape_id, "landscape": study.landscape}
+    looks = [
+        {**names, **run.columns(), "objective": objective, "task": task, "step": step, **dataclasses.asdict(point)}
+        for run, objective, task, step, point in study.looks
+    ]
+    facts = {"config": study.config, **study.provenance}
+    points = [*((None, point) for point in study.surface), *study.marks.items()]
+    surface = [{**names, "point": name, **dataclasses.asdict(point), **facts} for name, point in points]
+    return _table("trajectories", looks), _table("surfaces", surface)
 
 
 def failure(config: TrialConfig, error: str, message: str, traceback: str, attempts: int) -> pa.Table:

@@ -30,7 +30,7 @@ from zeroflow.trial.checkpoint import Checkpoints
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.meters import Stopwatch, peak_memory
 from zeroflow.trial.metrics import SETTINGS, Matrix
-from zeroflow.trial.probes import FunctionValues
+from zeroflow.trial.probes import FunctionValues, Watcher
 from zeroflow.trial.result import Probe, Step, TrialResult, provenance
 
 Positions = npt.NDArray[np.int64]
@@ -85,7 +85,7 @@ class TaskTrainer:
     checkpoints: Checkpoints | None = None
     journal: Journal | None = None
     steps: list[Step] = field(default_factory=list)
-    probe: FunctionValues | None = None
+    probe: Watcher | None = None
     peak_bytes: int = 0
     stream: View | None = None
 
@@ -274,7 +274,8 @@ def _percent(right: Tensor) -> float:
     return 100.0 * float(right.double().mean())
 
 
-def _scenario(config: TrialConfig, dataset: ImageDataset, size: int) -> Scenario:
+def scenario_of(config: TrialConfig, dataset: ImageDataset, size: int) -> Scenario:
+    """The stream that a cell runs; ``size``: of the images, pixels."""
     info, classes, order = datasets.get(config.dataset), len(dataset.class_names), config.fixed_class_order
     if order is None:
         chosen = class_order(classes, config.class_order_seed)
@@ -297,7 +298,7 @@ def training_batches(config: TrialConfig, data_dir: str | None) -> list[int]:
     Raises:
         ConfigError: the data is not there.
     """
-    tasks = _scenario(config, load_dataset(config.dataset, data_dir), 1).tasks
+    tasks = scenario_of(config, load_dataset(config.dataset, data_dir), 1).tasks
     return [math.ceil(len(task.train) / (config.batch_size or 1)) for task in tasks]
 
 
@@ -389,7 +390,7 @@ def _run(
     started = time.perf_counter()
     device, dtype = place.torch_device(), getattr(torch, config.dtype)
     backbone = create_backbone(config.backbone, checkpoint=config.checkpoint, image_size=config.image_size)
-    scenario = _scenario(config, load_dataset(config.dataset, place.data_dir), backbone.image_size)
+    scenario = scenario_of(config, load_dataset(config.dataset, place.data_dir), backbone.image_size)
     info = methods.get(config.method)
     method = info.build(backbone, info.parse(dict(config.method_options))).to(device, dtype)
     evaluation = Evaluation(method, device, dtype, place.evaluation_batch)

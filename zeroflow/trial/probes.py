@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,15 @@ from zeroflow.trial.result import Probe
 
 SAMPLES = 200
 """Training samples of the old tasks together, and of the new one, that a probe looks at: evenly spread, always the same."""
+
+
+class Watcher(Protocol):
+    """Looks at a method between the steps of a task; ``seen``: what it keeps, part of a checkpoint."""
+
+    seen: list[Probe]
+
+    def look(self, step: int, *, last: bool = False) -> None:
+        """Before step ``step`` of the task; ``last``: after its last step."""
 
 
 class FunctionValues:
@@ -40,8 +50,8 @@ class FunctionValues:
         if not config.probe_every:
             return None
         *before, new = (task.train for task in tasks)
-        old = list(plain(_some(joined(before)))) if before else None
-        return cls(method, tasks[-1].index, config.probe_every, old, list(plain(_some(new))))
+        old = list(plain(some(joined(before)))) if before else None
+        return cls(method, tasks[-1].index, config.probe_every, old, list(plain(some(new))))
 
     def look(self, step: int, *, last: bool = False) -> None:
         """Before step ``step`` of the task, if it is its turn; ``last``: after the task's last step, always."""
@@ -65,6 +75,7 @@ class FunctionValues:
             yield F.cross_entropy(logits, labels.to(logits.device), reduction="none")
 
 
-def _some(view: View) -> View:
-    chosen = np.unique(np.linspace(0, len(view) - 1, SAMPLES).astype(np.int64))
+def some(view: View, count: int = SAMPLES) -> View:
+    """The samples of a view that a probe looks at, at most ``count``."""
+    chosen = np.unique(np.linspace(0, len(view) - 1, count).astype(np.int64))
     return View(view.samples, view.indices[chosen], view.labels[torch.from_numpy(chosen)], view.transform, view.size)

@@ -1,0 +1,194 @@
+"""The blocks of ``findings.md``: what the small grids found, with intervals, from the stores that hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zeroflow.results import load
+from zeroflow.results.tables import BASELINE, Estimate, estimate
+
+Cell = dict[str, Any]
+Key = tuple[Any, ...]
+NOT_RUN = "Not run yet: `python sweeps/full_grid.py --grid sweeps/{name}.yaml --results results/{name}`.\n"
+
+NAMES = {
+    "method": "method", "optimizer": "optimizer", "queries": "q", "epochs": "epochs", "hybrid_epochs": "exact epochs",
+    "history": "history", "sparsity": "sparsity", "lr": "lr",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cells of one configuration by seed; ``values``: of the keys that tell it from others."""
+
+    values: Mapping[str, Any]
+    seeds: Mapping[int, Cell]
+
+    def estimate(self, metric: str) -> Estimate:
+        return estimate([cell[metric] for cell in self.seeds.values()])
+
+    def minus(self, other: Group, metric: str = "avg") -> Estimate | None:
+        """The difference seed by seed; a method that does not train is the same whatever the seed."""
+        own = self.seeds.keys()
+        if len(other.seeds) == 1:
+            (fixed,) = other.seeds.values()
+            return estimate([self.seeds[seed][metric] - fixed[metric] for seed in own])
+        both = own & other.seeds.keys()
+        pairs = [(self.seeds[seed][metric], other.seeds[seed][metric]) for seed in sorted(both)]
+        return estimate([mine - theirs for mine, theirs in pairs]) if pairs else None
+
+
+def groups(store: Path, keys: Sequence[str]) -> list[Group]:
+    """The finished cells of a store by some keys of their configuration, in the order of those."""
+    found: dict[Key, dict[int, Cell]] = {}
+    for cell in load(store, "trials").to_pylist():
+        options = json.loads(cell["optimizer_options"] or "{}")
+        cell |= {"history": options.get("history", 0.0), "sparsity": options.get("sparsity", 0.0)}
+        found.setdefault(tuple(cell[key] for key in keys), {})[cell["seed"]] = cell
+    ordered = sorted(
+        found.items(),
+        key=lambda item: [
+            (value is not None, value or 0) if not isinstance(value, str) else (True, value) for value in item[0]
+        ],
+    )
+    return [Group(dict(zip(keys, key, strict=True)), seeds) for key, seeds in ordered]
+
+
+def signed(value: Estimate | None) -> str:
+    return "-" if value is None else ("+" if value.mean >= 0 else "") + str(value)
+
+
+def verdict(value: Estimate | None) -> str:
+    """Whether a difference is told from none by its 95 % interval."""
+    if value is None or value.half_width is None:
+        return "-"
+    if abs(value.mean) <= value.half_width:
+        return "none told"
+    return "gain" if value.mean > 0 else "loss"
+
+
+def compared(
+    results: Path,
+    name: str,
+    keys: Sequence[str],
+    references: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]],
+) -> str:
+    """A table of a small grid: accuracies, the gain over SimpleCIL, and what each row has over its references.
+
+    Args:
+        results: where stores are. name: of the grid. keys: that tell rows apart.
+        references: by heading: from a row's keys to those of the row it is held against.
+    """
+    store = results / name
+    if not (store / "trials").is_dir():
+        return NOT_RUN.format(name=name)
+    found = groups(store, ["method", *(key for key in keys if key != "method")])
+    baseline = next((group for group in found if group.values["method"] == BASELINE), None)
+    by_key = {tuple(group.values.items()): group for group in found}
+    heads = [NAMES[key] for key in keys]
+    lines = [
+        f"| {' | '.join([*heads, 'n', 'Avg', 'Last', 'Fgt'])} | over SimpleCIL | told? | "
+        + " | ".join(f"{head} | told?" for head in references) + (" | " if references else "") + "forward-equivalents |",
+        f"|{'---|' * len(heads)}---:|---:|---:|---:|---:|---|" + "---:|---|" * len(references) + "---:|",
+    ]  # fmt: skip
+    if baseline:
+        metrics = [str(baseline.estimate(metric)) for metric in ("avg", "last", "fgt")]
+        cells = ["SimpleCIL", *[""] * (len(heads) - 1), "1", *metrics, *[""] * (2 + 2 * len(references)), "0"]
+        lines.append(f"| {' | '.join(cells)} |")
+    for group in found:
+        if group is baseline:
+            continue
+        over = group.minus(baseline) if baseline else None
+        cells = [_text(group.values[key]) for key in keys]
+        cells += [str(len(group.seeds)), *(str(group.estimate(metric)) for metric in ("avg", "last", "fgt"))]
+        cells += [signed(over), verdict(over)]
+        for reference in references.values():
+            other = by_key.get(tuple({**group.values, **reference(group.values)}.items()))
+            difference = group.minus(other) if other and other is not group else None
+            cells += [signed(difference), verdict(difference)]
+        cells.append(f"{group.estimate('forward_equivalents').mean:,.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", source(results, name)])
+
+
+def source(results: Path, name: str) -> str:
+    trials = load(results / name, "trials").to_pylist()
+    commits = sorted({(row["git_commit"] or "unknown")[:10] + ("+" if row["git_dirty"] else "") for row in trials})
+    return (
+        f"{len(trials)} cells: `python sweeps/full_grid.py --grid sweeps/{name}.yaml --results results/{name}`; commit "
+        f"{', '.join(commits)}.\n"
+    )
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def share_of_first_order(results: Path) -> str:
+    """How much of what first order gains over no training each forward-pass optimizer gains, as sentences."""
+    store = results / "table1_quickdraw"
+    if not (store / "trials").is_dir():
+        return NOT_RUN.format(name="table1_quickdraw")
+    found = groups(store, ["method", "optimizer"])
+    baseline = next(group for group in found if group.values["method"] == BASELINE)
+    lines = []
+    for method in dict.fromkeys(group.values["method"] for group in found):
+        own = {group.values["optimizer"]: group.minus(baseline) for group in found if group.values["method"] == method}
+        exact = {name: gain for name, gain in own.items() if name and name.startswith("fo-") and gain}
+        forward = {name: gain for name, gain in own.items() if name and not name.startswith("fo-") and gain}
+        if not exact or not forward:
+            continue
+        best, first = max(forward, key=lambda name: forward[name].mean), max(exact, key=lambda name: exact[name].mean)
+        told = [name for name, gain in forward.items() if verdict(gain) == "gain"]
+        worse = [name for name, gain in forward.items() if verdict(gain) == "loss"]
+        gain, whole = forward[best].mean, exact[first].mean
+        lines.append(
+            f"- {method}: first order gains {signed(exact[first])} points of Avg over SimpleCIL ({first}); the best forward-pass "
+            f"optimizer, {best}, {signed(forward[best])}"
+            + (f", {100 * gain / whole:.0f} % of it" if whole > 0 and gain > 0 else "")
+            + f". Of {len(forward)} forward-pass optimizers {len(told)} gain ({', '.join(told) or 'none'}), {len(worse)} lose "
+            f"({', '.join(worse) or 'none'}), and {len(forward) - len(told) - len(worse)} cannot be told from no training."
+        )
+    return "\n".join([*lines, ""])
+
+
+def blocks(results: Callable[[], Path]) -> dict[str, Callable[[], str]]:
+    """The blocks by name; ``results``: where the stores are."""
+
+    def first_order(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {"optimizer": "fo-sgd", **({"queries": None} if "queries" in values else {})}
+
+    def fewest(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {"queries": 1}
+
+    return {
+        "findings-optimizers": lambda: compared(
+            results(), "table1_quickdraw", ["method", "optimizer"], {"over fo-sgd": first_order}
+        ),
+        "findings-share": lambda: share_of_first_order(results()),
+        "findings-queries": lambda: compared(
+            results(), "figure5_quickdraw", ["optimizer", "epochs", "queries"], {"over q = 1": fewest}
+        ),
+        "findings-history": lambda: compared(
+            results(), "table3_quickdraw", ["optimizer", "history"], {"over no history": lambda values: {"history": 0.0}}
+        ),
+        "findings-sparsity": lambda: compared(
+            results(), "table4_quickdraw", ["optimizer", "sparsity"], {"over dense": lambda values: {"sparsity": 0.0}}
+        ),
+        "findings-hybrid": lambda: compared(
+            results(), "hybrid_quickdraw", ["optimizer", "epochs", "hybrid_epochs"],
+            {
+                "over first order, as many epochs": lambda values: {"optimizer": "fo-sgd", "hybrid_epochs": None},
+                "over its exact epochs alone": lambda values: {
+                    "optimizer": "fo-sgd", "hybrid_epochs": None, "epochs": values["hybrid_epochs"],
+                },
+            },
+        ),
+        "findings-families": lambda: compared(
+            results(), "families_quickdraw", ["method", "optimizer"], {"over fo-sgd": first_order}
+        ),
+    }  # fmt: skip

@@ -1,0 +1,172 @@
+"""Runs on landscapes of two losses: known minima, real paths, the plane, what is stored, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.nn import functional as F
+
+from zeroflow.cli import main
+from zeroflow.data import load_dataset
+from zeroflow.models.backbone import create_backbone
+from zeroflow.results import Store, load, merge, records
+from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.landscapes import Adapter, Run, TwoParameters
+from zeroflow.trial.loop import Placement
+from zeroflow.trial.trajectories import NINE, Study, adapter_study, study
+
+SMALL = {
+    "dataset": "quickdraw100-marker", "transform": "plain", "batch_size": 160, "epochs": 1, "method": "finetune",
+    "method_options": {"bottleneck": 4, "scale": 1.0, "dropout": 0.0}, "stop_after": 2,
+}  # fmt: skip
+
+
+def cells(*names: str, **changed: object) -> list[TrialConfig]:
+    return [TrialConfig.from_dict({**SMALL, "optimizer": name, "lr": 0.05, **changed}) for name in names]
+
+
+def test_the_minima_of_two_parameters_are_where_they_are_said_to_be() -> None:
+    landscape = TwoParameters()
+    rng = np.random.default_rng(0)
+    for task, name in enumerate(("old optimum", "new optimum")):
+        landscape.put(landscape.marks[name])
+        here = landscape.point()
+        assert (here.loss_old, here.loss_new)[task] == 0
+        for x, y in rng.uniform(-4, 4, (200, 2)):
+            there = landscape.at(x, y)
+            assert (there.loss_old, there.loss_new)[task] > 0
+    landscape.put(landscape.marks["balance"])
+    least = sum(landscape.losses())
+    assert all(sum(landscape.losses()) > least for x, y in rng.uniform(-4, 4, (200, 2)) if landscape.at(x, y))
+
+
+def test_backpropagation_and_forward_passes_learn_one_task_forget_it_for_the_next_and_balance_both() -> None:
+    found = study(TwoParameters(), NINE)
+    ends = {}
+    for run, objective, task, _, point in found.looks:
+        ends[run.optimizer, run.queries, objective, task] = point
+    for run in NINE:
+        old = ends[run.optimizer, run.queries, "old-then-new", 0]
+        new = ends[run.optimizer, run.queries, "old-then-new", 1]
+        both = ends[run.optimizer, run.queries, "both", None]
+        assert old.loss_old < 1 < old.loss_new, run
+        assert new.loss_new < 0.7 and new.loss_old > 2, run
+        assert both.loss_old + both.loss_new < 2.9, run
+    exact = ends["fo-adam", None, "old-then-new", 1]
+    assert (exact.x, exact.y) == (pytest.approx(2, abs=0.01), pytest.approx(0, abs=0.01))
+    assert len({point for *_, point in found.looks}) > len(NINE) * 100, "paths of different optimizers are different"
+
+
+def test_a_path_of_gradient_descent_is_that_of_an_independent_one() -> None:
+    """Plain arithmetic with derivatives taken by hand."""
+    found = study(TwoParameters(), [Run("fo-sgd", 0.05)])
+    x, y, path = -0.5, -2.0, []
+    for step in range(400):
+        path.append((x, y))
+        bent, away = y - 1 + x * x / 4, x - (-2.0, 2.0)[step // 200]
+        root = np.sqrt(1 + away**2 + 9 * bent**2)
+        x, y = x - 0.05 * (away + 9 * bent * x / 2) / root, y - 0.05 * 9 * bent / root
+    path.append((x, y))
+    seen = {step: point for _, objective, _, step, point in found.looks if objective == "old-then-new"}
+    assert [*seen] == [*range(0, 400, 2), 400]
+    np.testing.assert_allclose([(p.x, p.y) for p in seen.values()], [path[step] for step in seen], atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def adapter() -> Iterator[Study]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Adapter, "side", 4)
+        yield adapter_study(cells("fo-sgd", "zo-sgd"), Placement(device="cpu"))
+
+
+def test_an_adapter_is_shown_on_the_plane_through_the_start_and_both_optima(adapter: Study) -> None:
+    start, old, new = (adapter.marks[name] for name in ("start", "old optimum", "new optimum"))
+    assert (start.x, start.y, start.distance) == (0, 0, 0)
+    assert old.x > 0 and old.y == pytest.approx(0, abs=1e-5) and new.y > 0
+    assert max(old.distance, new.distance) < 1e-4 * old.x, "they span the plane"
+    assert old.loss_old < start.loss_old and new.loss_new < start.loss_new
+    assert old.loss_new > old.loss_old and new.loss_old > new.loss_new, "what one task wants costs the other"
+    assert {round(p.x, 9) for p in adapter.surface} == {round(p.x, 9) for p in adapter.surface[: Adapter.side]}
+    xs, ys = ([getattr(p, axis) for p in adapter.surface] for axis in "xy")
+    for point in (*(look[-1] for look in adapter.looks), *adapter.marks.values()):
+        assert min(xs) < point.x < max(xs) and min(ys) < point.y < max(ys), "the surface is around all that was seen"
+
+
+def test_paths_on_an_adapter_start_together_and_leave_the_plane(adapter: Study) -> None:
+    firsts = [point for _, _, _, step, point in adapter.looks if step == 0]
+    assert len(firsts) == 4 and {(p.x, p.y, p.distance) for p in firsts} == {(0, 0, 0)}
+    ends = {(run.optimizer, objective): point for run, objective, _, _, point in adapter.looks}
+    assert all(end.distance > 0 for end in ends.values())
+    sequence = [look for look in adapter.looks if look[0].optimizer == "fo-sgd" and look[1] == "old-then-new"]
+    learned = next(point for _, _, task, _, point in sequence if task == 1)
+    assert learned.loss_old < firsts[0].loss_old
+    assert ends["fo-sgd", "old-then-new"].loss_new < learned.loss_new
+    assert ends["fo-sgd", "both"].loss_old + ends["fo-sgd", "both"].loss_new < firsts[0].loss_old + firsts[0].loss_new
+
+
+def test_the_losses_at_the_start_are_those_of_class_means(adapter: Study) -> None:
+    """Computed anew from the backbone: an adapter at its start changes no feature."""
+    data, backbone = load_dataset("quickdraw100-marker"), create_backbone("quickdraw_vit").eval()
+    order = np.random.RandomState(1993).permutation(100)[:20]
+    labels = np.asarray(data.train.labels)
+    with torch.no_grad():
+        features = []
+        for label in order:
+            images = data.train.images(np.flatnonzero(labels == label)).float() / 255
+            mean, deviation = 0.5, 0.5
+            features.append(F.normalize(backbone((images - mean) / deviation), dim=1))
+    means = F.normalize(torch.stack([part.mean(0) for part in features]), dim=1)
+    whole = torch.cat(features)
+    targets = torch.arange(20).repeat_interleave(80)
+    losses = F.cross_entropy(10 * whole @ means.T, targets, reduction="none")
+    chosen = np.unique(np.linspace(0, 799, 100).astype(int))
+    start = adapter.marks["start"]
+    assert start.loss_old == pytest.approx(float(losses[:800][chosen].mean()), abs=2e-3)
+    assert start.loss_new == pytest.approx(float(losses[800:][chosen].mean()), abs=2e-3)
+
+
+def test_what_is_stored_is_what_was_seen_and_merges(adapter: Study, tmp_path: Path) -> None:
+    Store(tmp_path / "a").write_landscape(*records.landscape(adapter))
+    assert merge(tmp_path / "b", tmp_path / "a") == 0
+    for folder in ("a", "b"):
+        looks, surface = (load(tmp_path / folder, name).to_pylist() for name in ("trajectories", "surfaces"))
+        assert [(row["optimizer"], row["objective"], row["step"], row["x"]) for row in looks] == [
+            (run.optimizer, objective, step, point.x) for run, objective, _, step, point in adapter.looks
+        ]
+        assert [row["point"] for row in surface[-3:]] == ["start", "old optimum", "new optimum"]
+        assert json.loads(surface[0]["config"])["patience"] == Adapter.patience
+        assert {row["landscape_id"] for row in (*looks, *surface)} == {adapter.landscape_id}
+
+
+def test_the_same_study_has_the_same_bits() -> None:
+    runs = [Run("zo-adam", 0.1, 1e-3, 2), Run("forward-grad", 0.05, None, 1)]
+    assert study(TwoParameters(), runs).looks == study(TwoParameters(), runs).looks
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ("base: {method: ease}\ngrid: [{optimizer: fo-sgd}]", "method='ease'.*expected 'finetune'"),
+        ("base: {method: finetune}\ngrid: [{optimizer: zo-sgd}]", "a first-order optimizer"),
+        (
+            "base: {method: finetune}\ngrid: [{optimizer: fo-sgd, epochs: [1, 2]}]",
+            "epochs=1 in one cell and 2 in another",
+        ),
+        ("base: {method: finetune, stop_after: 1}\ngrid: [{optimizer: fo-sgd}]", "at least two tasks"),
+        ("base: {method: finetune, method_options: {tune: none}}\ngrid: [{optimizer: fo-sgd}]", "something to tune"),
+    ],
+)
+def test_cells_that_share_no_landscape_are_refused_before_any_work(grid: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(grid)
+    arguments = ["trajectories", "--grid", str(tmp_path / "grid.yaml"), "--results", str(tmp_path / "out")]
+    found = CliRunner().invoke(main, arguments)
+    assert found.exit_code == 2 and "Traceback" not in found.output
+    assert re.search(said, " ".join(found.output.split())), found.output
+    assert not (tmp_path / "out").exists()
