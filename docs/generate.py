@@ -6,6 +6,7 @@ of the project; ``--check`` changes nothing and ends with status 1 if a block is
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
@@ -43,11 +44,6 @@ def sweep_table(store: str) -> str:
         f"torch {rows[0]['torch_version']}, timm {rows[0]['timm_version']}, Ray {rows[0]['ray_version']}."
     )
     return f"{render_markdown(summary(trials))}\n\n{source}\n"
-
-
-def searches(store: str) -> str:
-    """What was chosen by the searches of a committed store, and whether the best lay within what was tried."""
-    return render_searches(search_rows(load(RESULTS / store, "searches").to_pylist()))
 
 
 def wall_time(store: str) -> str:
@@ -339,6 +335,63 @@ def metric_definitions() -> str:
     )
 
 
+def searches(store: str) -> str:
+    """The searches of a committed store."""
+    rows = load(RESULTS / store, "searches").to_pylist() if (RESULTS / store).is_dir() else []
+    if not rows:
+        return (
+            f"Not run yet: `zeroflow search sweeps/{store.removesuffix('_search')}.yaml --results results/{store}`.\n"
+        )
+    return render_searches(search_rows(rows))
+
+
+def landscape(name: str) -> str:
+    """Where the runs on a landscape ended, in the middle of it and at the end."""
+    folder = RESULTS / "trajectories"
+    rows = (
+        [row for row in load(folder, "trajectories").to_pylist() if row["landscape"] == name] if folder.is_dir() else []
+    )
+    if not rows:
+        return "Not run yet.\n"
+    points = [row for row in load(folder, "surfaces").to_pylist() if row["landscape"] == name]
+    lines = [
+        "| optimizer | q | lr | objective | at the end of | x | y | from the plane | old loss | new loss |",
+        "|---|" + "---:|" * 2 + "---|---|" + "---:|" * 5,
+    ]
+    for point in points:
+        if point["point"]:
+            cells = [
+                f"*{point['point']}*",
+                *[""] * 4,
+                f"{point['x']:.2f}",
+                f"{point['y']:.2f}",
+                "",
+                f"{point['loss_old']:.3f}",
+                f"{point['loss_new']:.3f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    runs: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        runs.setdefault((row["optimizer"], row["queries"], row["lr"], row["seed"], row["objective"]), []).append(row)
+    for (optimizer, queries, lr, _, objective), path in runs.items():
+        switch = [row for before, row in itertools.pairwise(path) if before["task"] != row["task"]]
+        for what, row in [*(("the old task", row) for row in switch), ("all", path[-1])]:
+            cells = [optimizer, str(queries or "-"), f"{lr:g}", objective, what, f"{row['x']:.2f}", f"{row['y']:.2f}"]
+            cells += [f"{row['distance']:.2f}", f"{row['loss_old']:.3f}", f"{row['loss_new']:.3f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    first = points[0]
+    return "\n".join(
+        [
+            f"**{name}**: losses of the points and runs.",
+            "",
+            *lines,
+            "",
+            f"Commit {commit_of(first)}; {first['device']}, torch {first['torch_version']}.",
+            "",
+        ]
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "optimizer-list": optimizer_list,
     "estimators": estimators,
@@ -349,6 +402,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "search": lambda: sweep_table("search"),
     "room-search": lambda: sweep_table("room_search"),
     "room-table": lambda: sweep_table("room"),
+    "table1-search": lambda: searches("table1_quickdraw_search"),
+    "families-search": lambda: searches("families_quickdraw_search"),
+    "figure6-search": lambda: searches("figure6_quickdraw_search"),
+    "trajectories-two-parameters": lambda: landscape("two-parameters"),
+    "trajectories-adapter": lambda: landscape("adapter"),
     "cell-overhead": cell_overhead,
     "data-loading": data_loading,
     "query-workers": query_workers,
