@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -338,14 +339,18 @@ def test_a_search_of_nothing_and_with_the_seeds_of_the_grid_is_refused(some_draw
 # The choice
 
 
-def made_up(store: Store, config: TrialConfig, accuracy: float, *last_losses: float | None) -> None:
+def made_up(
+    store: Store, config: TrialConfig, accuracy: float, *last_losses: float | None, n: int | None = None
+) -> None:
     """A finished cell with an accuracy and the losses of its last epoch; in the first epoch all losses were low."""
     now = datetime(2026, 1, 2, tzinfo=UTC)
     trial = {"cell_id": config.cell_id, "schema_version": 1, "last": accuracy, "finished_at": now}
     steps = [(0, 0.001), *((config.epochs - 1, loss) for loss in last_losses)]
     rows = [{"cell_id": config.cell_id, "epoch": epoch, "loss": loss} for epoch, loss in steps]
+    stages = [{"cell_id": config.cell_id, "stage": 0, "n": n}] if n else []
     store.write({
         "trials": pa.Table.from_pylist([trial], SCHEMAS["trials"]), "steps": pa.Table.from_pylist(rows, SCHEMAS["steps"]),
+        **({"stages": pa.Table.from_pylist(stages, SCHEMAS["stages"])} if stages else {}),
     })  # fmt: skip
 
 
@@ -364,15 +369,13 @@ def found_by(store: Store, plan: SearchPlan) -> Outcome:
     ("cells", "lr"),
     [
         ([(50, 1.0), (60, 9.0), (40, 0.1)], 0.1),  # accuracy comes first
-        ([(50, 2.0), (50, 9.0), (50, 1.0)], 0.2),  # then the loss
-        ([(50, 1.0, 3.0), (50, 3.0, 0.5), (50, 2.0, 2.0)], 0.1),  # its mean over the last epoch, not the last step
-        ([(50, 1.0), (40, 1.0), (50, 1.0)], 0.2),  # then the smaller lr
-        ([(50, None), (40, 0.1), (50, 9.0)], 0.2),  # no finite loss loses against any
+        ([(50, 2.0), (50, 9.0), (50, 1.0)], 0.1),  # then the smaller lr, whatever the loss
+        ([(50, 1.0), (40, 1.0), (50, 1.0)], 0.2),
         ([None, (40, 1.0), (30, 1.0)], 0.1),  # a failed one is out
         ([None, None, None], None),
     ],
 )
-def test_the_best_accuracy_wins_then_the_lower_loss_then_the_smaller_lr(
+def test_the_best_accuracy_wins_then_the_smaller_lr(
     some_drawings: str, tmp_path: Path, cells: list[Any], lr: float | None
 ) -> None:
     store, plan = Store(tmp_path), three_tries(some_drawings)
@@ -394,6 +397,49 @@ def test_the_best_accuracy_wins_then_the_lower_loss_then_the_smaller_lr(
     assert [row["error"] for row in rows.values()] == ["NonFiniteLoss" if c is None else None for c in cells]
     assert [row["accuracy"] for row in rows.values()] == [c and c[0] for c in cells]
     assert {(row["budget"], row["forward_equivalents"], row["seed"]) for row in rows.values()} == {(100, 12, 100)}
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "n", "lr", "level"),
+    [
+        # By lr: 0.3, 0.1, 0.2. One standard error of 80 % over 100 samples is 4 points, over 400 it is 2.
+        ((80, 77, 79), 100, 0.1, 3),
+        ((80, 75.9, 79), 100, 0.2, 2),
+        ((80, 77, 79), 400, 0.2, 2),
+        ((80, 77, 77.9), 400, 0.3, 1),
+        ((50, 60, 60), 100, 0.1, 2),
+    ],
+)
+def test_of_what_held_out_samples_cannot_tell_apart_the_smallest_lr_is_chosen(
+    some_drawings: str, tmp_path: Path, accuracies: Sequence[float], n: int, lr: float, level: int
+) -> None:
+    store, plan = Store(tmp_path), three_tries(some_drawings)
+    for config, accuracy in zip(plan.candidates.cells, accuracies, strict=True):
+        made_up(store, config, accuracy, 1.0, n=n)
+    outcome = found_by(store, plan)
+    assert outcome.chosen and outcome.chosen.lr == lr
+    (row,) = search_rows(outcome.rows)
+    assert (row.level, row.best, row.lr) == (level, max(accuracies), lr)
+
+
+@pytest.mark.parametrize(
+    ("cells", "eps"),
+    [
+        ([(50, 1.0), (60, 9.0)], 1e-2),  # accuracy comes first
+        ([(50, 2.0), (50, 1.0)], 1e-2),  # then the loss
+        ([(50, 1.0, 3.0), (50, 3.0, 0.5)], 1e-2),  # its mean over the last epoch, not the last step
+        ([(50, None), (50, 9.0)], 1e-2),  # no finite loss loses against any
+        ([(50, 1.0), (50, 1.0)], 1e-3),  # then the smaller eps
+    ],
+)
+def test_among_equal_lr_accuracy_loss_and_the_smaller_eps_decide(
+    some_drawings: str, tmp_path: Path, cells: list[Any], eps: float
+) -> None:
+    store, plan = Store(tmp_path), three_tries(some_drawings, lr=[0.1], eps=[1e-3, 1e-2])
+    for config, result in zip(plan.candidates.cells, cells, strict=True):
+        made_up(store, config, *result)
+    outcome = found_by(store, plan)
+    assert outcome.chosen and outcome.chosen.eps == eps
 
 
 def test_over_seeds_the_means_count(some_drawings: str, tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ _SEARCHES = [
     _column(
         "accuracy", _float, "accuracy on held-out training samples of the first task; null: the cell failed", "percent"
     ),
+    _column("n", _int, "held-out samples; null: the cell failed"),
     _column("final_loss", _float, "mean training loss of the last epoch; null: the cell failed, or no finite loss"),
     _column("forward_equivalents", _int, "work of the cell's training as planned, see trials"),
     _column("budget", _int, "forward-equivalents that all candidates of a search may take together"),

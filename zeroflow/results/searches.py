@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ class SearchRow:
             forward-equivalents. lr, eps: what was chosen; None: nothing, or the optimizer has no eps.
         accuracy: percent, mean over seeds, of the chosen candidate. loss: its training loss.
         lower, higher: accuracy at the next smaller and the next larger lr tried with the same eps; None: none, or it failed.
-        level: candidates that are as accurate as the chosen one, itself among them: their losses decided.
+        best: the highest accuracy of all candidates. level: candidates that held-out samples cannot tell from it.
         edge: ``"lowest"`` or ``"highest"`` where the chosen lr is that of all tried, whatever the eps: the best may lie outside.
     """
 
@@ -32,6 +33,7 @@ class SearchRow:
     loss: float | None
     lower: float | None
     higher: float | None
+    best: float | None
     level: int
     edge: str | None
 
@@ -67,6 +69,8 @@ def _row(members: Sequence[Mapping[str, Any]]) -> SearchRow:
     if lr is not None and len(tried) > 1:
         edge = "lowest" if lr == min(tried) else "highest" if lr == max(tried) else None
     accuracy = _mean(chosen, "accuracy")
+    best = max((value for value in found.values() if value is not None), default=None)
+    samples = min((member["n"] or 0 for member in members if member["error"] is None), default=0)
     return SearchRow(
         config={**json.loads(members[0]["shared"]), "queries": members[0]["queries"]},
         tries=len(tries),
@@ -79,11 +83,18 @@ def _row(members: Sequence[Mapping[str, Any]]) -> SearchRow:
         loss=_mean(chosen, "final_loss"),
         lower=None if lower is None else found[lower, eps],
         higher=None if higher is None else found[higher, eps],
+        best=best,
         level=0
-        if accuracy is None
-        else sum(v is not None and round(v, 9) == round(accuracy, 9) for v in found.values()),
+        if best is None
+        else sum(v is not None and round(v, 9) >= least_level(best, samples) for v in found.values()),
         edge=edge,
     )
+
+
+def least_level(best: float, samples: int) -> float:
+    """The least accuracy, percent, within one standard error of the ``best`` over so many samples; 0 samples: the best."""
+    share = round(best, 9) / 100
+    return round(best - 100 * math.sqrt(share * (1 - share) / samples) if samples else best, 9)
 
 
 def _mean(members: Sequence[Mapping[str, Any]], key: str) -> float | None:
@@ -94,13 +105,26 @@ def _mean(members: Sequence[Mapping[str, Any]], key: str) -> float | None:
 SEARCH_LEGEND = (
     "tries: candidates, in brackets those that failed. spent: forward-equivalents (an exact gradient is three) of the budget. "
     "held-out: accuracy of the chosen candidate, percent, and in brackets that at the next smaller and next larger lr tried. "
-    "level: candidates as accurate as the chosen one; among them the lower training loss decided."
+    "best: the highest accuracy. level: candidates within one standard error of it; of these the smallest lr is chosen."
 )
 
 
 def render_searches(rows: Sequence[SearchRow]) -> str:
     """The table in GitHub's Markdown, its columns set wide enough for a terminal, with a legend."""
-    headings = ["dataset", "method", "optimizer", "q", "tries", "spent", "lr", "eps", "held-out", "level", "note"]
+    headings = [
+        "dataset",
+        "method",
+        "optimizer",
+        "q",
+        "tries",
+        "spent",
+        "lr",
+        "eps",
+        "held-out",
+        "best",
+        "level",
+        "note",
+    ]
     lines = [headings]
     for row in rows:
         config = row.config
@@ -111,7 +135,7 @@ def render_searches(rows: Sequence[SearchRow]) -> str:
             f"{row.spent:,} of {row.budget:,}",
             _text(row.lr), _text(row.eps),
             f"{_percent(row.accuracy)} ({_percent(row.lower)}, {_percent(row.higher)})",
-            str(row.level), note,
+            _percent(row.best), str(row.level), note,
         ])  # fmt: skip
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     rule = [":" + "-" * (width - 1) for width in widths]

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zeroflow.results.schema import SCHEMAS
+from zeroflow.results.searches import least_level
 from zeroflow.results.store import Store
 from zeroflow.sweep.candidates import Candidate, Search, SearchPlan
 
@@ -58,6 +59,7 @@ class _Known:
 
     Attributes:
         accuracy, loss: of finished ones; the loss is the mean over the last epoch, infinite where none was finite.
+        samples: held-out ones that the accuracies are over; 0: the store does not say.
         errors: of failed ones. ended: when.
     """
 
@@ -71,6 +73,7 @@ class _Known:
 
         trials = {row["cell_id"]: row for row in of("trials", "last", "finished_at")}
         failures = {row["cell_id"]: row for row in of("failures", "error", "failed_at") if row["cell_id"] not in trials}
+        self.samples = {row["cell_id"]: int(row["n"]) for row in of("stages", "n")}
         self.accuracy = {cell: float(row["last"]) for cell, row in trials.items()}
         self.errors = {cell: row["error"] for cell, row in failures.items()}
         self.ended = {cell: row["finished_at"] for cell, row in trials.items()}
@@ -83,19 +86,28 @@ class _Known:
 
 
 def _choose(search: Search, plan: SearchPlan, known: _Known) -> Outcome:
-    """The best accuracy; then the lower training loss; then the smaller lr, the smaller eps.
+    """Of the candidates that held-out samples cannot tell from the best, the smallest lr; then accuracy, loss, smaller eps.
+
+    Cannot tell: within one standard error of the best accuracy (Breiman et al., "Classification and Regression Trees", 1984,
+    Section 3.4.3). The samples are the same for all seeds, so more seeds do not make it smaller.
 
     A candidate with a failed cell is out. Over seeds the means count.
     """
-    ranked = []
+    found: list[tuple[Candidate, float, float]] = []
     for candidate in search.candidates:
         cells = [config.cell_id for config in candidate.cells]
         if all(cell in known.accuracy for cell in cells):
             # Rounded: sums in another order must not decide.
             accuracy = round(_mean([known.accuracy[cell] for cell in cells]), 9)
-            ranked.append((-accuracy, _mean([known.loss[cell] for cell in cells]), candidate.lr, candidate.eps or 0.0))
-    best = min(ranked, default=None)
-    chosen = next((c for c in search.candidates if best and (c.lr, c.eps or 0.0) == best[2:]), None)
+            found.append((candidate, accuracy, _mean([known.loss[cell] for cell in cells])))
+    samples = min((known.samples.get(config.cell_id, 0) for config in search.candidates[0].cells), default=0)
+    enough = least_level(max((accuracy for _, accuracy, _ in found), default=0.0), samples)
+    level = [
+        (candidate.lr, -accuracy, loss, candidate.eps or 0.0, number)
+        for number, (candidate, accuracy, loss) in enumerate(found)
+        if accuracy >= enough
+    ]
+    chosen = found[min(level)[-1]][0] if level else None
     common = {
         "search_id": search.search_id(plan.grid.name), "search": plan.grid.name, "shared": _json(search.shared),
         "budget": plan.settings.forward_passes,
@@ -109,7 +121,7 @@ def _choose(search: Search, plan: SearchPlan, known: _Known) -> Outcome:
                 {
                     **common,
                     **{key: getattr(config, key) for key in ("dataset", "method", "optimizer", "queries", "lr", "eps", "seed")},
-                    "cell_id": cell, "candidate": number, "accuracy": known.accuracy.get(cell),
+                    "cell_id": cell, "candidate": number, "accuracy": known.accuracy.get(cell), "n": known.samples.get(cell),
                     "final_loss": loss if math.isfinite(loss) else None,
                     "forward_equivalents": search.cost // len(candidate.cells), "error": known.errors.get(cell),
                     "chosen": candidate is chosen,
