@@ -11,7 +11,7 @@ sweep: $(VENV)/installed
 	$(BIN)/python sweeps/full_grid.py --grid sweeps/quick.yaml --results runs/quick
 
 test: $(VENV)/installed-test check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

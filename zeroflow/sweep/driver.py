@@ -42,6 +42,17 @@ _RAY_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+KEPT_MEMORY = {
+    "GLIBC_TUNABLES": ":".join(
+        f"glibc.malloc.{name}={value}"
+        for name, value in {
+            "hugetlb": 1, "trim_threshold": 2**32, "mmap_threshold": 2**25, "top_pad": 2**26, "arena_max": 1
+        }.items()
+    )
+}  # fmt: skip
+"""Environment of worker processes: freed memory is kept, in huge pages. Otherwise a forward pass on a CPU gives all of its
+memory back and faults it in again, page by page (``benchmarks/kept_memory.py``). Other C libraries ignore it."""
+
 # What a Tune trial holds while Ray Train's workers do its work. Any share of a CPU would be missing for the last worker
 # of a full cluster, which then never starts; nothing at all is refused.
 _WAITING = {"memory": 1.0}
@@ -87,6 +98,8 @@ def run_sweep(
         os.environ.setdefault(setting, value)
     local = not (address or os.environ.get("RAY_ADDRESS"))
     if local:
+        for setting, value in KEPT_MEMORY.items():
+            os.environ.setdefault(setting, value)
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process of its own for what cannot happen
     import ray
 
