@@ -59,7 +59,14 @@ class GenerativeReplay(FineTuning):
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
         super().begin_task(classes, generator, batches)
         if classes.start:
-            self.tuning.requires_grad_(False).eval()
+            self.tuning.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> GenerativeReplay:
+        """As ever, but features that stand still have no dropout: made-up ones have none either."""
+        super().train(mode)
+        if len(self.tasks) > 1:
+            self.tuning.eval()
+        return self
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
