@@ -182,8 +182,8 @@ def sweep(
         check_buildable(config.backbone, config.checkpoint, config.image_size)
     if dry_run:
         return
-    check_data(cells, folder)
     placement = _placed(grid, workers_per_trial, max_concurrent)
+    check_data(cells, folder, placement)
     stopped = None
     if cells:
         click.echo(f"results: {store.root}")

@@ -7,7 +7,7 @@ nothing but itself: then the results are the same, bit for bit, whatever the num
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -17,7 +17,7 @@ import torch
 T = TypeVar("T")
 
 
-def prefetched(makers: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
+def prefetched(makers: Iterable[Callable[[], T]], threads: int) -> Generator[T, None, None]:
     """What each maker makes, in order, made by ``threads`` threads that run ahead of the consumer.
 
     Nothing is made before the first result is asked for; at most ``threads`` results are made or waiting beside the one

@@ -94,6 +94,8 @@ class Method(nn.Module, ABC):
     def replay(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None] | None:
         """What of earlier tasks joins a mini-batch of ``count`` samples, drawn with ``generator``; None: nothing does.
 
+        It is asked for some steps ahead, so nothing that the steps of this task change may enter it.
+
         Returns:
             Either positions ``[count]`` (int64) among all training samples of the stream so far, and None: their images
             and labels are looked up; or made-up samples ``[count, ...]`` and their labels ``[count]``.

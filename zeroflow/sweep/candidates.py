@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,14 +142,18 @@ def plan_search(grid: Grid, data_dir: str | None) -> SearchPlan:
         if datasets.get(name).missing(None if data_dir is None else Path(data_dir))
     }
     waiting = Counter(config.dataset for config, _ in wanted if config.dataset in gone)
-    batches: dict[str, int] = {}
+    known: dict[str, int] = {}
+
+    def batches(config: TrialConfig) -> int:
+        return _batches(config, data_dir, grid.placement.of(config).cache_bytes, known)
+
     searches, too_dear = [], []
     unusable: dict[str, str] = {}
     for cells, when in _groups(wanted, trained, settings):
         if (dataset := cells[0].dataset) in gone or dataset in unusable:
             continue
         try:
-            search = _search(cells, when, settings, data_dir, batches)
+            search = _search(cells, when, settings, batches)
         except ConfigError as error:
             unusable[dataset] = str(error)
             continue
@@ -222,8 +226,7 @@ def _search(
     cells: list[TrialConfig],
     when: Mapping[str, Any],
     settings: SearchSettings,
-    data_dir: str | None,
-    batches: dict[str, int],
+    batches: Callable[[TrialConfig], int],
 ) -> Search:
     fewest = min(cells, key=lambda config: config.queries or 0)
     optimizer = str(fewest.optimizer)
@@ -231,7 +234,7 @@ def _search(
     if isinstance(settings.queries, int):
         common["queries"] = settings.queries
     first = TrialConfig.from_dict({**common, "seed": settings.seeds[0]})
-    cost = forward_equivalents(first, _batches(first, data_dir, batches)) * len(settings.seeds)
+    cost = forward_equivalents(first, batches(first)) * len(settings.seeds)
     rates, sizes = settings.lr_of(optimizer), settings.eps_of(optimizer)
     assert rates is not None
     values = ((lr, eps) for lr in rates for eps in sizes or [fewest.eps])
@@ -248,13 +251,13 @@ def _search(
     return Search(cells, shared, when, sizes is not None, candidates, cost, next(values, None) is None)
 
 
-def _batches(config: TrialConfig, data_dir: str | None, known: dict[str, int]) -> int:
+def _batches(config: TrialConfig, data_dir: str | None, cache_bytes: int, known: dict[str, int]) -> int:
     """Mini-batches of an epoch of the first task."""
     from zeroflow.trial.loop import training_batches
 
     key = _json({key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_OF_THE_DATA})
     if key not in known:
-        known[key] = training_batches(config, data_dir)[0]
+        known[key] = training_batches(config, data_dir, cache_bytes)[0]
     return known[key]
 
 

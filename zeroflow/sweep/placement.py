@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from zeroflow.data.decoded import CACHE_BYTES
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.optim import optimizers
 from zeroflow.sweep.rules import matches, parse_rule
@@ -45,6 +46,8 @@ class CellPlacement:
         gpus_per_worker: may be a fraction; None: one where the cluster has any, else none.
         memory_per_worker: GiB that a node must have left for each; None: not asked for.
         evaluation_batch: images per forward pass outside training.
+        loader_threads: of each worker, that make mini-batches ahead; 0: none; None: 4 on a GPU, 0 on a CPU.
+        cache_bytes: the most that decoded images of all data sets may take on a machine's disk; 0: nothing is kept.
     """
 
     workers_per_trial: int = 1
@@ -53,12 +56,19 @@ class CellPlacement:
     gpus_per_worker: float | None = None
     memory_per_worker: float | None = None
     evaluation_batch: int = 64
+    loader_threads: int | None = None
+    cache_bytes: int = CACHE_BYTES
 
     def __post_init__(self) -> None:
         for name in ("workers_per_trial", "data_shards", "cpus_per_worker", "evaluation_batch"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"placement.{name}={value!r}: expected an integer >= 1")
+        for name in ("loader_threads", "cache_bytes"):
+            value = getattr(self, name)
+            left_open = value is None and name == "loader_threads"
+            if not left_open and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+                raise ConfigError(f"placement.{name}={value!r}: expected an integer >= 0")
         for name in ("gpus_per_worker", "memory_per_worker"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0):

@@ -13,6 +13,7 @@ from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.store import Store
 from zeroflow.sweep.estimate import COLUMNS, Estimate, estimate
 from zeroflow.sweep.grid import Grid
+from zeroflow.sweep.placement import SweepPlacement
 from zeroflow.trial.config import TrialConfig
 
 
@@ -99,16 +100,18 @@ def make_plan(grid: Grid, store: Store, data_dir: str | None, *, elsewhere: bool
     return Plan(grid, done, failed, missing, unavailable, costs, len(finished) - len(done))
 
 
-def check_data(cells: Sequence[TrialConfig], data_dir: str | None) -> None:
+def check_data(cells: Sequence[TrialConfig], data_dir: str | None, placement: SweepPlacement) -> None:
     """Open every data set that cells need, so that what is wrong with any of them is told before the first trial.
 
     Raises:
         ConfigError: with the problems of all data sets.
     """
-    problems = []
-    for name in sorted({config.dataset for config in cells}):
+    problems, rooms = [], defaultdict(list)
+    for config in cells:
+        rooms[config.dataset].append(placement.of(config).cache_bytes)
+    for name, room in sorted(rooms.items()):
         try:
-            load_dataset(name, data_dir)
+            load_dataset(name, data_dir, cache_bytes=min(room))
         except ConfigError as error:
             problems.append(str(error))
     if problems:

@@ -135,7 +135,10 @@ def compute(setting: Mapping[str, Any], desk: Any, executor: Executor | None = N
     if placement.gpus_per_worker:
         # Alone in its process a trial sees its own GPU as the only one.
         device = str(ray.train.torch.get_device()) if executor else "cuda"
-    place = Placement(setting["data_dir"], device, placement.cpus_per_worker, placement.evaluation_batch)
+    place = Placement(
+        setting["data_dir"], device, placement.cpus_per_worker, placement.evaluation_batch, placement.loader_threads,
+        placement.cache_bytes,
+    )  # fmt: skip
     everything = unfinished(setting["root"])
     # Other code might not make the same steps of the same losses; nor do slices, to the last bit.
     sliced = f"-{placement.data_shards}" if placement.data_shards > 1 else ""

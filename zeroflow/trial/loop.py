@@ -7,7 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from zeroflow.data import Scenario, class_incremental, class_order, datasets, even_increments, load_dataset, transforms
 from zeroflow.data.dataset import ImageDataset
+from zeroflow.data.decoded import CACHE_BYTES
 from zeroflow.data.scenario import Batch, Task, View, joined
 from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, MiniBatch, methods
@@ -28,14 +29,16 @@ from zeroflow.optim.objective import Closure
 from zeroflow.trial import randomness
 from zeroflow.trial.checkpoint import Checkpoints
 from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.loading import Loader, Order, Positions
 from zeroflow.trial.meters import Stopwatch, peak_memory
 from zeroflow.trial.metrics import SETTINGS, Matrix
 from zeroflow.trial.probes import FunctionValues, Watcher
 from zeroflow.trial.result import Probe, Step, TrialResult, provenance
 
-Positions = npt.NDArray[np.int64]
-Order = Callable[[int], Positions]
 OnStage = Callable[[int, Matrix, npt.NDArray[np.int64]], None]
+
+GPU_LOADER_THREADS = 4
+"""Threads that make mini-batches ahead for a GPU, unless a placement says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,23 @@ class Placement:
         data_dir: folder of the data sets that are not embedded. device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         threads: CPU threads of one process. Another number may change the last bits of a result.
         evaluation_batch: images per forward pass outside training.
+        loader_threads: that make mini-batches ahead of the step that needs them; 0: each is made when it is needed; None: 4 on
+            a GPU, 0 on the CPU, whose cores have enough to do.
+        cache_bytes: the most that decoded images of all data sets may take on this machine's disk; 0: images are decoded
+            whenever they are needed.
     """
 
     data_dir: str | None = None
     device: str = "auto"
     threads: int = 1
     evaluation_batch: int = 64
+    loader_threads: int | None = None
+    cache_bytes: int = CACHE_BYTES
+
+    def __post_init__(self) -> None:
+        for name, value in (("loader_threads", self.loader_threads), ("cache_bytes", self.cache_bytes)):
+            if value is not None and value < 0:
+                raise ConfigError(f"{name}={value!r}: expected an integer >= 0")
 
     def torch_device(self) -> torch.device:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
@@ -63,6 +77,12 @@ class Placement:
             raise ConfigError(f"device={self.device!r}: torch sees no GPU here")
         return device
 
+    def loaders(self) -> int:
+        """``loader_threads``, decided by the device where it is left open."""
+        if self.loader_threads is None:
+            return GPU_LOADER_THREADS if self.torch_device().type == "cuda" else 0
+        return self.loader_threads
+
 
 @dataclass
 class TaskTrainer:
@@ -72,7 +92,7 @@ class TaskTrainer:
         method: after ``begin_task``. optimizer: over ``method.trainable()``. epochs: how often all samples are visited.
         schedule: ``"cosine"`` (per epoch, to zero) or ``"constant"``.
         checkpoints: where an interrupted task goes on from. journal: the executor's log of this task.
-        probe: looks at the method between steps.
+        probe: looks at the method between steps. loader_threads: that make mini-batches ahead.
     """
 
     method: Method
@@ -88,6 +108,7 @@ class TaskTrainer:
     probe: Watcher | None = None
     peak_bytes: int = 0
     stream: View | None = None
+    loader_threads: int = 0
 
     def train(
         self, samples: View, task: int, seed: int, order: Order, watch: Stopwatch, stream: View | None = None
@@ -103,21 +124,23 @@ class TaskTrainer:
         full = self._whole_task(samples, task, seed)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.epochs)
         self.method.train()
-        for epoch in range(self._go_on(task, cosine), self.epochs):
-            positions, rate = order(epoch), float(self.optimizer.param_groups[0]["lr"])
-            for number, first in enumerate(range(0, len(positions), self.batch_size)):
-                chosen = positions[first : first + self.batch_size]
-                batch = functools.partial(
-                    self._part, samples, chosen, seed, randomness.AUGMENTATION, task, epoch, number
-                )
-                if self.probe:
-                    self.probe.look(len(self.steps))
-                loss, seconds = self._step(batch, len(chosen), full, watch)
-                self.steps.append(Step(task, epoch, len(self.steps), loss, rate, seconds))
-            if self.schedule == "cosine":
-                cosine.step()
-            if self.optimizer.first_order:
-                self._save(task, epoch, cosine)
+
+        def maker(epoch: int, number: int, positions: Positions) -> Callable[[], list[Tensor]]:
+            return self._maker(samples, positions, seed, randomness.AUGMENTATION, task, epoch, number)
+
+        with closing(Loader(order, self.epochs, self.batch_size, maker, self.loader_threads)) as loader:
+            for epoch in range(self._go_on(task, cosine), self.epochs):
+                rate = float(self.optimizer.param_groups[0]["lr"])
+                for number, positions in loader.epoch(epoch):
+                    if self.probe:
+                        self.probe.look(len(self.steps))
+                    made = functools.partial(loader.due, epoch, number)
+                    loss, seconds = self._step(made, len(positions), full, watch)
+                    self.steps.append(Step(task, epoch, len(self.steps), loss, rate, seconds))
+                if self.schedule == "cosine":
+                    cosine.step()
+                if self.optimizer.first_order:
+                    self._save(task, epoch, cosine)
         if self.probe:
             self.probe.look(len(self.steps), last=True)
         if self.optimizer.skipped:
@@ -130,27 +153,38 @@ class TaskTrainer:
 
         def closure(first: int) -> Closure:
             positions = np.arange(first, min(first + self.batch_size, len(samples)))
-            batch = functools.partial(self._part, samples, positions, seed, randomness.SNAPSHOT, task, first)
-            return self._slice(lambda: self.method.loss(self.method.prepare(batch())), len(positions))
+
+            def loss() -> Tensor:
+                made = self._maker(samples, positions, seed, randomness.SNAPSHOT, task, first)()
+                return self.method.loss(self.method.prepare(self._placed(made, len(positions))))
+
+            return self._slice(loss, len(positions))
 
         return [closure(first) for first in range(0, len(samples), self.batch_size)]
 
-    def _part(self, samples: View, positions: Positions, seed: int, *words: int) -> MiniBatch:
-        """This process's part of a mini-batch, on the device; ``seed`` and ``words`` key its random draws.
+    def _maker(self, samples: View, positions: Positions, seed: int, *words: int) -> Callable[[], list[Tensor]]:
+        """What makes a whole mini-batch, on the CPU and in any thread; ``seed`` and ``words`` key its random draws.
 
-        All of it is made first, so that an image does not depend on how many processes share the mini-batch.
+        All of it, so that an image does not depend on how many processes share the mini-batch. What is replayed is drawn at
+        once: a method is never asked in another thread.
         """
-        parts = [*samples.training_batch(positions, randomness.generator(seed, *words))]
         generator = randomness.generator(seed, randomness.REPLAY, *words)
-        if (replayed := self.method.replay(len(positions), generator)) is not None:
-            values, labels = replayed
-            if labels is None:
+        replayed = self.method.replay(len(positions), generator)
+        drawn = [part.cpu() for part in replayed or () if part is not None]
+
+        def make() -> list[Tensor]:
+            parts = [*samples.training_batch(positions, randomness.generator(seed, *words))]
+            if len(drawn) == 1:  # positions
                 assert self.stream is not None, "a method replays positions in a stream that was not given"
-                parts += self.stream.training_batch(values.cpu().numpy(), generator)
-            else:
-                parts += [values, labels]
-        own = self.optimizer.executor.slice(len(positions))
-        placed = [part[own].to(self.device, self.dtype if part.is_floating_point() else part.dtype) for part in parts]
+                return [*parts, *self.stream.training_batch(drawn[0].numpy(), generator)]
+            return parts + drawn
+
+        return make
+
+    def _placed(self, made: Sequence[Tensor], samples: int) -> MiniBatch:
+        """This process's part of a mini-batch of so many samples, on the device."""
+        own = self.optimizer.executor.slice(samples)
+        placed = [part[own].to(self.device, self.dtype if part.is_floating_point() else part.dtype) for part in made]
         return MiniBatch(*placed)
 
     def _slice(self, closure: Closure, samples: int) -> Slice:
@@ -185,12 +219,15 @@ class TaskTrainer:
             self.checkpoints.save("epoch", state)
 
     def _step(
-        self, batch: Callable[[], MiniBatch], samples: int, full: Sequence[Closure], watch: Stopwatch
+        self, made: Callable[[], Sequence[Tensor]], samples: int, full: Sequence[Closure], watch: Stopwatch
     ) -> tuple[float, float | None]:
         """Loss and seconds of one step; no seconds for the one step whose memory is measured, and for replayed ones."""
         loss_of = self.method.losses if self.optimizer.per_example else self.method.loss
         replaying = self.journal is not None and self.journal.replaying
-        batch = functools.cache(batch)
+
+        @functools.cache
+        def batch() -> MiniBatch:
+            return self._placed(made(), samples)
 
         @functools.cache
         def inputs() -> Any:
@@ -274,8 +311,8 @@ def _percent(right: Tensor) -> float:
     return 100.0 * float(right.double().mean())
 
 
-def scenario_of(config: TrialConfig, dataset: ImageDataset, size: int) -> Scenario:
-    """The stream that a cell runs; ``size``: of the images, pixels."""
+def scenario_of(config: TrialConfig, dataset: ImageDataset, size: int, threads: int = 0) -> Scenario:
+    """The stream that a cell runs; ``size``: of the images, pixels; ``threads``: that prepare mini-batches ahead."""
     info, classes, order = datasets.get(config.dataset), len(dataset.class_names), config.fixed_class_order
     if order is None:
         chosen = class_order(classes, config.class_order_seed)
@@ -288,17 +325,18 @@ def scenario_of(config: TrialConfig, dataset: ImageDataset, size: int) -> Scenar
         size,
         order=chosen,
         validation=config.validation,
+        threads=threads,
     )
     return dataclasses.replace(whole, tasks=whole.tasks[: config.stop_after])
 
 
-def training_batches(config: TrialConfig, data_dir: str | None) -> list[int]:
-    """Mini-batches of an epoch of each task that a cell runs. Opens the data set, looks at no image.
+def training_batches(config: TrialConfig, data_dir: str | None, cache_bytes: int = CACHE_BYTES) -> list[int]:
+    """Mini-batches of an epoch of each task that a cell runs. Opens the data set.
 
     Raises:
         ConfigError: the data is not there.
     """
-    tasks = scenario_of(config, load_dataset(config.dataset, data_dir), 1).tasks
+    tasks = scenario_of(config, load_dataset(config.dataset, data_dir, cache_bytes=cache_bytes), 1).tasks
     return [math.ceil(len(task.train) / (config.batch_size or 1)) for task in tasks]
 
 
@@ -390,7 +428,8 @@ def _run(
     started = time.perf_counter()
     device, dtype = place.torch_device(), getattr(torch, config.dtype)
     backbone = create_backbone(config.backbone, checkpoint=config.checkpoint, image_size=config.image_size)
-    scenario = scenario_of(config, load_dataset(config.dataset, place.data_dir), backbone.image_size)
+    dataset = load_dataset(config.dataset, place.data_dir, cache_bytes=place.cache_bytes)
+    scenario = scenario_of(config, dataset, backbone.image_size, place.loaders())
     info = methods.get(config.method)
     method = info.build(backbone, info.parse(dict(config.method_options))).to(device, dtype)
     evaluation = Evaluation(method, device, dtype, place.evaluation_batch)
@@ -439,6 +478,7 @@ def _run(
                 checkpoints,
                 journal,
                 probe=FunctionValues.of(config, method, scenario.tasks[: task.index + 1], plain),
+                loader_threads=place.loaders(),
             )
 
             def order(epoch: int, task: int = task.index, count: int = len(samples)) -> Positions:
