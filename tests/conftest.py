@@ -1,4 +1,4 @@
-"""Data sets made for the tests."""
+"""Data sets and a backbone made for the tests."""
 
 from __future__ import annotations
 
@@ -57,6 +57,24 @@ def some_drawings() -> str:
             return ImageDataset(name, whole.class_names[:20], part(whole.train, 12), part(whole.test, 5))
 
     return name
+
+
+@pytest.fixture(scope="session")
+def tiny_vit() -> dict[str, Any]:
+    """Settings of a cell on a vision transformer of two blocks with random weights: its steps take milliseconds."""
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not timm.is_model("zeroflow_tiny_vit"):
+
+        @timm.models.register_model
+        def zeroflow_tiny_vit(pretrained: bool = False, **settings: Any) -> VisionTransformer:
+            given = {key: value for key, value in settings.items() if key in ("img_size", "num_classes", "in_chans")}
+            return VisionTransformer(
+                **{"img_size": 14, "patch_size": 7, "embed_dim": 32, "depth": 2, "num_heads": 2, **given}
+            )
+
+    return {"backbone": "zeroflow_tiny_vit", "checkpoint": "none", "image_size": 14}
 
 
 ACCESS_DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
