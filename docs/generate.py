@@ -6,6 +6,7 @@ of the project; ``--check`` changes nothing and ends with status 1 if a block is
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -18,7 +19,11 @@ from typing import Any
 import click
 import findings
 import reproduction
+import torch
 
+from zeroflow.methods import MethodInfo, methods
+from zeroflow.models.backbone import create_backbone
+from zeroflow.models.tuning import tunings
 from zeroflow.optim import ENHANCEMENTS, list_optimizers
 from zeroflow.results import Store, load
 from zeroflow.results.schema import markdown
@@ -237,6 +242,78 @@ def optimizer_list() -> str:
     return "\n".join([*lines, "", f"Options of all: {common}; `lr`, `eps`, `queries`, `seed`.", ""])
 
 
+FAMILIES = {
+    "reference": ("simplecil", "finetune", "joint"),
+    "memory": ("replay", "generative-replay"),
+    "regularisation": ("ewc", "lwf", "l2-sp"),
+    "extension": (
+        "ease", "adapter-per-task", "shared-adapter", "aper-adapter", "aper-vpt-shallow", "aper-vpt-deep", "aper-ssf",
+        "aper-finetune",
+    ),
+}  # fmt: skip
+
+
+def method_list() -> str:
+    """Every built-in method with its family, options, and how much a task trains."""
+    assert sorted(name for names in FAMILIES.values() for name in names) == sorted(methods.names())
+    common = {field.name for field in dataclasses.fields(methods.get("finetune").options)}
+    lines = [
+        "| family | name | what it is | trained values, first and second task | options |",
+        "|---|---|---|---:|---|",
+    ]
+    for family, names in FAMILIES.items():
+        for name in names:
+            info = methods.get(name)
+            own = [
+                f
+                for f in dataclasses.fields(info.options)
+                if name == "finetune" or f.name not in common or not info.build.one_head
+            ]
+            options = ", ".join(f"`{field.name}: {json.dumps(field.default)}`" for field in own)
+            if info.build.one_head and name != "finetune":
+                options = ", ".join(filter(None, ("as `finetune`", options)))
+            sizes = " / ".join(f"{size:,}" for size in trained_values(info))
+            lines.append(f"| {family} | `{name}` | {info.description} | {sizes} | {options} |")
+    return "\n".join(
+        [*lines, "", "Trained values: on the embedded backbone, ten classes a task, options as they stand here.", ""]
+    )
+
+
+def trained_values(info: MethodInfo) -> list[int]:
+    """How many numbers the first and the second task of ten classes train, on the embedded backbone."""
+    method, generator, sizes = info.build(create_backbone(checkpoint="none")), torch.Generator().manual_seed(0), []
+    for classes in (range(10), range(10, 20)):
+        method.begin_task(classes, generator)
+        sizes.append(sum(value.numel() for value in method.trainable().values()))
+        method.freeze()
+    return sizes
+
+
+def method_refusals() -> str:
+    """Which optimizers are refused by which methods, also for options other than the default, and the reasons."""
+    variants: dict[str, list[tuple[str, dict[str, Any]]]] = {name: [("", {})] for name in methods.names()}
+    for name, cases in variants.items():
+        known = {field.name for field in dataclasses.fields(methods.get(name).options)}
+        if "tune" in known:
+            cases += [(f", `tune: {tuning}`", {"tune": tuning}) for tuning in tunings.names()]
+        if "fisher" in known:
+            cases.append((", `fisher: backpropagation`", {"fisher": "backpropagation"}))
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for name, cases in variants.items():
+        info, always = methods.get(name), set()
+        for text, options in cases:
+            refused: dict[str, list[str]] = {}
+            for optimizer in list_optimizers(details=True):
+                if (optimizer.name, name) not in always and (why := info.build.refusal(optimizer, info.parse(options))):
+                    refused.setdefault(why, []).append(optimizer.name)
+            for why, names in refused.items():
+                always |= {(one, name) for one in names if not options}
+                reasons.setdefault((why, ", ".join(f"`{one}`" for one in names)), []).append(f"`{name}`{text}")
+    lines = ["| optimizer | cannot train | because |", "|---|---|---|"]
+    lines += [f"| {names} | {'; '.join(cells)} | {why} |" for (why, names), cells in reasons.items()]
+    return "\n".join([*lines, ""])
+
+
 def estimators() -> str:
     """Training loss of the last epoch against forward passes, and whether a third of them is enough."""
     trials = {row["cell_id"]: row for row in load(RESULTS / "estimators", "trials").to_pylist()}
@@ -394,6 +471,8 @@ def landscape(name: str) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "optimizer-list": optimizer_list,
+    "method-list": method_list,
+    "method-refusals": method_refusals,
     "estimators": estimators,
     "optimizers": lambda: sweep_table("optimizers"),
     "optimizers-search": lambda: sweep_table("optimizers_search"),

@@ -84,7 +84,7 @@ def test_no_file_names_a_place_of_one_machine() -> None:
 def test_the_examples_in_the_documents_run() -> None:
     """Every Python block of the page on extending, in one process, then the new names in use."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3 and all(block.count("\n") <= 40 for block in blocks)
     program = "\n".join(
         [
             *blocks,
@@ -95,6 +95,16 @@ def test_the_examples_in_the_documents_run() -> None:
             "before = model.weight.detach().clone()",
             "create_optimizer('zo-largest', model, lr=1.0).step(lambda: model(torch.ones(1, 20)).sum())",
             "assert 1 <= int((model.weight != before).sum()) <= 3",
+            "import math",
+            "from zeroflow import TrialConfig, run_trial",
+            "def losses(**settings):",
+            "    cell = dict(method='scaled-features', tasks=50, stop_after=2, epochs=2, lr=1e-3, **settings)",
+            "    result = run_trial(TrialConfig.from_dict(cell))",
+            "    assert result.accuracy_matrix[1, 0] > 50 and all(math.isfinite(step.loss) for step in result.steps)",
+            "    return [step.loss for step in result.steps]",
+            "for optimizer in ('zo-sgd', 'fo-sgd'):",
+            "    held = losses(optimizer=optimizer, method_options={'alpha': 100.0})",
+            "    assert losses(optimizer=optimizer, method_options={'alpha': 0.0}) != held",
         ]
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
