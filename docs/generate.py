@@ -22,7 +22,7 @@ import reproduction
 import torch
 
 from zeroflow.methods import MethodInfo, methods
-from zeroflow.models.backbone import create_backbone
+from zeroflow.models.backbone import Backbone, create_backbone
 from zeroflow.models.tuning import tunings
 from zeroflow.optim import ENHANCEMENTS, list_optimizers
 from zeroflow.results import Store, load
@@ -261,6 +261,7 @@ def method_list() -> str:
         "| family | name | what it is | trained values, first and second task | options |",
         "|---|---|---|---:|---|",
     ]
+    backbone = create_backbone(checkpoint="none")
     for family, names in FAMILIES.items():
         for name in names:
             info = methods.get(name)
@@ -272,16 +273,16 @@ def method_list() -> str:
             options = ", ".join(f"`{field.name}: {json.dumps(field.default)}`" for field in own)
             if info.build.one_head and name != "finetune":
                 options = ", ".join(filter(None, ("as `finetune`", options)))
-            sizes = " / ".join(f"{size:,}" for size in trained_values(info))
+            sizes = " / ".join(f"{size:,}" for size in trained_values(info, backbone))
             lines.append(f"| {family} | `{name}` | {info.description} | {sizes} | {options} |")
     return "\n".join(
         [*lines, "", "Trained values: on the embedded backbone, ten classes a task, options as they stand here.", ""]
     )
 
 
-def trained_values(info: MethodInfo) -> list[int]:
-    """How many numbers the first and the second task of ten classes train, on the embedded backbone."""
-    method, generator, sizes = info.build(create_backbone(checkpoint="none")), torch.Generator().manual_seed(0), []
+def trained_values(info: MethodInfo, backbone: Backbone) -> list[int]:
+    """How many numbers the first and the second task of ten classes train."""
+    method, generator, sizes = info.build(backbone), torch.Generator().manual_seed(0), []
     for classes in (range(10), range(10, 20)):
         method.begin_task(classes, generator)
         sizes.append(sum(value.numel() for value in method.trainable().values()))

@@ -27,9 +27,10 @@ class CosineHead(nn.Module):
     def grow(self, classes: int, generator: torch.Generator | None = None) -> None:
         """Add outputs behind those that are there."""
         old = self.weight.detach()
-        new = old.new_empty(classes, old.shape[1])
         bound = 1 / math.sqrt(old.shape[1])
-        self.weight = nn.Parameter(torch.cat([old, nn.init.uniform_(new, -bound, bound, generator=generator)]))
+        new = torch.empty(classes, old.shape[1], dtype=old.dtype)  # on the CPU, where generators are
+        nn.init.uniform_(new, -bound, bound, generator=generator)
+        self.weight = nn.Parameter(torch.cat([old, new.to(old.device)]))
 
     def forward(self, features: Tensor) -> Tensor:
         """``[N, d] -> [N, classes]``."""
