@@ -227,9 +227,10 @@ class Adapter(Landscape):
         self.config, self.device = config, place.torch_device()
         self.dtype = getattr(torch, config.dtype)
         backbone = create_backbone(config.backbone, checkpoint=config.checkpoint, image_size=config.image_size)
-        scenario = scenario_of(config, load_dataset(config.dataset, place.data_dir), backbone.image_size)
+        dataset = load_dataset(config.dataset, place.data_dir, cache_bytes=place.cache_bytes)
+        scenario = scenario_of(config, dataset, backbone.image_size, place.loaders())
         self.tasks = [task.train for task in scenario.tasks[:2]]
-        self.batch = place.evaluation_batch
+        self.batch, self.loaders = place.evaluation_batch, place.loaders()
         info = methods.get(config.method)
         self.method = _OnlyTuning(backbone, info.parse(dict(config.method_options))).to(self.device, self.dtype)
         classes = range(scenario.tasks[1].classes.stop)
@@ -278,7 +279,7 @@ class Adapter(Landscape):
         assert config.epochs and config.batch_size and config.schedule
         trainer = TaskTrainer(
             self.method, run.build(list(self.parameters.items()), *tasks), config.epochs * times, config.batch_size,
-            config.schedule, self.device, self.dtype, probe=_Watched(look),
+            config.schedule, self.device, self.dtype, probe=_Watched(look), loader_threads=self.loaders,
         )  # fmt: skip
 
         def order(epoch: int) -> Any:
