@@ -225,6 +225,7 @@ class Effect:
     Attributes:
         name: of the change. metric: avg, last or fgt. paper: percentage points; None: the paper has no number.
         expected: the paper's sign, +1 or -1; 0: no claim. ours: None where not measured.
+        filters: method, optimizer and queries of the setting with the change.
     """
 
     name: str
@@ -232,6 +233,7 @@ class Effect:
     paper: float | None
     expected: int
     ours: Estimate | None
+    filters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -305,7 +307,7 @@ def _table1_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
                     for other in (name, base)
                 )
                 ours = _paired(*(_by_seed(cells, config, {}, metric) for config in configs))
-                yield _effect(f"{method}: {name} - {base}", metric, with_ - without, ours)
+                yield _effect(f"{method}: {name} - {base}", metric, with_ - without, ours, configs[0])
 
 
 def _enhancement_effects(table: str, cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
@@ -316,7 +318,7 @@ def _enhancement_effects(table: str, cells: Sequence[Mapping[str, Any]]) -> Iter
         for metric in METRICS:
             ours = _paired(_by_seed(cells, config, row.options, metric), _by_seed(cells, config, {}, metric))
             paper = row.values[metric] - without.values[metric]
-            yield _effect(f"{option} {share:.0%} - 0%", metric, paper, ours)
+            yield _effect(f"{option} {share:.0%} - 0%", metric, paper, ours, config)
 
 
 def _query_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
@@ -325,7 +327,8 @@ def _query_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
         one = _by_seed(cells, {"method": "ease", "optimizer": name, "queries": 1}, {}, "avg")
         for queries in (2, 4, 8, 16, 32):
             many = _by_seed(cells, {"method": "ease", "optimizer": name, "queries": queries}, {}, "avg")
-            yield Effect(f"{name}: q = {queries} - q = 1", "avg", None, 1, _paired(many, one))
+            own = _filters({"method": "ease", "optimizer": name, "queries": queries})
+            yield Effect(f"{name}: q = {queries} - q = 1", "avg", None, 1, _paired(many, one), own)
 
 
 def _hybrid_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
@@ -341,12 +344,19 @@ def _hybrid_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
         alone = {"method": method, "optimizer": base, "epochs": epochs}
         for metric in ("avg", "last"):
             ours = _paired(_by_seed(cells, config, {}, metric), _by_seed(cells, alone, {}, metric))
-            yield Effect(f"{method}: {exact} + {epochs - exact} {name} - {epochs} {base}", metric, None, 1, ours)
+            name_ = f"{method}: {exact} + {epochs - exact} {name} - {epochs} {base}"
+            yield Effect(name_, metric, None, 1, ours, _filters(config))
 
 
-def _effect(name: str, metric: str, paper: float, ours: Estimate | None) -> Effect:
+def _effect(name: str, metric: str, paper: float, ours: Estimate | None, config: Mapping[str, Any]) -> Effect:
     paper = round(paper, 4)  # published with two decimals
-    return Effect(name, metric, paper, int(math.copysign(1, paper)) if paper else 0, ours)
+    return Effect(name, metric, paper, int(math.copysign(1, paper)) if paper else 0, ours, _filters(config))
+
+
+def _filters(config: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        key: "none" if config[key] is None else str(config[key]) for key in ("method", "optimizer", "queries") if key in config
+    }
 
 
 def _by_seed(

@@ -14,7 +14,12 @@ from zeroflow.results.schema import CONFIG_KEYS, SCHEMAS
 
 BASELINE = "simplecil"
 
-_MEASURED = ("avg", "last", "fgt", "forward_passes", "peak_memory_bytes", "seconds")
+_MEASURED = ("avg", "last", "fgt", "forward_passes", "forward_equivalents", "peak_memory_bytes", "seconds")
+FILTERS = ("dataset", "method", "optimizer", "queries")
+"""The keys that a reader of a report filters by."""
+
+_NAMES = ("dataset", "backbone", "method", "optimizer")  # say by themselves what they are
+_SHORT = {"queries": "q"}
 _ALWAYS_SHOWN = ("method", "optimizer", "queries")
 # A key that only follows others (every optimizer its own learning rate) tells no rows apart and gets no column.
 _FOLLOWS = {
@@ -70,7 +75,8 @@ class Row:
     Attributes:
         config: every key but the seed. shown: the keys that tell this row from others, as text. cells: ids, by seed.
         avg, last, fgt: percent. vs_simplecil: Avg minus that of SimpleCIL on the same problem, percentage points; None
-            where there is none, and for SimpleCIL itself. forward_passes, peak_memory (MiB), seconds: means over cells.
+            where there is none, and for SimpleCIL itself. forward_passes, forward_equivalents, peak_memory (MiB), seconds:
+            means over cells.
     """
 
     config: Mapping[str, Any]
@@ -81,6 +87,7 @@ class Row:
     fgt: Estimate | None
     vs_simplecil: float | None
     forward_passes: float | None
+    forward_equivalents: float | None
     peak_memory: float | None
     seconds: float | None
 
@@ -94,10 +101,22 @@ class Row:
 
     @property
     def label(self) -> str:
-        """A short name for figures."""
-        queries = self.shown["queries"]
-        named = [text for key, text in self.shown.items() if key != "queries" and text != "-"]
-        return " ".join(named + ([f"q={queries}"] if queries != "-" else []))
+        """A short name for figures: method and optimizer by name, every other key with its value."""
+        return self.name()
+
+    @property
+    def filters(self) -> dict[str, str]:
+        """What a reader filters by; ``none``: the key does not apply."""
+        return {key: "none" if self.config[key] is None else str(self.config[key]) for key in FILTERS}
+
+    def name(self, *, without: Sequence[str] = ()) -> str:
+        """The same without some keys."""
+        named = [
+            text if key in _NAMES or key.endswith("_options") else f"{_SHORT.get(key, key)}={text}"
+            for key, text in sorted(self.shown.items(), key=lambda item: item[0] == "queries")
+            if text != "-" and key not in without
+        ]
+        return " ".join(named)
 
 
 def summary(trials: pa.Table) -> list[Row]:
@@ -131,6 +150,7 @@ def _row(config: dict[str, Any], trials: list[dict[str, Any]], shown: list[str],
         fgt=_estimate(trials, "fgt"),
         vs_simplecil=gain,
         forward_passes=_mean(trials, "forward_passes"),
+        forward_equivalents=_mean(trials, "forward_equivalents"),
         peak_memory=None if memory is None else memory / 2**20,
         seconds=_mean(trials, "seconds"),
     )

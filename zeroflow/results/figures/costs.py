@@ -1,0 +1,227 @@
+"""What accuracy costs: queries, forward passes, memory, time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from zeroflow.results import published
+from zeroflow.results.figures.accuracy import ROW_HEIGHT
+from zeroflow.results.figures.style import (
+    BLACK, BLUE, ORANGE, TEMPLATE, escape, figure, half_widths, keys, look, looks, meta, number, numbers,
+)  # fmt: skip
+from zeroflow.results.tables import Row
+
+_TUNED = ("lr", "eps")  # chosen anew for every number of queries
+
+
+@dataclass(frozen=True)
+class Line:
+    """Rows that differ in one thing only, which ``x`` says, in its order."""
+
+    label: str
+    x: tuple[float, ...]
+    rows: tuple[Row, ...]
+
+
+def against_queries(rows: Sequence[Row]) -> list[Line]:
+    """A line for each optimizer and whatever else tells rows apart, with at least two numbers of queries.
+
+    Learning rate and perturbation size may differ along a line, unless a number of queries has several of them.
+    """
+    without: tuple[str, ...] = ("queries", *_TUNED)
+    lines = _grouped([row for row in rows if row.config["queries"] is not None], without)
+    if any(len({row.config["queries"] for row in line}) < len(line) for line in lines.values()):
+        without = ("queries",)
+        lines = _grouped([row for row in rows if row.config["queries"] is not None], without)
+    return [
+        Line(line[0].name(without=without), tuple(row.config["queries"] for row in line), tuple(line))
+        for line in lines.values()
+        if len({row.config["queries"] for row in line}) > 1
+    ]
+
+
+def _grouped(rows: Sequence[Row], without: Sequence[str]) -> dict[str, list[Row]]:
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.avg is not None:
+            lines.setdefault(row.name(without=without), []).append(row)
+    return {name: sorted(line, key=lambda row: row.config["queries"]) for name, line in lines.items()}
+
+
+def draw_against_queries(
+    lines: Sequence[Line], baseline: Row | None = None, title: str = "Accuracy against queries"
+) -> go.Figure:
+    """Avg over the queries per step (Figure 5), with 95 % t-intervals; the row to beat across."""
+    found = figure(title, entries=len(lines) + 1)
+    for group, line in enumerate(lines):
+        own = look(group, line.rows[0].config["optimizer"])
+        estimates = [row.avg for row in line.rows]
+        found.add_scatter(
+            x=list(line.x), y=numbers([each.mean for each in estimates if each]), name=escape(line.label),
+            mode="lines+markers", line=own.line, marker=own.point(), text=[str(each) for each in estimates],
+            error_y={"array": half_widths(estimates), "color": own.color, "thickness": 1.5},
+            hovertemplate="%{x} queries: %{text} %", meta={"points": [keys(row) for row in line.rows], "group": group},
+        )  # fmt: skip
+    ticks = sorted({x for line in lines for x in line.x})
+    _across(found, baseline, ticks)
+    found.update_xaxes(title="queries per step (number)", type="log", tickvals=ticks, ticktext=[f"{x:g}" for x in ticks])
+    found.update_yaxes(title="Avg (%)")
+    return found
+
+
+def _across(found: go.Figure, baseline: Row | None, x: Sequence[float]) -> None:
+    """The row to beat, as a line from end to end."""
+    if baseline is None or baseline.avg is None or not x:
+        return
+    found.add_scatter(
+        x=[min(x), max(x)], y=[number(baseline.avg.mean)] * 2, mode="lines", name=f"{escape(baseline.label)} (no training)",
+        line={"color": BLACK, "dash": "dot", "width": 1.5}, hovertemplate=f"{baseline.avg} %",
+        meta=meta(baseline, -1),
+    )  # fmt: skip
+
+
+WORK = {
+    "forward_passes": "forward passes in training (batches)",
+    "forward_equivalents": "work of training (forward passes of a batch; a backward pass counts 2)",
+}
+
+
+def draw_accuracy_against_forwards(
+    rows: Sequence[Row], work: str = "forward_passes", title: str = "Accuracy against work"
+) -> go.Figure:
+    """Avg over the work of training, with 95 % t-intervals; settings of the same optimizer are joined, what needs none lies across.
+
+    Args:
+        rows: from ``tables.summary``. work: ``forward_passes``, or ``forward_equivalents``, in which first order pays for
+            its backward passes.
+    """
+    spent = [(row, getattr(row, work)) for row in rows]
+    lines: dict[tuple[str, str | None], list[tuple[Row, float]]] = {}
+    for row, passes in spent:
+        if row.avg is not None and passes:
+            lines.setdefault((row.config["method"], row.config["optimizer"]), []).append((row, passes))
+    found = figure(title, entries=len(lines) + 1, meta={"limit": 24})
+    for group, ((method, optimizer), line) in enumerate(lines.items()):
+        line.sort(key=lambda item: item[1])
+        own, estimates = look(group, optimizer), [row.avg for row, _ in line]
+        found.add_scatter(
+            x=numbers([passes for _, passes in line]), y=numbers([each.mean for each in estimates if each]),
+            name=escape(" ".join(filter(None, (method, optimizer)))), mode="lines+markers" if len(line) > 1 else "markers",
+            line={**own.line, "width": 1}, marker=own.point(10),
+            error_y={"array": half_widths(estimates), "color": own.color, "thickness": 1.5},
+            text=[f"{escape(row.label)}: {row.avg} %" for row, _ in line],
+            hovertemplate="%{x:,.0f} forward passes<br>%{text}<extra></extra>",
+            meta={
+                "points": [keys(row) for row, _ in line], "group": group,
+                "rank": max(number(each.mean) or 0.0 for each in estimates if each),
+            },
+        )  # fmt: skip
+    free = [row for row, passes in spent if passes == 0 and row.avg is not None]
+    x = [passes for _, passes in spent if passes]
+    for row in free:
+        _across(found, row, x or [1.0, 10.0])
+    found.update_xaxes(title=WORK[work], type="log", dtick=1, minor={"ticks": "outside", "dtick": "D1"})
+    found.update_yaxes(title="Avg (%)")
+    return found
+
+
+def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
+    """Bars of peak memory and of wall time, a pair per row (Table 2)."""
+    found = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
+    quantities = [("peak memory of a step (MiB)", "peak_memory", BLUE, "/"), ("wall time of a cell (s)", "seconds", ORANGE, "")]
+    for column, (unit, quantity, color, pattern) in enumerate(quantities, start=1):
+        for group, row in enumerate(rows):
+            found.add_bar(
+                x=[number(getattr(row, quantity))], y=[escape(row.label)], orientation="h", showlegend=False, row=1, col=column,
+                marker={"color": color, "pattern": {"shape": pattern, "fgcolor": "white", "solidity": 0.25}},
+                texttemplate="%{x:,.1f}", textposition="auto", hovertemplate="%{y}: %{x:,.1f}<extra></extra>",
+                meta=meta(row, group),
+            )  # fmt: skip
+        found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
+    found.update_yaxes(autorange="reversed", type="category")
+    found.update_layout(
+        template=TEMPLATE, title=escape(title), height=150 + ROW_HEIGHT * len(rows), barmode="overlay", bargap=0.25,
+        meta={"limit": 40, "row_height": ROW_HEIGHT, "base_height": 150, "min_width": 660},
+    )  # fmt: skip
+    return found
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """Memory in MiB and Avg of a row; ``on_front``: no other row is as accurate with as little memory."""
+
+    row: Row
+    memory: float
+    avg: float
+    on_front: bool
+
+
+def trade_off(rows: Sequence[Row]) -> list[TradeOff]:
+    """Rows whose memory was measured, by memory."""
+    measured = [(row, row.peak_memory, row.avg.mean) for row in rows if row.avg is not None and row.peak_memory is not None]
+    return [
+        TradeOff(row, memory, avg, not any(_beats((m, a), (memory, avg)) for _, m, a in measured))
+        for row, memory, avg in sorted(measured, key=lambda item: (item[1], -item[2]))
+    ]
+
+
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether (memory, Avg) is at least as good in both and better in one."""
+    return one != other and one[0] <= other[0] and one[1] >= other[1]
+
+
+def draw_trade_off(points: Sequence[TradeOff], title: str = "Accuracy against memory") -> go.Figure:
+    """Avg over peak memory, up and left is better; the Pareto front is the stepped line."""
+    found = figure(title, entries=len(points) + 1, meta={"limit": 24})
+    front = [point for point in points if point.on_front]
+    found.add_scatter(
+        x=numbers([point.memory for point in front]), y=numbers([point.avg for point in front]), mode="lines",
+        line={"color": "#888", "shape": "hv", "width": 1.5, "dash": "dot"}, name="Pareto front", hoverinfo="skip",
+        meta={"points": [keys(point.row) for point in front], "group": -2},
+    )  # fmt: skip
+    for group, (point, own) in enumerate(zip(points, looks([point.row for point in points]), strict=True)):
+        assert point.row.avg is not None
+        found.add_scatter(
+            x=[number(point.memory)], y=[number(point.avg)], name=escape(point.row.label), mode="markers",
+            marker={**own.point(11 if point.on_front else 9), "line": {"width": 1.5 if point.on_front else 0, "color": "#888"}},
+            error_y={"array": half_widths([point.row.avg]), "color": own.color, "thickness": 1.5},
+            hovertemplate=f"%{{x:.1f}} MiB: {point.row.avg} %", meta=meta(point.row, group),
+        )  # fmt: skip
+    found.update_xaxes(title="peak memory of a training step (MiB)")
+    found.update_yaxes(title="Avg (%)")
+    return found
+
+
+def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs") -> go.Figure:
+    """Bars of what ``zeroflow efficiency`` measured beside Table 2: first order's memory over each one's, and time over first order's.
+
+    Args:
+        result: what ``zeroflow efficiency --json`` wrote.
+    """
+    rows = published.ratios(result)
+    names = [escape(" ".join([found.row["optimizer"], f"q={found.row['queries']}" if found.row["queries"] else ""])) for found in rows]
+    found = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
+    panels = [
+        ("memory saved: first order's over this (times)", [r.saved for r in rows], [r.saved_here for r in rows]),
+        ("time of a step over first order's (times)", [None if r.time is None else sum(r.time) / 2 for r in rows], [r.time_here for r in rows]),
+    ]  # fmt: skip
+    for column, (unit, paper, here) in enumerate(panels, start=1):
+        for name, values, color, pattern in (("paper", paper, BLUE, "/"), ("here", here, ORANGE, "")):
+            found.add_bar(
+                x=numbers(values), y=names, name=name, legendgroup=name, orientation="h", showlegend=column == 1, row=1, col=column,
+                marker={"color": color, "pattern": {"shape": pattern, "fgcolor": "white", "solidity": 0.25}},
+                texttemplate="%{x:.2f}", hovertemplate="%{y}: %{x:.2f}",
+            )  # fmt: skip
+        found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
+    found.update_yaxes(autorange="reversed", type="category")
+    found.update_layout(
+        template=TEMPLATE, title=escape(title), height=170 + 2 * ROW_HEIGHT * len(rows), barmode="group", bargap=0.25,
+        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"}, margin={"b": 90},
+        meta={"min_width": 660},
+    )  # fmt: skip
+    return found

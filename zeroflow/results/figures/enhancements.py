@@ -1,0 +1,195 @@
+"""What the paper's enhancements change: the history of estimates, sparsity, hybrid training; and ours beside the paper's numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+import pyarrow as pa
+from plotly.subplots import make_subplots
+
+from zeroflow.results.figures.accuracy import ROW_HEIGHT, add_curve
+from zeroflow.results.figures.style import (
+    BLUE, ORANGE, TEMPLATE, escape, figure, half_widths, keys, look, number, numbers,
+)  # fmt: skip
+from zeroflow.results.published import Comparison, Effect
+from zeroflow.results.tables import Estimate, Row, estimate
+
+SHARES = {"history": "share of the historical estimate (1)", "sparsity": "share of components left out (1)"}
+"""The optimizer's options of Tables 3 and 4, and what they say on an axis."""
+
+
+@dataclass(frozen=True)
+class OptionLine:
+    """Rows that differ in one option of the optimizer alone, in its order; without it counts as 0."""
+
+    label: str
+    x: tuple[float, ...]
+    rows: tuple[Row, ...]
+
+
+def option_curves(rows: Sequence[Row], option: str) -> list[OptionLine]:
+    """A line for each setting that was run with at least two values of an option of the optimizer.
+
+    Args:
+        rows: from ``tables.summary``. option: ``history`` or ``sparsity``.
+    """
+    lines: dict[str, dict[float, Row]] = {}
+    labels: dict[str, str] = {}
+    for row in rows:
+        own = json.loads(row.config["optimizer_options"] or "{}")
+        share = own.pop(option, 0.0)
+        # Learning rate and the rest must agree: a curve shows one change.
+        rest = json.dumps([{**row.config, "optimizer_options": None}, own], sort_keys=True, default=str)
+        lines.setdefault(rest, {})[float(share)] = row
+        others = " ".join(f"{name}={value}" for name, value in own.items() if "optimizer_options" in row.shown)
+        labels[rest] = " ".join(filter(None, [row.name(without=["optimizer_options"]), others]))
+    return [
+        OptionLine(labels[rest], tuple(sorted(line)), tuple(line[share] for share in sorted(line)))
+        for rest, line in lines.items()
+        if len(line) > 1
+    ]
+
+
+def draw_option_curves(lines: Sequence[OptionLine], option: str, title: str = "") -> go.Figure:
+    """Avg, Last and Fgt over an option's values with 95 % t-intervals (Tables 3 and 4), a panel each."""
+    found = make_subplots(cols=3, horizontal_spacing=0.09)
+    for group, line in enumerate(lines):
+        own = look(group, line.rows[0].config["optimizer"])
+        for column, metric in enumerate(("avg", "last", "fgt"), start=1):
+            points: list[Estimate | None] = [getattr(row, metric) for row in line.rows]
+            found.add_scatter(
+                x=list(line.x), y=[None if each is None else number(each.mean) for each in points], name=escape(line.label),
+                legendgroup=str(group), showlegend=column == 1, mode="lines+markers", line=own.line, marker=own.point(),
+                error_y={"array": half_widths(points), "color": own.color, "thickness": 1.5},
+                text=[str(each) for each in points], hovertemplate="%{x}: %{text}",
+                meta={"points": [keys(row) for row in line.rows], "group": group}, row=1, col=column,
+            )  # fmt: skip
+    for column, unit in enumerate(("Avg (%)", "Last (%)", "Fgt (points)"), start=1):
+        found.update_xaxes(title=SHARES[option] if column == 2 else None, row=1, col=column)
+        found.update_yaxes(title={"text": unit, "standoff": 4}, row=1, col=column)
+    found.update_layout(
+        template=TEMPLATE, title=escape(title or f"Accuracy against {option}"), height=360 + 21 * len(lines),
+        margin={"b": 75 + 21 * len(lines)}, meta={"min_width": 700},
+        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+    )  # fmt: skip
+    return found
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Accuracy per stage of hybrid training minus that of first order alone for as many epochs, percentage points, paired by seed."""
+
+    row: Row
+    alone: Row
+    classes: tuple[int, ...]
+    difference: tuple[Estimate, ...]
+
+
+def hybrid_gains(rows: Sequence[Row], trials: pa.Table, stages: pa.Table) -> list[Gain]:
+    """For each hybrid row that has its first-order counterpart, what its last epochs without gradients changed.
+
+    Args:
+        rows: from ``tables.summary``. trials, stages: the tables, the first for the seeds of the cells.
+    """
+    seeds = dict(zip(trials["cell_id"].to_pylist(), trials["seed"].to_pylist(), strict=True))
+    found: dict[str, dict[int, float]] = {}
+    for stage in stages.select(["cell_id", "classes_seen", "accuracy"]).to_pylist():
+        if stage["accuracy"] is not None:
+            found.setdefault(stage["cell_id"], {})[stage["classes_seen"]] = stage["accuracy"]
+    gains = []
+    for row in rows:
+        if not row.config["hybrid_epochs"]:
+            continue
+        same = {key: row.config[key] for key in ("dataset", "method", "method_options", "backbone", "tasks", "epochs")}
+        base = "fo-adam" if "adam" in row.config["optimizer"] else "fo-sgd"
+        for alone in rows:
+            if alone.config["optimizer"] == base and same.items() <= alone.config.items():
+                pairs = [(a, b) for a in row.cells for b in alone.cells if seeds[a] == seeds[b]]
+                gain = _differences(found, pairs)
+                if gain:
+                    gains.append(Gain(row, alone, tuple(gain), tuple(map(estimate, gain.values()))))
+    return gains
+
+
+def _differences(stages: Mapping[str, Mapping[int, float]], pairs: Sequence[tuple[str, str]]) -> dict[int, list[float]]:
+    """By number of classes seen, the differences of all pairs of cells."""
+    found: dict[int, list[float]] = {}
+    for one, other in pairs:
+        for classes, accuracy in sorted(stages.get(one, {}).items()):
+            if classes in stages.get(other, {}):
+                found.setdefault(classes, []).append(accuracy - stages[other][classes])
+    return found
+
+
+def draw_hybrid_gains(gains: Sequence[Gain], title: str = "Hybrid training against first order alone") -> go.Figure:
+    """A line per hybrid row over the classes seen, with the 95 % t-interval over seeds as a band; above 0 it helped."""
+    found = figure(title, entries=len(gains))
+    for group, gain in enumerate(gains):
+        config = gain.row.config
+        exact = config["hybrid_epochs"]
+        name = (
+            f"{config['method']} {config['optimizer']}: {exact} epochs exact + {config['epochs'] - exact} without gradients"
+        )
+        own = look(group, config["optimizer"])
+        add_curve(found, gain.classes, gain.difference, escape(name), own, {"keys": keys(gain.row), "group": group}, "classes")  # fmt: skip
+    found.add_hline(y=0, line={"color": "#888", "width": 1})
+    found.update_xaxes(title="classes seen (number)")
+    found.update_yaxes(title="accuracy minus first order's (points)")
+    return found
+
+
+def draw_comparisons(comparisons: Sequence[Comparison], metric: str = "avg", title: str = "") -> go.Figure:
+    """Ours beside the paper's: a line per row that was run, from the published value to ours with its 95 % t-interval."""
+    shown = [found for found in comparisons if metric in found.ours and metric in found.published.values]
+    found = _dumbbells(
+        title or f"{metric.capitalize()}: ours beside the paper's",
+        [(" ".join(each.published.label), each.published.values[metric], each.ours[metric], _filters(each.config)) for each in shown],
+    )  # fmt: skip
+    found.update_xaxes(title=f"{metric.capitalize()} ({'points' if metric == 'fgt' else '%'})")
+    return found
+
+
+def draw_effects(effects: Sequence[Effect], metric: str = "avg", title: str = "") -> go.Figure:
+    """What one change does, ours beside the paper's: a line per change, with the 95 % t-interval of ours; 0 is no change.
+
+    Data sets differ, so sizes may; the paper's findings hold here where both lie on the same side of 0.
+    """
+    shown = [each for each in effects if each.metric == metric and each.ours is not None]
+    found = _dumbbells(
+        title or f"What changes {metric.capitalize()}: ours beside the paper's",
+        [(each.name, each.paper, each.ours, dict(each.filters)) for each in shown if each.ours is not None],
+    )  # fmt: skip
+    found.add_vline(x=0, line={"color": "#888", "width": 1})
+    found.update_xaxes(title=f"change of {metric.capitalize()} (points)")
+    return found
+
+
+def _filters(config: Mapping[str, object]) -> dict[str, str]:
+    return {
+        key: "none" if config.get(key) is None else str(config[key])
+        for key in ("dataset", "method", "optimizer", "queries")
+    }
+
+
+def _dumbbells(title: str, lines: Sequence[tuple[str, float | None, Estimate, dict[str, str]]]) -> go.Figure:
+    height = 160 + ROW_HEIGHT * len(lines)
+    found = figure(title, height=height, entries=0, meta={"row_height": ROW_HEIGHT, "base_height": 160})
+    names = [escape(name) for name, *_ in lines]
+    points = [carried for *_, carried in lines]
+    found.add_scatter(
+        x=numbers([paper for _, paper, _, _ in lines]), y=names, mode="markers", name="paper",
+        marker={"symbol": "diamond-open", "color": BLUE, "size": 10, "line": {"width": 2}},
+        hovertemplate="%{y}: %{x:.2f}", meta={"points": points, "group": 0},
+    )  # fmt: skip
+    found.add_scatter(
+        x=numbers([ours.mean for _, _, ours, _ in lines]), y=names, mode="markers", name="ours",
+        marker={"symbol": "circle", "color": ORANGE, "size": 9},
+        error_x={"array": half_widths([ours for _, _, ours, _ in lines]), "color": ORANGE, "thickness": 1.5},
+        text=[str(ours) for _, _, ours, _ in lines], hovertemplate="%{y}: %{text}", meta={"points": points, "group": 1},
+    )  # fmt: skip
+    found.update_yaxes(autorange="reversed", type="category")
+    found.update_layout(margin={"b": 90}, showlegend=True)
+    return found

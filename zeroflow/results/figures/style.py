@@ -1,0 +1,141 @@
+"""How figures look: colours that a colour-blind reader tells apart, dashes and markers for a black and white printer.
+
+A colour says which family of optimizers a row belongs to and means the same in every figure; dash and marker tell the rows of
+a figure apart even without it. Every mark carries what a reader filters by (``keys``), so that a page can hide it.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from zeroflow.results.tables import Estimate, Row
+
+# Okabe & Ito 2008, "Color Universal Design"; yellow left out: it is lost on white.
+BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE, BLACK = PALETTE = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000",
+)  # fmt: skip
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star")
+SEQUENTIAL = "Cividis"
+"""The colour scale of numbers: even in lightness, and made for colour-blind readers."""
+
+# The first that fits names the family.
+_FAMILIES = (
+    ("fo-", VERMILLION), ("forward-grad", PURPLE), ("zo-sgd", BLUE), ("zo-adam", GREEN), ("zo-", SKY), ("", ORANGE),
+)  # fmt: skip
+
+_AXIS = {"gridcolor": "#ddd", "linecolor": "#555", "ticks": "outside", "zeroline": False, "automargin": True}
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
+        "title": {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 15}},
+        "colorway": PALETTE,
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "margin": {"l": 60, "r": 20, "t": 50, "b": 60},
+        "hoverlabel": {"namelength": -1},
+    }
+)
+
+_LEGEND_LINE = 21  # pixels
+_LEGEND_COLUMN = 225  # pixels of an entry, about
+_WIDTH = 850  # pixels for which heights are made
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour, dash and marker of a row."""
+
+    color: str
+    dash: str
+    marker: str
+
+    @property
+    def line(self) -> dict[str, Any]:
+        return {"color": self.color, "dash": self.dash, "width": 2}
+
+    def point(self, size: int = 8) -> dict[str, Any]:
+        return {"symbol": self.marker, "color": self.color, "size": size}
+
+
+def look(number: int, optimizer: str | None) -> Look:
+    """Of the ``number``-th thing in a figure, from 0; any 24 in a row differ without colour."""
+    color = BLACK if optimizer is None else next(color for start, color in _FAMILIES if optimizer.startswith(start))
+    return Look(color, DASHES[number % len(DASHES)], MARKERS[number % len(MARKERS)])
+
+
+def looks(rows: Sequence[Row]) -> list[Look]:
+    """Of rows; the same rows get the same looks in every figure."""
+    return [look(number, row.config["optimizer"]) for number, row in enumerate(rows)]
+
+
+def meta(row: Row, group: int) -> dict[str, Any]:
+    """What a mark carries of its row, for a page that hides and counts.
+
+    ``keys``: to filter by, and whether it is the row to beat. ``group``: the same for all marks of a row in a figure.
+    ``rank``: Avg; of too many rows a page shows the best.
+    """
+    return {"keys": keys(row), "group": group, "rank": number(row.avg.mean) if row.avg else None}
+
+
+def keys(row: Row) -> dict[str, Any]:
+    """What a row is filtered by, and whether it is the row to beat."""
+    return {**row.filters, "baseline": row.is_baseline}
+
+
+def figure(title: str, *, height: int = 440, entries: int = 0, **layout: Any) -> go.Figure:
+    """An empty figure; ``entries`` of the legend, which lies below the axes, make it taller."""
+    lines = math.ceil(entries / max(1, _WIDTH // _LEGEND_COLUMN))
+    below = 70 + _LEGEND_LINE * lines
+    return go.Figure(
+        layout={
+            "template": TEMPLATE,
+            "title": escape(title),
+            "height": height + _LEGEND_LINE * lines,
+            "margin": {"b": below},
+            "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"},
+            **layout,
+        }
+    )
+
+
+def half_widths(estimates: Sequence[Estimate | None]) -> list[float | None]:
+    """For error bars; None draws none."""
+    return [None if found is None or found.half_width is None else number(found.half_width) for found in estimates]
+
+
+def number(value: float | None) -> float | None:
+    """Five digits: more cannot be seen, and a page of many figures is carried around."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
+
+
+def numbers(values: Sequence[float | None]) -> list[float | None]:
+    return [number(value) for value in values]
+
+
+def escape(text: str) -> str:
+    """Plotly reads tags in names and titles; what comes from data is to be shown, not read."""
+    return html.escape(text, quote=False)
+
+
+def to_column(found: go.Figure, width: int = 340) -> go.Figure:
+    """A copy at the width of a paper's column (340 pixels of 1/96 inch are 9 cm), its letters and lines still to be read.
+
+    Export it as SVG or PDF, or as PNG with a scale of 4.
+    """
+    small = go.Figure(found)
+    small.update_layout(
+        width=width, height=max(260, round((found.layout.height or 440) * 0.62)), font={"size": 9},
+        title={"font": {"size": 10}}, margin={"l": 44, "r": 8, "t": 30},
+    )  # fmt: skip
+    small.update_annotations(font={"size": 9})
+    small.update_traces(marker={"size": 5}, selector={"type": "scatter"})
+    return small
