@@ -1,4 +1,4 @@
-"""The ``zeroflow`` command: plan, run, sweep, search, status, report, efficiency, trajectories, list, download."""
+"""The ``zeroflow`` command: plan, run, sweep, search, status, report, tables, efficiency, trajectories, list, download."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def main() -> None:
     zeroflow sweep --grid sweeps/quick.yaml                  run what is missing, with Ray
     zeroflow search my_grid.yaml                          choose lr and eps with equal budgets
     zeroflow report runs/quick -o report.html             one page with tables and figures
+    zeroflow tables runs/quick --format latex                the tables for a paper
     zeroflow efficiency                                      what a step of each optimizer costs here
     zeroflow trajectories                                    paths between two tasks' minima
     """
@@ -369,15 +370,65 @@ def run(
 
 
 @main.command()
-@click.argument("results")
+@click.argument("results", nargs=-1, required=True)
 @click.option(
     "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), default=Path("report.html"), show_default=True
 )
-def report(results: str, output: Path) -> None:
-    """Make one self-contained HTML page of a store's tables and figures."""
+@click.option("--efficiency", type=click.Path(path_type=Path), help="What 'zeroflow efficiency --json' wrote: Table 2.")
+def report(results: tuple[str, ...], output: Path, efficiency: Path | None) -> None:
+    """Make one self-contained HTML page of the tables and figures of a store, or of several stores together."""
     from zeroflow.results.report import write_report
 
-    click.echo(write_report(results, output))
+    click.echo(write_report([_existing(each) for each in results], output, efficiency=efficiency))
+
+
+@main.command()
+@click.argument("results", nargs=-1, required=True)
+@click.option("--table", "names", multiple=True, metavar="NAME", help="Only this one. May be repeated.")
+@click.option(
+    "--format", "format_", type=click.Choice(["text", "markdown", "latex", "csv"]), default="text", show_default=True
+)
+@click.option(
+    "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="A file in place of the terminal."
+)
+def tables(results: tuple[str, ...], names: tuple[str, ...], format_: str, output: Path | None) -> None:
+    """Print the tables of a store, or of several stores together, for a paper, a page or a program.
+
+    The best value of a column is bold, the second best underlined. CSV holds one table: name it with --table.
+
+    Example: zeroflow tables runs/quick --table summary --format latex -o table.tex
+    """
+    from zeroflow.errors import unknown
+    from zeroflow.results.report import read
+    from zeroflow.results.sheets import render, sheets
+    from zeroflow.results.store import write_atomically
+
+    tables = read(*(_existing(each) for each in results)).tables
+    if not len(tables["trials"]):
+        raise ConfigError(f"results {', '.join(results)}: no finished cell, {len(tables['failures'])} failed")
+    found = {sheet.name: sheet for sheet in sheets(tables)}
+    for name in names:
+        if name not in found:
+            raise unknown("table", name, found)
+    chosen = [found[name] for name in names or found]
+    if format_ == "csv" and len(chosen) > 1:
+        raise ConfigError(f"--format csv: holds one table; name it with --table: {', '.join(found)}")
+    text = render(chosen, format_)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        write_atomically(output, text.encode())
+        click.echo(f"written: {output}")
+
+
+def _existing(results: str) -> Store:
+    """A store; a folder that is not there is a slip of the pen, not an empty store."""
+    from zeroflow.results.store import Store
+
+    store = Store(results)
+    if "://" not in store.root and not Path(store.root).is_dir():
+        raise ConfigError(f"results {store.root!r}: no such folder")
+    return store
 
 
 @main.command()
@@ -386,13 +437,10 @@ def report(results: str, output: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def status(results: str, price_per_hour: float | None, as_json: bool) -> None:
     """Show how far the sweeps on a store are, what it holds, and what failed. Also while they run, from anywhere."""
-    from zeroflow.results.store import Store
     from zeroflow.results.tables import render_text, summary
     from zeroflow.sweep.status import running_sweeps
 
-    store = Store(results)
-    if "://" not in store.root and not Path(store.root).is_dir():
-        raise ConfigError(f"results {store.root!r}: no such folder")
+    store = _existing(results)
     trials, failures, running = store.load("trials"), store.failed(), running_sweeps(store)
     if as_json:
         whole = {

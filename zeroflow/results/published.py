@@ -355,7 +355,9 @@ def _effect(name: str, metric: str, paper: float, ours: Estimate | None, config:
 
 def _filters(config: Mapping[str, Any]) -> dict[str, str]:
     return {
-        key: "none" if config[key] is None else str(config[key]) for key in ("method", "optimizer", "queries") if key in config
+        key: "none" if config[key] is None else str(config[key])
+        for key in ("method", "optimizer", "queries")
+        if key in config
     }
 
 

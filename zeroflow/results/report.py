@@ -1,140 +1,512 @@
-"""One HTML file that holds everything a reader asks of a store; it opens without a network."""
+"""One HTML file that holds everything a reader asks of a store; it opens without a network.
+
+Filters and themes are in ``page/report.js``: every figure is put into the page as JSON whose marks say to which method,
+optimizer, data set and number of queries they belong, and so does every line of a table.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import pyarrow as pa
 import pyarrow.compute as pc
+from plotly.offline import get_plotlyjs
 
-from zeroflow.results import figures
+from zeroflow.errors import ConfigError
+from zeroflow.results import figures, published
+from zeroflow.results.sheets import Sheet, sheets
 from zeroflow.results.store import Store, remove_leftovers, write_atomically
-from zeroflow.results.tables import LEGEND, Row, cells, is_text, summary
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --page: #fff; --line: #d5d5d5; --soft: #f4f5f7; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --page: #17191c; --line: #3a3d42; --soft: #202327; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 76rem;
-  margin: 2rem auto; padding: 0 1rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th.text, td.text { text-align: left; }
-td.long { white-space: pre-wrap; overflow-wrap: anywhere; }
-thead th, tr.baseline td { background: var(--soft); }
-.figure { background: #fff; margin: 1rem 0; padding: .25rem; border-radius: 4px; }
-"""
+from zeroflow.results.tables import FILTERS, Row, summary
 
 _PROVENANCE = (
     "dataset", "backbone", "tasks", "base_classes", "increments", "stop_after", "class_order_seed", "fixed_class_order", "dtype",
     "zeroflow_version", "torch_version", "timm_version", "ray_version", "python_version",
     "device", "threads", "workers",
 )  # fmt: skip
+_READ = ("trials", "stages", "accuracy", "probes", "searches", "trajectories", "surfaces", "failures")
+_NAMES = {"dataset": "data set", "method": "method", "optimizer": "optimizer", "queries": "queries"}
 
 
-def write_report(results: Store | str | Path, out: str | Path) -> Path:
-    """Write the report of a store: summary, figures per data set, provenance, definitions.
+@dataclass(frozen=True)
+class Results:
+    """The tables of one store or of several together, a cell counting once; ``notes``: what could not be read."""
+
+    roots: tuple[str, ...]
+    tables: Mapping[str, pa.Table]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A figure of the page: what it is, and how to read it."""
+
+    title: str
+    caption: str
+    figure: go.Figure
+
+
+@dataclass
+class _Drawn:
+    """The figures of the page, in sections, and why others are missing."""
+
+    sections: list[tuple[str, str | None, list[_Entry]]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def read(*results: Store | str | Path) -> Results:
+    """What a report reads of some stores.
+
+    Raises:
+        ConfigError: a newer zeroflow wrote one of them, or an object store cannot be reached.
+    """
+    stores = [each if isinstance(each, Store) else Store(each) for each in results]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = {name: [store.load(name) for store in stores] for name in _READ}
+    # A cell, a search or a landscape counts where it comes first.
+    tables: dict[str, pa.Table] = {}
+    for name, parts in found.items():
+        key = {"searches": "search_id", "trajectories": "landscape_id", "surfaces": "landscape_id"}.get(name, "cell_id")
+        kept: list[pa.Table] = []
+        seen: set[str] = set()
+        for part in parts:
+            kept.append(part.filter(pc.invert(pc.is_in(part[key], pa.array(sorted(seen), pa.string())))))
+            seen.update(pc.unique(part[key]).to_pylist())
+        tables[name] = pa.concat_tables(kept)
+    failures = tables["failures"]
+    tables["failures"] = failures.filter(pc.invert(pc.is_in(failures["cell_id"], tables["trials"]["cell_id"])))
+    return Results(
+        tuple(store.root for store in stores), tables, tuple(dict.fromkeys(str(each.message) for each in caught))
+    )
+
+
+def write_report(
+    results: Store | str | Path | Sequence[Store | str | Path], out: str | Path, *, efficiency: str | Path | None = None
+) -> Path:
+    """Write the report of a store, or of several together: summary, tables and figures with filters, provenance.
 
     Args:
-        results: a store, its folder or its URI. out: the HTML file; replaced whole.
+        results: a store, its folder or its URI, or several. out: the HTML file; replaced whole.
+        efficiency: what ``zeroflow efficiency --json`` wrote, to be shown too.
 
     Returns:
         ``out``, absolute.
+
+    Raises:
+        ConfigError: a newer zeroflow wrote a store, or ``efficiency`` is no such file; nothing is written then.
     """
-    store, out = results if isinstance(results, Store) else Store(results), Path(out).absolute()
-    trials, failed = store.load("trials"), store.failed()
-    rows = summary(trials)
-    parts = [
-        "<!doctype html>\n<html lang='en'>\n<head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>zeroflow results</title><style>{_STYLE}</style></head>\n<body>\n<h1>zeroflow results</h1>",
-        f"<p>{len(trials)} cells done, {len(failed)} failed, in <code>{escape(store.root)}</code>.</p>",
-        _summary(rows),
-        *_drawn(_figures(store, trials)),
-        _provenance(trials),
-        _failures(failed.values()),
-        _definitions(trials),
-        "</body>\n</html>\n",
-    ]
-    write_atomically(out, "\n".join(parts).encode())
+    out = Path(out).absolute()
+    cost = None if efficiency is None else _measured(Path(efficiency))
+    found = read(*(results if isinstance(results, Sequence) and not isinstance(results, str) else [results]))
+    write_atomically(out, page(found, cost).encode())
     remove_leftovers(out.parent, out.name)
     return out
 
 
-def _summary(rows: Sequence[Row]) -> str:
-    heading, *lines = cells(rows)
-    marks = ["baseline" if row.is_baseline else "" for row in rows]
-    return f"<h2>Summary</h2>{_table(heading, lines, marks)}<p>{'<br>'.join(map(escape, LEGEND))}</p>"
+def page(results: Results, efficiency: Mapping[str, Any] | None = None) -> str:
+    """The report as HTML."""
+    trials = results.tables["trials"]
+    rows = summary(trials)
+    own = resources.files("zeroflow.results").joinpath("page")
+    drawn = _draw(results, rows, efficiency)
+    tables = sheets(results.tables, efficiency) if len(trials) else []
+    has_figures = any(entries for _, _, entries in drawn.sections)
+    parts = [
+        "<!doctype html>\n<html lang='en' data-theme='light'>\n<head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'><title>zeroflow results</title>",
+        f"<style>{own.joinpath('report.css').read_text(encoding='utf-8')}</style>",
+        f"<script>{_THEME}</script>",
+        f"<script>{get_plotlyjs()}</script>" if has_figures else "",
+        "</head>\n<body>",
+        "<header><h1>zeroflow results</h1><button id='theme' type='button'>light / dark</button></header>",
+        _opening(results, rows),
+        _filters(rows),
+        *(_sheet(sheet, "Summary") for sheet in tables if sheet.name == "summary"),
+        *_sections(drawn),
+        *_tables([sheet for sheet in tables if sheet.name != "summary"]),
+        _failures(results.tables["failures"]),
+        _provenance(trials, results.roots),
+        _definitions(trials),
+        f"<script type='application/json' id='templates'>{_json(_templates())}</script>",
+        f"<script>{own.joinpath('report.js').read_text(encoding='utf-8')}</script>" if rows else f"<script>{_SWITCH}</script>",
+        "</body>\n</html>\n",
+    ]  # fmt: skip
+    return "\n".join(part for part in parts if part)
 
 
-def _figures(store: Store, trials: pa.Table) -> Iterable[go.Figure]:
-    """The figures of each data set; the heat map is that of the cell with the best Avg."""
-    stages, accuracy = store.load("stages"), store.load("accuracy")
-    for dataset in sorted(pc.unique(trials["dataset"]).to_pylist()):
+# In the head, so that no page flashes in the wrong colours.
+_THEME = """{ let theme = null; try { theme = localStorage.getItem("theme"); } catch { /* a page from a file may not */ }
+document.documentElement.dataset.theme = theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"); }"""
+_SWITCH = """document.getElementById("theme").addEventListener("click", () => {
+const root = document.documentElement; root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark"; });"""
+
+
+def _measured(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        published.efficiency_cells(found)
+    except OSError as error:
+        raise ConfigError(f"efficiency {str(file)!r}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"efficiency {str(file)!r}: expected what 'zeroflow efficiency --json FILE' writes") from None
+    return found
+
+
+# What stands first.
+
+
+def _opening(results: Results, rows: Sequence[Row]) -> str:
+    done, failed = len(results.tables["trials"]), len(results.tables["failures"])
+    where = ", ".join(f"<code>{escape(root)}</code>" for root in results.roots)
+    text = f"<p>{done} cells done, {failed} failed, in {where}.</p>"
+    if not done:
+        why = "every cell that was tried has failed, see below" if failed else "no cell has been finished here yet"
+        text += f"<p><strong>Nothing to show: {why}.</strong> <code>zeroflow sweep --results DIR</code> fills a store, <code>zeroflow status DIR</code> says how far it is.</p>"  # fmt: skip
+    text += "".join(f"<p class='note'>{escape(note)}</p>" for note in results.notes)
+    sentences = [sentence for group in _by_dataset(rows).values() for sentence in findings(group)]
+    return text + (f"<ul class='findings'>{''.join(f'<li>{escape(s)}</li>' for s in sentences)}</ul>" if sentences else "")  # fmt: skip
+
+
+def _by_dataset(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(str(row.config["dataset"]), []).append(row)
+    return found
+
+
+def findings(rows: Sequence[Row]) -> list[str]:
+    """What a reader wants to know first of the rows of one data set, in sentences."""
+    dataset = rows[0].config["dataset"]
+    measured = [row for row in rows if row.avg is not None]
+    base = next((row for row in measured if row.is_baseline), None)
+    trained = [row for row in measured if not row.is_baseline]
+    free = [row for row in trained if not str(row.config["optimizer"] or "fo-").startswith("fo-") and not row.config["hybrid_epochs"]]  # fmt: skip
+    exact = [row for row in trained if str(row.config["optimizer"] or "").startswith("fo-")]
+    if not measured:
+        return []
+    parts = []
+    if base and base.avg:
+        parts.append(f"SimpleCIL, which trains nothing, has Avg {base.avg} %")
+    for group, what in ((exact, "with exact gradients"), (free, "by forward passes alone")):
+        if group:
+            best = max(group, key=_avg)
+            gain = "" if best.vs_simplecil is None else f", {best.vs_simplecil:+.2f} points"
+            seeds = "one seed" if best.seeds == 1 else f"{best.seeds} seeds"
+            parts.append(f"the best {what} is {_plain(best)} with {best.avg} % ({seeds}{gain})")
+    sentence = f"{dataset}: {'; '.join(parts)}."
+    above = [row for row in free if row.avg and row.avg.half_width is not None and row.vs_simplecil is not None]
+    if above:
+        clear = sum((row.vs_simplecil or 0.0) > (row.avg.half_width or 0.0) for row in above if row.avg)
+        sentence += f" Of {len(above)} settings trained by forward passes alone with several seeds, {clear} lie above SimpleCIL with their whole 95 % interval."  # fmt: skip
+    return [sentence]
+
+
+def _avg(row: Row) -> float:
+    return row.avg.mean if row.avg else float("-inf")
+
+
+def _plain(row: Row) -> str:
+    return row.name(without=["dataset"])
+
+
+def _filters(rows: Sequence[Row]) -> str:
+    """A button for every value; with several data sets the one with most cells is chosen at first."""
+    if not rows:
+        return ""
+    sets: list[str] = []
+    for key in FILTERS:
+        counts: dict[str, int] = {}
+        for row in rows:
+            counts[row.filters[key]] = counts.get(row.filters[key], 0) + row.seeds
+        values = sorted(counts, key=lambda value: (value != "none", not value.isdigit(), int(value) if value.isdigit() else 0, value))  # fmt: skip
+        if key == "method":
+            values.sort(key=lambda value: value != "simplecil")
+        first = max(counts, key=lambda value: counts[value]) if key == "dataset" and len(counts) > 1 else None
+        buttons = "".join(
+            f"<button type='button' data-key='{key}' data-value='{escape(value, quote=True)}' aria-pressed='{'true' if value == first else 'false'}'>"
+            f"{escape(value)}</button>"
+            for value in values
+        )  # fmt: skip
+        sets.append(f"<fieldset><legend>{_NAMES[key]}</legend>{buttons}</fieldset>")
+    return (
+        f"<details id='filters' open><summary>Filters</summary>{''.join(sets)}<div class='end'>"
+        "<label><input type='checkbox' id='keep-baseline' checked> always show SimpleCIL</label>"
+        "<button type='button' id='clear'>clear</button>"
+        "<span class='faint'>Press any number of values; they act on every table and figure. None pressed: all.</span></div></details>"
+    )
+
+
+# Figures
+
+
+def _draw(results: Results, rows: Sequence[Row], efficiency: Mapping[str, Any] | None) -> _Drawn:
+    drawn = _Drawn()
+    tables = results.tables
+    trials = tables["trials"]
+    for dataset in _by_dataset(rows):
         own = trials.filter(pc.field("dataset") == dataset)
-        rows = summary(own)
-        yield figures.draw_stage_curves(figures.stage_curves(rows, stages), f"{dataset}: accuracy along the stream")
-        yield figures.draw_accuracy_against_forwards(rows, f"{dataset}: accuracy against work")
-        yield figures.draw_costs(rows, f"{dataset}: what it costs")
-        best = own.sort_by([("avg", "descending"), ("cell_id", "ascending")]).slice(0, 1).to_pylist()[0]
-        label = next(row.label for row in rows if best["cell_id"] in row.cells)
-        matrix = figures.task_accuracy(accuracy, best["cell_id"])
-        yield figures.draw_task_accuracy(
-            matrix, f"{dataset}: accuracy per task, {label}, seed {best['seed']} (best Avg)"
+        drawn.sections.append((f"Figures: {dataset}", dataset, list(_of_dataset(summary(own), own, tables))))
+    if len(trials):
+        for name, what in (
+            ("stages", "accuracy along the stream"),
+            ("accuracy", "accuracy per task and on the last task"),
+        ):
+            if not len(tables[name]):
+                drawn.missing.append(f"The store has no table {name}, so there is no figure of {what}.")
+        compared = [found for found in published.compare(trials) if found.verified]
+        if compared:
+            title = "Ours beside the paper's numbers"
+            drawn.sections.append((title, None, [_Entry(title, "A line per published row that has been run: the open diamond is the paper's Avg, the dot ours, with its 95 % interval.", figures.draw_comparisons(compared))]))  # fmt: skip
+    if efficiency is not None:
+        title = "What a step costs"
+        caption = f"Memory saved and time of a step, each against first order's, here (on {efficiency['device']}) and published in Table 2."
+        drawn.sections.append((title, None, [_Entry(title, caption, figures.draw_efficiency(efficiency))]))
+    ways = list(_landscapes(tables))
+    if ways:
+        drawn.sections.append(("The way over both losses", None, ways))
+    return drawn
+
+
+def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table]) -> Iterator[_Entry]:
+    """The figures that there is something for, of one data set."""
+    seeds = "Bars and bands are 95 % t-intervals over seeds; a single seed has none."
+    baseline = next((row for row in rows if row.is_baseline), None)
+    yield _Entry(
+        "All settings beside each other",
+        f"Average accuracy, accuracy at the end, and forgetting. Dots right of the dotted line, SimpleCIL, have gained by training. {seeds}",
+        figures.draw_ranking(rows),
+    )  # fmt: skip
+    curves = figures.stage_curves(rows, tables["stages"])
+    if curves:
+        yield _Entry(
+            "Accuracy along the stream",
+            f"How accuracy on all classes seen so far falls as classes arrive. {seeds}",
+            figures.draw_stage_curves(curves),
+        )
+    dots = figures.last_task_accuracy(rows, tables["accuracy"])
+    if dots:
+        yield _Entry(
+            "Accuracy on the last task",
+            f"How well a setting still learns what comes last, right after it has learned it. {seeds}",
+            figures.draw_last_task_accuracy(dots),
+        )
+    matrices = figures.task_accuracies(rows, tables["accuracy"])
+    if matrices:
+        yield _Entry(
+            "Accuracy per task",
+            "A line of squares per stage, a column per task; a column that darkens downwards is a task being forgotten. Means over seeds.",
+            figures.draw_task_accuracy(matrices),
+        )  # fmt: skip
+    lines = figures.against_queries(rows)
+    if lines:
+        yield _Entry(
+            "Accuracy against queries",
+            f"What more directions per step bring, at the same number of steps. {seeds}",
+            figures.draw_against_queries(lines, baseline),
+        )
+    if any(row.forward_passes for row in rows):
+        counted = all(row.forward_equivalents is not None for row in rows)
+        yield _Entry(
+            "Accuracy against work",
+            f"What accuracy costs in forward passes{', a backward pass counting as two' if counted else ''}; up and left is better. Settings of the same optimizer are joined. {seeds}",
+            figures.draw_accuracy_against_forwards(rows, "forward_equivalents" if counted else "forward_passes"),
+        )  # fmt: skip
+    if any(row.peak_memory is not None for row in rows):
+        yield _Entry(
+            "What it costs",
+            "Peak memory of a training step and wall time of a whole cell, means over seeds.",
+            figures.draw_costs(rows),
+        )
+        yield _Entry(
+            "Accuracy against memory",
+            f"Up and left is better. No setting beats those on the dotted line, the Pareto front of this data set, in both. {seeds}",
+            figures.draw_trade_off(figures.trade_off(rows)),
+        )
+    for option, table in (("history", 3), ("sparsity", 4)):
+        found = figures.option_curves(rows, option)
+        if found:
+            yield _Entry(
+                f"{option.capitalize()} (Table {table})",
+                f"What the optimizer's option {option} changes, everything else being equal. {seeds}",
+                figures.draw_option_curves(found, option),
+            )
+    gains = figures.hybrid_gains(rows, trials, tables["stages"])
+    if gains:
+        yield _Entry(
+            "Hybrid training",
+            f"Exact gradients first, forward passes alone for the last epochs: accuracy minus that of first order alone for as many epochs, paired by seed. Above 0 it helped. {seeds}",
+            figures.draw_hybrid_gains(gains),
+        )  # fmt: skip
+    values = figures.function_values(rows, tables["probes"])
+    if values:
+        yield _Entry(
+            "Function values of old and new tasks",
+            f"Loss on fixed training samples of the task being learned and of all before it, step by step: what one gains, the others lose. {seeds}",
+            figures.draw_function_values(values),
+        )  # fmt: skip
+    effects = [e for name in ("table1", "table3", "table4", "figure5", "hybrid") for e in published.effects(name, trials) if e.metric == "avg" and e.ours]  # fmt: skip
+    if effects:
+        yield _Entry(
+            "What one change does, ours beside the paper's",
+            "Change of Avg. The paper's data sets are others, so sizes may differ; its finding holds here where both marks lie on the same side of 0 and the interval does not touch it.",
+            figures.draw_effects(effects),
+        )  # fmt: skip
+    if len(rows) > 1:
+        yield _Entry(
+            "The whole grid",
+            "A line per setting through its keys, its costs and its Avg; bright is accurate. Dotted: SimpleCIL.",
+            figures.draw_parallel_coordinates(rows),
         )
 
 
-def _drawn(found: Iterable[go.Figure]) -> Iterable[str]:
-    yield "<h2>Figures</h2>"
-    for number, figure in enumerate(found):
-        drawn = figure.to_html(
-            full_html=False, include_plotlyjs=number == 0, div_id=f"figure-{number}",
-            default_height=figure.layout.height, config={"displaylogo": False, "responsive": True},
-        )  # fmt: skip
-        yield f"<div class='figure'>{drawn}</div>"
+def _landscapes(tables: Mapping[str, pa.Table]) -> Iterator[_Entry]:
+    runs = figures.trajectories(tables["trajectories"])
+    kinds = {
+        "both": "taken on the mean of both losses",
+        "old-then-new": "learning the old task first, then the new one",
+    }
+    for surface in figures.surfaces(tables["surfaces"]):
+        name = {"two-parameters": "two parameters", "adapter": "the trained values of an adapter"}.get(surface.landscape, surface.landscape)  # fmt: skip
+        for objective, how in kinds.items():
+            if not any(run.objective == objective and run.landscape_id == surface.landscape_id for run in runs):
+                continue
+            title = f"{name.capitalize()}: {how}"
+            yield _Entry(
+                title,
+                f"Contours are the losses of the old task (solid) and the new one (dotted) over {name}; each line is the way of one optimizer, first seed. Play, or drag the slider.",
+                figures.animate_trajectories(surface, runs, objective=objective),
+            )  # fmt: skip
+            yield _Entry(
+                f"{title}: one loss against the other",
+                "What a run gives up of the old task for what it gains on the new one; down and left is better.",
+                figures.draw_losses_against_each_other(surface, runs, objective=objective),
+            )
 
 
-def _provenance(trials: pa.Table) -> str:
+def _sections(drawn: _Drawn) -> Iterable[str]:
+    number = 0
+    for heading, dataset, entries in drawn.sections:
+        attribute = "" if dataset is None else f" data-dataset='{escape(dataset, quote=True)}'"
+        yield f"<section{attribute}><h2>{escape(heading)}</h2>"
+        for entry in entries:
+            yield _figure(entry, number)
+            number += 1
+        yield "</section>"
+    yield from (f"<p class='note'>{escape(text)}</p>" for text in drawn.missing)
+
+
+def _figure(entry: _Entry, number: int) -> str:
+    spec = entry.figure.to_plotly_json()
+    layout = spec["layout"]
+    layout.pop("template", None), layout.pop("title", None)  # the page's own
+    top = layout.get("margin", {}).get("t", 20)
+    layout["margin"] = {**layout.get("margin", {}), "t": top}
+    choose = "<p><label>setting <select></select></label></p>" if layout.get("meta", {}).get("choose") else ""
+    spec["frames"] = [{key: frame[key] for key in ("name", "data", "traces")} for frame in spec.get("frames", ())]
+    return (
+        f"<div class='figure' id='figure-{number}'><h3>{escape(entry.title)}</h3><p class='caption'>{escape(entry.caption)}</p>{choose}"
+        f"<p class='note'></p><div class='wide'><div class='plot' style='min-height: {layout.get('height', 440)}px'></div></div>"
+        f"<script type='application/json'>{_json(spec)}</script></div>"
+    )
+
+
+def _templates() -> dict[str, Any]:
+    """The figures' template on a light and on a dark page."""
+    light = figures.TEMPLATE.to_plotly_json()
+    light["layout"] |= {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
+    dark = json.loads(json.dumps(light))
+    dark["layout"]["font"]["color"] = "#e6e6e6"
+    for axis in ("xaxis", "yaxis"):
+        dark["layout"][axis] |= {"gridcolor": "#33373d", "linecolor": "#a3a8b0"}
+    dark["layout"]["hoverlabel"] = {"namelength": -1, "bgcolor": "#22262b", "font": {"color": "#e6e6e6"}}
+    return {"light": light, "dark": dark}
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+# Tables
+
+
+def _tables(found: Sequence[Sheet]) -> Iterable[str]:
+    if found:
+        yield "<h2>Tables</h2>"
+    for sheet in found:
+        yield _sheet(sheet)
+
+
+def _sheet(sheet: Sheet, heading: str = "") -> str:
+    """A table whose lines can be filtered and sorted."""
+    kinds = ["text" if name in sheet.words else "" for name in sheet.headings]
+    head = "".join(
+        f"<th class='{kind}'><button type='button'>{escape(name)}</button></th>"
+        for kind, name in zip(kinds, sheet.headings, strict=True)
+    )
+    body = []
+    for line in sheet.lines:
+        carried = escape(json.dumps({**line.filters, "baseline": line.baseline}, separators=(",", ":")), quote=True)
+        inner = "".join(f"<td{_class(kind)}>{_MARKS[cell.rank](escape(cell.text))}</td>" for kind, cell in zip(kinds, line.cells, strict=True))  # fmt: skip
+        body.append(f'<tr{_class("baseline" if line.baseline else "")} data-keys="{carried}">{inner}</tr>')
+    best = " Bold: the best of its data set; underlined: the second best." if any(cell.rank for line in sheet.lines for cell in line.cells) else ""  # fmt: skip
+    table = f"<table data-sheet='{sheet.name}'><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    title = f"<h2>{escape(heading)}</h2>" if heading else f"<h3>{escape(sheet.title)}</h3>"
+    tall = " tall" if len(sheet.lines) > 25 else ""
+    return f"<div class='sheet figure-like'>{title}<div class='wide{tall}'>{table}</div><p class='caption'><span class='count'></span>. {escape(sheet.legend)}{best} A click on a heading sorts.</p></div>"  # fmt: skip
+
+
+_MARKS: tuple[Callable[[str], str], ...] = (str, lambda text: f"<b>{text}</b>", lambda text: f"<u>{text}</u>")
+
+
+def _class(name: str) -> str:
+    return f" class='{name}'" if name else ""
+
+
+def _failures(failed: pa.Table) -> str:
+    columns = ("label", "cell_id", "error", "message", "attempts")
+    lines = [[str(row[key]) for key in columns] for row in failed.to_pylist()]
+    if not lines:
+        return ""
+    return f"<h2>Failed cells</h2>{_plain_table(['cell', 'cell_id', 'error', 'message', 'attempts'], lines)}"
+
+
+def _provenance(trials: pa.Table, roots: Sequence[str]) -> str:
     commits = {
         "-" if commit is None else f"{commit}{' with changes' if dirty else ''}"
         for commit, dirty in zip(trials["git_commit"].to_pylist(), trials["git_dirty"].to_pylist(), strict=True)
     }
-    found = {"cells": {str(len(trials))}, "git_commit": commits}
+    found = {"cells": {str(len(trials))}, "read from": set(roots), "git_commit": commits}
     for key in _PROVENANCE:
         found[key] = {"-" if value is None else str(value) for value in trials[key].to_pylist()}
     times = pc.min_max(trials["finished_at"]).as_py()
     found["finished"] = {f"{times[end]:%Y-%m-%d %H:%M:%S} UTC" for end in ("min", "max") if times[end]}
-    lines = [[key, ", ".join(sorted(values))] for key, values in found.items()]
-    return f"<h2>Provenance</h2>{_table(['', ''], lines, words=True)}"
-
-
-def _failures(failed: Iterable[dict[str, Any]]) -> str:
-    lines = [[str(row[key]) for key in ("label", "cell_id", "error", "message", "attempts")] for row in failed]
-    if not lines:
-        return ""
-    return f"<h2>Failed cells</h2>{_table(['cell', 'cell_id', 'error', 'message', 'attempts'], lines, words=True)}"
+    lines = [[key, ", ".join(sorted(values))] for key, values in found.items() if values and values != {"-"}]
+    return f"<h2>Provenance</h2>{_plain_table(['', ''], lines)}" if len(trials) else ""
 
 
 def _definitions(trials: pa.Table) -> str:
     """What the metrics mean, as recorded with the cells."""
     recorded = sorted(text for text in pc.unique(trials["metric_definitions"]).to_pylist() if text)
     lines = [[name, meaning] for text in recorded for name, meaning in json.loads(text).items()]
-    return f"<h2>Metric definitions</h2>{_table(['metric', 'meaning'], lines, words=True)}" if lines else ""
+    return f"<h2>Metric definitions</h2>{_plain_table(['metric', 'meaning'], lines)}" if lines else ""
 
 
-def _table(heading: list[str], lines: list[list[str]], marks: Sequence[str] = (), *, words: bool = False) -> str:
-    """An HTML table of plain text; ``marks`` are classes of the lines, ``words``: long text in every column."""
+def _plain_table(heading: list[str], lines: list[list[str]]) -> str:
+    """An HTML table of long words."""
 
-    def line(tag: str, values: list[str], mark: str = "") -> str:
-        kinds = ["text long" if words else "text" if is_text(name) else "" for name in heading]
-        inner = "".join(f"<{tag} class='{k}'>{escape(v)}</{tag}>" for k, v in zip(kinds, values, strict=True))
-        return f"<tr class='{mark}'>{inner}</tr>"
+    def line(tag: str, values: list[str]) -> str:
+        return f"<tr>{''.join(f'<{tag} class={chr(39)}text long{chr(39)}>{escape(value)}</{tag}>' for value in values)}</tr>"
 
-    body = [line("td", values, mark) for values, mark in zip(lines, marks or [""] * len(lines), strict=True)]
     head = f"<thead>{line('th', heading)}</thead>" if any(heading) else ""
-    return f"<div class='wide'><table>{head}<tbody>{''.join(body)}</tbody></table></div>"
+    return (
+        f"<div class='wide'><table>{head}<tbody>{''.join(line('td', values) for values in lines)}</tbody></table></div>"
+    )

@@ -133,8 +133,10 @@ def summary(trials: pa.Table) -> list[Row]:
 
     configs = [config for config, _ in found]
     shown = [key for key in keys if key in _ALWAYS_SHOWN or _varies(key, configs)]
-    baselines = {_problem(config): _mean(members, "avg") for config, members in found if config["method"] == BASELINE}
-    rows = (_row(config, members, shown, baselines.get(_problem(config))) for config, members in found)
+    baselines = {
+        same_problem(config): _mean(members, "avg") for config, members in found if config["method"] == BASELINE
+    }
+    rows = (_row(config, members, shown, baselines.get(same_problem(config))) for config, members in found)
     return sorted(rows, key=_order)
 
 
@@ -175,7 +177,8 @@ def _varies(key: str, configs: Sequence[Mapping[str, Any]]) -> bool:
     return any(len(found - ignored) > 1 for found in values.values())
 
 
-def _problem(config: Mapping[str, Any]) -> tuple[Any, ...]:
+def same_problem(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two configurations must have in common for their accuracies to be compared."""
     return tuple(config[key] for key in _SAME_PROBLEM)
 
 

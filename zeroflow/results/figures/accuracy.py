@@ -12,13 +12,22 @@ import pyarrow.compute as pc
 from plotly.subplots import make_subplots
 
 from zeroflow.results.figures.style import (
-    BLACK, SEQUENTIAL, TEMPLATE, Look, escape, figure, half_widths, looks, meta, number, numbers,
+    BLACK,
+    SEQUENTIAL,
+    Look,
+    arranged,
+    escape,
+    figure,
+    half_widths,
+    looks,
+    meta,
+    number,
+    numbers,
 )  # fmt: skip
 from zeroflow.results.tables import Estimate, Row, estimate
 from zeroflow.trial.metrics import Matrix
 
-ROW_HEIGHT = 26
-"""Pixels of a row in a figure that has a line for each."""
+_MOST_LINES, _MOST_DOTS = 12, 40
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ def stage_curves(rows: Sequence[Row], stages: pa.Table) -> list[Curve]:
 
 def draw_stage_curves(curves: Sequence[Curve], title: str = "Accuracy along the stream") -> go.Figure:
     """A line per row over the classes seen, with the 95 % t-interval over seeds as a band."""
-    found = figure(title, entries=min(len(curves), 12), meta={"limit": 12})
+    found = figure(title, names=[curve.label for curve in curves][:_MOST_LINES], limit=_MOST_LINES)
     for group, (curve, look) in enumerate(zip(curves, looks([curve.row for curve in curves]), strict=True)):
         add_curve(found, curve.classes, curve.accuracy, escape(curve.label), look, meta(curve.row, group), "classes")
     found.update_xaxes(title="classes seen (number)")
@@ -119,7 +128,7 @@ def task_accuracy(accuracy: pa.Table, cells: str | Sequence[str]) -> Matrix:
 
 def draw_task_accuracy(matrices: Sequence[TaskAccuracy], title: str = "Accuracy per task") -> go.Figure:
     """A heat map: a line of squares per stage, a column per task. Of several rows the first is seen; a page lets choose."""
-    found = figure(title, height=520, meta={"choose": True})
+    found = figure(title, height=520, choose=True)
     for group, each in enumerate(matrices):
         size = len(each.matrix)
         tasks = [str(task + 1) for task in range(size)]
@@ -197,8 +206,4 @@ def _draw_dots(
     for column, axis in enumerate(units, start=1):
         found.update_xaxes(title=axis, row=1, col=column)
     found.update_yaxes(autorange="reversed", type="category")
-    found.update_layout(
-        template=TEMPLATE, title=escape(title), height=150 + ROW_HEIGHT * len(rows),
-        meta={"limit": 40, "row_height": ROW_HEIGHT, "base_height": 150, "min_width": 300 + 180 * len(units)},
-    )  # fmt: skip
-    return found
+    return arranged(found, title, height=110, rows=len(rows), limit=_MOST_DOTS, min_width=300 + 180 * len(units))

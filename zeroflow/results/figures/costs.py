@@ -10,12 +10,24 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from zeroflow.results import published
-from zeroflow.results.figures.accuracy import ROW_HEIGHT
 from zeroflow.results.figures.style import (
-    BLACK, BLUE, ORANGE, TEMPLATE, escape, figure, half_widths, keys, look, looks, meta, number, numbers,
+    BLACK,
+    BLUE,
+    ORANGE,
+    arranged,
+    escape,
+    figure,
+    half_widths,
+    keys,
+    look,
+    looks,
+    meta,
+    number,
+    numbers,
 )  # fmt: skip
 from zeroflow.results.tables import Row
 
+_MOST = 24  # settings in a figure
 _TUNED = ("lr", "eps")  # chosen anew for every number of queries
 
 
@@ -57,7 +69,7 @@ def draw_against_queries(
     lines: Sequence[Line], baseline: Row | None = None, title: str = "Accuracy against queries"
 ) -> go.Figure:
     """Avg over the queries per step (Figure 5), with 95 % t-intervals; the row to beat across."""
-    found = figure(title, entries=len(lines) + 1)
+    found = figure(title, names=[*(line.label for line in lines), *_named(baseline)])
     for group, line in enumerate(lines):
         own = look(group, line.rows[0].config["optimizer"])
         estimates = [row.avg for row in line.rows]
@@ -69,9 +81,15 @@ def draw_against_queries(
         )  # fmt: skip
     ticks = sorted({x for line in lines for x in line.x})
     _across(found, baseline, ticks)
-    found.update_xaxes(title="queries per step (number)", type="log", tickvals=ticks, ticktext=[f"{x:g}" for x in ticks])
+    found.update_xaxes(
+        title="queries per step (number)", type="log", tickvals=ticks, ticktext=[f"{x:g}" for x in ticks]
+    )
     found.update_yaxes(title="Avg (%)")
     return found
+
+
+def _named(baseline: Row | None) -> list[str]:
+    return [] if baseline is None else [f"{baseline.label} (no training)"]
 
 
 def _across(found: go.Figure, baseline: Row | None, x: Sequence[float]) -> None:
@@ -79,7 +97,7 @@ def _across(found: go.Figure, baseline: Row | None, x: Sequence[float]) -> None:
     if baseline is None or baseline.avg is None or not x:
         return
     found.add_scatter(
-        x=[min(x), max(x)], y=[number(baseline.avg.mean)] * 2, mode="lines", name=f"{escape(baseline.label)} (no training)",
+        x=[min(x), max(x)], y=[number(baseline.avg.mean)] * 2, mode="lines", name=escape(_named(baseline)[0]),
         line={"color": BLACK, "dash": "dot", "width": 1.5}, hovertemplate=f"{baseline.avg} %",
         meta=meta(baseline, -1),
     )  # fmt: skip
@@ -105,13 +123,15 @@ def draw_accuracy_against_forwards(
     for row, passes in spent:
         if row.avg is not None and passes:
             lines.setdefault((row.config["method"], row.config["optimizer"]), []).append((row, passes))
-    found = figure(title, entries=len(lines) + 1, meta={"limit": 24})
-    for group, ((method, optimizer), line) in enumerate(lines.items()):
+    free = [row for row, passes in spent if passes == 0 and row.avg is not None]
+    names = [" ".join(filter(None, pair)) for pair in lines]
+    found = figure(title, names=[*names, *(name for row in free for name in _named(row))], limit=_MOST)
+    for group, ((_, optimizer), line) in enumerate(lines.items()):
         line.sort(key=lambda item: item[1])
         own, estimates = look(group, optimizer), [row.avg for row, _ in line]
         found.add_scatter(
             x=numbers([passes for _, passes in line]), y=numbers([each.mean for each in estimates if each]),
-            name=escape(" ".join(filter(None, (method, optimizer)))), mode="lines+markers" if len(line) > 1 else "markers",
+            name=escape(names[group]), mode="lines+markers" if len(line) > 1 else "markers",
             line={**own.line, "width": 1}, marker=own.point(10),
             error_y={"array": half_widths(estimates), "color": own.color, "thickness": 1.5},
             text=[f"{escape(row.label)}: {row.avg} %" for row, _ in line],
@@ -121,7 +141,6 @@ def draw_accuracy_against_forwards(
                 "rank": max(number(each.mean) or 0.0 for each in estimates if each),
             },
         )  # fmt: skip
-    free = [row for row, passes in spent if passes == 0 and row.avg is not None]
     x = [passes for _, passes in spent if passes]
     for row in free:
         _across(found, row, x or [1.0, 10.0])
@@ -133,7 +152,10 @@ def draw_accuracy_against_forwards(
 def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
     """Bars of peak memory and of wall time, a pair per row (Table 2)."""
     found = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
-    quantities = [("peak memory of a step (MiB)", "peak_memory", BLUE, "/"), ("wall time of a cell (s)", "seconds", ORANGE, "")]
+    quantities = [
+        ("peak memory of a step (MiB)", "peak_memory", BLUE, "/"),
+        ("wall time of a cell (s)", "seconds", ORANGE, ""),
+    ]
     for column, (unit, quantity, color, pattern) in enumerate(quantities, start=1):
         for group, row in enumerate(rows):
             found.add_bar(
@@ -144,11 +166,8 @@ def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
             )  # fmt: skip
         found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
     found.update_yaxes(autorange="reversed", type="category")
-    found.update_layout(
-        template=TEMPLATE, title=escape(title), height=150 + ROW_HEIGHT * len(rows), barmode="overlay", bargap=0.25,
-        meta={"limit": 40, "row_height": ROW_HEIGHT, "base_height": 150, "min_width": 660},
-    )  # fmt: skip
-    return found
+    found.update_layout(barmode="overlay", bargap=0.25)
+    return arranged(found, title, height=110, rows=len(rows), limit=40, min_width=660)
 
 
 @dataclass(frozen=True)
@@ -163,7 +182,9 @@ class TradeOff:
 
 def trade_off(rows: Sequence[Row]) -> list[TradeOff]:
     """Rows whose memory was measured, by memory."""
-    measured = [(row, row.peak_memory, row.avg.mean) for row in rows if row.avg is not None and row.peak_memory is not None]
+    measured = [
+        (row, row.peak_memory, row.avg.mean) for row in rows if row.avg is not None and row.peak_memory is not None
+    ]
     return [
         TradeOff(row, memory, avg, not any(_beats((m, a), (memory, avg)) for _, m, a in measured))
         for row, memory, avg in sorted(measured, key=lambda item: (item[1], -item[2]))
@@ -177,7 +198,7 @@ def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 def draw_trade_off(points: Sequence[TradeOff], title: str = "Accuracy against memory") -> go.Figure:
     """Avg over peak memory, up and left is better; the Pareto front is the stepped line."""
-    found = figure(title, entries=len(points) + 1, meta={"limit": 24})
+    found = figure(title, names=["Pareto front", *(point.row.label for point in points)][: _MOST + 1], limit=_MOST)
     front = [point for point in points if point.on_front]
     found.add_scatter(
         x=numbers([point.memory for point in front]), y=numbers([point.avg for point in front]), mode="lines",
@@ -204,7 +225,10 @@ def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs")
         result: what ``zeroflow efficiency --json`` wrote.
     """
     rows = published.ratios(result)
-    names = [escape(" ".join([found.row["optimizer"], f"q={found.row['queries']}" if found.row["queries"] else ""])) for found in rows]
+    names = [
+        escape(" ".join([found.row["optimizer"], f"q={found.row['queries']}" if found.row["queries"] else ""]))
+        for found in rows
+    ]
     found = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
     panels = [
         ("memory saved: first order's over this (times)", [r.saved for r in rows], [r.saved_here for r in rows]),
@@ -219,9 +243,5 @@ def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs")
             )  # fmt: skip
         found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
     found.update_yaxes(autorange="reversed", type="category")
-    found.update_layout(
-        template=TEMPLATE, title=escape(title), height=170 + 2 * ROW_HEIGHT * len(rows), barmode="group", bargap=0.25,
-        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"}, margin={"b": 90},
-        meta={"min_width": 660},
-    )  # fmt: skip
-    return found
+    found.update_layout(barmode="group", bargap=0.25)
+    return arranged(found, title, height=110 + 50 * len(rows), names=["paper", "here"], min_width=660)

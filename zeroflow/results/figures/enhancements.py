@@ -10,9 +10,18 @@ import plotly.graph_objects as go
 import pyarrow as pa
 from plotly.subplots import make_subplots
 
-from zeroflow.results.figures.accuracy import ROW_HEIGHT, add_curve
+from zeroflow.results.figures.accuracy import add_curve
 from zeroflow.results.figures.style import (
-    BLUE, ORANGE, TEMPLATE, escape, figure, half_widths, keys, look, number, numbers,
+    BLUE,
+    ORANGE,
+    arranged,
+    escape,
+    figure,
+    half_widths,
+    keys,
+    look,
+    number,
+    numbers,
 )  # fmt: skip
 from zeroflow.results.published import Comparison, Effect
 from zeroflow.results.tables import Estimate, Row, estimate
@@ -70,12 +79,9 @@ def draw_option_curves(lines: Sequence[OptionLine], option: str, title: str = ""
     for column, unit in enumerate(("Avg (%)", "Last (%)", "Fgt (points)"), start=1):
         found.update_xaxes(title=SHARES[option] if column == 2 else None, row=1, col=column)
         found.update_yaxes(title={"text": unit, "standoff": 4}, row=1, col=column)
-    found.update_layout(
-        template=TEMPLATE, title=escape(title or f"Accuracy against {option}"), height=360 + 21 * len(lines),
-        margin={"b": 75 + 21 * len(lines)}, meta={"min_width": 700},
-        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
-    )  # fmt: skip
-    return found
+    return arranged(
+        found, title or f"Accuracy against {option}", height=340, names=[line.label for line in lines], min_width=700
+    )
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,12 @@ class Gain:
     alone: Row
     classes: tuple[int, ...]
     difference: tuple[Estimate, ...]
+
+    @property
+    def label(self) -> str:
+        config = self.row.config
+        exact = config["hybrid_epochs"]
+        return f"{config['method']}: {exact} epochs {self.alone.config['optimizer']} + {config['epochs'] - exact} {config['optimizer']}"
 
 
 def hybrid_gains(rows: Sequence[Row], trials: pa.Table, stages: pa.Table) -> list[Gain]:
@@ -126,13 +138,10 @@ def _differences(stages: Mapping[str, Mapping[int, float]], pairs: Sequence[tupl
 
 def draw_hybrid_gains(gains: Sequence[Gain], title: str = "Hybrid training against first order alone") -> go.Figure:
     """A line per hybrid row over the classes seen, with the 95 % t-interval over seeds as a band; above 0 it helped."""
-    found = figure(title, entries=len(gains))
-    for group, gain in enumerate(gains):
+    names = [gain.label for gain in gains]
+    found = figure(title, names=names)
+    for group, (gain, name) in enumerate(zip(gains, names, strict=True)):
         config = gain.row.config
-        exact = config["hybrid_epochs"]
-        name = (
-            f"{config['method']} {config['optimizer']}: {exact} epochs exact + {config['epochs'] - exact} without gradients"
-        )
         own = look(group, config["optimizer"])
         add_curve(found, gain.classes, gain.difference, escape(name), own, {"keys": keys(gain.row), "group": group}, "classes")  # fmt: skip
     found.add_hline(y=0, line={"color": "#888", "width": 1})
@@ -175,8 +184,7 @@ def _filters(config: Mapping[str, object]) -> dict[str, str]:
 
 
 def _dumbbells(title: str, lines: Sequence[tuple[str, float | None, Estimate, dict[str, str]]]) -> go.Figure:
-    height = 160 + ROW_HEIGHT * len(lines)
-    found = figure(title, height=height, entries=0, meta={"row_height": ROW_HEIGHT, "base_height": 160})
+    found = figure(title, height=110, rows=len(lines), names=["paper", "ours"], min_width=560)
     names = [escape(name) for name, *_ in lines]
     points = [carried for *_, carried in lines]
     found.add_scatter(
@@ -191,5 +199,4 @@ def _dumbbells(title: str, lines: Sequence[tuple[str, float | None, Estimate, di
         text=[str(ours) for _, _, ours, _ in lines], hovertemplate="%{y}: %{text}", meta={"points": points, "group": 1},
     )  # fmt: skip
     found.update_yaxes(autorange="reversed", type="category")
-    found.update_layout(margin={"b": 90}, showlegend=True)
     return found

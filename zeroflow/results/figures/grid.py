@@ -73,7 +73,7 @@ def draw_parallel_coordinates(rows: Sequence[Row], title: str = "The whole grid"
     Drawn from plain lines: Plotly's own type for it needs WebGL, which not every reader has, and cannot hide single rows.
     """
     axes = parallel_coordinates(rows)
-    found = figure(title, height=460, meta={"limit": 400, "min_width": 110 * len(axes) + 60}, showlegend=False)
+    found = figure(title, height=460, limit=400, min_width=110 * len(axes) + 60)
     averages = axes[-1].heights
     for group, row in enumerate(rows):
         # None, the value of a key that does not apply, has no place: the line passes over it.

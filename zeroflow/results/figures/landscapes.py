@@ -12,7 +12,17 @@ import pyarrow.compute as pc
 from plotly.subplots import make_subplots
 
 from zeroflow.results.figures.style import (
-    BLACK, BLUE, TEMPLATE, VERMILLION, Look, escape, figure, look, meta, number, numbers,
+    BLACK,
+    BLUE,
+    VERMILLION,
+    Look,
+    arranged,
+    escape,
+    figure,
+    look,
+    meta,
+    number,
+    numbers,
 )  # fmt: skip
 from zeroflow.results.tables import Estimate, Row, estimate
 from zeroflow.trial.metrics import Matrix
@@ -106,7 +116,7 @@ def draw_trajectories(
         objective: ``both`` or ``old-then-new``; None: all runs.
     """
     shown = _of(surface, runs, objective)
-    found = _landscape(surface, title, entries=len(shown) + 2 + len(surface.points))
+    found = _landscape(surface, title, names=[run.label for run in shown])
     for group, run in enumerate(shown):
         found.add_scatter(**_path(run, look(group, run.optimizer), group, run.x, run.y))
     return found
@@ -117,7 +127,7 @@ def animate_trajectories(
 ) -> go.Figure:  # fmt: skip
     """The same as an animation with a play button and a slider over the steps; at most 40 frames."""
     shown = _of(surface, runs, objective)
-    found = _landscape(surface, title, entries=len(shown) + 2 + len(surface.points), height=600)
+    found = _landscape(surface, title, names=[run.label for run in shown], height=600)
     steps = sorted({step for run in shown for step in run.steps})
     chosen = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, min(_MOST_FRAMES, len(steps))).astype(int))] if steps else []  # fmt: skip
     first = len(found.data)
@@ -156,7 +166,7 @@ def draw_losses_against_each_other(
 ) -> go.Figure:
     """Loss of the old task over that of the new one: what a run gives up for what it gains; down and left is better."""
     shown = _of(surface, runs, objective)
-    found = figure(title, entries=len(shown))
+    found = figure(title, names=[run.label for run in shown])
     for group, run in enumerate(shown):
         path = _path(run, look(group, run.optimizer), group, run.loss_new, run.loss_old)
         found.add_scatter(**path)
@@ -183,9 +193,14 @@ def _path(run: Run, own: Look, group: int, x: Sequence[float | None], y: Sequenc
     }  # fmt: skip
 
 
-def _landscape(surface: Surface, title: str, *, entries: int, height: int = 540) -> go.Figure:
-    found = figure(title, height=height, entries=entries)
-    for name, loss, color, dash in (("old task", surface.loss_old, _OLD, "solid"), ("new task", surface.loss_new, _NEW, "dot")):
+def _landscape(surface: Surface, title: str, *, names: Sequence[str], height: int = 540) -> go.Figure:
+    found = figure(
+        title, height=height, names=[*names, "loss of the old task", "loss of the new task", *surface.points]
+    )
+    for name, loss, color, dash in (
+        ("old task", surface.loss_old, _OLD, "solid"),
+        ("new task", surface.loss_new, _NEW, "dot"),
+    ):
         found.add_contour(
             x=numbers(surface.x), y=numbers(surface.y), z=[numbers(list(line)) for line in loss], name=f"loss of the {name}",
             contours={"coloring": "none", **_levels(loss)}, autocontour=False, line={"color": color, "width": 1, "dash": dash},
@@ -249,7 +264,9 @@ def function_values(rows: Sequence[Row], probes: pa.Table) -> list[FunctionValue
     return found
 
 
-def draw_function_values(values: Sequence[FunctionValues], title: str = "Function values of old and new tasks") -> go.Figure:
+def draw_function_values(
+    values: Sequence[FunctionValues], title: str = "Function values of old and new tasks"
+) -> go.Figure:
     """Loss over the steps of the stream, of the task being learned and of all before (Figure 7); of several rows one is chosen.
 
     A line ends where a task ends; bands are 95 % t-intervals over seeds.
@@ -278,8 +295,7 @@ def draw_function_values(values: Sequence[FunctionValues], title: str = "Functio
     found.update_yaxes(title="loss, old tasks (nats)", row=1, col=1)
     found.update_yaxes(title="loss, new task (nats)", row=2, col=1)
     found.update_xaxes(title="step of the stream (number)", row=2, col=1)
-    found.update_layout(template=TEMPLATE, title=escape(title), height=540, meta={"choose": True})
-    return found
+    return arranged(found, title, height=540, choose=True)
 
 
 def _tasks(values: FunctionValues) -> list[int]:

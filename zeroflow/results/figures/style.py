@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE, BLACK = PALETTE = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000",
 )  # fmt: skip
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+ROW_HEIGHT = 26
+"""Pixels of a row in a figure that has a line for each."""
+
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star")
 SEQUENTIAL = "Cividis"
 """The colour scale of numbers: even in lightness, and made for colour-blind readers."""
@@ -46,8 +49,8 @@ TEMPLATE = go.layout.Template(
 )
 
 _LEGEND_LINE = 21  # pixels
-_LEGEND_COLUMN = 225  # pixels of an entry, about
-_WIDTH = 850  # pixels for which heights are made
+_LEGEND_ENTRY, _LETTER = 50, 7.2  # pixels of an entry, and of each of its letters
+_WIDTH = 850  # pixels for which heights are made; a page measures its own
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,10 @@ def meta(row: Row, group: int) -> dict[str, Any]:
     """What a mark carries of its row, for a page that hides and counts.
 
     ``keys``: to filter by, and whether it is the row to beat. ``group``: the same for all marks of a row in a figure.
-    ``rank``: Avg; of too many rows a page shows the best.
+    ``rank``: Avg; of too many rows a page shows the best. ``label``: the row in a list to choose from.
     """
-    return {"keys": keys(row), "group": group, "rank": number(row.avg.mean) if row.avg else None}
+    rank = number(row.avg.mean) if row.avg else None
+    return {"keys": keys(row), "group": group, "rank": rank, "label": row.name(without=["dataset"])}
 
 
 def keys(row: Row) -> dict[str, Any]:
@@ -91,19 +95,34 @@ def keys(row: Row) -> dict[str, Any]:
     return {**row.filters, "baseline": row.is_baseline}
 
 
-def figure(title: str, *, height: int = 440, entries: int = 0, **layout: Any) -> go.Figure:
-    """An empty figure; ``entries`` of the legend, which lies below the axes, make it taller."""
-    lines = math.ceil(entries / max(1, _WIDTH // _LEGEND_COLUMN))
-    below = 70 + _LEGEND_LINE * lines
-    return go.Figure(
-        layout={
-            "template": TEMPLATE,
-            "title": escape(title),
-            "height": height + _LEGEND_LINE * lines,
-            "margin": {"b": below},
-            "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"},
-            **layout,
-        }
+def figure(title: str, *, height: int = 440, names: Sequence[str] = (), rows: int = 0, **meta: Any) -> go.Figure:
+    """An empty figure.
+
+    Args:
+        title: plain text. height: pixels without legend and rows. names: of the entries of the legend, which lies below the
+            axes. rows: lines of a figure that has one for each row. meta: what a page must know: ``limit``, how many rows it
+            draws at most; ``choose``, that it draws one; ``min_width``, in pixels.
+    """
+    return arranged(go.Figure(), title, height=height, names=names, rows=rows, **meta)
+
+
+def arranged(
+    found: go.Figure, title: str, *, height: int = 440, names: Sequence[str] = (), rows: int = 0, **meta: Any
+) -> go.Figure:
+    """The same for a figure that is there already, of several panels."""
+    longest = max(map(len, names), default=1)
+    lines = math.ceil(len(names) / max(1, int(_WIDTH / (_LEGEND_ENTRY + _LETTER * longest))))
+    bottom = 70 if names else 60
+    if rows:
+        meta["row_height"] = ROW_HEIGHT
+    return found.update_layout(
+        template=TEMPLATE,
+        title=escape(title),
+        height=height + ROW_HEIGHT * rows + _LEGEND_LINE * lines,
+        margin={"b": bottom + _LEGEND_LINE * lines},
+        showlegend=bool(names),
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"},
+        meta={"height": height, "bottom": bottom, "legend": bool(names), **meta},
     )
 
 

@@ -1,0 +1,187 @@
+// Filters, sorting and themes of the report. Figures are kept as JSON beside their place and drawn when they come into view.
+// What a mark carries, `meta`, is written by zeroflow.results.figures.style.
+(() => {
+  "use strict";
+  const KEYS = ["dataset", "method", "optimizer", "queries"];
+  const LEGEND_LINE = 21, CHARACTER = 7.2, SYMBOL = 50;
+  // Colours of the light page that a dark one swallows.
+  const ON_DARK = {"#000000": "#f2f2f2", "#0072B2": "#4ca6e0", "#D55E00": "#ff8540", "#009E73": "#26c49a"};
+  const root = document.documentElement;
+  const templates = JSON.parse(document.getElementById("templates").textContent);
+  const chosen = Object.fromEntries(KEYS.map((key) => [key, new Set()]));
+  const keep = document.getElementById("keep-baseline");
+  const figures = [...document.querySelectorAll(".figure")].map((place) => ({
+    place, plot: place.querySelector(".plot"), note: place.querySelector(".note"), select: place.querySelector("select"),
+    spec: null, stale: true, near: false,
+  }));
+
+  // Nothing chosen of a key: all pass. A mark without a key belongs to all of its values.
+  function passes(own) {
+    const asked = own.baseline && keep.checked ? ["dataset"] : KEYS;
+    return asked.every((key) => !chosen[key].size || own[key] === undefined || own[key] === "all" || chosen[key].has(own[key]));
+  }
+
+  // A copy of a trace with the points alone that pass: every array that is as long as the list of points is thinned.
+  function thinned(trace) {
+    const points = trace.meta.points, stays = points.map(passes);
+    if (stays.every(Boolean)) return trace;
+    const thin = (value) => {
+      if (Array.isArray(value)) return value.length === points.length ? value.filter((_, i) => stays[i]) : value;
+      if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, thin(v)]));
+      return value;
+    };
+    const {meta, ...rest} = trace;
+    return {...thin(rest), meta, visible: stays.some(Boolean) ? trace.visible ?? true : false};
+  }
+
+  // Which groups of marks are drawn: those that pass, of too many the best, or the one that is chosen.
+  function shownGroups(figure, meta) {
+    const found = new Map();
+    for (const {meta: own} of figure.spec.data) {
+      if (!own) continue;
+      const keys = own.points ?? [own.keys];
+      if (keys.some(passes) && !found.has(own.group)) found.set(own.group, {...own, free: keys.some((k) => k.baseline)});
+    }
+    let all = [...found.values()];
+    figure.note.textContent = all.length || !figure.spec.data.some((t) => t.meta) ? "" : "Nothing here passes the filters.";
+    if (meta.choose) {
+      const select = figure.select, before = select.value;
+      const best = all.reduce((a, b) => ((b.rank ?? -1) > (a.rank ?? -1) ? b : a), all[0] ?? {});
+      select.replaceChildren(...all.map((g) => new Option(g.label, g.group)));
+      select.value = all.some((g) => String(g.group) === before) && figure.asked ? before : String(best.group);
+      all = all.filter((g) => String(g.group) === select.value);
+    } else if (meta.limit) {
+      const counted = all.filter((g) => !g.free).sort((a, b) => (b.rank ?? -1) - (a.rank ?? -1));
+      if (counted.length > meta.limit) {
+        const out = new Set(counted.slice(meta.limit).map((g) => g.group));
+        all = all.filter((g) => !out.has(g.group));
+        figure.note.textContent = `${meta.limit} of ${counted.length} settings: those with the best Avg; filter to see others.`;
+      }
+    }
+    return new Set(all.map((g) => g.group));
+  }
+
+  function isDark() { return root.dataset.theme === "dark"; }
+
+  function coloured(value) {
+    if (!isDark()) return value;
+    let text = JSON.stringify(value);
+    for (const [light, dark] of Object.entries(ON_DARK)) text = text.replaceAll(`"${light}"`, `"${dark}"`);
+    return JSON.parse(text);
+  }
+
+  function draw(figure) {
+    figure.spec ??= JSON.parse(figure.place.querySelector("script").textContent);
+    const meta = figure.spec.layout.meta ?? {}, groups = shownGroups(figure, meta);
+    const data = figure.spec.data.map((trace) => {
+      if (!trace.meta) return trace;
+      const own = trace.meta.points ? thinned(trace) : trace;
+      return {...own, visible: groups.has(trace.meta.group) ? (own.visible === false && !meta.choose ? false : true) : false};
+    });
+    const layout = structuredClone(figure.spec.layout);
+    layout.template = isDark() ? templates.dark : templates.light;
+    figure.plot.style.minWidth = meta.min_width ? `${meta.min_width}px` : "";
+    const width = Math.max(figure.place.clientWidth, meta.min_width ?? 0);
+    if (meta.height) {
+      const seen = data.filter((trace) => trace.visible !== false);
+      const named = seen.filter((trace) => trace.showlegend !== false && trace.name && (seen.length > 1 || layout.showlegend));
+      const longest = Math.max(1, ...named.map((trace) => trace.name.length));
+      const columns = Math.max(1, Math.floor((width - 80) / (SYMBOL + CHARACTER * longest)));
+      const lines = meta.legend && layout.showlegend !== false ? Math.ceil(named.length / columns) : 0;
+      const rows = new Set(seen.flatMap((trace) => (meta.row_height ? trace.y : []))).size;
+      layout.height = meta.height + (meta.row_height ?? 0) * rows + LEGEND_LINE * lines;
+      layout.margin = {...layout.margin, b: meta.bottom + LEGEND_LINE * lines};
+    }
+    if (width < 640) layout.margin = {...layout.margin, l: 44, r: 8};
+    figure.plot.hidden = data.length > 0 && data.every((trace) => trace.visible === false);
+    figure.stale = false;
+    if (figure.plot.hidden) return;
+    const config = {displaylogo: false, responsive: true, toImageButtonOptions: {format: "svg", filename: figure.place.id}};
+    Plotly.react(figure.plot, {data: coloured(data), layout: coloured(layout), config, frames: coloured(figure.spec.frames ?? [])})
+      .then(() => { figure.place.dataset.drawn = "yes"; });
+  }
+
+  function refresh() {
+    for (const section of document.querySelectorAll("section[data-dataset]")) {
+      section.hidden = chosen.dataset.size > 0 && !chosen.dataset.has(section.dataset.dataset);
+    }
+    for (const table of document.querySelectorAll("table[data-sheet]")) {
+      let left = 0;
+      for (const row of table.tBodies[0].rows) {
+        row.hidden = !passes(JSON.parse(row.dataset.keys));
+        left += !row.hidden;
+      }
+      table.closest(".sheet").querySelector(".count").textContent = `${left} of ${table.tBodies[0].rows.length} lines`;
+    }
+    for (const figure of figures) {
+      figure.stale = true;
+      if (figure.near) draw(figure);
+    }
+  }
+
+  const seen = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      const figure = figures.find((each) => each.place === entry.target);
+      figure.near = entry.isIntersecting;
+      if (figure.near && figure.stale) draw(figure);
+    }
+  }, {rootMargin: "500px"});
+
+  for (const button of document.querySelectorAll("#filters button[data-key]")) {
+    const values = chosen[button.dataset.key], value = button.dataset.value;
+    const press = (on) => { values[on ? "add" : "delete"](value); button.setAttribute("aria-pressed", String(on)); };
+    press(button.getAttribute("aria-pressed") === "true");
+    button.addEventListener("click", () => { press(!values.has(value)); refresh(); });
+  }
+  document.getElementById("clear").addEventListener("click", () => {
+    for (const values of Object.values(chosen)) values.clear();
+    for (const button of document.querySelectorAll("#filters button[data-key]")) button.setAttribute("aria-pressed", "false");
+    refresh();
+  });
+  keep.addEventListener("change", refresh);
+
+  for (const figure of figures) {
+    figure.select?.addEventListener("change", () => { figure.asked = true; draw(figure); });
+  }
+
+  // Numbers by size, what was not measured last, whichever way.
+  function sortBy(table, column, descending) {
+    const body = table.tBodies[0];
+    const read = (row) => {
+      const text = row.cells[column].textContent.replaceAll(",", ""), value = parseFloat(text);
+      return text === "-" || text === "" ? null : Number.isNaN(value) || !/^[-+\d.]/.test(text) ? text : value;
+    };
+    const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
+    const rows = [...body.rows].map((row) => [read(row), row]);
+    rows.sort(([a], [b]) => (a === null || b === null ? (a === null) - (b === null) : descending ? compare(b, a) : compare(a, b)));
+    body.append(...rows.map(([, row]) => row));
+  }
+
+  for (const heading of document.querySelectorAll("table[data-sheet] thead th")) {
+    heading.querySelector("button").addEventListener("click", () => {
+      const descending = heading.getAttribute("aria-sort") !== "descending";
+      for (const other of heading.parentNode.cells) other.removeAttribute("aria-sort");
+      heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
+      sortBy(heading.closest("table"), heading.cellIndex, descending);
+    });
+  }
+
+  function remember(theme) { try { localStorage.setItem("theme", theme); } catch { /* a page from a file may not */ } }
+  document.getElementById("theme").addEventListener("click", () => {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    remember(root.dataset.theme);
+    refresh();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => {
+    root.dataset.theme = event.matches ? "dark" : "light";
+    refresh();
+  });
+
+  let width = innerWidth;
+  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; refresh(); } });
+  addEventListener("beforeprint", () => figures.filter((figure) => figure.stale).forEach(draw));
+
+  if (innerWidth < 640) document.getElementById("filters").open = false;
+  refresh();
+  for (const figure of figures) seen.observe(figure.place);
+})();
