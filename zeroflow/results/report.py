@@ -362,7 +362,7 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
     if len(rows) > 1:
         yield _Entry(
             "The whole grid",
-            "A line per setting through its keys, its costs and its Avg; bright is accurate. Dotted: SimpleCIL.",
+            "A line per setting through its keys, its costs and its Avg, in the colours of the other figures. Dotted: SimpleCIL.",
             figures.draw_parallel_coordinates(rows),
         )
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from zeroflow.results import published
 from zeroflow.results.figures.enhancements import option_curves
 from zeroflow.results.searches import SEARCH_LEGEND, search_rows
-from zeroflow.results.tables import LEGEND, Estimate, Row, same_problem, summary
+from zeroflow.results.tables import BASELINE, LEGEND, Estimate, Row, as_text, same_problem, summary
 
 _BETTER = {"Avg": max, "Last": max, "Fgt": min}
 """Columns in which the best is marked."""
@@ -204,25 +204,26 @@ def _searches(table: pa.Table | None) -> Sheet | None:
     return Sheet("searches", "How learning rates were chosen", headings, _words(["dataset", "method", "optimizer"]) | {"note"}, tuple(lines), SEARCH_LEGEND)  # fmt: skip
 
 
-_CELL_KEYS = ("dataset", "method", "optimizer", "queries", "lr", "eps", "epochs", "hybrid_epochs", "optimizer_options", "seed")  # fmt: skip
+_CELL_KEYS = ("dataset", "method", "method_options", "optimizer", "optimizer_options", "queries", "lr", "eps", "epochs", "hybrid_epochs", "seed")  # fmt: skip
+_ALWAYS = ("dataset", "method", "optimizer", "queries", "seed")
 
 
 def _cells(trials: pa.Table) -> Sheet:
-    """The whole grid: a line per finished cell."""
-    order = [(key, "ascending") for key in ("dataset", "method", "optimizer", "queries", "seed")]
+    """The whole grid: a line per finished cell, in the order of the summary."""
+    cells = {row["cell_id"]: row for row in trials.to_pylist()}
+    order = [cells[cell] for row in summary(trials) for cell in row.cells]
+    keys = [key for key in _CELL_KEYS if key in _ALWAYS or len({row[key] for row in order} - {None}) > 1]
     lines = []
-    for row in trials.sort_by(order).to_pylist():
+    for row in order:
         memory = None if row["peak_memory_bytes"] is None else row["peak_memory_bytes"] / 2**20
-        cells = (
-            *(_general(row[key]) if not isinstance(row[key], str) else Cell("-" if row[key] == "{}" else row[key], row[key]) for key in _CELL_KEYS),
-            *(_decimal(row[metric], 2) for metric in published.METRICS), _integer(row["forward_passes"]), _decimal(memory, 1), _decimal(row["seconds"], 1),
-            Cell(row["cell_id"], row["cell_id"]),
+        values = (
+            *(Cell(as_text(key, row[key]), row[key]) for key in keys), *(_decimal(row[metric], 2) for metric in published.METRICS),
+            _integer(row["forward_passes"]), _decimal(memory, 1), _decimal(row["seconds"], 1), Cell(row["cell_id"], row["cell_id"]),
         )  # fmt: skip
         filters = {k: "none" if row[k] is None else str(row[k]) for k in ("dataset", "method", "optimizer", "queries")}
-        lines.append(Line(cells, filters, baseline=row["method"] == "simplecil"))
-    headings = ("dataset", "method", "optimizer", "q", *_CELL_KEYS[4:], "avg", "last", "fgt", "forwards", "MiB", "seconds", "cell_id")  # fmt: skip
-    words = _words(["dataset", "method", "optimizer", "optimizer_options"]) | {"cell_id"}
-    return Sheet("cells", "The whole grid", headings, words, tuple(lines), "A line per finished cell.")
+        lines.append(Line(values, filters, baseline=row["method"] == BASELINE))
+    headings = (*({"queries": "q"}.get(key, key) for key in keys), "avg", "last", "fgt", "forwards", "MiB", "seconds", "cell_id")  # fmt: skip
+    return Sheet("cells", "The whole grid", headings, _words(keys) | {"cell_id"}, tuple(lines), "A line per finished cell.")  # fmt: skip
 
 
 def _ranked(sheet: Sheet) -> Sheet:

@@ -145,7 +145,7 @@ def _row(config: dict[str, Any], trials: list[dict[str, Any]], shown: list[str],
     gain = None if avg is None or baseline is None or config["method"] == BASELINE else avg - baseline
     return Row(
         config=config,
-        shown={key: _text(key, config[key]) for key in shown},
+        shown={key: as_text(key, config[key]) for key in shown},
         cells=tuple(trial["cell_id"] for trial in trials),
         avg=_estimate(trials, "avg"),
         last=_estimate(trials, "last"),
@@ -191,7 +191,8 @@ def _order(row: Row) -> tuple[Any, ...]:
     return (stream, not row.is_baseline, named, rest)
 
 
-def _text(key: str, value: Any) -> str:
+def as_text(key: str, value: Any) -> str:
+    """A key's value as a reader sees it."""
     if key.endswith("_options"):
         value = " ".join(f"{name}={option}" for name, option in json.loads(value).items()) or None
     if key == "fixed_class_order" and value and len(value) > _LONG:

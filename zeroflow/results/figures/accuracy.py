@@ -128,7 +128,7 @@ def task_accuracy(accuracy: pa.Table, cells: str | Sequence[str]) -> Matrix:
 
 def draw_task_accuracy(matrices: Sequence[TaskAccuracy], title: str = "Accuracy per task") -> go.Figure:
     """A heat map: a line of squares per stage, a column per task. Of several rows the first is seen; a page lets choose."""
-    found = figure(title, height=520, choose=True)
+    found = figure(title, height=520, choose=True, max_width=720)
     for group, each in enumerate(matrices):
         size = len(each.matrix)
         tasks = [str(task + 1) for task in range(size)]

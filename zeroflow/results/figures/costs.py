@@ -144,7 +144,8 @@ def draw_accuracy_against_forwards(
     x = [passes for _, passes in spent if passes]
     for row in free:
         _across(found, row, x or [1.0, 10.0])
-    found.update_xaxes(title=WORK[work], type="log", dtick=1, minor={"ticks": "outside", "dtick": "D1"})
+    step = "D2" if x and max(x) < 100 * min(x) else 1  # 1, 2, 5, 10, ... or powers of ten alone
+    found.update_xaxes(title=WORK[work], type="log", dtick=step, tickformat=",")
     found.update_yaxes(title="Avg (%)")
     return found
 
@@ -160,7 +161,7 @@ def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
         for group, row in enumerate(rows):
             found.add_bar(
                 x=[number(getattr(row, quantity))], y=[escape(row.label)], orientation="h", showlegend=False, row=1, col=column,
-                marker={"color": color, "pattern": {"shape": pattern, "fgcolor": "white", "solidity": 0.25}},
+                marker={"color": color, "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "solidity": 0.2}},
                 texttemplate="%{x:,.1f}", textposition="auto", hovertemplate="%{y}: %{x:,.1f}<extra></extra>",
                 meta=meta(row, group),
             )  # fmt: skip
@@ -238,7 +239,7 @@ def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs")
         for name, values, color, pattern in (("paper", paper, BLUE, "/"), ("here", here, ORANGE, "")):
             found.add_bar(
                 x=numbers(values), y=names, name=name, legendgroup=name, orientation="h", showlegend=column == 1, row=1, col=column,
-                marker={"color": color, "pattern": {"shape": pattern, "fgcolor": "white", "solidity": 0.25}},
+                marker={"color": color, "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "solidity": 0.2}},
                 texttemplate="%{x:.2f}", hovertemplate="%{y}: %{x:.2f}",
             )  # fmt: skip
         found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)

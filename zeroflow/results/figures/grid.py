@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
 
-from zeroflow.results.figures.style import SEQUENTIAL, escape, figure, meta
+from zeroflow.results.figures.style import escape, figure, looks, meta
 from zeroflow.results.tables import Row
 
 _CONFIGURED = ("method", "optimizer", "queries", "lr", "eps", "epochs")
@@ -68,21 +67,19 @@ def _axis(title: str, values: Sequence[object], *, log: bool = True) -> Axis:
 
 
 def draw_parallel_coordinates(rows: Sequence[Row], title: str = "The whole grid") -> go.Figure:
-    """A line per row through all axes, coloured by Avg from dark (low) to bright (high).
+    """A line per row through all axes, in the colours of all figures.
 
     Drawn from plain lines: Plotly's own type for it needs WebGL, which not every reader has, and cannot hide single rows.
     """
     axes = parallel_coordinates(rows)
     found = figure(title, height=460, limit=400, min_width=110 * len(axes) + 60)
-    averages = axes[-1].heights
-    for group, row in enumerate(rows):
+    for group, (row, own) in enumerate(zip(rows, looks(rows), strict=True)):
         # None, the value of a key that does not apply, has no place: the line passes over it.
-        places = [(i, axis.heights[group]) for i, axis in enumerate(axes) if axis.heights[group] is not None]
-        color = "#888888" if averages[group] is None else sample_colorscale(SEQUENTIAL, [averages[group]])[0]
+        places = [(i, height) for i, axis in enumerate(axes) if (height := axis.heights[group]) is not None]
         found.add_scatter(
-            x=[i for i, _ in places], y=[round(height, 4) for _, height in places if height is not None], mode="lines+markers",
-            line={"color": color, "width": 4 if row.is_baseline else 2, "dash": "dot" if row.is_baseline else "solid", "shape": "spline", "smoothing": 0.4},
-            marker={"size": 4, "color": color}, opacity=0.8, name=escape(row.label), meta=meta(row, group),
+            x=[i for i, _ in places], y=[round(height, 4) for _, height in places], mode="lines+markers",
+            line={"color": own.color, "width": 3 if row.is_baseline else 1.5, "dash": "dot" if row.is_baseline else own.dash},
+            marker=own.point(5), opacity=0.8, name=escape(row.label), meta=meta(row, group),
             hovertemplate=f"{escape(row.label)}: Avg {row.avg} %<extra></extra>",
         )  # fmt: skip
     for i, axis in enumerate(axes):
@@ -91,7 +88,7 @@ def draw_parallel_coordinates(rows: Sequence[Row], title: str = "The whole grid"
         for height, text in axis.ticks:
             found.add_annotation(
                 x=i, y=height, text=escape(text), showarrow=False, xanchor="left" if last else "right", xshift=8 if last else -6,
-                font={"size": 11}, bgcolor="rgba(128,128,128,0.12)",
+                font={"size": 11}, bgcolor="rgba(255,255,255,0.8)",
             )  # fmt: skip
     found.update_xaxes(
         tickvals=list(range(len(axes))), ticktext=[axis.title.replace(" (", "<br>(") for axis in axes], showgrid=False, range=[-1.0, len(axes) - 0.5],

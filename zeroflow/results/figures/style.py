@@ -33,7 +33,9 @@ _FAMILIES = (
     ("fo-", VERMILLION), ("forward-grad", PURPLE), ("zo-sgd", BLUE), ("zo-adam", GREEN), ("zo-", SKY), ("", ORANGE),
 )  # fmt: skip
 
-_AXIS = {"gridcolor": "#ddd", "linecolor": "#555", "ticks": "outside", "zeroline": False, "automargin": True}
+_AXIS = {
+    "title": {"standoff": 8, "font": {"size": 13}}, "gridcolor": "#ddd", "linecolor": "#555", "ticks": "outside", "zeroline": False, "automargin": True,
+}  # fmt: skip
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
@@ -45,6 +47,7 @@ TEMPLATE = go.layout.Template(
         "yaxis": _AXIS,
         "margin": {"l": 60, "r": 20, "t": 50, "b": 60},
         "hoverlabel": {"namelength": -1},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#888", "activecolor": "#888"},
     }
 )
 
@@ -101,7 +104,7 @@ def figure(title: str, *, height: int = 440, names: Sequence[str] = (), rows: in
     Args:
         title: plain text. height: pixels without legend and rows. names: of the entries of the legend, which lies below the
             axes. rows: lines of a figure that has one for each row. meta: what a page must know: ``limit``, how many rows it
-            draws at most; ``choose``, that it draws one; ``min_width``, in pixels.
+            draws at most; ``choose``, that it draws one; ``min_width``, ``max_width``, in pixels.
     """
     return arranged(go.Figure(), title, height=height, names=names, rows=rows, **meta)
 
@@ -112,17 +115,16 @@ def arranged(
     """The same for a figure that is there already, of several panels."""
     longest = max(map(len, names), default=1)
     lines = math.ceil(len(names) / max(1, int(_WIDTH / (_LEGEND_ENTRY + _LETTER * longest))))
-    bottom = 70 if names else 60
     if rows:
         meta["row_height"] = ROW_HEIGHT
     return found.update_layout(
         template=TEMPLATE,
         title=escape(title),
         height=height + ROW_HEIGHT * rows + _LEGEND_LINE * lines,
-        margin={"b": bottom + _LEGEND_LINE * lines},
+        margin={"b": 50},
         showlegend=bool(names),
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"},
-        meta={"height": height, "bottom": bottom, "legend": bool(names), **meta},
+        meta={"height": height, "legend": bool(names), **meta},
     )
 
 

@@ -3,9 +3,9 @@
 (() => {
   "use strict";
   const KEYS = ["dataset", "method", "optimizer", "queries"];
-  const LEGEND_LINE = 21, CHARACTER = 7.2, SYMBOL = 50;
+  const LEGEND_LINE = 21, BOTTOM = 50;
   // Colours of the light page that a dark one swallows.
-  const ON_DARK = {"#000000": "#f2f2f2", "#0072B2": "#4ca6e0", "#D55E00": "#ff8540", "#009E73": "#26c49a"};
+  const ON_DARK = {"#000000": "#f2f2f2", "#0072B2": "#4ca6e0", "#D55E00": "#ff8540", "#009E73": "#26c49a", "rgba(255,255,255,0.8)": "rgba(23,25,28,0.8)"};
   const root = document.documentElement;
   const templates = JSON.parse(document.getElementById("templates").textContent);
   const chosen = Object.fromEntries(KEYS.map((key) => [key, new Set()]));
@@ -80,25 +80,26 @@
     });
     const layout = structuredClone(figure.spec.layout);
     layout.template = isDark() ? templates.dark : templates.light;
+    figure.plot.style.maxWidth = meta.max_width ? `${meta.max_width}px` : "";
     figure.plot.style.minWidth = meta.min_width ? `${meta.min_width}px` : "";
     const width = Math.max(figure.place.clientWidth, meta.min_width ?? 0);
-    if (meta.height) {
-      const seen = data.filter((trace) => trace.visible !== false);
-      const named = seen.filter((trace) => trace.showlegend !== false && trace.name && (seen.length > 1 || layout.showlegend));
-      const longest = Math.max(1, ...named.map((trace) => trace.name.length));
-      const columns = Math.max(1, Math.floor((width - 80) / (SYMBOL + CHARACTER * longest)));
-      const lines = meta.legend && layout.showlegend !== false ? Math.ceil(named.length / columns) : 0;
-      const rows = new Set(seen.flatMap((trace) => (meta.row_height ? trace.y : []))).size;
-      layout.height = meta.height + (meta.row_height ?? 0) * rows + LEGEND_LINE * lines;
-      layout.margin = {...layout.margin, b: meta.bottom + LEGEND_LINE * lines};
-    }
+    const rows = meta.row_height ? new Set(data.filter((trace) => trace.visible !== false).flatMap((trace) => trace.y)).size : 0;
+    const height = meta.height + (meta.row_height ?? 0) * rows;
+    layout.height = height + (meta.legend ? LEGEND_LINE : 0);
+    layout.margin = {...layout.margin, b: BOTTOM, t: Math.max(30, layout.margin?.t ?? 0)};
     if (width < 640) layout.margin = {...layout.margin, l: 44, r: 8};
     figure.plot.hidden = data.length > 0 && data.every((trace) => trace.visible === false);
     figure.stale = false;
     if (figure.plot.hidden) return;
-    const config = {displaylogo: false, responsive: true, toImageButtonOptions: {format: "svg", filename: figure.place.id}};
+    // How tall the legend is shows when it is there.
+    const fit = () => {
+      const legend = figure.plot.querySelector(".legend"), tall = legend ? legend.getBBox().height : 0;
+      const wanted = Math.round(height + tall);
+      return Math.abs(wanted - figure.plot.layout.height) > 4 ? Plotly.relayout(figure.plot, {height: wanted}) : null;
+    };
+    const config = {modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], displaylogo: false, responsive: true, toImageButtonOptions: {format: "svg", filename: figure.place.id}};
     Plotly.react(figure.plot, {data: coloured(data), layout: coloured(layout), config, frames: coloured(figure.spec.frames ?? [])})
-      .then(() => { figure.place.dataset.drawn = "yes"; });
+      .then(fit).then(() => { figure.place.dataset.drawn = "yes"; });
   }
 
   function refresh() {
