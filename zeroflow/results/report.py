@@ -169,10 +169,12 @@ def _opening(results: Results, rows: Sequence[Row]) -> str:
     text = f"<p>{done} cells done, {failed} failed, in {where}.</p>"
     if not done:
         why = "every cell that was tried has failed, see below" if failed else "no cell has been finished here yet"
-        text += f"<p><strong>Nothing to show: {why}.</strong> <code>zeroflow sweep --results DIR</code> fills a store, <code>zeroflow status DIR</code> says how far it is.</p>"  # fmt: skip
+        text += f"<p><strong>Nothing to show: {why}.</strong> <code>zeroflow sweep --results DIR</code> fills a store, <code>zeroflow status DIR</code> says how far it is.</p>"
     text += "".join(f"<p class='note'>{escape(note)}</p>" for note in results.notes)
     sentences = [sentence for group in _by_dataset(rows).values() for sentence in findings(group)]
-    return text + (f"<ul class='findings'>{''.join(f'<li>{escape(s)}</li>' for s in sentences)}</ul>" if sentences else "")  # fmt: skip
+    return text + (
+        f"<ul class='findings'>{''.join(f'<li>{escape(s)}</li>' for s in sentences)}</ul>" if sentences else ""
+    )
 
 
 def _by_dataset(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -188,7 +190,11 @@ def findings(rows: Sequence[Row]) -> list[str]:
     measured = [row for row in rows if row.avg is not None]
     base = next((row for row in measured if row.is_baseline), None)
     trained = [row for row in measured if not row.is_baseline]
-    free = [row for row in trained if not str(row.config["optimizer"] or "fo-").startswith("fo-") and not row.config["hybrid_epochs"]]  # fmt: skip
+    free = [
+        row
+        for row in trained
+        if not str(row.config["optimizer"] or "fo-").startswith("fo-") and not row.config["hybrid_epochs"]
+    ]
     exact = [row for row in trained if str(row.config["optimizer"] or "").startswith("fo-")]
     if not measured:
         return []
@@ -205,7 +211,7 @@ def findings(rows: Sequence[Row]) -> list[str]:
     above = [row for row in free if row.avg and row.avg.half_width is not None and row.vs_simplecil is not None]
     if above:
         clear = sum((row.vs_simplecil or 0.0) > (row.avg.half_width or 0.0) for row in above if row.avg)
-        sentence += f" Of {len(above)} settings trained by forward passes alone with several seeds, {clear} lie above SimpleCIL with their whole 95 % interval."  # fmt: skip
+        sentence += f" Of {len(above)} settings trained by forward passes alone with several seeds, {clear or 'none'} {'lies' if clear < 2 else 'lie'} above SimpleCIL with {'its' if clear < 2 else 'their'} whole 95 % interval."
     return [sentence]
 
 
@@ -226,7 +232,10 @@ def _filters(rows: Sequence[Row]) -> str:
         counts: dict[str, int] = {}
         for row in rows:
             counts[row.filters[key]] = counts.get(row.filters[key], 0) + row.seeds
-        values = sorted(counts, key=lambda value: (value != "none", not value.isdigit(), int(value) if value.isdigit() else 0, value))  # fmt: skip
+        values = sorted(
+            counts,
+            key=lambda value: (value != "none", not value.isdigit(), int(value) if value.isdigit() else 0, value),
+        )
         if key == "method":
             values.sort(key=lambda value: value != "simplecil")
         first = max(counts, key=lambda value: counts[value]) if key == "dataset" and len(counts) > 1 else None
@@ -235,7 +244,9 @@ def _filters(rows: Sequence[Row]) -> str:
             f"{escape(value)}</button>"
             for value in values
         )  # fmt: skip
-        sets.append(f"<fieldset><legend>{_NAMES[key]}</legend>{buttons}</fieldset>")
+        sets.append(
+            f"<div class='set' role='group' aria-label='{_NAMES[key]}'><span class='faint'>{_NAMES[key]}</span><div>{buttons}</div></div>"
+        )
     return (
         f"<details id='filters' open><summary>Filters</summary>{''.join(sets)}<div class='end'>"
         "<label><input type='checkbox' id='keep-baseline' checked> always show SimpleCIL</label>"
@@ -264,7 +275,19 @@ def _draw(results: Results, rows: Sequence[Row], efficiency: Mapping[str, Any] |
         compared = [found for found in published.compare(trials) if found.verified]
         if compared:
             title = "Ours beside the paper's numbers"
-            drawn.sections.append((title, None, [_Entry(title, "A line per published row that has been run: the open diamond is the paper's Avg, the dot ours, with its 95 % interval.", figures.draw_comparisons(compared))]))  # fmt: skip
+            drawn.sections.append(
+                (
+                    title,
+                    None,
+                    [
+                        _Entry(
+                            title,
+                            "A line per published row that has been run: the open diamond is the paper's Avg, the dot ours, with its 95 % interval.",
+                            figures.draw_comparisons(compared),
+                        )
+                    ],
+                )
+            )
     if efficiency is not None:
         title = "What a step costs"
         caption = f"Memory saved and time of a step, each against first order's, here (on {efficiency['device']}) and published in Table 2."
@@ -352,7 +375,12 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
             f"Loss on fixed training samples of the task being learned and of all before it, step by step: what one gains, the others lose. {seeds}",
             figures.draw_function_values(values),
         )  # fmt: skip
-    effects = [e for name in ("table1", "table3", "table4", "figure5", "hybrid") for e in published.effects(name, trials) if e.metric == "avg" and e.ours]  # fmt: skip
+    effects = [
+        e
+        for name in ("table1", "table3", "table4", "figure5", "hybrid")
+        for e in published.effects(name, trials)
+        if e.metric == "avg" and e.ours
+    ]
     if effects:
         yield _Entry(
             "What one change does, ours beside the paper's",
@@ -370,11 +398,13 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
 def _landscapes(tables: Mapping[str, pa.Table]) -> Iterator[_Entry]:
     runs = figures.trajectories(tables["trajectories"])
     kinds = {
-        "both": "taken on the mean of both losses",
-        "old-then-new": "learning the old task first, then the new one",
+        "both": "both tasks at once",
+        "old-then-new": "the old task first, then the new one",
     }
     for surface in figures.surfaces(tables["surfaces"]):
-        name = {"two-parameters": "two parameters", "adapter": "the trained values of an adapter"}.get(surface.landscape, surface.landscape)  # fmt: skip
+        name = {"two-parameters": "two parameters", "adapter": "the trained values of an adapter"}.get(
+            surface.landscape, surface.landscape
+        )
         for objective, how in kinds.items():
             if not any(run.objective == objective and run.landscape_id == surface.landscape_id for run in runs):
                 continue
@@ -455,13 +485,20 @@ def _sheet(sheet: Sheet, heading: str = "") -> str:
     body = []
     for line in sheet.lines:
         carried = escape(json.dumps({**line.filters, "baseline": line.baseline}, separators=(",", ":")), quote=True)
-        inner = "".join(f"<td{_class(kind)}>{_MARKS[cell.rank](escape(cell.text))}</td>" for kind, cell in zip(kinds, line.cells, strict=True))  # fmt: skip
+        inner = "".join(
+            f"<td{_class(kind)}>{_MARKS[cell.rank](escape(cell.text))}</td>"
+            for kind, cell in zip(kinds, line.cells, strict=True)
+        )
         body.append(f'<tr{_class("baseline" if line.baseline else "")} data-keys="{carried}">{inner}</tr>')
-    best = " Bold: the best of its data set; underlined: the second best." if any(cell.rank for line in sheet.lines for cell in line.cells) else ""  # fmt: skip
+    best = (
+        " Bold: the best of its data set; underlined: the second best."
+        if any(cell.rank for line in sheet.lines for cell in line.cells)
+        else ""
+    )
     table = f"<table data-sheet='{sheet.name}'><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     title = f"<h2>{escape(heading)}</h2>" if heading else f"<h3>{escape(sheet.title)}</h3>"
     tall = " tall" if len(sheet.lines) > 25 else ""
-    return f"<div class='sheet figure-like'>{title}<div class='wide{tall}'>{table}</div><p class='caption'><span class='count'></span>. {escape(sheet.legend)}{best} A click on a heading sorts.</p></div>"  # fmt: skip
+    return f"<div class='sheet'>{title}<div class='wide{tall}'>{table}</div><p class='caption'><span class='count'></span>. {escape(sheet.legend)}{best} A click on a heading sorts.</p></div>"
 
 
 _MARKS: tuple[Callable[[str], str], ...] = (str, lambda text: f"<b>{text}</b>", lambda text: f"<u>{text}</u>")

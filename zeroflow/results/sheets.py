@@ -79,7 +79,17 @@ def sheets(tables: Mapping[str, pa.Table], efficiency: Mapping[str, Any] | None 
 def summary_sheet(rows: Sequence[Row]) -> Sheet:
     """A line per row, averaged over seeds."""
     shown = list(rows[0].shown) if rows else []
-    headings = (*({"queries": "q"}.get(key, key) for key in shown), "n", "Avg", "Last", "Fgt", "vs_simplecil", "forwards", "MiB", "seconds")  # fmt: skip
+    headings = (
+        *({"queries": "q"}.get(key, key) for key in shown),
+        "n",
+        "Avg",
+        "Last",
+        "Fgt",
+        "vs_simplecil",
+        "forwards",
+        "MiB",
+        "seconds",
+    )
     lines = [
         Line(
             (
@@ -148,13 +158,35 @@ def _paper(trials: pa.Table) -> Sheet:
     for found in published.compare(trials):
         if not found.verified:
             continue
-        cells = [Cell(found.published.table, found.published.table), Cell(" ".join(found.published.label), list(found.published.label))]  # fmt: skip
+        cells = [
+            Cell(found.published.table, found.published.table),
+            Cell(" ".join(found.published.label), list(found.published.label)),
+        ]
         for metric in published.METRICS:
-            cells += [_decimal(found.published.values.get(metric), 2), _estimated(found.ours.get(metric)), _signed(found.difference(metric))]  # fmt: skip
-        filters = {k: "none" if found.config.get(k) is None else str(found.config[k]) for k in ("dataset", "method", "optimizer", "queries")}  # fmt: skip
+            cells += [
+                _decimal(found.published.values.get(metric), 2),
+                _estimated(found.ours.get(metric)),
+                _signed(found.difference(metric)),
+            ]
+        filters = {
+            k: "none" if found.config.get(k) is None else str(found.config[k])
+            for k in ("dataset", "method", "optimizer", "queries")
+        }
         lines.append(Line((*cells, _integer(len(found.cells))), filters))
-    headings = ("table", "row", *(f"{kind} {metric}" for metric in ("Avg", "Last", "Fgt") for kind in ("paper", "ours", "difference")), "n")  # fmt: skip
-    return Sheet("paper", "Ours beside the paper's numbers", headings, frozenset(["table", "row"]), tuple(lines), "difference: ours minus the paper's, percentage points.")  # fmt: skip
+    headings = (
+        "table",
+        "row",
+        *(f"{kind} {metric}" for metric in ("Avg", "Last", "Fgt") for kind in ("paper", "ours", "difference")),
+        "n",
+    )
+    return Sheet(
+        "paper",
+        "Ours beside the paper's numbers",
+        headings,
+        frozenset(["table", "row"]),
+        tuple(lines),
+        "difference: ours minus the paper's, percentage points.",
+    )
 
 
 def _effects(trials: pa.Table) -> Sheet:
@@ -185,7 +217,14 @@ def _efficiency(result: Mapping[str, Any] | None) -> Sheet | None:
     heading, *lines = published.efficiency_cells(result)
     filters = [{"optimizer": row["optimizer"], "queries": str(row["queries"] or "none")} for row in result["rows"]]
     found = tuple(Line(tuple(Cell(text, text) for text in line), own) for line, own in zip(lines, filters, strict=True))
-    return Sheet("table2", f"What a step costs on {result['device']} (Table 2)", tuple(heading), frozenset(["optimizer"]), found, " ".join(published.EFFICIENCY_LEGEND))  # fmt: skip
+    return Sheet(
+        "table2",
+        f"What a step costs on {result['device']} (Table 2)",
+        tuple(heading),
+        frozenset(["optimizer"]),
+        found,
+        " ".join(published.EFFICIENCY_LEGEND),
+    )
 
 
 def _searches(table: pa.Table | None) -> Sheet | None:
@@ -200,11 +239,44 @@ def _searches(table: pa.Table | None) -> Sheet | None:
             _decimal(row.accuracy, 2), _integer(row.level), Cell(f"{row.edge} lr tried" if row.edge else "", row.edge),
         )  # fmt: skip
         lines.append(Line(cells, {key: "none" if value is None else str(value) for key, value in own.items()}))
-    headings = ("dataset", "method", "optimizer", "q", "tries", "failed", "spent", "budget", "lr", "eps", "held-out", "level", "note")  # fmt: skip
-    return Sheet("searches", "How learning rates were chosen", headings, _words(["dataset", "method", "optimizer"]) | {"note"}, tuple(lines), SEARCH_LEGEND)  # fmt: skip
+    headings = (
+        "dataset",
+        "method",
+        "optimizer",
+        "q",
+        "tries",
+        "failed",
+        "spent",
+        "budget",
+        "lr",
+        "eps",
+        "held-out",
+        "level",
+        "note",
+    )
+    return Sheet(
+        "searches",
+        "How learning rates were chosen",
+        headings,
+        _words(["dataset", "method", "optimizer"]) | {"note"},
+        tuple(lines),
+        SEARCH_LEGEND,
+    )
 
 
-_CELL_KEYS = ("dataset", "method", "method_options", "optimizer", "optimizer_options", "queries", "lr", "eps", "epochs", "hybrid_epochs", "seed")  # fmt: skip
+_CELL_KEYS = (
+    "dataset",
+    "method",
+    "method_options",
+    "optimizer",
+    "optimizer_options",
+    "queries",
+    "lr",
+    "eps",
+    "epochs",
+    "hybrid_epochs",
+    "seed",
+)
 _ALWAYS = ("dataset", "method", "optimizer", "queries", "seed")
 
 
@@ -222,8 +294,19 @@ def _cells(trials: pa.Table) -> Sheet:
         )  # fmt: skip
         filters = {k: "none" if row[k] is None else str(row[k]) for k in ("dataset", "method", "optimizer", "queries")}
         lines.append(Line(values, filters, baseline=row["method"] == BASELINE))
-    headings = (*({"queries": "q"}.get(key, key) for key in keys), "avg", "last", "fgt", "forwards", "MiB", "seconds", "cell_id")  # fmt: skip
-    return Sheet("cells", "The whole grid", headings, _words(keys) | {"cell_id"}, tuple(lines), "A line per finished cell.")  # fmt: skip
+    headings = (
+        *({"queries": "q"}.get(key, key) for key in keys),
+        "avg",
+        "last",
+        "fgt",
+        "forwards",
+        "MiB",
+        "seconds",
+        "cell_id",
+    )
+    return Sheet(
+        "cells", "The whole grid", headings, _words(keys) | {"cell_id"}, tuple(lines), "A line per finished cell."
+    )
 
 
 def _ranked(sheet: Sheet) -> Sheet:
@@ -260,7 +343,11 @@ def _markdown(sheet: Sheet) -> str:
         return {0: shown, 1: f"**{shown}**", 2: f"<u>{shown}</u>"}[cell.rank]
 
     rule = [":--" if name in sheet.words else "--:" for name in sheet.headings]
-    lines = [[name.replace("|", "\\|") for name in sheet.headings], rule, *([text(cell) for cell in line.cells] for line in sheet.lines)]  # fmt: skip
+    lines = [
+        [name.replace("|", "\\|") for name in sheet.headings],
+        rule,
+        *([text(cell) for cell in line.cells] for line in sheet.lines),
+    ]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     legend = f"{sheet.legend} " if sheet.legend else ""
     return f"### {sheet.title}\n\n{body}\n\n{legend}{_MARKED if _is_marked(sheet) else ''}".rstrip() + "\n"
@@ -333,7 +420,20 @@ FORMATS: Mapping[str, Callable[[Sheet], str]] = {"text": _plain, "markdown": _ma
 
 
 def _words(keys: Iterable[str]) -> frozenset[str]:
-    words = ("dataset", "transform", "backbone", "checkpoint", "method", "method_options", "optimizer", "optimizer_options", "schedule", "dtype", "increments", "fixed_class_order")  # fmt: skip
+    words = (
+        "dataset",
+        "transform",
+        "backbone",
+        "checkpoint",
+        "method",
+        "method_options",
+        "optimizer",
+        "optimizer_options",
+        "schedule",
+        "dtype",
+        "increments",
+        "fixed_class_order",
+    )
     return frozenset(key for key in keys if key in words)
 
 

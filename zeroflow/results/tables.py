@@ -195,6 +195,8 @@ def as_text(key: str, value: Any) -> str:
     """A key's value as a reader sees it."""
     if key.endswith("_options"):
         value = " ".join(f"{name}={option}" for name, option in json.loads(value).items()) or None
+    if key == "hybrid_epochs":
+        value = value or None  # no epoch is none, as in older files
     if key == "fixed_class_order" and value and len(value) > _LONG:
         value = f"{value[:_LONG]}...]"
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

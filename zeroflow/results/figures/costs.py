@@ -162,7 +162,7 @@ def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
             found.add_bar(
                 x=[number(getattr(row, quantity))], y=[escape(row.label)], orientation="h", showlegend=False, row=1, col=column,
                 marker={"color": color, "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "solidity": 0.2}},
-                texttemplate="%{x:,.1f}", textposition="auto", hovertemplate="%{y}: %{x:,.1f}<extra></extra>",
+                texttemplate="%{x:,.1f}", textposition="outside", cliponaxis=False, hovertemplate="%{y}: %{x:,.1f}<extra></extra>",
                 meta=meta(row, group),
             )  # fmt: skip
         found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
@@ -182,13 +182,13 @@ class TradeOff:
 
 
 def trade_off(rows: Sequence[Row]) -> list[TradeOff]:
-    """Rows whose memory was measured, by memory."""
+    """The rows whose memory was measured, in their order."""
     measured = [
         (row, row.peak_memory, row.avg.mean) for row in rows if row.avg is not None and row.peak_memory is not None
     ]
     return [
         TradeOff(row, memory, avg, not any(_beats((m, a), (memory, avg)) for _, m, a in measured))
-        for row, memory, avg in sorted(measured, key=lambda item: (item[1], -item[2]))
+        for row, memory, avg in measured
     ]
 
 
@@ -200,7 +200,7 @@ def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
 def draw_trade_off(points: Sequence[TradeOff], title: str = "Accuracy against memory") -> go.Figure:
     """Avg over peak memory, up and left is better; the Pareto front is the stepped line."""
     found = figure(title, names=["Pareto front", *(point.row.label for point in points)][: _MOST + 1], limit=_MOST)
-    front = [point for point in points if point.on_front]
+    front = sorted((point for point in points if point.on_front), key=lambda point: (point.memory, point.avg))
     found.add_scatter(
         x=numbers([point.memory for point in front]), y=numbers([point.avg for point in front]), mode="lines",
         line={"color": "#888", "shape": "hv", "width": 1.5, "dash": "dot"}, name="Pareto front", hoverinfo="skip",
@@ -240,7 +240,7 @@ def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs")
             found.add_bar(
                 x=numbers(values), y=names, name=name, legendgroup=name, orientation="h", showlegend=column == 1, row=1, col=column,
                 marker={"color": color, "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "solidity": 0.2}},
-                texttemplate="%{x:.2f}", hovertemplate="%{y}: %{x:.2f}",
+                texttemplate="%{x:.2f}", textposition="outside", cliponaxis=False, hovertemplate="%{y}: %{x:.2f}",
             )  # fmt: skip
         found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
     found.update_yaxes(autorange="reversed", type="category")

@@ -143,7 +143,9 @@ def draw_hybrid_gains(gains: Sequence[Gain], title: str = "Hybrid training again
     for group, (gain, name) in enumerate(zip(gains, names, strict=True)):
         config = gain.row.config
         own = look(group, config["optimizer"])
-        add_curve(found, gain.classes, gain.difference, escape(name), own, {"keys": keys(gain.row), "group": group}, "classes")  # fmt: skip
+        add_curve(
+            found, gain.classes, gain.difference, escape(name), own, {"keys": keys(gain.row), "group": group}, "classes"
+        )
     found.add_hline(y=0, line={"color": "#888", "width": 1})
     found.update_xaxes(title="classes seen (number)")
     found.update_yaxes(title="accuracy minus first order's (points)")

@@ -61,9 +61,13 @@ def _axis(title: str, values: Sequence[object], *, log: bool = True) -> Axis:
     distinct = sorted({(h, v) for h, v in zip(heights, found, strict=True) if h is not None and v is not None})
     if len(distinct) > _MOST_TICKS:
         marks = [low + span * i / 4 for i in range(5)]
-        ticks = [(base + (1 - base) * i / 4, f"{math.exp(m) if log else m:,.3g}") for i, m in enumerate(marks)]
+        ticks = [(base + (1 - base) * i / 4, _short(math.exp(m) if log else m, 3)) for i, m in enumerate(marks)]
         return Axis(title, heights, tuple([(0.0, "0")] * foot + ticks))
-    return Axis(title, heights, tuple((h, f"{v:,.4g}") for h, v in distinct))
+    return Axis(title, heights, tuple((h, _short(v, 4)) for h, v in distinct))
+
+
+def _short(value: float, digits: int) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
 def draw_parallel_coordinates(rows: Sequence[Row], title: str = "The whole grid") -> go.Figure:

@@ -103,7 +103,10 @@ def trajectories(table: pa.Table) -> list[Run]:
         Run(*key[:5], *(tuple(row[column] for row in rows) for column in columns))  # type: ignore[arg-type]
         for key, rows in runs.items()
     ]
-    return sorted(found, key=lambda run: (not run.optimizer.startswith("fo-"), run.optimizer, run.queries or 0, run.objective, run.seed))  # fmt: skip
+    return sorted(
+        found,
+        key=lambda run: (not run.optimizer.startswith("fo-"), run.optimizer, run.queries or 0, run.objective, run.seed),
+    )
 
 
 def draw_trajectories(
@@ -125,14 +128,18 @@ def draw_trajectories(
 def animate_trajectories(
     surface: Surface, runs: Sequence[Run], title: str = "The way over both losses, step by step", *, objective: str | None = None
 ) -> go.Figure:  # fmt: skip
-    """The same as an animation with a play button and a slider over the steps; at most 40 frames."""
+    """The same as an animation with a play button and a slider over the steps; at most 40 frames, the last one is seen first."""
     shown = _of(surface, runs, objective)
     found = _landscape(surface, title, names=[run.label for run in shown], height=600)
     steps = sorted({step for run in shown for step in run.steps})
-    chosen = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, min(_MOST_FRAMES, len(steps))).astype(int))] if steps else []  # fmt: skip
+    chosen = (
+        [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, min(_MOST_FRAMES, len(steps))).astype(int))]
+        if steps
+        else []
+    )
     first = len(found.data)
     for group, run in enumerate(shown):
-        found.add_scatter(**_path(run, look(group, run.optimizer), group, run.x[:1], run.y[:1]))
+        found.add_scatter(**_path(run, look(group, run.optimizer), group, run.x, run.y))
     frames = []
     for step in chosen:
         data = []
@@ -142,7 +149,7 @@ def animate_trajectories(
         frames.append(go.Frame(name=str(step), data=data, traces=list(range(first, first + len(shown)))))
     found.frames = frames
     now = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
-    play = {"fromcurrent": True, "frame": {"duration": 120, "redraw": False}, "transition": {"duration": 0}}
+    play = {"fromcurrent": False, "frame": {"duration": 120, "redraw": False}, "transition": {"duration": 0}}
     button = {"type": "buttons", "direction": "left", "showactive": False, "pad": {"r": 8, "t": 4}}
     found.update_layout(
         updatemenus=[{
@@ -153,7 +160,7 @@ def animate_trajectories(
             ],
         }],
         sliders=[{
-            "x": 0.3, "len": 0.7, "y": 1.0, "yanchor": "bottom", "pad": {"t": 0, "b": 4}, "currentvalue": {"prefix": "step ", "xanchor": "right"},
+            "active": max(0, len(chosen) - 1), "x": 0.3, "len": 0.7, "y": 1.0, "yanchor": "bottom", "pad": {"t": 0, "b": 4}, "currentvalue": {"prefix": "step ", "xanchor": "right"},
             "steps": [{"label": str(step), "method": "animate", "args": [[str(step)], now]} for step in chosen],
         }],
         margin={"t": 120},
@@ -214,9 +221,10 @@ def _landscape(surface: Surface, title: str, *, names: Sequence[str], height: in
             hovertemplate="(%{x:.3g}, %{y:.3g})",
         )  # fmt: skip
     across, up = _AXES.get(surface.landscape, ("x (1)", "y (1)"))
-    found.update_xaxes(title=across, showgrid=False)
-    found.update_yaxes(title=up, showgrid=False)
-    return found
+    # A run that leaves the surface does not shrink it; lengths are alike in both directions.
+    for update, title_, values in ((found.update_xaxes, across, surface.x), (found.update_yaxes, up, surface.y)):
+        update(title=title_, showgrid=False, range=[min(values), max(values)] if values else None, constrain="domain")
+    return found.update_yaxes(scaleanchor="x")
 
 
 def _levels(loss: Matrix) -> dict[str, float]:
@@ -273,24 +281,30 @@ def draw_function_values(
     """
     found = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06)
     for group, each in enumerate(values):
-        carried, tasks = meta(each.row, group), _tasks(each)
+        carried = meta(each.row, group)
         panels = (("old tasks", each.old, look(0, "zo-sgd")), ("new task", each.new, look(1, "fo-sgd")))
         for panel, (name, losses, own) in enumerate(panels, start=1):
-            places = [i if i >= 0 and losses[i] is not None else None for i in tasks]
-            x = [None if i is None else each.steps[i] for i in places]
-            points = [None if i is None else losses[i] for i in places]
-            common = {"x": x, "visible": group == 0, "meta": carried, "hoverinfo": "skip", "showlegend": False}
-            if any(point is not None and point.half_width is not None for point in points):
-                for sign, fill in ((-1, None), (1, "tonexty")):
-                    edge = [None if p is None else p.mean + sign * (p.half_width or 0.0) for p in points]
-                    found.add_scatter(
-                        **common, y=numbers([e for e in edge]), mode="lines", line={"width": 0, "color": own.color}, fill=fill,
-                        row=panel, col=1,
-                    )  # fmt: skip
+            x: list[int | None] = []
+            y: list[float | None] = []
+            texts: list[str] = []
+            around: tuple[list[int | None], list[float | None]] = ([], [])
+            for task in _tasks(each):
+                points = [(each.steps[i], point) for i in task if (point := losses[i]) is not None]
+                x += [*(step for step, _ in points), None]
+                y += [*(number(point.mean) for _, point in points), None]
+                texts += [*(str(point) for _, point in points), ""]
+                ends = [(step, point.mean, point.half_width) for step, point in points if point.half_width is not None]
+                around[0].extend([*(step for step, *_ in ends), *(step for step, *_ in reversed(ends)), None])
+                around[1].extend(numbers([*(m + w for _, m, w in ends), *(m - w for _, m, w in reversed(ends)), None]))
+            common = {"visible": group == 0, "meta": carried, "showlegend": False, "row": panel, "col": 1}
+            if any(value is not None for value in around[1]):
+                found.add_scatter(
+                    x=around[0], y=around[1], mode="lines", line={"width": 0}, fill="toself", fillcolor=own.color, opacity=0.15,
+                    hoverinfo="skip", **common,
+                )  # fmt: skip
             found.add_scatter(
-                **{**common, "hoverinfo": None}, y=[None if p is None else number(p.mean) for p in points], mode="lines+markers", name=name,
-                line=own.line, marker=own.point(4), text=[str(p) for p in points], hovertemplate="step %{x}: %{text} nats",
-                row=panel, col=1,
+                x=x, y=y, mode="lines+markers", name=name, line=own.line, marker=own.point(4), text=texts,
+                hovertemplate="step %{x}: %{text} nats", **common,
             )  # fmt: skip
     found.update_yaxes(title="loss, old tasks (nats)", row=1, col=1)
     found.update_yaxes(title="loss, new task (nats)", row=2, col=1)
@@ -298,11 +312,11 @@ def draw_function_values(
     return arranged(found, title, height=540, choose=True)
 
 
-def _tasks(values: FunctionValues) -> list[int]:
-    """Indices of the steps, with -1 between two tasks, where the line breaks."""
-    found: list[int] = []
+def _tasks(values: FunctionValues) -> list[list[int]]:
+    """Indices of the steps of each task."""
+    found: list[list[int]] = []
     for i, step in enumerate(values.steps):
-        if i and step in values.starts:
-            found.append(-1)
-        found.append(i)
+        if step in values.starts:
+            found.append([])
+        found[-1].append(i)
     return found
