@@ -1,4 +1,4 @@
-"""The store, its tables, its figures and its report, as a user meets them."""
+"""The store and its tables, as a user meets them."""
 
 from __future__ import annotations
 
@@ -30,9 +30,8 @@ from pyarrow import fs
 
 import zeroflow.results.store as store_module
 from zeroflow.errors import ConfigError
-from zeroflow.results import SCHEMA_VERSION, SCHEMAS, Store, figures, load, merge
+from zeroflow.results import SCHEMA_VERSION, SCHEMAS, Store, load, merge
 from zeroflow.results.records import failure, tables
-from zeroflow.results.report import write_report
 from zeroflow.results.schema import markdown
 from zeroflow.results.tables import estimate, render_markdown, render_text, summary
 from zeroflow.trial.config import TrialConfig
@@ -772,81 +771,6 @@ def test_markdown_keeps_its_columns_whatever_the_names(store: Store) -> None:
 
 def test_an_empty_table_renders() -> None:
     assert "Avg" in render_text([]) and "Avg" in render_markdown([])
-
-
-# Figures
-
-
-def test_stage_curves_average_over_seeds(store: Store) -> None:
-    fill(store, *(cell(level, seed=seed) for seed, level in enumerate((79.0, 80.0, 81.0))), simplecil(70.0))
-    baseline, trained = figures.stage_curves(summary(store.load("trials")), store.load("stages"))
-    assert (baseline.label, baseline.classes) == ("simplecil", (2, 4))
-    assert [point.mean for point in trained.accuracy] == [80.0, 70.0]
-    assert trained.accuracy[0].half_width == pytest.approx(4.302652729911275 / math.sqrt(3))
-    drawn = figures.draw_stage_curves([baseline, trained])
-    lines = [trace for trace in drawn.data if trace.fill is None]
-    assert [tuple(trace.y) for trace in lines] == [(70.0, 60.0), (80.0, 70.0)]
-    assert len(drawn.data) == 3, "one band: a single seed has no interval"
-
-
-def test_lines_differ_without_colour() -> None:
-    looks = {
-        (figures.DASHES[i % len(figures.DASHES)], figures.MARKERS[i % len(figures.MARKERS)]) for i in range(24)
-    }  # fmt: skip
-    assert len(looks) == 24
-
-
-def test_the_heat_map_is_the_matrix(store: Store) -> None:
-    fill(store, cell(), cell(10.0, seed=1))
-    matrix = figures.task_accuracy(store.load("accuracy"), cell().cell_id)
-    np.testing.assert_array_equal(matrix, cell().accuracy_matrix)
-    (drawn,) = figures.draw_task_accuracy(matrix).data
-    assert drawn.z[0][1] is None and drawn.z[1][0] == 60.0
-
-
-def test_every_axis_names_its_unit(store: Store) -> None:
-    fill(store, cell(), simplecil())
-    rows = summary(store.load("trials"))
-    for drawn in (figures.draw_costs(rows), figures.draw_accuracy_against_forwards(rows)):
-        for axis in drawn.select_xaxes():
-            assert re.search(r"\(.+\)$", axis.title.text)
-    memory, seconds = figures.draw_costs(rows).data
-    assert tuple(memory.x) == (3.0, 3.0) and tuple(seconds.x) == (4.5, 4.5)
-
-
-# Report
-
-
-def test_the_report_holds_everything_and_needs_no_network(store: Store, tmp_path: Path) -> None:
-    fill(store, cell(seed=0), cell(seed=1), simplecil(), cell(dataset="other"))
-    store.write_failure(failure(cell(seed=9).config, "RuntimeError", "boom", "", 2))
-    out = write_report(store.root, tmp_path / "reports" / "report.html")
-    page = out.read_text()
-    assert out.is_absolute() and out.stat().st_size < 8e6
-    for expected in ("fo-sgd", "simplecil", "+10.00", "c0ffee with changes", "boom", DEFINITIONS["avg"]):
-        assert expected in page, expected
-    assert "4 cells done, 1 failed" in page
-    assert (
-        page.index("<h2>Summary") < page.index("<h2>Figures") < page.index("<h2>Provenance") < page.index("Metric def")
-    )
-    assert page.count("Plotly.newPlot(") == 2 * 4
-    assert page.count("plotly.js v") == 1, "the library is in the page once"
-    assert not re.search(r"<(script|link|img|iframe)[^>]*\b(src|href)\s*=", page)
-    assert [p.name for p in out.parent.iterdir()] == ["report.html"]
-
-
-def test_the_report_shows_names_and_does_not_run_them(store: Store, tmp_path: Path) -> None:
-    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
-    fill(store, cell(method=evil), simplecil(), dataclasses.replace(simplecil(dataset=evil), class_names=[evil] * 4))
-    store.write_failure(failure(cell(seed=9, method=evil).config, "RuntimeError", evil, evil, 1))
-    page = write_report(store, tmp_path / "report.html").read_text()
-    assert "&lt;script&gt;alert(1)" in page
-    assert "<script>alert(1)" not in page and "<img src=x" not in page
-
-
-def test_the_report_of_an_empty_store_says_so(tmp_path: Path) -> None:
-    page = write_report(tmp_path / "nowhere", tmp_path / "report.html").read_text()
-    assert "0 cells done, 0 failed" in page
 
 
 def test_results_are_read_without_torch() -> None:

@@ -105,7 +105,7 @@ def _across(found: go.Figure, baseline: Row | None, x: Sequence[float]) -> None:
 
 WORK = {
     "forward_passes": "forward passes in training (batches)",
-    "forward_equivalents": "work of training (forward passes of a batch; a backward pass counts 2)",
+    "forward_equivalents": "work of training (forward passes)",
 }
 
 

@@ -150,20 +150,21 @@ def animate_trajectories(
     found.frames = frames
     now = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
     play = {"fromcurrent": False, "frame": {"duration": 120, "redraw": False}, "transition": {"duration": 0}}
-    button = {"type": "buttons", "direction": "left", "showactive": False, "pad": {"r": 8, "t": 4}}
+    buttons = [
+        {"label": "play", "method": "animate", "args": [None, play]},
+        {"label": "pause", "method": "animate", "args": [[None], now]},
+    ]
+    above = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
     found.update_layout(
-        updatemenus=[{
-            **button, "x": 0, "y": 1.0, "xanchor": "left", "yanchor": "bottom",
-            "buttons": [
-                {"label": "play", "method": "animate", "args": [None, play]},
-                {"label": "pause", "method": "animate", "args": [[None], now]},
-            ],
-        }],
+        updatemenus=[
+            {**above, "type": "buttons", "direction": "left", "showactive": False, "pad": {"b": 72}, "buttons": buttons}
+        ],
         sliders=[{
-            "active": max(0, len(chosen) - 1), "x": 0.3, "len": 0.7, "y": 1.0, "yanchor": "bottom", "pad": {"t": 0, "b": 4}, "currentvalue": {"prefix": "step ", "xanchor": "right"},
+            **above, "active": max(0, len(chosen) - 1), "len": 1, "pad": {"b": 8},
+            "currentvalue": {"prefix": "step ", "xanchor": "right"},
             "steps": [{"label": str(step), "method": "animate", "args": [[str(step)], now]} for step in chosen],
         }],
-        margin={"t": 120},
+        margin={"t": 140},
     )  # fmt: skip
     return found
 

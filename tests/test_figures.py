@@ -1,0 +1,302 @@
+"""The figures: what they hold, against numbers worked out by hand, and how they are drawn."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+import pyarrow.compute as pc
+import pytest
+from everything import HALF_WIDTH, cell, everything, fill, landscape, seeds, simplecil
+
+from zeroflow.results import Store, figures, published
+from zeroflow.results.figures.style import look
+from zeroflow.results.tables import Row, estimate, summary
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "results")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return everything(Store(tmp_path_factory.mktemp("results")))
+
+
+def rows_of(store: Store, dataset: str = "quickdraw100") -> list[Row]:
+    return summary(store.load("trials").filter(pc.field("dataset") == dataset))
+
+
+def drawn(store: Store) -> Iterator[tuple[str, go.Figure]]:
+    """Every figure there is, by name."""
+    rows, trials, stages = rows_of(store), store.load("trials"), store.load("stages")
+    accuracy = store.load("accuracy")
+    yield "stages", figures.draw_stage_curves(figures.stage_curves(rows, stages))
+    yield "tasks", figures.draw_task_accuracy(figures.task_accuracies(rows, accuracy))
+    yield "last", figures.draw_last_task_accuracy(figures.last_task_accuracy(rows, accuracy))
+    yield "ranking", figures.draw_ranking(rows)
+    yield "queries", figures.draw_against_queries(figures.against_queries(rows), rows[0])
+    for work in ("forward_passes", "forward_equivalents"):
+        yield work, figures.draw_accuracy_against_forwards(rows, work)
+    yield "costs", figures.draw_costs(rows)
+    yield "trade-off", figures.draw_trade_off(figures.trade_off(rows))
+    for option in ("history", "sparsity"):
+        yield option, figures.draw_option_curves(figures.option_curves(rows, option), option)
+    yield "hybrid", figures.draw_hybrid_gains(figures.hybrid_gains(rows, trials, stages))
+    yield "values", figures.draw_function_values(figures.function_values(rows, store.load("probes")))
+    yield "grid", figures.draw_parallel_coordinates(rows)
+    yield "effects", figures.draw_effects(published.effects("table1", trials))
+    surface, runs = figures.surfaces(store.load("surfaces"))[0], figures.trajectories(store.load("trajectories"))
+    yield "trajectories", figures.draw_trajectories(surface, runs)
+    yield "animation", figures.animate_trajectories(surface, runs)
+    yield "losses", figures.draw_losses_against_each_other(surface, runs)
+
+
+# What figures hold
+
+
+def test_stage_curves_average_over_seeds(store: Store) -> None:
+    fill(store, *seeds(80.0), simplecil(70.0))
+    baseline, trained = figures.stage_curves(rows_of(store), store.load("stages"))
+    assert (baseline.label, baseline.classes) == ("simplecil", (2, 4))
+    assert [point.mean for point in trained.accuracy] == [80.0, 70.0]
+    assert trained.accuracy[0].half_width == pytest.approx(HALF_WIDTH)
+    figure = figures.draw_stage_curves([baseline, trained])
+    band, line = (trace for trace in figure.data if trace.legendgroup == trained.label)
+    assert tuple(line.y) == (80.0, 70.0)
+    assert band.y == pytest.approx((80 + HALF_WIDTH, 70 + HALF_WIDTH, 70 - HALF_WIDTH, 80 - HALF_WIDTH), rel=1e-4)
+    assert len(figure.data) == 3, "one band: a single seed has no interval"
+
+
+def test_the_heat_map_is_the_mean_matrix(store: Store) -> None:
+    fill(store, cell(), cell(60.0, seed=1))
+    accuracy = store.load("accuracy")
+    np.testing.assert_array_equal(figures.task_accuracy(accuracy, cell().cell_id), cell().accuracy_matrix)
+    (found,) = figures.task_accuracies(rows_of(store), accuracy)
+    np.testing.assert_array_equal(found.matrix, [[70.0, np.nan], [50.0, 70.0]])
+    (trace,) = figures.draw_task_accuracy([found]).data
+    assert trace.z[0][1] is None and trace.z[1][0] == 50.0
+
+
+def test_last_task_accuracy_is_the_end_of_the_diagonal(store: Store) -> None:
+    fill(store, *seeds(80.0), simplecil(70.0))
+    baseline, trained = figures.last_task_accuracy(rows_of(store), store.load("accuracy"))
+    assert (baseline.value.mean, trained.value.mean) == (70.0, 80.0)
+    assert trained.value.half_width == pytest.approx(HALF_WIDTH)
+
+
+def test_lines_against_queries_join_what_differs_in_queries_alone(full: Store) -> None:
+    lines = {line.label: line for line in figures.against_queries(rows_of(full))}
+    assert set(lines) == {"ease zo-sgd", "aper-adapter zo-sgd"}, "history, sparsity and hybrid are other lines"
+    line = lines["ease zo-sgd"]
+    assert line.x == (1, 4, 16) and [row.avg.mean for row in line.rows if row.avg] == [67.0, 70.0, 72.0]
+
+
+def test_tuned_rates_along_a_line_are_allowed_and_several_for_a_point_are_not(store: Store) -> None:
+    fill(store, *(cell(optimizer="zo-sgd", queries=q, lr=0.1 / q) for q in (1, 4)))
+    (line,) = figures.against_queries(rows_of(store))
+    assert line.x == (1, 4)
+    fill(store, *(cell(optimizer="zo-sgd", queries=q, lr=0.3) for q in (1, 4)))
+    (line,) = figures.against_queries(rows_of(store))
+    assert line.label == "ease zo-sgd lr=0.3" and line.x == (1, 4), "rates that were tried at one number only stay out"
+
+
+def test_nothing_on_the_pareto_front_is_beaten(store: Store) -> None:
+    levels = {"zo-sgd": (70.0, 2.0), "zo-adam": (75.0, 3.0), "fo-sgd": (74.0, 4.0), "fo-adam": (80.0, 5.0), "zo-scd": (70.0, 2.5)}  # fmt: skip
+    fill(store, *(cell(level, optimizer=name, memory=memory) for name, (level, memory) in levels.items()))
+    points = figures.trade_off(rows_of(store))
+    assert {p.row.config["optimizer"] for p in points if p.on_front} == {"zo-sgd", "zo-adam", "fo-adam"}
+    front = figures.draw_trade_off(points).data[0]
+    assert (tuple(front.x), tuple(front.y)) == ((2.0, 3.0, 5.0), (65.0, 70.0, 75.0))
+
+
+@pytest.mark.parametrize("option", ["history", "sparsity"])
+def test_option_curves_start_without_the_option(full: Store, option: str) -> None:
+    (line,) = figures.option_curves(rows_of(full), option)
+    assert line.x == (0.0, 0.2, 0.4)
+    assert [row.avg.mean for row in line.rows if row.avg] == pytest.approx([67.0, 69.0, 71.0])
+
+
+def test_hybrid_gains_are_paired_by_seed(full: Store) -> None:
+    (gain,) = figures.hybrid_gains(rows_of(full), full.load("trials"), full.load("stages"))
+    assert gain.label == "ease: 7 epochs fo-sgd + 3 zo-sgd" and gain.classes == (2, 4)
+    assert [(d.mean, d.half_width, d.n) for d in gain.difference] == [(2.0, 0.0, 3)] * 2, (
+        "seeds differ alike, so pairs do not"
+    )
+
+
+def test_function_values_average_over_seeds_and_break_between_tasks(full: Store) -> None:
+    ease = next(v for v in figures.function_values(rows_of(full), full.load("probes")) if v.row.config["method"] == "ease")  # fmt: skip
+    assert (ease.steps, ease.starts) == ((0, 5, 10, 15), (0, 10))
+    assert ease.old[:2] == (None, None), "at first there is no old task"
+    assert ease.old[2] is not None and ease.old[2].mean == 3.0 and ease.old[2].half_width == pytest.approx(HALF_WIDTH)
+    assert [point.mean for point in ease.new if point] == [3.0, 2.5, 2.0, 1.5]
+    (new,) = (t for t in figures.draw_function_values([ease]).data if t.name == "new task")
+    assert tuple(new.x) == (0, 5, None, 10, 15, None)
+
+
+def test_surfaces_and_runs_come_back_as_they_were_written(store: Store) -> None:
+    store.write_landscape(*landscape())
+    (surface,) = figures.surfaces(store.load("surfaces"))
+    assert surface.loss_old.shape == (7, 9) == (len(surface.y), len(surface.x))
+    x, y = np.meshgrid(surface.x, surface.y)
+    np.testing.assert_allclose(surface.loss_old, (x + 1) ** 2 + y**2)
+    assert surface.points["old optimum"] == (-1.0, 0.0)
+    runs = figures.trajectories(store.load("trajectories"))
+    assert len(runs) == 4 * 2 * 2 and runs[0].label == "fo-sgd" and runs[-1].label == "zo-sgd q=8"
+    assert runs[0].steps == tuple(range(0, 101, 5)) and (runs[0].x[0], runs[0].y[0]) == (0.0, 2.0)
+
+
+def test_the_animation_ends_where_the_still_figure_is(full: Store) -> None:
+    surface, runs = figures.surfaces(full.load("surfaces"))[0], figures.trajectories(full.load("trajectories"))
+    still = figures.draw_trajectories(surface, runs, objective="both")
+    moving = figures.animate_trajectories(surface, runs, objective="both")
+    assert [frame.name for frame in moving.frames] == [str(step) for step in range(0, 101, 5)]
+    for figure in (still, moving):
+        assert [t.name for t in figure.data[-4:]] == ["fo-sgd", "forward-grad q=1", "zo-sgd q=1", "zo-sgd q=8"]
+    first, last = moving.frames[0], moving.frames[-1]
+    assert all(len(trace.x) == 1 for trace in first.data)
+    for number, trace in zip(last.traces, last.data, strict=True):
+        assert tuple(trace.x) == tuple(still.data[number].x) and len(trace.x) == 21
+    assert [b.label for b in moving.layout.updatemenus[0].buttons] == ["play", "pause"]
+    assert len(moving.layout.sliders[0].steps) == 21
+
+
+def test_a_long_run_is_animated_in_few_frames(store: Store) -> None:
+    trajectories, surface = landscape()
+    many = trajectories.to_pylist()[0]
+    rows = [{**many, "step": step} for step in range(5000)]
+    store.write_landscape(trajectories.from_pylist(rows, schema=trajectories.schema), surface)
+    found = figures.animate_trajectories(figures.surfaces(store.load("surfaces"))[0], figures.trajectories(store.load("trajectories")))  # fmt: skip
+    assert len(found.frames) == 40 and (found.frames[0].name, found.frames[-1].name) == ("0", "4999")
+
+
+def test_axes_of_the_grid_hold_every_row(full: Store) -> None:
+    rows = rows_of(full)
+    axes = {axis.title: axis for axis in figures.parallel_coordinates(rows)}
+    assert list(axes)[:3] == ["method", "optimizer", "queries (number)"] and list(axes)[-1] == "Avg (%)"
+    queries = axes["queries (number)"]
+    assert queries.heights[0] is None, "SimpleCIL has no queries"
+    at = {row.config["queries"]: height for row, height in zip(rows, queries.heights, strict=True)}
+    assert (at[1], at[4], at[16]) == pytest.approx((0.0, 0.5, 1.0)), "by the logarithm"
+    passes = axes["forward passes (batches)"]
+    assert passes.heights[0] == 0.0 and min(h for h in passes.heights[1:] if h is not None) == pytest.approx(0.12)
+
+
+def test_effects_carry_what_they_are_filtered_by(full: Store) -> None:
+    trials = full.load("trials")
+    found = {e.name: e.filters for table in ("table1", "table3", "figure5", "hybrid") for e in published.effects(table, trials)}  # fmt: skip
+    assert found["ease: zo-sgd - fo-sgd"] == {"method": "ease", "optimizer": "zo-sgd", "queries": "1"}
+    assert found["history 20% - 0%"] == {"method": "ease", "optimizer": "zo-sgd", "queries": "1"}
+    assert found["zo-sgd: q = 16 - q = 1"]["queries"] == "16"
+    assert found["ease: 7 + 3 zo-sgd - 10 fo-sgd"]["method"] == "ease"
+
+
+def test_comparisons_show_both_numbers() -> None:
+    row = published.published("ease", "zo-sgd-sign", "cifar100")
+    ours = {metric: estimate([70.0, 72.0]) for metric in row.values}
+    figure = figures.draw_comparisons([published.Comparison(row, row.config, ("a", "b"), ours)])
+    paper, measured = figure.data
+    assert (tuple(paper.x), tuple(measured.x)) == ((83.21,), (71.0,)) and measured.error_x.array[0] > 0
+
+
+# How figures look
+
+
+def test_every_figure_is_drawn_with_units_on_every_axis(full: Store) -> None:
+    for name, figure in drawn(full):
+        assert figure.data, name
+        for axis in [*figure.select_xaxes(), *figure.select_yaxes()]:
+            if axis.visible is False or axis.type == "category" or (axis.tickvals is not None and not axis.title.text):
+                continue  # names, not numbers
+            if axis.title.text is None and axis.matches is not None:
+                continue  # shared with another panel, which says it
+            if axis.title.text is None and name in ("history", "sparsity"):
+                continue  # the middle panel says it for all
+            assert axis.title.text and re.search(r"\(.+\)$", axis.title.text), (name, axis)
+
+
+def test_every_mark_says_what_it_is_filtered_by(full: Store) -> None:
+    wanted = {"optimizer", "queries"}
+    for name, figure in drawn(full):
+        marked = [trace for trace in figure.data if trace.meta]
+        assert len(marked) >= len(figure.data) - 6, f"{name}: contours and named points alone have none"
+        for trace in marked:
+            points = trace.meta.get("points") or [trace.meta["keys"]]
+            assert all(wanted <= set(keys) for keys in points), name
+            if "points" in trace.meta:
+                assert len(trace.meta["points"]) == len(trace.x) == len(trace.y), name
+        json.dumps(figure.to_plotly_json(), allow_nan=False)
+
+
+def test_lines_differ_without_colour_and_families_share_one() -> None:
+    found = [look(number, "zo-sgd") for number in range(24)]
+    assert len({(each.dash, each.marker) for each in found}) == 24
+    names = {"fo-sgd": "fo-adam", "zo-sgd": "zo-sgd-sign", "zo-adam": "zo-adam-sign", "zo-cge": "zo-fzoo"}
+    for number, (one, other) in enumerate(names.items()):
+        assert look(number, one).color == look(number, other).color
+    distinct = {look(0, name).color for name in (None, "forward-grad", "my-own", *names)}
+    assert len(distinct) == 7 and distinct <= set(figures.PALETTE)
+
+
+def test_a_row_looks_alike_in_every_figure(full: Store) -> None:
+    rows = rows_of(full)
+    found = [
+        figures.draw_ranking(rows),
+        figures.draw_stage_curves(figures.stage_curves(rows, full.load("stages"))),
+        figures.draw_trade_off(figures.trade_off(rows)),
+    ]
+    for group in range(len(rows)):
+        marks = {
+            (trace.marker.color, trace.marker.symbol)
+            for figure in found
+            for trace in figure.data
+            if trace.meta["group"] == group and trace.marker.symbol
+        }
+        assert len(marks) == 1
+
+
+def test_names_are_shown_and_not_read_as_tags(store: Store) -> None:
+    fill(store, cell(method="<b>bold</b>"), simplecil())
+    for figure in (
+        figures.draw_ranking(rows_of(store)),
+        figures.draw_task_accuracy(figures.task_accuracies(rows_of(store), store.load("accuracy"))),
+        figures.draw_parallel_coordinates(rows_of(store)),
+    ):
+        text = json.dumps({k: v for k, v in figure.to_plotly_json().items() if k != "meta"})
+        shown = re.sub(r'"(label|method)": "[^"]*"', "", text)
+        assert "&lt;b&gt;bold" in shown and "<b>bold" not in shown
+
+
+def test_a_figure_for_a_column_is_narrow_and_leaves_the_first_alone(full: Store) -> None:
+    wide = figures.draw_ranking(rows_of(full))
+    small = figures.to_column(wide)
+    assert (small.layout.width, small.layout.font.size) == (340, 9) and wide.layout.width is None
+
+
+def test_nothing_measured_draws_empty_figures() -> None:
+    for figure in (
+        figures.draw_stage_curves([]), figures.draw_task_accuracy([]), figures.draw_ranking([]), figures.draw_against_queries([]),
+        figures.draw_accuracy_against_forwards([]), figures.draw_costs([]), figures.draw_trade_off([]), figures.draw_hybrid_gains([]),
+        figures.draw_option_curves([], "history"), figures.draw_function_values([]), figures.draw_effects([]), figures.draw_comparisons([]),
+        figures.draw_parallel_coordinates([]), figures.draw_last_task_accuracy([]),
+    ):  # fmt: skip
+        json.dumps(figure.to_plotly_json())
+
+
+def test_measured_costs_stand_beside_the_papers() -> None:
+    result = {
+        "model_bytes": 1e9, "device": "here", "first_task_images": {}, "rows": [
+            {"optimizer": name, "queries": queries, "peak_memory_bytes": memory, "in_forwards": time, "seconds_per_epoch": {},
+             "seconds_per_step": 1.0, "forward_passes": 1, "forward_equivalents": 1}
+            for name, queries, memory, time in (("fo-sgd", None, 8e9, 3.0), ("zo-sgd", 1, 2e9, 2.0))
+        ],
+    }  # fmt: skip
+    paper_saved, saved, _, time = (tuple(trace.x) for trace in figures.draw_efficiency(result).data)
+    assert saved == (1.0, 4.0) and time == (1.0, pytest.approx(2 / 3, rel=1e-4))
+    assert paper_saved == (1.0, pytest.approx(12.08 / 2.41, rel=1e-4))
