@@ -1,0 +1,486 @@
+"""The report and the exported tables, as a reader meets them: the page in a real browser, bad stores, every format."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+from everything import HALF_WIDTH, cell, everything, fill, seeds, simplecil
+
+from zeroflow.cli import main
+from zeroflow.errors import ConfigError
+from zeroflow.results import SCHEMA_VERSION, Store, load
+from zeroflow.results.records import failure, tables
+from zeroflow.results.report import write_report
+from zeroflow.results.sheets import render, sheets
+from zeroflow.trial.metrics import DEFINITIONS
+
+ROOT = Path(__file__).parent.parent
+QUICK = ROOT / "results" / "quick"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "results")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return everything(Store(tmp_path_factory.mktemp("results")))
+
+
+def page_of(store: Store | str | Path, tmp_path: Path) -> str:
+    return write_report(store, tmp_path / "reports" / "report.html").read_text()
+
+
+def without_plotly(page: str) -> str:
+    """The page without the library, which mentions everything."""
+    return re.sub(r"<script>[^<]*plotly\.js v.*?</script>", "", page, flags=re.DOTALL)
+
+
+# The page
+
+
+def test_the_report_holds_everything_and_needs_no_network(store: Store, tmp_path: Path) -> None:
+    fill(store, cell(seed=0), cell(seed=1), simplecil(), cell(dataset="other"))
+    store.write_failure(failure(cell(seed=9).config, "RuntimeError", "boom", "", 2))
+    page = page_of(store, tmp_path)
+    out = tmp_path / "reports" / "report.html"
+    assert out.stat().st_size < 8e6
+    for expected in ("fo-sgd", "simplecil", "+10.00", "c0ffee with changes", "boom", DEFINITIONS["avg"]):
+        assert expected in page, expected
+    assert "4 cells done, 1 failed" in page
+    order = (
+        "<ul class='findings'>",
+        "<h2>Summary",
+        "<h2>Figures",
+        "<h2>Tables",
+        "<h2>Failed",
+        "<h2>Provenance",
+        "<h2>Metric",
+    )
+    assert sorted(order, key=page.index) == list(order)
+    assert page.count("plotly.js v") == 1, "the library is in the page once"
+    assert not re.search(r"<(script|link|img|iframe)[^>]*\b(src|href)\s*=", page)
+    assert [p.name for p in out.parent.iterdir()] == ["report.html"]
+
+
+def test_the_first_sentences_say_what_was_found(store: Store, tmp_path: Path) -> None:
+    fill(store, simplecil(70.0), *seeds(82.0, optimizer="fo-sgd", queries=None), *seeds(72.0, optimizer="zo-sgd"), *seeds(67.0, optimizer="zo-adam"), cell(72.0, optimizer="zo-cge"))  # fmt: skip
+    page = page_of(store, tmp_path)
+    assert "SimpleCIL, which trains nothing, has Avg 65.00 %" in page
+    assert "the best with exact gradients is ease fo-sgd with 77.00 ± 2.48 % (3 seeds, +12.00 points)" in page
+    assert "the best by forward passes alone is ease zo-cge q=1 with 67.00 % (one seed, +2.00 points)" in page
+    # +2 with a half width of 2.48, and below: neither is above with all of its interval.
+    assert "Of 2 settings trained by forward passes alone with several seeds, none lies above SimpleCIL" in page
+
+
+def test_every_section_appears_where_there_is_something_for_it(full: Store, tmp_path: Path) -> None:
+    page = page_of(full, tmp_path)
+    for title in (
+        "All settings beside each other", "Accuracy along the stream", "Accuracy on the last task", "Accuracy per task",
+        "Accuracy against queries", "Accuracy against work", "What it costs", "Accuracy against memory", "History (Table 3)",
+        "Sparsity (Table 4)", "Hybrid training", "Function values of old and new tasks", "What one change does, ours beside the paper&#x27;s",
+        "The whole grid", "Two parameters: both tasks at once", "Two parameters: both tasks at once: one loss against the other",
+    ):  # fmt: skip
+        assert f"<h3>{title}</h3>" in page, title
+    few = page_of(QUICK, tmp_path)
+    for title in ("History (Table 3)", "Hybrid training", "Function values of old and new tasks", "Two parameters"):
+        assert title not in without_plotly(few), title
+
+
+def test_the_report_shows_names_and_does_not_run_them(store: Store, tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>'\""
+    fill(store, cell(method=evil), simplecil(), dataclasses.replace(simplecil(dataset=evil), class_names=[evil] * 4))
+    store.write_failure(failure(cell(seed=9, method=evil).config, "RuntimeError", evil, evil, 1))
+    page = page_of(store, tmp_path)
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>alert(1)" not in page and "<img src=x" not in page
+
+
+def test_several_stores_make_one_report_and_a_cell_counts_once(tmp_path: Path) -> None:
+    one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
+    fill(one, cell(), simplecil())
+    fill(other, cell(), cell(seed=1))
+    one.write_failure(failure(cell(seed=1).config, "RuntimeError", "boom", "", 1))
+    page = write_report([one, other.root], tmp_path / "report.html").read_text()
+    assert "3 cells done, 0 failed" in page, "what failed in one store is done in the other"
+    assert one.root in page and other.root in page
+
+
+# Bad input
+
+
+def run(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_an_empty_store_says_so(tmp_path: Path) -> None:
+    page = page_of(tmp_path / "nowhere", tmp_path)
+    assert "0 cells done, 0 failed" in page and "Nothing to show: no cell has been finished here yet." in page
+    assert "<h2>" not in page and "plotly.js v" not in page
+    (tmp_path / "empty").mkdir()
+    found = run("report", tmp_path / "empty", "-o", tmp_path / "report.html")
+    assert found.exit_code == 0 and "Nothing to show" in (tmp_path / "report.html").read_text()
+    found = run("tables", tmp_path / "empty")
+    assert found.exit_code == 2 and "no finished cell, 0 failed" in found.output
+
+
+def test_a_store_of_failures_alone_shows_them(store: Store, tmp_path: Path) -> None:
+    store.write_failure(failure(cell().config, "MemoryError", "out of memory", "", 3))
+    page = page_of(store, tmp_path)
+    assert "Nothing to show: every cell that was tried has failed" in page and "out of memory" in page
+    found = run("tables", store.root)
+    assert found.exit_code == 2 and "no finished cell, 1 failed" in found.output and "Traceback" not in found.output
+
+
+@pytest.mark.parametrize("missing", ["stages", "accuracy", "steps"])
+def test_a_missing_table_leaves_out_its_figures_and_says_so(store: Store, tmp_path: Path, missing: str) -> None:
+    fill(store, *seeds(80.0), simplecil())
+    shutil.rmtree(Path(store.root, missing))
+    page = page_of(store, tmp_path)
+    assert ("no table stages" in page) == (missing == "stages")
+    assert ("no table accuracy" in page) == (missing == "accuracy")
+    titles = {"stages": ["Accuracy along the stream"], "accuracy": ["Accuracy per task", "Accuracy on the last task"]}
+    for table, own in titles.items():
+        for title in own:
+            assert (f"<h3>{title}</h3>" in page) == (table != missing)
+    assert run("tables", store.root).exit_code == 0
+
+
+@pytest.mark.parametrize("result", [cell(), simplecil()], ids=["trained", "simplecil"])
+def test_one_cell_is_enough(store: Store, tmp_path: Path, result: Any) -> None:
+    fill(store, result)
+    page = page_of(store, tmp_path)
+    assert "1 cells done, 0 failed" in page and "All settings beside each other" in page
+    assert all(run("tables", store.root, "--format", kind).exit_code == 0 for kind in ("text", "markdown", "latex"))
+
+
+def test_a_newer_store_is_refused_and_nothing_is_written(store: Store, tmp_path: Path) -> None:
+    written = tables(cell())
+    trials = written["trials"]
+    newer = pa.array([SCHEMA_VERSION + 1], pa.int32())
+    written["trials"] = trials.set_column(trials.column_names.index("schema_version"), "schema_version", newer)
+    store.write(written)
+    for command in (("report", store.root, "-o", tmp_path / "report.html"), ("tables", store.root)):
+        found = run(*command)
+        assert found.exit_code == 2 and f"schema version {SCHEMA_VERSION + 1}" in found.output
+        assert "update zeroflow" in found.output and "Traceback" not in found.output
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_files_that_cannot_be_read_are_named(store: Store, tmp_path: Path) -> None:
+    fill(store, cell(), cell(seed=1))
+    broken = Path(store.root, "stages", f"{cell().cell_id}.parquet")
+    broken.write_bytes(broken.read_bytes()[:-20] + b"broken")
+    assert f"skipped files that cannot be read: {broken}" in page_of(store, tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for command in ("report", "tables"):
+        found = run(command, tmp_path / "nowhere")
+        assert found.exit_code == 2 and "no such folder" in found.output
+
+
+def test_a_file_of_costs_that_is_none_is_refused(store: Store, tmp_path: Path) -> None:
+    fill(store, cell())
+    (tmp_path / "costs.json").write_text('{"rows": 3}')
+    for name, message in (("costs.json", "expected what 'zeroflow efficiency --json FILE' writes"), ("no.json", "cannot be read")):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            write_report(store, tmp_path / "report.html", efficiency=tmp_path / name)
+    assert not (tmp_path / "report.html").exists()
+
+
+# Tables
+
+
+def test_the_best_and_the_second_best_are_marked_in_every_data_set(store: Store) -> None:
+    fill(store, simplecil(70.0), *seeds(82.0, optimizer="fo-sgd", queries=None), *seeds(72.0, optimizer="zo-sgd"))
+    fill(store, simplecil(50.0, dataset="other"), cell(40.0, dataset="other", optimizer="zo-sgd"))
+    (summary,) = (sheet for sheet in sheets({"trials": load(store, "trials")}) if sheet.name == "summary")
+    column = summary.headings.index("Avg")
+    assert [line.cells[column].rank for line in summary.lines] == [1, 2, 0, 1, 2]
+    assert {cell.rank for line in summary.lines for cell in line.cells[summary.headings.index("Fgt") :]} == {0}, (
+        "all forget alike: none is best"
+    )
+
+
+def test_ties_share_a_place(store: Store) -> None:
+    fill(store, cell(80.0, optimizer="zo-sgd"), cell(80.001, optimizer="zo-adam"), cell(70.0, optimizer="zo-cge"))
+    (summary, *_) = sheets({"trials": load(store, "trials")})
+    ranks = {line.cells[1].text: line.cells[summary.headings.index("Avg")].rank for line in summary.lines}
+    assert ranks == {"zo-sgd": 1, "zo-adam": 1, "zo-cge": 2}, "equal as they are shown"
+
+
+def test_less_forgetting_is_better(store: Store) -> None:
+    worse = dataclasses.replace(cell(seed=0, optimizer="zo-adam"))
+    worse.accuracy_matrix[1, 0] = 10.0
+    fill(store, worse, cell(optimizer="zo-sgd"))
+    (summary, *_) = sheets({"trials": load(store, "trials")})
+    ranks = {line.cells[1].text: line.cells[summary.headings.index("Fgt")].rank for line in summary.lines}
+    assert ranks == {"zo-sgd": 1, "zo-adam": 2}
+
+
+def test_formats_mark_intervals_and_names(store: Store) -> None:
+    fill(store, simplecil(70.0), *seeds(82.0, optimizer="zo-sgd", method="a|b_c"))
+    found = [sheet for sheet in sheets({"trials": load(store, "trials")}) if sheet.name == "summary"]
+    markdown, latex = render(found, "markdown"), render(found, "latex")
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert "**77.00 ± 2.48**" in markdown and "<u>65.00</u>" in markdown and "a\\|b\\_c" in markdown
+    assert r"\textbf{77.00 $\pm$ 2.48}" in latex and r"\underline{65.00}" in latex and r"a|b\_c" in latex
+    assert latex.count(r"\begin{") == latex.count(r"\end{") == 2 and "%, $\\pm$" not in latex.replace(r"\%", "")
+    rows = list(csv.DictReader(io.StringIO(render(found, "csv"))))
+    assert [row["method"] for row in rows] == ["simplecil", "a|b_c"] and rows[0]["optimizer"] == ""
+    assert float(rows[1]["Avg"]) == 77.0 and float(rows[1]["Avg ±"]) == pytest.approx(HALF_WIDTH)
+    assert rows[0]["Avg ±"] == ""
+
+
+def test_every_table_has_its_sheet(full: Store) -> None:
+    found = {sheet.name: sheet for sheet in sheets({"trials": load(full, "trials")})}
+    assert list(found) == ["summary", "table1", "table3", "table4", "effects", "cells"]
+    history = found["table3"]
+    assert [line.cells[1].text for line in history.lines] == ["0%", "20%", "40%"]
+    assert [line.cells[3].value for line in history.lines] == pytest.approx([67.0, 69.0, 71.0])
+    assert [line.cells[6].value for line in history.lines] == [57.87, 58.9, 58.75], "the paper's Table 3"
+    assert len(found["cells"].lines) == len(load(full, "trials"))
+    searched = sheets(
+        {name: load(ROOT / "results" / "table1_quickdraw_search", name) for name in ("trials", "searches")}
+    )
+    (search,) = (sheet for sheet in searched if sheet.name == "searches")
+    assert {line.cells[1].text for line in search.lines} == {"ease", "aper-adapter"}
+
+
+def test_tables_go_to_a_file_one_at_a_time_as_csv(full: Store, tmp_path: Path) -> None:
+    out = tmp_path / "table.csv"
+    found = run("tables", full.root, "--table", "summary", "--format", "csv", "-o", out)
+    assert found.exit_code == 0, found.output
+    assert len(list(csv.DictReader(out.open()))) == 17
+    many = run("tables", full.root, "--format", "csv")
+    assert many.exit_code == 2 and "name it with --table: summary, table1" in many.output
+    wrong = run("tables", full.root, "--table", "sumary")
+    assert wrong.exit_code == 2 and "did you mean 'summary'" in wrong.output
+
+
+# In a real browser
+
+
+CHROMIUM = shutil.which("chromium")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--window-size=1200,1000",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    if not CHROMIUM or not DRIVER:
+        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """An open report."""
+
+    def __init__(self, driver: Any, file: Path, *, theme: str = "light", width: int = 1200) -> None:
+        self.driver = driver
+        media = [{"name": "prefers-color-scheme", "value": theme}]
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+        # So tall that every figure is in view.
+        size = {"width": width, "height": 30_000, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        driver.get(file.as_uri())
+        self.run("try { localStorage.clear(); } catch {}")
+        self.wait_drawn()
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def wait(self, condition: str) -> None:
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.driver, 60).until(lambda _: self.run(f"return {condition}"), condition)
+
+    def wait_drawn(self) -> None:
+        """Until every figure that is to be seen has been drawn."""
+        self.wait(
+            "[...document.querySelectorAll('section:not([hidden]) .figure')]"
+            ".every((f) => f.dataset.drawn || f.querySelector('.plot').hidden)"
+        )
+
+    def click(self, selector: str) -> None:
+        self.driver.find_element("css selector", selector).click()
+
+    def figure(self, title: str) -> str:
+        """The id of a figure of the data set that is chosen."""
+        found: str = self.run(
+            "return [...document.querySelectorAll('section:not([hidden]) .figure')]"
+            ".find((f) => f.querySelector('h3').textContent === arguments[0]).id",
+            title,
+        )
+        return found
+
+    def seen(self, title: str) -> list[str]:
+        """Names of the marks that a figure shows."""
+        script = "return document.querySelector(`#${arguments[0]} .plot`).data.filter((t) => t.visible !== false)"
+        found: list[str] = self.run(
+            f"{script}.flatMap((t) => t.y.length === 1 ? t.y : t.name ? [t.name] : [])", self.figure(title)
+        )
+        return sorted(set(found))
+
+    def lines(self, sheet: str) -> list[str]:
+        """The second and third column of the lines that a table shows."""
+        found: list[str] = self.run(
+            "return [...document.querySelector(`table[data-sheet=${arguments[0]}]`).tBodies[0].rows].filter((r) => !r.hidden)"
+            ".map((r) => `${r.cells[1].textContent} ${r.cells[2].textContent} ${r.cells[3].textContent}`)", sheet,
+        )  # fmt: skip
+        return found
+
+    def complaints(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+
+@pytest.fixture
+def quick(browser: Any, tmp_path: Path) -> Page:
+    return Page(browser, write_report(QUICK, tmp_path / "report.html"))
+
+
+def test_the_page_opens_without_errors_and_without_a_network(quick: Page) -> None:
+    assert quick.run("return document.querySelectorAll('section:not([hidden]) .figure .main-svg').length") > 10
+    assert quick.run("return performance.getEntriesByType('resource').length") == 0
+    assert quick.complaints() == []
+
+
+def test_a_filter_changes_every_figure_and_table(quick: Page) -> None:
+    title = "All settings beside each other"
+    # With several data sets the one with most cells is chosen.
+    assert len(quick.lines("summary")) == 10 == len(quick.seen(title)) and len(quick.lines("cells")) == 20
+    quick.click("#filters button[data-key=optimizer][data-value=zo-sgd]")
+    rows = ["simplecil - -", "aper-adapter zo-sgd 1", "aper-adapter zo-sgd 8", "ease zo-sgd 1"]
+    named = ["aper-adapter zo-sgd q=1", "aper-adapter zo-sgd q=8", "ease zo-sgd q=1", "simplecil"]
+    assert quick.lines("summary") == rows and len(quick.lines("cells")) == 6
+    for each in (title, "Accuracy along the stream", "Accuracy on the last task", "What it costs", "The whole grid"):
+        assert quick.seen(each) == named, each
+    assert quick.seen("Accuracy against memory") == ["Pareto front", *named]
+    assert set(quick.run("return [...document.querySelectorAll('section:not([hidden]) select option')].map((o) => o.text)")) == set(named)  # fmt: skip
+    effects = quick.run("return document.querySelector(`#${arguments[0]} .plot`).data[0].y", quick.figure("What one change does, ours beside the paper's"))  # fmt: skip
+    assert effects == ["ease: zo-sgd - fo-sgd", "aper-adapter: zo-sgd - fo-sgd"]
+
+    quick.click("#filters button[data-key=queries][data-value='8']")
+    assert quick.lines("summary") == ["simplecil - -", "aper-adapter zo-sgd 8"]
+    quick.click("#keep-baseline")
+    assert quick.seen(title) == ["aper-adapter zo-sgd q=8"]
+    points = quick.run("return document.querySelector(`#${arguments[0]} .plot`).data[0].x", quick.figure("Accuracy against queries"))  # fmt: skip
+    assert points == [8], "a line loses the points that do not pass"
+    quick.click("#filters button[data-key=method][data-value=ease]")
+    assert quick.lines("summary") == []
+    assert quick.run("return document.querySelector('.figure .note').textContent") == "Nothing here passes the filters."
+    quick.click("#clear")
+    assert len(quick.lines("summary")) == 11, "of both data sets"
+    quick.wait_drawn()
+    assert quick.complaints() == []
+
+
+def test_the_data_set_is_a_filter_too(quick: Page) -> None:
+    headings = "return [...document.querySelectorAll('section:not([hidden]) h2')].map((h) => h.textContent)"
+    assert quick.run(headings) == ["Figures: quickdraw100-marker"]
+    quick.click("#filters button[data-value=quickdraw100]")
+    assert quick.run(headings) == ["Figures: quickdraw100", "Figures: quickdraw100-marker"]
+    quick.click("#filters button[data-value=quickdraw100-marker]")
+    assert quick.run(headings) == ["Figures: quickdraw100"] and quick.lines("summary") == ["simplecil - -"]
+
+
+def test_the_theme_follows_the_system_and_the_switch(browser: Any, tmp_path: Path) -> None:
+    file = write_report(QUICK, tmp_path / "report.html")
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    letters = "return document.querySelector('section:not([hidden]) .plot')._fullLayout.font.color"
+    page = Page(browser, file, theme="dark")
+    assert (page.run(ground), page.run(letters)) == ("rgb(23, 25, 28)", "#e6e6e6")
+    page = Page(browser, file, theme="light")
+    assert (page.run(ground), page.run(letters)) == ("rgb(255, 255, 255)", "#222")
+    page.click("#theme")
+    page.wait("document.querySelector('section:not([hidden]) .plot')._fullLayout.font.color === '#e6e6e6'")
+    assert page.run(ground) == "rgb(23, 25, 28)"
+    assert "#000000" not in page.run(
+        "return JSON.stringify(document.querySelector('section:not([hidden]) .plot').data)"
+    )
+    assert page.complaints() == []
+
+
+def test_a_click_on_a_heading_sorts(quick: Page) -> None:
+    avg = quick.run("return [...document.querySelectorAll('table[data-sheet=summary] th')].findIndex((h) => h.textContent === 'Avg')")  # fmt: skip
+    column = f"return [...document.querySelectorAll('table[data-sheet=summary] tbody tr')].map((r) => parseFloat(r.cells[{avg}].textContent))"  # fmt: skip
+    button = f"table[data-sheet=summary] th:nth-child({avg + 1}) button"
+    before = quick.run(column)
+    quick.click(button)
+    assert quick.run(column) == sorted(before, reverse=True) != before
+    quick.click(button)
+    assert quick.run(column) == sorted(before)
+
+
+def test_the_heat_map_is_of_the_setting_that_is_chosen(quick: Page) -> None:
+    place = quick.figure("Accuracy per task")
+    shown = f"return document.querySelector('#{place} .plot').data.filter((t) => t.visible).map((t) => t.name)"
+    assert quick.run(shown) == ["quickdraw100-marker ease fo-sgd"] or quick.run(shown) == ["ease fo-sgd"], (
+        "the best Avg"
+    )
+    quick.run(
+        f"const s = document.querySelector('#{place} select'); s.value = [...s.options].find((o) => o.text === 'simplecil').value;"
+        "s.dispatchEvent(new Event('change'))"
+    )
+    assert quick.run(shown) == ["simplecil"]
+
+
+def test_trajectories_play(browser: Any, full: Store, tmp_path: Path) -> None:
+    page = Page(browser, write_report(full, tmp_path / "report.html"))
+    place = page.figure("Two parameters: both tasks at once")
+    length = f"document.querySelector('#{place} .plot').data.at(-1).x.length"
+    assert page.run(f"return {length}") == 21
+    page.run(f"document.querySelector('#{place} .updatemenu-button').dispatchEvent(new MouseEvent('click'))")
+    page.wait(f"{length} < 10")
+    page.wait(f"{length} === 21")
+    page.click("#filters button[data-value=forward-grad]")
+    names = f"return document.querySelector('#{place} .plot').data.filter((t) => t.meta && t.visible !== false).map((t) => t.name)"
+    assert page.run(names) == ["forward-grad q=1"]
+    assert page.complaints() == []
+
+
+def test_a_narrow_page_does_not_scroll_sideways(browser: Any, full: Store, tmp_path: Path) -> None:
+    page = Page(browser, write_report(full, tmp_path / "report.html"), width=380)
+    assert page.run("return document.documentElement.scrollWidth") <= 380
+    assert page.run("return document.getElementById('filters').open") is False
+    assert page.complaints() == []
+
+
+@pytest.mark.parametrize("kind", ["empty", "failures", "one", "everything"])
+def test_odd_stores_open_without_errors(browser: Any, full: Store, tmp_path: Path, kind: str) -> None:
+    store = Store(tmp_path / "results")
+    if kind == "failures":
+        store.write_failure(failure(cell().config, "MemoryError", "out of memory", "", 3))
+    if kind == "one":
+        fill(store, simplecil())
+    page = Page(browser, write_report(full if kind == "everything" else store, tmp_path / "report.html"))
+    before = page.run("return getComputedStyle(document.body).backgroundColor")
+    page.click("#theme")
+    assert page.run("return getComputedStyle(document.body).backgroundColor") != before
+    assert page.complaints() == []
