@@ -127,8 +127,8 @@ def page(results: Results, efficiency: Mapping[str, Any] | None = None) -> str:
         f"<script>{get_plotlyjs()}</script>" if has_figures else "",
         "</head>\n<body>",
         "<header><h1>zeroflow results</h1><button id='theme' type='button'>light / dark</button></header>",
-        _opening(results, rows),
-        _filters(rows),
+        _opening(results, rows, nothing=not has_figures),
+        _filters(_marks(rows, results.tables)),
         *(_sheet(sheet, "Summary") for sheet in tables if sheet.name == "summary"),
         *_sections(drawn),
         *_tables([sheet for sheet in tables if sheet.name != "summary"]),
@@ -136,7 +136,7 @@ def page(results: Results, efficiency: Mapping[str, Any] | None = None) -> str:
         _provenance(trials, results.roots),
         _definitions(trials),
         f"<script type='application/json' id='templates'>{_json(_templates())}</script>",
-        f"<script>{own.joinpath('report.js').read_text(encoding='utf-8')}</script>" if rows else f"<script>{_SWITCH}</script>",
+        f"<script>{own.joinpath('report.js').read_text(encoding='utf-8')}</script>" if has_figures else f"<script>{_SWITCH}</script>",
         "</body>\n</html>\n",
     ]  # fmt: skip
     return "\n".join(part for part in parts if part)
@@ -163,11 +163,11 @@ def _measured(file: Path) -> dict[str, Any]:
 # What stands first.
 
 
-def _opening(results: Results, rows: Sequence[Row]) -> str:
+def _opening(results: Results, rows: Sequence[Row], *, nothing: bool) -> str:
     done, failed = len(results.tables["trials"]), len(results.tables["failures"])
     where = ", ".join(f"<code>{escape(root)}</code>" for root in results.roots)
     text = f"<p>{done} cells done, {failed} failed, in {where}.</p>"
-    if not done:
+    if nothing:
         why = "every cell that was tried has failed, see below" if failed else "no cell has been finished here yet"
         text += f"<p><strong>Nothing to show: {why}.</strong> <code>zeroflow sweep --results DIR</code> fills a store, <code>zeroflow status DIR</code> says how far it is.</p>"
     text += "".join(f"<p class='note'>{escape(note)}</p>" for note in results.notes)
@@ -223,19 +223,27 @@ def _plain(row: Row) -> str:
     return row.name(without=["dataset"])
 
 
-def _filters(rows: Sequence[Row]) -> str:
+def _marks(rows: Sequence[Row], tables: Mapping[str, pa.Table]) -> list[tuple[dict[str, str], int]]:
+    """What there is to filter: the keys of rows, with their cells, and of runs on landscapes."""
+    marks = [(row.filters, row.seeds) for row in rows]
+    for optimizer, queries in dict.fromkeys(zip(*(tables["trajectories"][key].to_pylist() for key in ("optimizer", "queries")), strict=True)):  # fmt: skip
+        marks.append(({"optimizer": optimizer, "queries": "none" if queries is None else str(queries)}, 0))
+    return marks
+
+
+def _filters(marks: Sequence[tuple[Mapping[str, str], int]]) -> str:
     """A button for every value; with several data sets the one with most cells is chosen at first."""
-    if not rows:
+    if not marks:
         return ""
     sets: list[str] = []
     for key in FILTERS:
         counts: dict[str, int] = {}
-        for row in rows:
-            counts[row.filters[key]] = counts.get(row.filters[key], 0) + row.seeds
-        values = sorted(
-            counts,
-            key=lambda value: (value != "none", not value.isdigit(), int(value) if value.isdigit() else 0, value),
-        )
+        for own, cells in marks:
+            if key in own:
+                counts[own[key]] = counts.get(own[key], 0) + cells
+        if not counts:
+            continue
+        values = sorted(counts, key=lambda value: (value != "none", not value.isdigit(), int(value) if value.isdigit() else 0, value))  # fmt: skip
         if key == "method":
             values.sort(key=lambda value: value != "simplecil")
         first = max(counts, key=lambda value: counts[value]) if key == "dataset" and len(counts) > 1 else None
