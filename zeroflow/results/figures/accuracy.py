@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -157,7 +158,7 @@ class Dot:
 def last_task_accuracy(rows: Sequence[Row], accuracy: pa.Table) -> list[Dot]:
     """Accuracy on the last task after the last stage, over the seeds of each row: how well a row still learns."""
     owner = {cell: number for number, row in enumerate(rows) for cell in row.cells}
-    last: dict[str, dict[str, object]] = {}
+    last: dict[str, dict[str, Any]] = {}
     for line in accuracy.select(["cell_id", "stage", "task", "accuracy"]).to_pylist():
         before = last.get(line["cell_id"])
         if line["stage"] == line["task"] and (before is None or before["stage"] < line["stage"]):
