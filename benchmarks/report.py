@@ -74,7 +74,9 @@ def measure(source: Path, folder: Path, cells: int, rounds: int) -> dict[str, ob
 
 
 @click.command()
-@click.option("--source", type=click.Path(exists=True, path_type=Path), default=Path("results/optimizers"), show_default=True)  # fmt: skip
+@click.option(
+    "--source", type=click.Path(exists=True, path_type=Path), default=Path("results/optimizers"), show_default=True
+)
 @click.option("--cells", default=1000, show_default=True, type=click.IntRange(min=1))
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--keep", type=click.Path(path_type=Path), help="A folder for the store and the page. [default: gone]")

@@ -107,7 +107,13 @@ def test_tuned_rates_along_a_line_are_allowed_and_several_for_a_point_are_not(st
 
 
 def test_nothing_on_the_pareto_front_is_beaten(store: Store) -> None:
-    levels = {"zo-sgd": (70.0, 2.0), "zo-adam": (75.0, 3.0), "fo-sgd": (74.0, 4.0), "fo-adam": (80.0, 5.0), "zo-scd": (70.0, 2.5)}  # fmt: skip
+    levels = {
+        "zo-sgd": (70.0, 2.0),
+        "zo-adam": (75.0, 3.0),
+        "fo-sgd": (74.0, 4.0),
+        "fo-adam": (80.0, 5.0),
+        "zo-scd": (70.0, 2.5),
+    }
     fill(store, *(cell(level, optimizer=name, memory=memory) for name, (level, memory) in levels.items()))
     points = figures.trade_off(rows_of(store))
     assert {p.row.config["optimizer"] for p in points if p.on_front} == {"zo-sgd", "zo-adam", "fo-adam"}
@@ -131,7 +137,9 @@ def test_hybrid_gains_are_paired_by_seed(full: Store) -> None:
 
 
 def test_function_values_average_over_seeds_and_break_between_tasks(full: Store) -> None:
-    ease = next(v for v in figures.function_values(rows_of(full), full.load("probes")) if v.row.config["method"] == "ease")  # fmt: skip
+    ease = next(
+        v for v in figures.function_values(rows_of(full), full.load("probes")) if v.row.config["method"] == "ease"
+    )
     assert (ease.steps, ease.starts) == ((0, 5, 10, 15), (0, 10))
     assert ease.old[:2] == (None, None), "at first there is no old task"
     assert ease.old[2] is not None and ease.old[2].mean == 3.0 and ease.old[2].half_width == pytest.approx(HALF_WIDTH)
@@ -172,7 +180,9 @@ def test_a_long_run_is_animated_in_few_frames(store: Store) -> None:
     many = trajectories.to_pylist()[0]
     rows = [{**many, "step": step} for step in range(5000)]
     store.write_landscape(trajectories.from_pylist(rows, schema=trajectories.schema), surface)
-    found = figures.animate_trajectories(figures.surfaces(store.load("surfaces"))[0], figures.trajectories(store.load("trajectories")))  # fmt: skip
+    found = figures.animate_trajectories(
+        figures.surfaces(store.load("surfaces"))[0], figures.trajectories(store.load("trajectories"))
+    )
     assert len(found.frames) == 40 and (found.frames[0].name, found.frames[-1].name) == ("0", "4999")
 
 
@@ -190,7 +200,11 @@ def test_axes_of_the_grid_hold_every_row(full: Store) -> None:
 
 def test_effects_carry_what_they_are_filtered_by(full: Store) -> None:
     trials = full.load("trials")
-    found = {e.name: e.filters for table in ("table1", "table3", "figure5", "hybrid") for e in published.effects(table, trials)}  # fmt: skip
+    found = {
+        e.name: e.filters
+        for table in ("table1", "table3", "figure5", "hybrid")
+        for e in published.effects(table, trials)
+    }
     assert found["ease: zo-sgd - fo-sgd"] == {"method": "ease", "optimizer": "zo-sgd", "queries": "1"}
     assert found["history 20% - 0%"] == {"method": "ease", "optimizer": "zo-sgd", "queries": "1"}
     assert found["zo-sgd: q = 16 - q = 1"]["queries"] == "16"

@@ -75,7 +75,14 @@ def test_the_report_holds_everything_and_needs_no_network(store: Store, tmp_path
 
 
 def test_the_first_sentences_say_what_was_found(store: Store, tmp_path: Path) -> None:
-    fill(store, simplecil(70.0), *seeds(82.0, optimizer="fo-sgd", queries=None), *seeds(72.0, optimizer="zo-sgd"), *seeds(67.0, optimizer="zo-adam"), cell(72.0, optimizer="zo-cge"))  # fmt: skip
+    fill(
+        store,
+        simplecil(70.0),
+        *seeds(82.0, optimizer="fo-sgd", queries=None),
+        *seeds(72.0, optimizer="zo-sgd"),
+        *seeds(67.0, optimizer="zo-adam"),
+        cell(72.0, optimizer="zo-cge"),
+    )
     page = page_of(store, tmp_path)
     assert "SimpleCIL, which trains nothing, has Avg 65.00 %" in page
     assert "the best with exact gradients is ease fo-sgd with 77.00 ± 2.48 % (3 seeds, +12.00 points)" in page
@@ -201,7 +208,10 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_file_of_costs_that_is_none_is_refused(store: Store, tmp_path: Path) -> None:
     fill(store, cell())
     (tmp_path / "costs.json").write_text('{"rows": 3}')
-    for name, message in (("costs.json", "expected what 'zeroflow efficiency --json FILE' writes"), ("no.json", "cannot be read")):  # fmt: skip
+    for name, message in (
+        ("costs.json", "expected what 'zeroflow efficiency --json FILE' writes"),
+        ("no.json", "cannot be read"),
+    ):
         with pytest.raises(ConfigError, match=message):
             write_report(store, tmp_path / "report.html", efficiency=tmp_path / name)
     assert not (tmp_path / "report.html").exists()
@@ -399,15 +409,22 @@ def test_a_filter_changes_every_figure_and_table(quick: Page) -> None:
     for each in (title, "Accuracy along the stream", "Accuracy on the last task", "What it costs", "The whole grid"):
         assert quick.seen(each) == named, each
     assert quick.seen("Accuracy against memory") == ["Pareto front", *named]
-    assert set(quick.run("return [...document.querySelectorAll('section:not([hidden]) select option')].map((o) => o.text)")) == set(named)  # fmt: skip
-    effects = quick.run("return document.querySelector(`#${arguments[0]} .plot`).data[0].y", quick.figure("What one change does, ours beside the paper's"))  # fmt: skip
+    assert set(
+        quick.run("return [...document.querySelectorAll('section:not([hidden]) select option')].map((o) => o.text)")
+    ) == set(named)
+    effects = quick.run(
+        "return document.querySelector(`#${arguments[0]} .plot`).data[0].y",
+        quick.figure("What one change does, ours beside the paper's"),
+    )
     assert effects == ["ease: zo-sgd - fo-sgd", "aper-adapter: zo-sgd - fo-sgd"]
 
     quick.click("#filters button[data-key=queries][data-value='8']")
     assert quick.lines("summary") == ["simplecil - -", "aper-adapter zo-sgd 8"]
     quick.click("#keep-baseline")
     assert quick.seen(title) == ["aper-adapter zo-sgd q=8"]
-    points = quick.run("return document.querySelector(`#${arguments[0]} .plot`).data[0].x", quick.figure("Accuracy against queries"))  # fmt: skip
+    points = quick.run(
+        "return document.querySelector(`#${arguments[0]} .plot`).data[0].x", quick.figure("Accuracy against queries")
+    )
     assert points == [8], "a line loses the points that do not pass"
     quick.click("#filters button[data-key=method][data-value=ease]")
     assert quick.lines("summary") == []
@@ -444,8 +461,10 @@ def test_the_theme_follows_the_system_and_the_switch(browser: Any, quick_file: P
 
 
 def test_a_click_on_a_heading_sorts(quick: Page) -> None:
-    avg = quick.run("return [...document.querySelectorAll('table[data-sheet=summary] th')].findIndex((h) => h.textContent === 'Avg')")  # fmt: skip
-    column = f"return [...document.querySelectorAll('table[data-sheet=summary] tbody tr')].map((r) => parseFloat(r.cells[{avg}].textContent))"  # fmt: skip
+    avg = quick.run(
+        "return [...document.querySelectorAll('table[data-sheet=summary] th')].findIndex((h) => h.textContent === 'Avg')"
+    )
+    column = f"return [...document.querySelectorAll('table[data-sheet=summary] tbody tr')].map((r) => parseFloat(r.cells[{avg}].textContent))"
     button = f"table[data-sheet=summary] th:nth-child({avg + 1}) button"
     before = quick.run(column)
     quick.click(button)

@@ -68,7 +68,8 @@ def choose(tables: Mapping[str, pa.Table], rows: Sequence[Row], efficiency: Mapp
                     [
                         Entry(
                             title,
-                            "A line per published row that has been run: the open diamond is the paper's Avg, the dot ours, with its 95 % interval.",
+                            "A line per published row that has been run: the open diamond is the paper's Avg, the "
+                            "dot ours, with its 95 % interval.",
                             figures.draw_comparisons(compared),
                         )
                     ],
@@ -90,7 +91,8 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
     baseline = next((row for row in rows if row.is_baseline), None)
     yield Entry(
         "All settings beside each other",
-        f"Average accuracy, accuracy at the end, and forgetting. Dots right of the dotted line, SimpleCIL, have gained by training. {seeds}",
+        "Average accuracy, accuracy at the end, and forgetting. Dots right of the dotted line, SimpleCIL, have "
+        f"gained by training. {seeds}",
         figures.draw_ranking(rows),
     )  # fmt: skip
     curves = figures.stage_curves(rows, tables["stages"])
@@ -111,7 +113,8 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
     if matrices:
         yield Entry(
             "Accuracy per task",
-            "A line of squares per stage, a column per task; a column that darkens downwards is a task being forgotten. Means over seeds.",
+            "A line of squares per stage, a column per task; a column that darkens downwards is a task being "
+            "forgotten. Means over seeds.",
             figures.draw_task_accuracy(matrices),
         )  # fmt: skip
     lines = figures.against_queries(rows)
@@ -125,7 +128,8 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
         counted = all(row.forward_equivalents is not None for row in rows)
         yield Entry(
             "Accuracy against work",
-            f"What accuracy costs in forward passes{', a backward pass counting as two' if counted else ''}; up and left is better. Settings of the same optimizer are joined. {seeds}",
+            f"What accuracy costs in forward passes{', a backward pass counting as two' if counted else ''}; up and "
+            f"left is better. Settings of the same optimizer are joined. {seeds}",
             figures.draw_accuracy_against_forwards(rows, "forward_equivalents" if counted else "forward_passes"),
         )  # fmt: skip
     if any(row.peak_memory is not None for row in rows):
@@ -136,7 +140,8 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
         )
         yield Entry(
             "Accuracy against memory",
-            f"Up and left is better. No setting beats those on the dotted line, the Pareto front of this data set, in both. {seeds}",
+            "Up and left is better. No setting beats those on the dotted line, the Pareto front of this data set, "
+            f"in both. {seeds}",
             figures.draw_trade_off(figures.trade_off(rows)),
         )
     for option, table in (("history", 3), ("sparsity", 4)):
@@ -151,14 +156,16 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
     if gains:
         yield Entry(
             "Hybrid training",
-            f"Exact gradients first, forward passes alone for the last epochs: accuracy minus that of first order alone for as many epochs, paired by seed. Above 0 it helped. {seeds}",
+            "Exact gradients first, forward passes alone for the last epochs: accuracy minus that of first order "
+            f"alone for as many epochs, paired by seed. Above 0 it helped. {seeds}",
             figures.draw_hybrid_gains(gains),
         )  # fmt: skip
     values = figures.function_values(rows, tables["probes"])
     if values:
         yield Entry(
             "Function values of old and new tasks",
-            f"Loss on fixed training samples of the task being learned and of all before it, step by step: what one gains, the others lose. {seeds}",
+            "Loss on fixed training samples of the task being learned and of all before it, step by step: what one "
+            f"gains, the others lose. {seeds}",
             figures.draw_function_values(values),
         )  # fmt: skip
     effects = [
@@ -170,13 +177,15 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
     if effects:
         yield Entry(
             "What one change does, ours beside the paper's",
-            "Change of Avg. The paper's data sets are others, so sizes may differ; its finding holds here where both marks lie on the same side of 0 and the interval does not touch it.",
+            "Change of Avg. The paper's data sets are others, so sizes may differ; its finding holds here where "
+            "both marks lie on the same side of 0 and the interval does not touch it.",
             figures.draw_effects(effects),
         )  # fmt: skip
     if len(rows) > 1:
         yield Entry(
             "The whole grid",
-            "A line per setting through its keys, its costs and its Avg, in the colours of the other figures. Dotted: SimpleCIL.",
+            "A line per setting through its keys, its costs and its Avg, in the colours of the other figures. "
+            "Dotted: SimpleCIL.",
             figures.draw_parallel_coordinates(rows),
         )
 
@@ -197,7 +206,8 @@ def _landscapes(tables: Mapping[str, pa.Table]) -> Iterator[Entry]:
             title = f"{name.capitalize()}: {how}"
             yield Entry(
                 title,
-                f"Contours are the losses of the old task (solid) and the new one (dotted) over {name}; each line is the way of one optimizer, first seed. Play, or drag the slider.",
+                f"Contours are the losses of the old task (solid) and the new one (dotted) over {name}; each line "
+                "is the way of one optimizer, first seed. Play, or drag the slider.",
                 figures.animate_trajectories(surface, runs, objective=objective),
             )  # fmt: skip
             yield Entry(

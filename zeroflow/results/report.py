@@ -187,7 +187,11 @@ def findings(rows: Sequence[Row]) -> list[str]:
     above = [row for row in free if row.avg and row.avg.half_width is not None and row.vs_simplecil is not None]
     if above:
         clear = sum((row.vs_simplecil or 0.0) > (row.avg.half_width or 0.0) for row in above if row.avg)
-        sentence += f" Of {len(above)} settings trained by forward passes alone with several seeds, {clear or 'none'} {'lies' if clear < 2 else 'lie'} above SimpleCIL with {'its' if clear < 2 else 'their'} whole 95 % interval."
+        lie = "lies above SimpleCIL with its" if clear < 2 else "lie above SimpleCIL with their"
+        sentence += (
+            f" Of {len(above)} settings trained by forward passes alone with several seeds, "
+            f"{clear or 'none'} {lie} whole 95 % interval."
+        )
     return [sentence]
 
 

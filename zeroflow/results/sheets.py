@@ -207,7 +207,8 @@ def _effects(trials: pa.Table) -> Sheet:
     headings = ("dataset", "change", "metric", "paper", "ours", "n", "same sign")
     return Sheet(
         "effects", "What one change does, ours beside the paper's", headings, frozenset(["dataset", "change", "metric", "same sign"]), tuple(lines),
-        "Percentage points; ours: mean over seeds, paired, ± half width of the 95 % t-interval. same sign: open where that interval holds 0.",
+        "Percentage points; ours: mean over seeds, paired, ± half width of the 95 % t-interval. same sign: open "
+        "where that interval holds 0.",
     )  # fmt: skip
 
 
