@@ -63,7 +63,7 @@ def sheets(tables: Mapping[str, pa.Table], efficiency: Mapping[str, Any] | None 
     """
     trials = tables["trials"]
     rows = summary(trials)
-    found = [summary_sheet(rows)]
+    found: list[Sheet | None] = [summary_sheet(rows)]
     found += _across(rows)
     found += [_option(rows, name, option) for name, option in (("table3", "history"), ("table4", "sparsity"))]
     found += [
