@@ -70,12 +70,12 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 )
 def test_threads_that_make_mini_batches_change_no_bit(method: str, more: dict, small: dict, made: list[str]) -> None:
     config = TrialConfig.from_dict({**small, "method": method, **more})
-    alone = run_trial(config, Placement(threads=2, loader_threads=0))
+    alone = run_trial(config, Placement(loader_threads=0))
     assert len(alone.steps) == STEPS and set(made) == {"MainThread"}
     for threads in (1, 3):
         made.clear()
         torch.rand(3)
-        other = run_trial(config, Placement(threads=2, loader_threads=threads))
+        other = run_trial(config, Placement(loader_threads=threads))
         assert [step.loss for step in other.steps] == [step.loss for step in alone.steps]
         np.testing.assert_array_equal(other.accuracy_matrix, alone.accuracy_matrix)
         assert other.summary["peak_memory_bytes"] == alone.summary["peak_memory_bytes"]
