@@ -7,6 +7,7 @@ counts as the paper's only if its configuration says so; several settings that d
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 import statistics
@@ -75,8 +76,9 @@ class Published:
     def is_of(self, trial: Mapping[str, Any]) -> bool:
         """Whether a row of the table ``trials`` has this row's configuration."""
         wanted = {**PROTOCOL, **self.config}
-        own = json.loads(trial["method_options"] or "{}")
-        return _agrees(trial, wanted, self.options) and not own.keys() - _FREE_METHOD_OPTIONS
+        if not _agrees(trial, wanted, self.options):
+            return False
+        return not json.loads(trial["method_options"] or "{}").keys() - _FREE_METHOD_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -165,12 +167,13 @@ def _cells(trials: pa.Table) -> list[dict[str, Any]]:
 
 
 def _agrees(trial: Mapping[str, Any], config: Mapping[str, Any], options: Mapping[str, float]) -> bool:
+    if any(trial[key] != value for key, value in config.items()):
+        return False  # first, for most differ here
     own = json.loads(trial["optimizer_options"] or "{}")
-    return all(trial[key] == value for key, value in config.items()) and options == {
-        key: value for key, value in own.items() if key not in _FREE_OPTIONS
-    }
+    return options == {key: value for key, value in own.items() if key not in _FREE_OPTIONS}
 
 
+@functools.cache
 def _read(name: str) -> list[dict[str, str]]:
     text = resources.files("zeroflow.results").joinpath(f"paper/{name}.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -194,16 +193,19 @@ def _effects(trials: pa.Table) -> Sheet:
     lines = []
     for dataset in sorted(pc.unique(trials["dataset"]).to_pylist()):
         own = trials.filter(pc.field("dataset") == dataset)
-        for table, metric_of in itertools.product(
-            ("table1", "table3", "table4", "figure5", "hybrid"), published.METRICS
-        ):
-            for effect in published.effects(table, own):
-                if effect.metric == metric_of and effect.ours is not None:
-                    cells = (
-                        Cell(dataset, dataset), Cell(effect.name, effect.name), Cell(effect.metric.capitalize(), effect.metric),
-                        _signed(effect.paper), _estimated(effect.ours, signed=True), _integer(effect.ours.n), Cell(effect.verdict, effect.verdict),
-                    )  # fmt: skip
-                    lines.append(Line(cells, {"dataset": dataset, **effect.filters}))
+        found = [
+            effect
+            for table in ("table1", "table3", "table4", "figure5", "hybrid")
+            for effect in published.effects(table, own)
+            if effect.ours is not None
+        ]
+        for effect in sorted(found, key=lambda effect: published.METRICS.index(effect.metric)):
+            cells = (
+                Cell(dataset, dataset), Cell(effect.name, effect.name), Cell(effect.metric.capitalize(), effect.metric),
+                _signed(effect.paper), _estimated(effect.ours, signed=True), _integer(effect.ours.n if effect.ours else None),
+                Cell(effect.verdict, effect.verdict),
+            )  # fmt: skip
+            lines.append(Line(cells, {"dataset": dataset, **effect.filters}))
     headings = ("dataset", "change", "metric", "paper", "ours", "n", "same sign")
     return Sheet(
         "effects", "What one change does, ours beside the paper's", headings, frozenset(["dataset", "change", "metric", "same sign"]), tuple(lines),
