@@ -660,7 +660,10 @@ def test_a_real_search_chooses_writes_and_never_runs_a_cell_twice(tmp_path: Path
     chosen = {row["optimizer"]: row for row in rows if row["chosen"]}
     for name, row in chosen.items():
         others = [other for other in rows if other["optimizer"] == name]
-        assert (-row["accuracy"], row["final_loss"]) == min((-o["accuracy"], o["final_loss"]) for o in others)
+        assert {other["n"] for other in others} == {400}, "a quarter of 20 classes' 80 drawings"
+        best = max(other["accuracy"] for other in others) / 100
+        level = [o for o in others if o["accuracy"] >= 100 * (best - math.sqrt(best * (1 - best) / 400))]
+        assert (row["lr"], -row["accuracy"]) == min((o["lr"], -o["accuracy"]) for o in level)
     for cell in load_grid(file).cells:
         assert cell.lr == chosen[cell.optimizer]["lr"] and cell.eps == chosen[cell.optimizer]["eps"]
     text = file.read_text()
