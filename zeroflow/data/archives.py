@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import shutil
 import tarfile
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from zeroflow.errors import ConfigError
+from zeroflow.telling import Tell, silent
 
 BLOCK = 2**20
 
@@ -35,11 +36,12 @@ class Archive:
     url: str | None = None
 
 
-def obtain(archive: Archive, data_dir: Path, local: Path | None = None) -> Path:
+def obtain(archive: Archive, data_dir: Path, local: Path | None = None, tell: Tell = silent) -> Path:
     """Put an archive's content at ``<data_dir>/<folder>``: all of it or, if anything fails, nothing.
 
     Args:
         archive: what to get. data_dir: made if it is missing. local: the archive, where it has been fetched already.
+        tell: see ``Tell``; a unit is a byte of what is fetched, then of what is checked, then of what is unpacked.
 
     Returns:
         The folder.
@@ -54,40 +56,46 @@ def obtain(archive: Archive, data_dir: Path, local: Path | None = None) -> Path:
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{archive.folder}-", dir=data_dir) as scratch:
-            file = local or _fetched(archive, Path(scratch) / archive.file)
-            _check(archive, file)
+            file = local or _fetched(archive, Path(scratch) / archive.file, tell)
+            _check(archive, file, tell)
             unpacked = Path(scratch) / "unpacked"
-            _unpack(file, unpacked)
+            _unpack(file, unpacked, tell)
             _folder_with(archive, unpacked).rename(target)
     except OSError as error:
         raise ConfigError(f"{error.filename or data_dir}: {error.strerror or error}") from error
     return target
 
 
-def _fetched(archive: Archive, file: Path) -> Path:
+def _fetched(archive: Archive, file: Path, tell: Tell) -> Path:
     by_hand = f"fetch {archive.file} elsewhere and name it with --archive"
     if archive.url is None:
         raise ConfigError(f"{archive.file} has no address of its own: {by_hand}")
     try:
         with urllib.request.urlopen(archive.url, timeout=60) as answer, file.open("wb") as out:
-            shutil.copyfileobj(answer, out, BLOCK)
+            total = int(answer.headers.get("Content-Length") or 0)
+            while block := answer.read(BLOCK):
+                tell("fetching", out.tell(), total)
+                out.write(block)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise ConfigError(f"{archive.url}: cannot be fetched: {reason}; without a network, {by_hand}") from error
     return file
 
 
-def _check(archive: Archive, file: Path) -> None:
+def _check(archive: Archive, file: Path, tell: Tell) -> None:
+    size, digest = file.stat().st_size, hashlib.md5(usedforsecurity=False)
     with file.open("rb") as content:
-        found = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        while block := content.read(BLOCK):
+            tell("checking", content.tell(), size)
+            digest.update(block)
+    found = digest.hexdigest()
     if found != archive.md5:
-        size = file.stat().st_size
         raise ConfigError(
             f"{file}: not the published {archive.file}: md5 {found} ({size} bytes), expected {archive.md5}"
         )
 
 
-def _unpack(file: Path, folder: Path) -> None:
+def _unpack(file: Path, folder: Path, tell: Tell) -> None:
     """Unpack a zip or tar archive; nothing is written outside ``folder``, and no link leads out of it."""
     try:
         if zipfile.is_zipfile(file):
@@ -95,12 +103,24 @@ def _unpack(file: Path, folder: Path) -> None:
                 for name in content.namelist():
                     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
                         raise ConfigError(f"{file}: {name!r} would be written outside the archive's own folder")
-                content.extractall(folder)
+                total, done = sum(info.file_size for info in content.infolist()), 0
+                for info in content.infolist():
+                    tell("unpacking", done, total)
+                    content.extract(info, folder)
+                    done += info.file_size
         else:
-            with tarfile.open(file) as content:
-                content.extractall(folder, filter="data")
+            with file.open("rb") as packed, tarfile.open(fileobj=packed) as content:
+                # How much there will be is written nowhere; how much has been read of the archive is known.
+                content.extractall(folder, _told(content, packed, file.stat().st_size, tell), filter="data")
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise ConfigError(f"{file}: cannot be unpacked: {error}") from error
+
+
+def _told(members: Iterable[tarfile.TarInfo], packed: IO[bytes], size: int, tell: Tell) -> Iterator[tarfile.TarInfo]:
+    """The same members, with the place in the archive told at each."""
+    for member in members:
+        tell("unpacking", packed.tell(), size)
+        yield member
 
 
 def _folder_with(archive: Archive, unpacked: Path) -> Path:

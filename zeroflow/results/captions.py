@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from zeroflow.results import figures, published
 from zeroflow.results.tables import Row, summary
+from zeroflow.telling import Tell, silent
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,23 @@ def by_dataset(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def choose(tables: Mapping[str, pa.Table], rows: Sequence[Row], efficiency: Mapping[str, Any] | None) -> Drawn:
+def choose(
+    tables: Mapping[str, pa.Table], rows: Sequence[Row], efficiency: Mapping[str, Any] | None, tell: Tell = silent
+) -> Drawn:
     """The figures that some tables have something for.
 
     Args:
         tables: as ``Store.load`` gives them. rows: of ``trials``, from ``tables.summary``.
-        efficiency: what ``zeroflow efficiency --json`` wrote.
+        efficiency: what ``zeroflow efficiency --json`` wrote. tell: as in ``report.write_report``.
     """
     drawn = Drawn()
     trials = tables["trials"]
-    for dataset in by_dataset(rows):
+    datasets = by_dataset(rows)
+    for number, dataset in enumerate(datasets):
+        tell(f"figures: {dataset}", number, len(datasets) + 2)
         own = trials.filter(pc.field("dataset") == dataset)
         drawn.sections.append((f"Figures: {dataset}", dataset, list(_of_dataset(summary(own), own, tables))))
+    tell("figures of everything", len(datasets), len(datasets) + 2)
     if len(trials):
         for name, what in (
             ("stages", "accuracy along the stream"),

@@ -25,6 +25,7 @@ from zeroflow.results.captions import Drawn, Entry, by_dataset, choose
 from zeroflow.results.sheets import Sheet, sheets
 from zeroflow.results.store import Store, remove_leftovers, write_atomically
 from zeroflow.results.tables import FILTERS, Row, summary
+from zeroflow.telling import Tell, silent
 
 _PROVENANCE = (
     "dataset", "backbone", "tasks", "base_classes", "increments", "stop_after", "class_order_seed", "fixed_class_order", "dtype",
@@ -44,8 +45,8 @@ class Results:
     notes: tuple[str, ...] = ()
 
 
-def read(*results: Store | str | Path) -> Results:
-    """What a report reads of some stores.
+def read(*results: Store | str | Path, tell: Tell = silent) -> Results:
+    """What a report reads of some stores; ``tell``: see ``Tell``, a unit is a table.
 
     Raises:
         ConfigError: a newer zeroflow wrote one of them, or an object store cannot be reached.
@@ -53,7 +54,10 @@ def read(*results: Store | str | Path) -> Results:
     stores = [each if isinstance(each, Store) else Store(each) for each in results]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = {name: [store.load(name) for store in stores] for name in _READ}
+        found: dict[str, list[pa.Table]] = {}
+        for number, name in enumerate(_READ):
+            tell(f"reading {name}", number, len(_READ))
+            found[name] = [store.load(name) for store in stores]
     # A cell, a search or a landscape counts where it comes first.
     tables: dict[str, pa.Table] = {}
     for name, parts in found.items():
@@ -72,13 +76,18 @@ def read(*results: Store | str | Path) -> Results:
 
 
 def write_report(
-    results: Store | str | Path | Sequence[Store | str | Path], out: str | Path, *, efficiency: str | Path | None = None
+    results: Store | str | Path | Sequence[Store | str | Path],
+    out: str | Path,
+    *,
+    efficiency: str | Path | None = None,
+    tell: Tell = silent,
 ) -> Path:
     """Write the report of a store, or of several together: summary, tables and figures with filters, provenance.
 
     Args:
         results: a store, its folder or its URI, or several. out: the HTML file; replaced whole.
-        efficiency: what ``zeroflow efficiency --json`` wrote, to be shown too.
+        efficiency: what ``zeroflow efficiency --json`` wrote, to be shown too. tell: see ``Tell``; a unit is a table that is
+            read, then a data set or another part of the page.
 
     Returns:
         ``out``, absolute.
@@ -88,18 +97,20 @@ def write_report(
     """
     out = Path(out).absolute()
     cost = None if efficiency is None else _measured(Path(efficiency))
-    found = read(*(results if isinstance(results, Sequence) and not isinstance(results, str) else [results]))
-    write_atomically(out, page(found, cost).encode())
+    found = read(*(results if isinstance(results, Sequence) and not isinstance(results, str) else [results]), tell=tell)
+    write_atomically(out, page(found, cost, tell).encode())
     remove_leftovers(out.parent, out.name)
     return out
 
 
-def page(results: Results, efficiency: Mapping[str, Any] | None = None) -> str:
-    """The report as HTML."""
+def page(results: Results, efficiency: Mapping[str, Any] | None = None, tell: Tell = silent) -> str:
+    """The report as HTML; ``tell``: see ``write_report``."""
     trials = results.tables["trials"]
     rows = summary(trials)
     own = resources.files("zeroflow.results").joinpath("page")
-    drawn = choose(results.tables, rows, efficiency)
+    drawn = choose(results.tables, rows, efficiency, tell)
+    units = len(by_dataset(rows)) + 2
+    tell("tables", units - 1, units)
     tables = sheets(results.tables, efficiency) if len(trials) else []
     has_figures = any(entries for _, _, entries in drawn.sections)
     parts = [

@@ -340,6 +340,14 @@ def render(found: Sequence[Sheet], format: str) -> str:
     return "\n".join(FORMATS[format](sheet) for sheet in found)
 
 
+def plain(sheet: Sheet) -> dict[str, Any]:
+    """A table as plain values for JSON: in a line the values by heading, of estimates the mean, and what marks it."""
+    lines = [
+        {heading: cell.value for heading, cell in zip(sheet.headings, line.cells, strict=True)} for line in sheet.lines
+    ]
+    return {"table": sheet.name, "title": sheet.title, "legend": sheet.legend, "lines": lines}
+
+
 def _markdown(sheet: Sheet) -> str:
     def text(cell: Cell) -> str:
         shown = re.sub(r"([\\|*_<>`])", r"\\\1", cell.text)

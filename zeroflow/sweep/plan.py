@@ -14,6 +14,7 @@ from zeroflow.results.store import Store
 from zeroflow.sweep.estimate import COLUMNS, Estimate, estimate
 from zeroflow.sweep.grid import Grid
 from zeroflow.sweep.placement import SweepPlacement
+from zeroflow.telling import Tell, silent
 from zeroflow.trial.config import TrialConfig
 
 
@@ -100,7 +101,9 @@ def make_plan(grid: Grid, store: Store, data_dir: str | None, *, elsewhere: bool
     return Plan(grid, done, failed, missing, unavailable, costs, len(finished) - len(done))
 
 
-def check_data(cells: Sequence[TrialConfig], data_dir: str | None, placement: SweepPlacement) -> None:
+def check_data(
+    cells: Sequence[TrialConfig], data_dir: str | None, placement: SweepPlacement, tell: Tell = silent
+) -> None:
     """Open every data set that cells need, so that what is wrong with any of them is told before the first trial.
 
     Raises:
@@ -109,7 +112,8 @@ def check_data(cells: Sequence[TrialConfig], data_dir: str | None, placement: Sw
     problems, rooms = [], defaultdict(list)
     for config in cells:
         rooms[config.dataset].append(placement.of(config).cache_bytes)
-    for name, room in sorted(rooms.items()):
+    for number, (name, room) in enumerate(sorted(rooms.items())):
+        tell(name, number, len(rooms))
         try:
             load_dataset(name, data_dir, cache_bytes=min(room))
         except ConfigError as error:

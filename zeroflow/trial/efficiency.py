@@ -26,6 +26,7 @@ from zeroflow.methods import Method, MiniBatch, methods
 from zeroflow.models.backbone import Backbone, create_backbone
 from zeroflow.optim import create_optimizer, optimizers
 from zeroflow.optim.estimators import Backpropagation
+from zeroflow.telling import Tell, silent
 from zeroflow.trial.loop import Placement, TaskTrainer
 from zeroflow.trial.meters import Stopwatch, peak_memory
 from zeroflow.trial.result import provenance
@@ -120,13 +121,11 @@ def parse_optimizers(text: str) -> list[tuple[str, int]]:
     return found
 
 
-def measure(
-    setting: Setting, candidates: Sequence[tuple[str, int]] = PAPER, tell: Callable[[str], None] = lambda what: None
-) -> dict[str, Any]:
+def measure(setting: Setting, candidates: Sequence[tuple[str, int]] = PAPER, tell: Tell = silent) -> dict[str, Any]:
     """Measure memory, one candidate after the other, then time: the candidates take turns, so that a machine's drift is shared.
 
     Args:
-        setting: what is measured. candidates: (optimizer, queries). tell: called with what is being measured.
+        setting: what is measured. candidates: (optimizer, queries). tell: see ``Tell``; a unit is a step of a candidate.
 
     Returns:
         Plain values for JSON: the setting, what a plain forward pass costs, a row per candidate, and the provenance.
@@ -143,11 +142,20 @@ def measure(
         bench = _Bench(setting, device)
         plain = bench.forward_memory()
         rows = []
-        for name, queries in candidates:
-            tell(f"memory: {name}, q = {queries}")
+        # Two steps of each for its memory, two to warm up, and the timed ones.
+        units = len(candidates) * (4 + setting.steps)
+        for number, (name, queries) in enumerate(candidates):
+            tell(f"memory: {name}, q = {queries}", 2 * number, units)
             rows.append(bench.memory(name, queries))
         fits = [number for number, row in enumerate(rows) if row.peak_memory_bytes is not None]
-        forward, timed = bench.times([candidates[number] for number in fits], tell)
+        behind = 2 * len(candidates)
+
+        def tell_round(number: int) -> None:
+            rest = len(candidates) * (number + 1 if number else 0)
+            what = f"time: round {number} of {setting.steps}" if number else "time: warm-up"
+            tell(what, behind + rest, units)
+
+        forward, timed = bench.times([candidates[number] for number in fits], tell_round)
         for number, (seconds, in_forwards) in zip(fits, timed, strict=True):
             rows[number] = dataclasses.replace(rows[number], seconds_per_step=seconds, in_forwards=in_forwards)
     finally:
@@ -229,13 +237,14 @@ class _Bench:
         return Cost(name, asked, optimizer.flat.size, *counted, peak_memory_bytes=trainer.peak_bytes)
 
     def times(
-        self, candidates: Sequence[tuple[str, int]], tell: Callable[[str], None]
+        self, candidates: Sequence[tuple[str, int]], tell_round: Callable[[int], None]
     ) -> tuple[float, list[tuple[float, float]]]:
         """Median seconds of a plain forward pass, and of each candidate the median seconds of a step and its time in forwards.
 
         The candidates take turns, each step between two plain forward passes.
         """
         plain, trainers = self.method(), [self.trainer(name, queries) for name, queries in candidates]
+        tell_round(0)
         for trainer in trainers:
             for _ in range(2):  # warm-up, and the step whose memory is measured
                 self.step(trainer)
@@ -243,7 +252,7 @@ class _Bench:
         forwards = [self.forward(plain)]
         steps: list[list[tuple[float, float]]] = [[] for _ in trainers]
         for number in range(self.setting.steps):
-            tell(f"time: round {number + 1} of {self.setting.steps}")
+            tell_round(number + 1)
             for trainer, found in zip(trainers, steps, strict=True):
                 seconds = self.step(trainer)
                 forwards.append(self.forward(plain))

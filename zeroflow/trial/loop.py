@@ -26,6 +26,7 @@ from zeroflow.methods import Method, MiniBatch, methods
 from zeroflow.models.backbone import create_backbone
 from zeroflow.optim import Executor, Journal, NonFiniteLoss, Slice, ThreeStepOptimizer, create_optimizer
 from zeroflow.optim.objective import Closure
+from zeroflow.telling import Tell, silent
 from zeroflow.trial import randomness
 from zeroflow.trial.checkpoint import Checkpoints
 from zeroflow.trial.config import TrialConfig
@@ -347,6 +348,7 @@ def run_trial(
     executor: Executor | None = None,
     on_stage: OnStage | None = None,
     folder: str | Path | None = None,
+    tell: Tell = silent,
 ) -> TrialResult:
     """Run one cell in this process.
 
@@ -356,6 +358,7 @@ def run_trial(
         on_stage: called after each stage with its number, the accuracies so far ``[T, T]`` and the test samples per task.
         folder: for unfinished work. A trial that is interrupted and run again with the same folder goes on where it was, and
             its result has the same bits as an uninterrupted one's; the caller deletes the folder when the result is safe.
+        tell: see ``Tell``; a unit is an epoch of a task.
 
     Returns:
         The result: accuracy matrix, summary, steps, provenance.
@@ -373,7 +376,7 @@ def run_trial(
         )
     checkpoints = None if folder is None else Checkpoints(folder, executor)
     with _threads(place.threads), checkpoints.held() if checkpoints else nullcontext():
-        return _run(config, place, executor, on_stage or (lambda stage, accuracy, samples: None), checkpoints)
+        return _run(config, place, executor, on_stage or (lambda stage, accuracy, samples: None), checkpoints, tell)
 
 
 @contextmanager
@@ -423,8 +426,9 @@ class _Account:
 
 
 def _run(
-    config: TrialConfig, place: Placement, executor: Executor | None, on_stage: OnStage, checkpoints: Checkpoints | None
-) -> TrialResult:
+    config: TrialConfig, place: Placement, executor: Executor | None, on_stage: OnStage, checkpoints: Checkpoints | None,
+    tell: Tell,
+) -> TrialResult:  # fmt: skip
     started = time.perf_counter()
     device, dtype = place.torch_device(), getattr(torch, config.dtype)
     backbone = create_backbone(config.backbone, checkpoint=config.checkpoint, image_size=config.image_size)
@@ -446,7 +450,8 @@ def _run(
             method.begin_task(task.classes, randomness.generator(config.seed, randomness.INITIAL_VALUES, task.index))
             method.freeze()
         method.restore(saved["method"])
-    before = account.seconds
+    before, epochs = account.seconds, config.epochs or 1
+    tell("", account.stage * epochs, stages * epochs)
 
     def plain(view: View) -> Iterator[Batch]:
         return ((images.to(device, dtype), labels) for images, labels in view.plain_batches(place.evaluation_batch))
@@ -482,6 +487,7 @@ def _run(
             )
 
             def order(epoch: int, task: int = task.index, count: int = len(samples)) -> Positions:
+                tell(f"task {task + 1} of {stages}, epoch {epoch + 1}", task * epochs + epoch, stages * epochs)
                 return randomness.batch_order(config.seed, task, epoch, count)
 
             trainer.train(samples, task.index, config.seed, order, watch, stream)
@@ -511,6 +517,7 @@ def _run(
             # Without the features kept for evaluation, which are many times larger: a resumed trial computes them again.
             checkpoints.save("tasks", {"account": account.state(), "method": method.state()})
         on_stage(task.index, account.accuracy[0], test_samples)
+        tell(f"task {task.index + 1} of {stages}", account.stage * epochs, stages * epochs)
 
     seconds = _training_seconds(account.steps)
     classes, tasks, domains = account.accuracy

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from zeroflow.telling import Tell, silent
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.landscapes import Adapter, Landscape, Point, Run, check_cells, exact
 from zeroflow.trial.loop import Placement
@@ -56,19 +57,19 @@ class Study:
     provenance: Mapping[str, Any]
 
 
-def study(landscape: Landscape, runs: Sequence[Run], tell: Callable[[str], None] = lambda what: None) -> Study:
+def study(landscape: Landscape, runs: Sequence[Run], tell: Tell = silent) -> Study:
     """Make all runs, and look at both losses on a grid around everything that they saw.
 
     Args:
-        landscape: where. runs: what. tell: called with what is being done.
+        landscape: where. runs: what. tell: see ``Tell``; a unit is a run on a task, or a line of the surface.
     """
     config = json.dumps(
         {"landscape": landscape.name, **landscape.facts, "runs": [run.columns() for run in runs]}, sort_keys=True
     )
     looks: list[tuple[Run, str, int | None, int, Point]] = []
+    done, total = 0, len(runs) * sum(map(len, _OBJECTIVES.values())) + landscape.side
     for run in runs:
         for objective, parts in _OBJECTIVES.items():
-            tell(f"{landscape.name}: {run.optimizer}{'' if run.queries is None else f' q={run.queries}'}, {objective}")
             landscape.put(landscape.start)
             step = 0
             for tasks in parts:
@@ -78,18 +79,22 @@ def study(landscape: Landscape, runs: Sequence[Run], tell: Callable[[str], None]
                     if step % landscape.every == 0:
                         looks.append((run, objective, task, step, landscape.point()))
 
-                step = landscape.learn(run, tasks, step, look)
+                queries = "" if run.queries is None else f" q={run.queries}"
+                tell(f"{landscape.name}: {run.optimizer}{queries}, {objective}", done, total)
+                step, done = landscape.learn(run, tasks, step, look), done + 1
             looks.append((run, objective, task, step, landscape.point()))
     marks = {}
     for name, place in landscape.marks.items():
         landscape.put(place)
         marks[name] = landscape.point()
-    tell(f"{landscape.name}: the surface, {landscape.side} x {landscape.side} points")
     seen = np.array([(point.x, point.y) for point in [*(look[-1] for look in looks), *marks.values()]])
     low, high = seen.min(axis=0), seen.max(axis=0)
     room = _ROOM * (high - low)
     columns, rows = (np.linspace(low[i] - room[i], high[i] + room[i], landscape.side) for i in (0, 1))
-    surface = [landscape.at(float(x), float(y)) for y in rows for x in columns]
+    surface: list[Point] = []
+    for number, y in enumerate(rows):
+        tell(f"{landscape.name}: the surface", done + number, total)
+        surface += [landscape.at(float(x), float(y)) for x in columns]
     device = landscape.device if isinstance(landscape, Adapter) else torch.device("cpu")
     return Study(
         landscape.name, hashlib.sha256(config.encode()).hexdigest()[:16], looks, surface, marks, config,
@@ -97,9 +102,7 @@ def study(landscape: Landscape, runs: Sequence[Run], tell: Callable[[str], None]
     )  # fmt: skip
 
 
-def adapter_study(
-    cells: Sequence[TrialConfig], place: Placement, tell: Callable[[str], None] = lambda what: None
-) -> Study:
+def adapter_study(cells: Sequence[TrialConfig], place: Placement, tell: Tell = silent) -> Study:
     """Runs with the settings of a grid's cells on the landscape of one adapter.
 
     Args:
@@ -113,7 +116,7 @@ def adapter_study(
     threads = torch.get_num_threads()
     torch.set_num_threads(place.threads)
     try:
-        tell("adapter: each task's optimum")
+        tell("adapter: each task's optimum", 0, 0)
         reference = next(run for run in runs if exact(run.optimizer))
         return study(Adapter(cells[0], place, reference), runs, tell)
     finally:

@@ -1,0 +1,6 @@
+"""``python -m zeroflow`` is the command ``zeroflow``."""
+
+from zeroflow.cli import main
+
+if __name__ == "__main__":
+    main(prog_name="zeroflow")

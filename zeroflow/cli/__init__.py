@@ -1,0 +1,35 @@
+"""The ``zeroflow`` command. A module per group of commands; what they compute is imported when one of them runs."""
+
+from __future__ import annotations
+
+import click
+
+from zeroflow.cli.catalog import download, list_
+from zeroflow.cli.cells import efficiency, run, trajectories
+from zeroflow.cli.command import Commands
+from zeroflow.cli.grids import plan, search, sweep
+from zeroflow.cli.stores import merge, report, status, tables
+
+__all__ = ["main", "sweep"]
+
+
+@click.group(
+    cls=Commands,
+    examples=(
+        ("zeroflow run --set method=ease --set optimizer=zo-sgd", "one cell, here, without Ray"),
+        ("zeroflow plan --grid sweeps/quick.yaml", "what a grid would run"),
+        ("zeroflow sweep --grid sweeps/quick.yaml", "run what is missing, with Ray"),
+        ("zeroflow status runs/quick", "how far it is, from another terminal"),
+        ("zeroflow report runs/quick -o report.html", "one page with tables and figures"),
+    ),
+)
+@click.version_option(package_name="zeroflow")
+def main() -> None:
+    """Learn a stream of tasks without backpropagation and without forgetting.
+
+    Tab completion, --json, exit statuses: docs/commands.md. Help on a command: zeroflow COMMAND -h
+    """
+
+
+for command in (plan, run, sweep, search, status, report, tables, merge, efficiency, trajectories, list_, download):
+    main.add_command(command)

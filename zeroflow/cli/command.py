@@ -1,0 +1,143 @@
+"""What all commands have in common: help with examples and exit statuses, errors of one message, the end of a pipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from zeroflow.cli.completion import folders, values_of_keys
+from zeroflow.errors import ConfigError, unknown
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+"""Ctrl-C; as shells count a process that SIGINT ended."""
+
+PIPE_CLOSED = 141
+"""The reader of the output went away (``| head``); as shells count a process that SIGPIPE ended."""
+
+STATUSES = {0: "done", BAD_INPUT: "bad input: the message says what was expected, and nothing was run"}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A command whose help ends with examples and exit statuses, and that never ends with a traceback for what a user did.
+
+    Args:
+        examples: command lines, each with a few words on it. statuses: exit statuses other than ``STATUSES``.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        examples: Sequence[tuple[str, str]] = (),
+        statuses: Mapping[int, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"], "show_default": True})
+        super().__init__(*args, **kwargs)
+        self.examples, self.statuses = examples, dict(sorted({**STATUSES, **(statuses or {})}.items()))
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        # None leaves it to click, which colours on a terminal alone.
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        return super().make_context(info_name, args, parent, **{"color": False if plain else None, **extra})
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            raise click.UsageError(str(error)) from None
+        except KeyboardInterrupt:
+            with suppress(OSError):
+                click.echo("\ninterrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            # Nor may the interpreter complain when it flushes what nobody reads.
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(PIPE_CLOSED)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section(click.style("Examples", bold=True)):
+            for line, words in self.examples:
+                formatter.write_text(f"# {words}")
+                # As it is: a wrapped line could not be copied.
+                formatter.write(f"{'':>{formatter.current_indent}}{click.style(line, fg='cyan')}\n")
+        with formatter.section(click.style("Exit status", bold=True)):
+            formatter.write_dl([(str(status), meaning) for status, meaning in self.statuses.items()])
+
+
+class Commands(Command, click.Group):
+    """The same for a group of commands."""
+
+
+class Choice(click.Choice[str]):
+    """One of a few words; a wrong one is answered with the nearest right one."""
+
+    def __init__(self, kind: str, words: Sequence[str]) -> None:
+        super().__init__(words)
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{unknown(self.kind, value, self.choices)} (one of {', '.join(self.choices)})", param, ctx)
+
+
+class Folder(click.ParamType[str]):
+    """A store: a folder or a URI."""
+
+    name = "dir_or_uri"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
+        return folders(incomplete)
+
+
+def set_option(help: str) -> Callable[[F], F]:
+    """``--set KEY=VALUE``, as often as wanted."""
+    return click.option(
+        "--set", "settings", multiple=True, metavar="KEY=VALUE", help=help, shell_complete=values_of_keys
+    )
+
+
+data_dir_option = click.option(
+    "--data-dir", envvar="ZEROFLOW_DATA", default=None, type=click.Path(file_okay=False),
+    help="Folder of the data sets that are not embedded. [env: ZEROFLOW_DATA]",
+)  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output, and nothing else there.")
+device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+threads_option = click.option("--threads", default=1, type=click.IntRange(min=1), help="CPU threads.")
+price_option = click.option(
+    "--price-per-hour", type=click.FloatRange(min=0), metavar="PRICE",
+    help="Of one GPU, or of one CPU where cells use no GPU: adds what the missing cells cost.",
+)  # fmt: skip
+
+
+def failed(text: str) -> str:
+    """A line on what failed, in red."""
+    return click.style(text, fg="red")
+
+
+def check_writable(file: Path, where: str) -> None:
+    """Refuse, before the work, a file that could not be written after it.
+
+    Args:
+        file: its path; its folder is made. where: the option that names it.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise ConfigError(f"{where} {file}: cannot be written: {error.strerror}") from None
