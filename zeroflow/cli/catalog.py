@@ -17,6 +17,7 @@ from zeroflow.errors import ConfigError, unknown
 @click.command(
     "list",
     cls=Command,
+    short_help="What a grid may name.",
     examples=(
         ("zeroflow list methods", "all of a kind"),
         ("zeroflow list optimizers 'zo-*'", "those that a pattern fits"),
@@ -46,6 +47,7 @@ def list_(kind: str, pattern: str, as_json: bool) -> None:
 
 @click.command(
     cls=Command,
+    short_help="Fetch the archive of a data set.",
     examples=(
         ("zeroflow download cifar100 --data-dir ~/data", "fetch it"),
         ("zeroflow download cub --data-dir ~/data --archive ~/cub.zip", "an archive that is here already"),

@@ -25,6 +25,7 @@ from zeroflow.cli.progress import Bar
 
 @click.command(
     cls=Command,
+    short_help="Run one cell here, without Ray.",
     examples=(
         ("zeroflow run --set method=simplecil", "no training: half a minute"),
         ("zeroflow run --set method=ease --set optimizer=zo-sgd --set epochs=1", "trained by forward passes alone"),
@@ -78,6 +79,7 @@ def run(
 
 @click.command(
     cls=Command,
+    short_help="What a step of each optimizer costs here.",
     examples=(
         ("zeroflow efficiency", "the rows of Table 2"),
         (
@@ -141,6 +143,7 @@ def efficiency(
 
 @click.command(
     cls=Command,
+    short_help="Paths between the minima of two tasks.",
     examples=(
         ("zeroflow trajectories", "a problem of two parameters, in seconds"),
         ("zeroflow trajectories --grid sweeps/figure6_quickdraw.yaml", "and the values of an adapter"),

@@ -79,7 +79,10 @@ class Command(click.Command):
 
 
 class Commands(Command, click.Group):
-    """The same for a group of commands."""
+    """The same for a group of commands, listed in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
 
 class Choice(click.Choice[str]):

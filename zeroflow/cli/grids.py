@@ -86,6 +86,7 @@ def _root(results: str | None, name: str) -> str:
 
 @click.command(
     cls=Command,
+    short_help="What a grid would run, and at what cost.",
     examples=(
         ("zeroflow plan --grid sweeps/quick.yaml", "what is done and what is missing"),
         (
@@ -133,6 +134,7 @@ def plan(
 
 @click.command(
     cls=Command,
+    short_help="Run what is missing of a grid, with Ray.",
     examples=(
         ("zeroflow sweep --grid sweeps/quick.yaml --dry-run", "what would run"),
         ("zeroflow sweep --grid sweeps/quick.yaml", "run it; the same line again runs what is missing then"),
@@ -217,6 +219,7 @@ def sweep(
 
 @click.command(
     cls=Command,
+    short_help="Choose lr and eps with equal budgets.",
     examples=(
         ("zeroflow search my_grid.yaml --dry-run", "what would be tried"),
         ("zeroflow search my_grid.yaml", "try it, and write what was chosen into the file"),

@@ -29,6 +29,7 @@ def _existing(results: str) -> Store:
 
 @click.command(
     cls=Command,
+    short_help="How far sweeps are, and what failed.",
     examples=(
         ("zeroflow status runs/quick", "also while a sweep runs, from another terminal"),
         ("zeroflow status runs/quick --json | jq '.failed'", "for a script"),
@@ -65,6 +66,7 @@ def status(results: str, price_per_hour: float | None, as_json: bool) -> None:
 
 @click.command(
     cls=Command,
+    short_help="One HTML page of tables and figures.",
     examples=(
         ("zeroflow report runs/quick", "report.html here"),
         ("zeroflow report runs/quick runs/trajectories -o quick.html", "several stores on one page"),
@@ -90,6 +92,7 @@ def report(results: tuple[str, ...], output: Path, efficiency: Path | None) -> N
 
 @click.command(
     cls=Command,
+    short_help="Tables for a paper, a page, a program.",
     examples=(
         ("zeroflow tables runs/quick --table summary --format latex -o table.tex", "a table of a paper"),
         ("zeroflow tables runs/quick --table cells --format csv", "a line per cell"),
@@ -145,6 +148,7 @@ def tables(results: tuple[str, ...], names: tuple[str, ...], format_: str, outpu
 
 @click.command(
     cls=Command,
+    short_help="One store out of several.",
     examples=(("zeroflow merge runs/all runs/here s3://bucket/there", "bring the work of two machines together"),),
 )
 @click.argument("target", type=Folder())

@@ -23,7 +23,7 @@ from zeroflow.errors import ConfigError
 from zeroflow.results import figures, published
 from zeroflow.results.captions import Drawn, Entry, by_dataset, choose
 from zeroflow.results.sheets import Sheet, sheets
-from zeroflow.results.store import Store, remove_leftovers, write_atomically
+from zeroflow.results.store import Store, load, remove_leftovers, write_atomically
 from zeroflow.results.tables import FILTERS, Row, summary
 from zeroflow.telling import Tell, silent
 
@@ -54,20 +54,10 @@ def read(*results: Store | str | Path, tell: Tell = silent) -> Results:
     stores = [each if isinstance(each, Store) else Store(each) for each in results]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found: dict[str, list[pa.Table]] = {}
+        tables: dict[str, pa.Table] = {}
         for number, name in enumerate(_READ):
             tell(f"reading {name}", number, len(_READ))
-            found[name] = [store.load(name) for store in stores]
-    # A cell, a search or a landscape counts where it comes first.
-    tables: dict[str, pa.Table] = {}
-    for name, parts in found.items():
-        key = {"searches": "search_id", "trajectories": "landscape_id", "surfaces": "landscape_id"}.get(name, "cell_id")
-        kept: list[pa.Table] = []
-        seen: set[str] = set()
-        for part in parts:
-            kept.append(part.filter(pc.invert(pc.is_in(part[key], pa.array(sorted(seen), pa.string())))))
-            seen.update(pc.unique(part[key]).to_pylist())
-        tables[name] = pa.concat_tables(kept)
+            tables[name] = load(stores, name)
     failures = tables["failures"]
     tables["failures"] = failures.filter(pc.invert(pc.is_in(failures["cell_id"], tables["trials"]["cell_id"])))
     return Results(

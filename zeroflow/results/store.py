@@ -47,6 +47,9 @@ _NOT_BY_CELL = {
     "trajectories",
     "surfaces",
 }  # tables whose files are there whether or not a cell is done
+_KEYS = {"searches": "search_id", "trajectories": "landscape_id", "surfaces": "landscape_id"}
+"""What a file is named by, where not by its cell."""
+
 _MANY = 100  # rows from which on a file gains by dictionaries, statistics and compression
 _READERS = 16  # threads that wait for files
 _AT_ONCE = 128  # files that one of them reads before it decodes them together
@@ -374,17 +377,29 @@ class Store:
             ) from None
 
 
-def load(results: Store | str | Path, table: str) -> pa.Table:
-    """All rows of a table of a store: ``trials``, ``stages``, ``accuracy``, ``steps``, ``probes``, ``failures`` or
-    ``searches``.
+def load(results: Store | str | Path | Sequence[Store | str | Path], table: str) -> pa.Table:
+    """All rows of a table of a store, or of several stores together.
 
     Args:
-        results: a store, its folder or its URI. table: see ``zeroflow.results.SCHEMAS`` for the columns.
+        results: a store, its folder or its URI; or several, of which a cell (a search, a landscape) counts in the first that
+            has it. table: see ``zeroflow.results.SCHEMAS`` for the names and their columns.
 
     Raises:
         ConfigError: no such table, or a newer zeroflow wrote the store.
     """
-    return (results if isinstance(results, Store) else Store(results)).load(table)
+    several = results if isinstance(results, Sequence) and not isinstance(results, str) else [results]
+    parts = [(each if isinstance(each, Store) else Store(each)).load(table) for each in several]
+    if len(parts) == 1:
+        return parts[0]
+    key = _KEYS.get(table, "cell_id")
+    kept: list[pa.Table] = []
+    seen: set[str] = set()
+    for part in parts:
+        kept.append(part.filter(pc.invert(pc.is_in(part[key], pa.array(sorted(seen), pa.string())))))
+        seen.update(pc.unique(part[key]).to_pylist())
+    if table not in SCHEMAS:
+        raise unknown("table", table, SCHEMAS)
+    return pa.concat_tables([SCHEMAS[table].empty_table(), *kept])
 
 
 def write_atomically(path: Path, data: bytes) -> None:
