@@ -21,6 +21,7 @@ import findings
 import reproduction
 import torch
 
+from zeroflow.cli import main
 from zeroflow.methods import MethodInfo, methods
 from zeroflow.models.backbone import Backbone, create_backbone
 from zeroflow.models.tuning import tunings
@@ -470,6 +471,14 @@ def landscape(name: str) -> str:
     )
 
 
+def commands() -> str:
+    """A line per command, from its help."""
+    rows = [
+        f"| `{name}` | {command.short_help} | `{command.examples[0][0]}` |" for name, command in main.commands.items()
+    ]
+    return "\n".join(["| command | what it does | for example |", "| --- | --- | --- |", *rows]) + "\n"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "optimizer-list": optimizer_list,
     "method-list": method_list,
@@ -493,6 +502,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "replay": replay,
     "forecast": forecast,
     "many-cells": many_cells,
+    "commands": commands,
     "schema": markdown,
     "metrics": metric_definitions,
     "model-card": model_card,

@@ -1,0 +1,144 @@
+"""A store as other tools read it: pandas, DuckDB and polars on committed results, and while cells are being written."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import polars
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from zeroflow.errors import ConfigError
+from zeroflow.results import SCHEMAS, Store, load, merge
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+TABLES = [("quick", name) for name in ("trials", "stages", "accuracy", "steps")]
+TABLES.append(("table1_quickdraw_search", "searches"))
+
+READERS: dict[str, Callable[[str], pa.Table]] = {
+    "pandas": lambda table: pa.Table.from_pandas(pd.read_parquet(table), preserve_index=False),
+    "duckdb": lambda table: duckdb.sql(f"SELECT * FROM '{table}/*.parquet'").to_arrow_table(),
+    "polars": lambda table: polars.scan_parquet(f"{table}/*.parquet").collect().to_arrow(),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(("store", "table"), TABLES)
+def test_a_committed_store_reads_the_same_in_every_tool(store: str, table: str, reader: str) -> None:
+    expected = load(RESULTS / store, table)
+    found = READERS[reader](f"{RESULTS / store}/{table}")
+    assert found.column_names == expected.column_names and len(found) == len(expected) > 0
+    keys = [(name, "ascending") for name in expected.column_names if not pa.types.is_list(expected[name].type)]
+    assert found.cast(SCHEMAS[table]).sort_by(keys).to_pylist() == expected.sort_by(keys).to_pylist()
+
+
+WRITER = """
+import itertools, sys
+import pyarrow as pa
+from zeroflow.results import Store, load
+source, target = sys.argv[1:]
+names = ("accuracy", "stages", "steps", "trials")
+cell = load(source, "trials")["cell_id"][0].as_py()
+tables = {name: Store(source).load(name) for name in names}
+tables = {name: table.filter(pa.compute.equal(table["cell_id"], cell)) for name, table in tables.items()}
+store = Store(target)
+for number in itertools.count():
+    ids = {name: pa.array([f"{number:016x}"] * len(table)) for name, table in tables.items()}
+    store.write({name: table.set_column(0, table.schema.field(0), ids[name]) for name, table in tables.items()})
+    print(number, flush=True)
+"""
+
+
+@contextmanager
+def cells_being_written(target: Path) -> Iterator[dict[str, int]]:
+    """A process that writes one cell after the other, and how many rows each of them has in each table."""
+    first = load(RESULTS / "quick", "trials")["cell_id"][0]
+    rows = {
+        name: pc.sum(pc.equal(load(RESULTS / "quick", name)["cell_id"], first)).as_py()
+        for name in ("trials", "stages", "accuracy", "steps")
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", "import pyarrow.compute\n" + WRITER, str(RESULTS / "quick"), str(target)],
+        stdout=subprocess.PIPE,
+    ) as writer:
+        assert writer.stdout is not None
+        try:
+            assert writer.stdout.readline() == b"0\n"
+            yield rows
+            assert writer.poll() is None, "it stopped writing"
+        finally:
+            writer.kill()
+
+
+def test_nothing_half_written_is_ever_seen(tmp_path: Path) -> None:
+    seen: dict[str, list[int]] = {name: [] for name in (*READERS, "zeroflow")}
+    with cells_being_written(tmp_path) as rows:
+        readers = {**READERS, "zeroflow": lambda table: load(tmp_path, Path(table).name)}
+        while min(map(len, seen.values())) < 4 or max(seen["zeroflow"]) < 20:
+            for reader, read in readers.items():
+                trials = read(f"{tmp_path}/trials")
+                done = set(trials["cell_id"].to_pylist())
+                seen[reader].append(len(done))
+                assert len(trials) == len(done) and trials["avg"].null_count == 0
+                for table in ("stages", "accuracy", "steps"):
+                    counts = read(f"{tmp_path}/{table}").group_by("cell_id").aggregate([("cell_id", "count")])
+                    per_cell = dict(
+                        zip(*(counts[name].to_pylist() for name in ("cell_id", "cell_id_count")), strict=True)
+                    )
+                    assert {per_cell.get(cell) for cell in done} == {rows[table]}, (reader, table)
+    for reader, counts in seen.items():
+        assert counts == sorted(counts) and counts[-1] > counts[0], (reader, counts)
+
+
+def test_a_join_leaves_out_the_cell_that_is_being_written(tmp_path: Path) -> None:
+    """As in docs/results.md: a cell's row in trials is written last, and trials is the first that a join lists."""
+    with cells_being_written(tmp_path) as rows:
+        for _ in range(10):
+            found = duckdb.sql(f"""
+                SELECT count(*) FROM '{tmp_path}/trials/*.parquet' JOIN '{tmp_path}/steps/*.parquet' USING (cell_id)
+                GROUP BY cell_id
+            """).fetchall()
+            assert set(found) == {(rows["steps"],)}
+
+
+def test_the_examples_in_the_document_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "results.md").read_text(), re.DOTALL)
+    for name, source in (("quick", "quick"), ("other", "estimators")):
+        shutil.copytree(RESULTS / source, tmp_path / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    written = {}
+    for block in blocks:
+        what = next(word for word in ("merge", "duckdb", "polars", "pandas", "load") if f"import {word}" in block)
+        exec(compile(block, what, "exec"), {})
+        written[what] = capsys.readouterr().out
+    trials = load(RESULTS / "quick", "trials")
+    assert written.keys() == {"load", "pandas", "duckdb", "polars", "merge"}
+    methods = set(trials["method"].to_pylist())
+    for what in ("load", "pandas", "duckdb", "polars"):
+        assert all(method in written[what] for method in methods), what
+    added = len(load(RESULTS / "estimators", "trials")) - len(
+        {*trials["cell_id"].to_pylist()} & {*load(RESULTS / "estimators", "trials")["cell_id"].to_pylist()}
+    )
+    assert f"{added} cells added" in written["merge"]
+
+
+def test_several_stores_load_as_one_with_every_cell_once(tmp_path: Path) -> None:
+    quick, other = RESULTS / "quick", RESULTS / "estimators"
+    merge(tmp_path, other, quick)
+    for table in ("trials", "accuracy"):
+        together = load([quick, Store(other), quick], table)
+        cells = set(load(quick, table)["cell_id"].to_pylist()) | set(load(other, table)["cell_id"].to_pylist())
+        assert set(together["cell_id"].to_pylist()) == cells and len(together) == len(load(tmp_path, table))
+    assert load([quick], "stages").equals(load(quick, "stages"))
+    with pytest.raises(ConfigError, match="did you mean 'trials'"):
+        load([quick, other], "trails")
