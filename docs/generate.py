@@ -21,7 +21,7 @@ import findings
 import reproduction
 import torch
 
-from zeroflow.cli import main
+from zeroflow import cli
 from zeroflow.methods import MethodInfo, methods
 from zeroflow.models.backbone import Backbone, create_backbone
 from zeroflow.models.tuning import tunings
