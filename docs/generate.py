@@ -474,7 +474,8 @@ def landscape(name: str) -> str:
 def commands() -> str:
     """A line per command, from its help."""
     rows = [
-        f"| `{name}` | {command.short_help} | `{command.examples[0][0]}` |" for name, command in main.commands.items()
+        f"| `{name}` | {command.short_help} | `{command.examples[0][0]}` |"
+        for name, command in cli.main.commands.items()
     ]
     return "\n".join(["| command | what it does | for example |", "| --- | --- | --- |", *rows]) + "\n"
 
