@@ -108,7 +108,7 @@ def test_names_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 def test_the_tables_that_complete_are_those_that_there_are() -> None:
     names = {sheet.name for sheet in sheets(read(QUICK, ROOT / "results" / "table1_quickdraw_search").tables)}
-    assert {"summary", "paper", "searches", "cells"} <= names <= set(TABLES)
+    assert {"summary", "searches", "cells"} <= names <= set(TABLES)
 
 
 BASH = """
@@ -171,9 +171,12 @@ def test_json_is_all_of_standard_output() -> None:
     (rows,) = found
     trials = load(QUICK, "trials")
     assert rows["table"] == "summary" and "Avg" in rows["legend"]
-    (best,) = [line for line in rows["lines"] if line["method"] == "simplecil"]
-    own = [row["avg"] for row in trials.to_pylist() if row["method"] == "simplecil"]
-    assert best["Avg"] == pytest.approx(sum(own) / len(own)) and best["n"] == len(own)
+    for line in rows["lines"]:
+        if line["method"] == "simplecil":
+            same = {"method": "simplecil", "dataset": line["dataset"]}
+            own = [row["avg"] for row in trials.to_pylist() if same.items() <= row.items()]
+            assert line["Avg"] == pytest.approx(sum(own) / len(own)) and line["n"] == len(own)
+    assert sum(line["n"] for line in rows["lines"]) == len(trials)
     assert len(json.loads(invoke("tables", QUICK, "--format", "json").stdout)) > 3
     assert len(json.loads(invoke("status", QUICK, "--json").stdout)["done"]) == len(trials)
 
@@ -231,7 +234,7 @@ def test_merge_brings_stores_together(tmp_path: Path) -> None:
     [
         (["plna"], "Did you mean 'plan'?"),
         (["plan", "--gird", "x"], "'--grid'"),
-        (["tables", ".", "--format", "latx"], "unknown format 'latx'; did you mean 'latex'?"),
+        (["tables", ".", "--format", "latx"], "unknown format 'latx'; did you mean 'latex'"),
         (["list", "optimizer"], "did you mean 'optimizers'?"),
         (["list", "optimizers", "zo-sdg"], "unknown optimizer 'zo-sdg'; did you mean 'zo-sgd'"),
         (["tables", str(QUICK), "--table", "sumary"], "did you mean 'summary'?"),

@@ -85,7 +85,7 @@ def tables(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 def grid_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
     """YAML files where the word points to, and in ``sweeps``; other folders are left to the shell."""
-    typed = Path(incomplete).parent
+    typed = Path(f"{incomplete}*").parent  # "sweeps/" points into the folder
     files = sorted(
         {file for folder in (typed, Path("sweeps")) for end in ("*.yaml", "*.yml") for file in folder.glob(end)}
     )
