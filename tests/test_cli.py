@@ -176,8 +176,10 @@ def test_json_is_all_of_standard_output() -> None:
             same = {"method": "simplecil", "dataset": line["dataset"]}
             own = [row["avg"] for row in trials.to_pylist() if same.items() <= row.items()]
             assert line["Avg"] == pytest.approx(sum(own) / len(own)) and line["n"] == len(own)
+            assert ("Avg ±" in line) == any(other["n"] > 1 for other in rows["lines"])
     assert sum(line["n"] for line in rows["lines"]) == len(trials)
-    assert len(json.loads(invoke("tables", QUICK, "--format", "json").stdout)) > 3
+    whole = json.loads(invoke("tables", QUICK, "--format", "json").stdout)
+    assert {"summary", "cells"} < {table["table"] for table in whole}
     assert len(json.loads(invoke("status", QUICK, "--json").stdout)["done"]) == len(trials)
 
 

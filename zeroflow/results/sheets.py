@@ -341,11 +341,20 @@ def render(found: Sequence[Sheet], format: str) -> str:
 
 
 def plain(sheet: Sheet) -> dict[str, Any]:
-    """A table as plain values for JSON: in a line the values by heading, of estimates the mean, and what marks it."""
-    lines = [
-        {heading: cell.value for heading, cell in zip(sheet.headings, line.cells, strict=True)} for line in sheet.lines
-    ]
+    """A table as plain values for JSON: of every line the values by heading, and the half widths as in CSV."""
+    wide = _wide(sheet)
+    lines = []
+    for line in sheet.lines:
+        values: dict[str, Any] = {}
+        for i, (heading, cell) in enumerate(zip(sheet.headings, line.cells, strict=True)):
+            values |= {heading: cell.value} | ({f"{heading} ±": cell.half_width} if i in wide else {})
+        lines.append(values)
     return {"table": sheet.name, "title": sheet.title, "legend": sheet.legend, "lines": lines}
+
+
+def _wide(sheet: Sheet) -> set[int]:
+    """The columns with intervals."""
+    return {i for i in range(len(sheet.headings)) if any(line.cells[i].half_width is not None for line in sheet.lines)}
 
 
 def _markdown(sheet: Sheet) -> str:
@@ -402,7 +411,7 @@ def _latex(sheet: Sheet) -> str:
 
 def _csv(sheet: Sheet) -> str:
     """Values as they were measured; beside an estimate the half width of its interval."""
-    wide = {i for i in range(len(sheet.headings)) if any(line.cells[i].half_width is not None for line in sheet.lines)}
+    wide = _wide(sheet)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(name for i, h in enumerate(sheet.headings) for name in ((h, f"{h} ±") if i in wide else (h,)))
