@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -290,9 +291,10 @@ def test_control_c_ends_without_a_traceback(tmp_path: Path) -> None:
 # Colours
 
 
-def on_a_terminal(*command: str, **environment: str) -> str:
-    """What a command writes where both of its outputs are a terminal."""
+def on_a_terminal(*command: str, size: tuple[int, int] = (24, 80), **environment: str) -> str:
+    """What a command writes where both of its outputs are a terminal of so many lines and columns."""
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, size)
     names = ("NO_COLOR", "TERM", "FORCE_COLOR")
     clean = {name: value for name, value in os.environ.items() if name not in names}
     run = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**clean, "TERM": "xterm", **environment})
@@ -336,8 +338,9 @@ with progress.Bar("work") as bar:
 """
 
 
-def test_a_bar_with_remaining_time_on_a_terminal() -> None:
-    shown = on_a_terminal(sys.executable, "-c", SLOW, "1")
+@pytest.mark.parametrize("size", [(24, 80), (0, 0)])  # a terminal may not know its size
+def test_a_bar_with_remaining_time_on_a_terminal(size: tuple[int, int]) -> None:
+    shown = on_a_terminal(sys.executable, "-c", SLOW, "1", size=size)
     assert re.search(r"work: +50%.*\| 2/4 \[00:0\d<00:0\d, part 2\]", shown), shown
     assert "a line of its own\r\n" in shown
     assert shown.rsplit("\r", 1)[-1].strip() == ""  # nothing of it is left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _SHORT = 2.0  # seconds of work that nobody asks about
 _ON_TERMINAL, _ELSEWHERE = 0.5, 30.0  # seconds between two looks
+_COLUMNS = 79  # of a terminal that does not know its size
 
 
 class Bar:
@@ -75,8 +77,10 @@ class Bar:
 
         what, done, total = self._state
         if self._bar is None:
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
             self._bar = tqdm(
-                desc=self.label, unit=self.unit or "it", unit_scale=self.unit == "B", leave=False, dynamic_ncols=True,
+                desc=self.label, unit=self.unit or "it", unit_scale=self.unit == "B", leave=False, delay=_SHORT,
+                dynamic_ncols=columns > 0, **({} if columns else {"ncols": _COLUMNS, "nrows": 2}),
                 bar_format=None if self.unit else "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
             )  # fmt: skip
         bar = self._bar
