@@ -152,8 +152,13 @@ def render(pictures: list[Shown], folder: Path) -> None:
 
 
 def _sized(figure: go.Figure) -> go.Figure:
-    """What a page does in the browser: one figure of a list to choose from is shown without the list."""
-    return go.Figure(figure).update_layout(width=WIDTH, updatemenus=[], sliders=[])
+    """The figure as it is at first in a report, but of rows to choose from the one with the best Avg, named in the title."""
+    still = go.Figure(figure).update_layout(width=WIDTH)
+    if figure.layout.meta.get("choose"):
+        best = max((trace.meta for trace in figure.data), key=lambda meta: meta["rank"] or 0.0)
+        still.for_each_trace(lambda trace: trace.update(visible=trace.meta["group"] == best["group"]))
+        still.update_layout(title=f"{figure.layout.title.text}: {best['label']}")
+    return still
 
 
 def stale(pictures: list[Shown], folder: Path) -> list[str]:

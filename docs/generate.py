@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import click
 import findings
+import gallery
 import reproduction
 import torch
 
@@ -57,6 +59,15 @@ def wall_time(store: str) -> str:
     record = sweeps(Store(RESULTS / store))[0]
     minutes = record["seconds"] / 60
     return f"The {record['cells']} cells took {minutes:.1f} minutes on {record['cpus']} CPU cores, start of Ray included.\n"
+
+
+def terminal(*arguments: str) -> str:
+    """A command, and what it prints when it is run in the checkout."""
+    run = subprocess.run(
+        [sys.executable, "-m", "zeroflow.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lines = [line.rstrip().replace(f"{ROOT}/", "") for line in run.stdout.strip().splitlines()]
+    return "\n".join(["```console", f"$ zeroflow {' '.join(arguments)}", *lines, "```", ""])
 
 
 def cell_overhead() -> str:
@@ -505,6 +516,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "many-cells": many_cells,
     "commands": commands,
     "schema": markdown,
+    "gallery": lambda: gallery.page(RESULTS),
+    "plan": lambda: terminal("plan", "--grid", "sweeps/quick.yaml", "--results", "results/quick", "--set", "seed=[0,1,2,3,4]"),
+    "status": lambda: terminal("status", "results/quick"),
     "metrics": metric_definitions,
     "model-card": model_card,
     "optimizer-time": optimizer_time,
