@@ -1,11 +1,12 @@
 # make sweep: install, run a real grid on the embedded data with Ray, print the table, write Parquet and one HTML report.
 # make test:  install, check, run the tests.
+# make docs:  install, write the API reference to build/docs.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test check clean
+.PHONY: sweep test check docs clean
 
 sweep: $(VENV)/installed
 	$(BIN)/python sweeps/full_grid.py --grid sweeps/quick.yaml --results runs/quick
@@ -18,6 +19,9 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/installed-docs
+	$(BIN)/python -W error::UserWarning -m pdoc --docformat google --no-show-source --output-directory build/docs zeroflow
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -27,6 +31,10 @@ $(VENV)/installed: $(VENV)/bin/python setup.cfg pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
 	touch $@
 
 clean:

@@ -73,8 +73,8 @@ class Shown:
     entry: Entry
 
 
-def shown(results: Path = RESULTS) -> Iterator[Shown]:
-    """Every picture that a store has something for, drawn."""
+def shown(results: Path = RESULTS, dataset: str = DATASET) -> Iterator[Shown]:
+    """Every picture that a store has something for, drawn from its cells of one data set."""
     opened: dict[str, tuple[Results, list[Entry]]] = {}
 
     def entries(name: str) -> tuple[Results, list[Entry]]:
@@ -83,9 +83,9 @@ def shown(results: Path = RESULTS) -> Iterator[Shown]:
             found = read(*here) if here else Results((), {})
             tables = dict(found.tables)
             if tables:
-                tables["trials"] = tables["trials"].filter(pc.field("dataset") == DATASET)
+                tables["trials"] = tables["trials"].filter(pc.field("dataset") == dataset)
             sections = choose(tables, summary(tables["trials"]), None).sections if tables else []
-            opened[name] = found, [entry for _, dataset, own in sections if dataset for entry in own]
+            opened[name] = found, [entry for _, of_dataset, own in sections if of_dataset for entry in own]
         return opened[name]
 
     for picture in PICTURES:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from importlib import resources
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -207,11 +208,19 @@ def build_timm(name: str, arguments: dict[str, Any], *, pretrained: bool = False
 
 
 @functools.cache
+@functools.cache
+def _load_entry_points() -> None:
+    """Modules of other packages that register models with timm: the group ``zeroflow.backbones``."""
+    for entry_point in entry_points(group="zeroflow.backbones"):
+        entry_point.load()
+
+
 def check_backbone(name: str, checkpoint: str | None) -> None:
     """Refuse an unknown name or a checkpoint that is not there, without building anything."""
     if name != EMBEDDED:
         import timm
 
+        _load_entry_points()
         if not timm.is_model(name):
             raise unknown("backbone", name, [EMBEDDED, *timm.list_models(), *timm.list_pretrained()])
         architecture, _, tag = name.partition(".")
@@ -228,6 +237,7 @@ def default_image_size(name: str) -> int | None:
         return int(embedded_architecture()[1]["img_size"])
     import timm
 
+    _load_entry_points()
     settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return int(settings.input_size[-1]) if settings is not None else None
 

@@ -1,0 +1,199 @@
+"""The documents: examples run, links lead somewhere, pictures show the committed results, the API reference builds."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from zeroflow.sweep.grid import load_grid
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS))
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("zeroflow/**/*.md")])
+
+FENCE = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+
+CHECKS = {
+    "optimizer": """
+model = torch.nn.Linear(20, 1)
+before = model.weight.detach().clone()
+create_optimizer("zo-largest", model, lr=1.0).step(lambda: model(torch.ones(1, 20)).sum())
+assert 1 <= int((model.weight != before).sum()) <= 3
+""",
+    "method": """
+import math
+def result(**settings):
+    cell = dict(method="scaled-features", tasks=50, stop_after=2, epochs=1, image_size=14, **settings)
+    return run_trial(TrialConfig.from_dict(cell))
+for training in ({"optimizer": "zo-sgd", "lr": 1e-3}, {"optimizer": "fo-adam", "lr": 0.05}):
+    held, free = (result(method_options={"alpha": a}, **training) for a in (1.0, 0.0))
+    assert all(math.isfinite(step.loss) for step in held.steps)
+    assert [step.loss for step in free.steps] != [step.loss for step in held.steps]
+assert free.accuracy_matrix[0, 0] > 70, "it learns two classes"
+""",
+    "data set": """
+found = run_trial(TrialConfig.from_dict(cell))
+assert found.accuracy_matrix.shape == (5, 5) and found.summary["last"] > 40, found.summary
+assert found.class_names[0] == load().class_names[found.class_order[0]]
+""",
+    "backbone": """
+assert (backbone.width, backbone.depth) == (64, 2)
+assert run_trial(TrialConfig.from_dict({**cell, "method": "simplecil"})).summary["trainable_parameters"] == 0
+""",
+}
+"""What must hold after each example of the page on extending, in its own names."""
+
+
+def test_the_examples_of_extending_run() -> None:
+    """Each alone in a fresh namespace, as a reader runs it, and then in use."""
+    page = (DOCS / "extending.md").read_text()
+    blocks = {
+        heading: re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+        for heading, section in re.findall(r"^## An? (\w[\w ]*)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    }
+    assert set(blocks) == set(CHECKS) and all(len(found) == 1 for found in blocks.values())
+    assert all(found[0].count("\n") <= 40 for found in blocks.values())
+    programs = [blocks[heading][0] + check for heading, check in CHECKS.items()]
+    program = f"for text in {programs!r}: exec(text, {{'__name__': '__main__'}})"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=500)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_package_may_bring_a_backbone(tmp_path: Path) -> None:
+    """Found by its entry point, as an installed one would be."""
+    page = (DOCS / "extending.md").read_text()
+    text = re.findall(r"```python\n(.*?)```", page[page.index("## A backbone") :], re.DOTALL)[0]
+    (tmp_path / "mine.py").write_text(text[: text.index("backbone = ")])
+    (tmp_path / "mine-1.dist-info").mkdir()
+    (tmp_path / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    (tmp_path / "mine-1.dist-info" / "entry_points.txt").write_text("[zeroflow.backbones]\nmine = mine\n")
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from zeroflow.trial.config import TrialConfig; "
+        "print(TrialConfig.from_dict({'backbone': 'my_small_vit', 'checkpoint': 'none'}).backbone)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
+    assert run.stdout.strip() == "my_small_vit", run.stderr
+
+
+def test_the_grids_in_the_pages_are_right(tmp_path: Path) -> None:
+    found = 0
+    for page in (ROOT / "README.md", DOCS / "getting_started.md"):
+        for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
+            if "grid" in yaml.safe_load(block):
+                file = tmp_path / f"grid{found}.yaml"
+                file.write_text(block)
+                assert len(load_grid(file).cells) > 5
+                found += 1
+    assert found >= 2
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    found: dict[str, int] = {}
+    names = set()
+    for heading in re.findall(r"^#+ +(.+?) *#*$", FENCE.sub("", page.read_text()), re.MULTILINE):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
+        kept = "".join(c for c in text if c in " -_" or unicodedata.category(c)[0] in "LN").replace(" ", "-")
+        number = found[kept] = found.get(kept, -1) + 1
+        names.add(f"{kept}-{number}" if number else kept)
+    return names
+
+
+def dead_links(page: Path) -> list[str]:
+    """Relative links of a page that lead nowhere."""
+    dead = []
+    for link in LINK.findall(FENCE.sub("", page.read_text())):
+        target, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", link):
+            continue
+        file = page if not target else (page.parent / target).resolve()
+        if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
+            dead.append(link)
+    return dead
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    assert dead_links(page) == []
+
+
+def test_a_dead_link_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# What, `now`?\n[a](#what-now) [b](#what) [c](other.md) [d](https://example.org)\n```\n[e](no.md)\n```\n")
+    assert dead_links(page) == ["#what", "other.md"]
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "index.md").read_text()
+    assert [page.name for page in DOCS.glob("*.md") if page.name != "index.md" and f"({page.name})" not in index] == []
+
+
+def test_notebooks_link_to_what_is_there() -> None:
+    import nbformat
+
+    for file in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(file, as_version=4).cells:
+            for link in LINK.findall(cell.source) if cell.cell_type == "markdown" else ():
+                assert (file.parent / link.partition("#")[0]).exists(), f"{file.name}: {link}"
+
+
+# Pictures
+
+
+def test_the_gallery_shows_the_committed_results() -> None:
+    run = subprocess.run([sys.executable, DOCS / "gallery.py", "--check"], capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_pictures_are_small_light_and_all_used() -> None:
+    files = sorted((DOCS / "gallery").glob("*.png"))
+    assert files and sum(file.stat().st_size for file in files) < 1.5e6
+    used = {Path(link).name for page in PAGES for link in LINK.findall(page.read_text())}
+    assert [file.name for file in files if file.name not in used] == []
+    for file in files:
+        with Image.open(file) as image:
+            assert image.width >= 1000 and image.convert("RGB").getpixel((2, 2)) == (255, 255, 255), file.name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium: apt-get install chromium")
+def test_a_picture_is_rendered_and_is_out_of_date_once_its_results_change(tmp_path: Path) -> None:
+    import dataclasses
+
+    import gallery
+    from everything import everything
+
+    from zeroflow.results import Store
+
+    everything(Store(tmp_path / "results" / "quick"))
+    gallery_of = list(gallery.shown(tmp_path / "results", dataset="quickdraw100"))
+    (picture,) = (each for each in gallery_of if each.name == "tasks")
+    gallery.render([picture], tmp_path / "pictures")
+    with Image.open(tmp_path / "pictures" / "tasks.png") as image:
+        assert len(set(image.convert("RGB").getdata())) > 10, "something is drawn"
+    assert gallery.stale([picture], tmp_path / "pictures") == []
+    assert gallery.stale([dataclasses.replace(picture, stamp="other")], tmp_path / "pictures") == ["tasks"]
+    assert gallery.stale([], tmp_path / "pictures") == ["tasks"]
+
+
+# The reference
+
+
+@pytest.mark.slow
+def test_the_api_reference_builds_without_warnings(tmp_path: Path) -> None:
+    rooms = ["zeroflow.optim", "zeroflow.results", "zeroflow.data", "zeroflow.methods"]
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "pdoc", "--docformat", "google", "--no-show-source"]
+    run = subprocess.run([*command, "-o", tmp_path, *rooms], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0 and "Warn" not in run.stderr, run.stderr
+    text = (tmp_path / "zeroflow" / "optim" / "factory.html").read_text()
+    assert "create_optimizer" in text and "Arguments:" in text
