@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS, FOLDER = ROOT / "results", ROOT / "docs" / "gallery"
 DATASET = "quickdraw100-marker"
 WIDTH, SCALE = 850, 1.6  # pixels of the layout, and of the file for each of them
-COLORS = 64  # lines and letters need no more, and a file of so few is a third as long
+COLORS = 256  # a file of so few is less than half as long
 STAMP = "results"  # the key in a file's text that says which results it shows
 
 
@@ -147,7 +147,7 @@ def render(pictures: list[Shown], folder: Path) -> None:
         text.add_text(STAMP, picture.stamp)
         small = io.BytesIO()
         with Image.open(file) as image:
-            image.convert("RGB").quantize(COLORS).save(small, "png", optimize=True, pnginfo=text)
+            image.convert("RGB").quantize(COLORS, kmeans=2, dither=Image.Dither.NONE).save(small, "png", optimize=True, pnginfo=text)
         file.write_bytes(small.getvalue())
 
 

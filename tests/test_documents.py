@@ -48,7 +48,7 @@ assert found.class_names[0] == load().class_names[found.class_order[0]]
 """,
     "backbone": """
 assert (backbone.width, backbone.depth) == (64, 2)
-assert run_trial(TrialConfig.from_dict({**cell, "method": "simplecil"})).summary["trainable_parameters"] == 0
+assert run_trial(TrialConfig.from_dict({**cell, "method": "simplecil"})).summary["forward_passes"] == 0
 """,
 }
 """What must hold after each example of the page on extending, in its own names."""

@@ -152,7 +152,7 @@ def draw_accuracy_against_forwards(
 
 def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
     """Bars of peak memory and of wall time, a pair per row (Table 2)."""
-    found = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
+    found = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.1)  # room for the numbers behind the bars
     quantities = [
         ("peak memory of a step (MiB)", "peak_memory", BLUE, "/"),
         ("wall time of a cell (s)", "seconds", ORANGE, ""),
@@ -168,7 +168,7 @@ def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
         found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
     found.update_yaxes(autorange="reversed", type="category")
     found.update_layout(barmode="overlay", bargap=0.25)
-    return arranged(found, title, height=110, rows=len(rows), limit=40, min_width=660)
+    return arranged(found, title, height=110, rows=len(rows), limit=40, min_width=660).update_layout(margin={"r": 60})
 
 
 @dataclass(frozen=True)
