@@ -147,7 +147,9 @@ def render(pictures: list[Shown], folder: Path) -> None:
         text.add_text(STAMP, picture.stamp)
         small = io.BytesIO()
         with Image.open(file) as image:
-            image.convert("RGB").quantize(COLORS, kmeans=2, dither=Image.Dither.NONE).save(small, "png", optimize=True, pnginfo=text)
+            image.convert("RGB").quantize(COLORS, kmeans=2, dither=Image.Dither.NONE).save(
+                small, "png", optimize=True, pnginfo=text
+            )
         file.write_bytes(small.getvalue())
 
 

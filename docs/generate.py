@@ -517,7 +517,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "schema": markdown,
     "gallery": lambda: gallery.page(RESULTS),
-    "plan": lambda: terminal("plan", "--grid", "sweeps/quick.yaml", "--results", "results/quick", "--set", "seed=[0,1,2,3,4]"),
+    "plan": lambda: terminal(
+        "plan", "--grid", "sweeps/quick.yaml", "--results", "results/quick", "--set", "seed=[0,1,2,3,4]"
+    ),
     "status": lambda: terminal("status", "results/quick"),
     "metrics": metric_definitions,
     "model-card": model_card,

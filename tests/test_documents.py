@@ -129,7 +129,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_a_dead_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# What, `now`?\n[a](#what-now) [b](#what) [c](other.md) [d](https://example.org)\n```\n[e](no.md)\n```\n")
+    page.write_text(
+        "# What, `now`?\n[a](#what-now) [b](#what) [c](other.md) [d](https://example.org)\n```\n[e](no.md)\n```\n"
+    )
     assert dead_links(page) == ["#what", "other.md"]
 
 

@@ -73,5 +73,7 @@ def test_notebooks_show_the_results_that_they_are_told_to(tmp_path: Path) -> Non
 def test_a_notebook_says_what_makes_a_missing_store(tmp_path: Path) -> None:
     everything(Store(tmp_path / "quick"))
     printed, _ = run("03_queries_and_cost", results=str(tmp_path), dataset="quickdraw100")
-    assert "python sweeps/full_grid.py --grid sweeps/figure5_quickdraw.yaml --results results/figure5_quickdraw" in printed
+    assert (
+        "python sweeps/full_grid.py --grid sweeps/figure5_quickdraw.yaml --results results/figure5_quickdraw" in printed
+    )
     assert str(tmp_path / "quick") in printed
