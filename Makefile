@@ -20,7 +20,8 @@ check: $(VENV)/installed-test
 	$(BIN)/mypy
 
 docs: $(VENV)/installed-docs
-	$(BIN)/python -W error::UserWarning -m pdoc --docformat google --no-show-source --output-directory build/docs zeroflow
+	$(BIN)/python -W error::UserWarning -W "ignore:Error parsing type annotation" -m pdoc --docformat google --no-show-source \
+		--output-directory build/docs zeroflow
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
