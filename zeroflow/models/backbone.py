@@ -208,13 +208,13 @@ def build_timm(name: str, arguments: dict[str, Any], *, pretrained: bool = False
 
 
 @functools.cache
-@functools.cache
 def _load_entry_points() -> None:
     """Modules of other packages that register models with timm: the group ``zeroflow.backbones``."""
     for entry_point in entry_points(group="zeroflow.backbones"):
         entry_point.load()
 
 
+@functools.cache
 def check_backbone(name: str, checkpoint: str | None) -> None:
     """Refuse an unknown name or a checkpoint that is not there, without building anything."""
     if name != EMBEDDED:

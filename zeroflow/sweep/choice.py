@@ -100,7 +100,8 @@ def _choose(search: Search, plan: SearchPlan, known: _Known) -> Outcome:
             # Rounded: sums in another order must not decide.
             accuracy = round(_mean([known.accuracy[cell] for cell in cells]), 9)
             found.append((candidate, accuracy, _mean([known.loss[cell] for cell in cells])))
-    samples = min((known.samples.get(config.cell_id, 0) for config in search.candidates[0].cells), default=0)
+    finished = (config.cell_id for candidate, _, _ in found for config in candidate.cells)
+    samples = min((known.samples.get(cell, 0) for cell in finished), default=0)
     enough = least_level(max((accuracy for _, accuracy, _ in found), default=0.0), samples)
     level = [
         (candidate.lr, -accuracy, loss, candidate.eps or 0.0, number)
