@@ -422,6 +422,18 @@ def test_of_what_held_out_samples_cannot_tell_apart_the_smallest_lr_is_chosen(
     assert (row.level, row.best, row.lr) == (level, max(accuracies), lr)
 
 
+def test_a_failed_first_candidate_leaves_the_standard_error_as_it_is(some_drawings: str, tmp_path: Path) -> None:
+    store, plan = Store(tmp_path), three_tries(some_drawings)
+    first, second, third = plan.candidates.cells
+    store.write_failure(failure(first, "NonFiniteLoss", "diverged", "", 1))
+    made_up(store, second, 77, 1.0, n=100)
+    made_up(store, third, 80, 1.0, n=100)
+    outcome = found_by(store, plan)
+    assert outcome.chosen and outcome.chosen.lr == 0.1
+    (row,) = search_rows(outcome.rows)
+    assert (row.level, row.lr) == (2, 0.1)
+
+
 @pytest.mark.parametrize(
     ("cells", "eps"),
     [
