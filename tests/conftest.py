@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from everything import everything
 from pyarrow import fs
 
 from zeroflow.data import ArraySamples, ImageDataset, load_dataset
 from zeroflow.data.dataset import datasets, register_dataset
+from zeroflow.results import Store
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +77,12 @@ def tiny_vit() -> dict[str, Any]:
             )
 
     return {"backbone": "zeroflow_tiny_vit", "checkpoint": "none", "image_size": 14}
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store that there is something of for every table and figure."""
+    return everything(Store(tmp_path_factory.mktemp("results")))
 
 
 ACCESS_DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"

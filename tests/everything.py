@@ -14,6 +14,17 @@ from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.result import Probe, Step, TrialResult
 
 FINISHED = datetime(2025, 3, 4, 5, 6, 7, 891, tzinfo=UTC)
+PROVENANCE = {
+    "zeroflow_version": "0.1.0",
+    "torch_version": "2.9.0",
+    "timm_version": "1.0.0",
+    "python_version": "3.11.9",
+    "git_commit": "c0ffee",
+    "git_dirty": True,
+    "device": "cpu (x86_64)",
+    "threads": 1,
+    "finished_at": FINISHED,
+}
 SEEDS = (0, 1, 2)
 # What three seeds differ by; the half width of the 95 % t-interval is 4.302652729911275 / sqrt(3).
 OFFSETS = (-1.0, 0.0, 1.0)
@@ -55,17 +66,7 @@ def cell(
             "training_seconds": 0.0 if untrained else 3.5,
             "seconds_per_epoch": None if untrained else 0.35,
         },
-        provenance={
-            "zeroflow_version": "0.1.0",
-            "torch_version": "2.9.0",
-            "timm_version": "1.0.0",
-            "python_version": "3.11.9",
-            "git_commit": "c0ffee",
-            "git_dirty": True,
-            "device": "cpu (x86_64)",
-            "threads": 1,
-            "finished_at": FINISHED,
-        },
+        provenance=dict(PROVENANCE),
     )
 
 

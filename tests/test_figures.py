@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pyarrow.compute as pc
 import pytest
-from everything import HALF_WIDTH, cell, everything, fill, landscape, seeds, simplecil
+from everything import HALF_WIDTH, cell, fill, landscape, seeds, simplecil
 
 from zeroflow.results import Store, figures, published
 from zeroflow.results.figures.style import look
@@ -21,11 +21,6 @@ from zeroflow.results.tables import Row, estimate, summary
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "results")
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return everything(Store(tmp_path_factory.mktemp("results")))
 
 
 def rows_of(store: Store, dataset: str = "quickdraw100") -> list[Row]:

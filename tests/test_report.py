@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
-from everything import HALF_WIDTH, cell, everything, fill, landscape, seeds, simplecil
+from everything import HALF_WIDTH, cell, fill, landscape, seeds, simplecil
 
 from zeroflow.cli import main
 from zeroflow.errors import ConfigError
@@ -31,11 +31,6 @@ QUICK = ROOT / "results" / "quick"
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "results")
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return everything(Store(tmp_path_factory.mktemp("results")))
 
 
 def page_of(store: Store | str | Path, tmp_path: Path) -> str:

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from everything import FINISHED, PROVENANCE
 from pyarrow import fs
 
 import zeroflow.results.store as store_module
@@ -39,7 +39,6 @@ from zeroflow.trial.metrics import DEFINITIONS
 from zeroflow.trial.result import Step, TrialResult
 
 ROOT = Path(__file__).parent.parent
-FINISHED = datetime(2025, 3, 4, 5, 6, 7, 891, tzinfo=UTC)
 
 
 def cell(level: float = 80.0, *, loss: float = 0.5, **config: Any) -> TrialResult:
@@ -65,17 +64,7 @@ def cell(level: float = 80.0, *, loss: float = 0.5, **config: Any) -> TrialResul
             "training_seconds": 0.0 if untrained else 3.5,
             "seconds_per_epoch": None if untrained else 0.35,
         },
-        provenance={
-            "zeroflow_version": "0.1.0",
-            "torch_version": "2.9.0",
-            "timm_version": "1.0.0",
-            "python_version": "3.11.9",
-            "git_commit": "c0ffee",
-            "git_dirty": True,
-            "device": "cpu (x86_64)",
-            "threads": 1,
-            "finished_at": FINISHED,
-        },
+        provenance=dict(PROVENANCE),
     )
 
 
