@@ -280,12 +280,17 @@ def test_a_closed_pipe_is_no_error() -> None:
 
 
 def test_control_c_ends_without_a_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "zeroflow", "run", "--set", "method=ease", "--set", "epochs=500"]
+    store = tmp_path / "store"
+    cell = ["--set", "method=ease", "--set", "epochs=500", "--results", str(store)]
+    command = [sys.executable, "-m", "zeroflow", "run", *cell]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        time.sleep(3)  # at work, or still importing: neither may show
+        while not store.exists() and run.poll() is None:  # made when everything is imported, before the work
+            time.sleep(0.05)
         run.send_signal(signal.SIGINT)
         out, err = run.communicate(timeout=200)
-    assert run.returncode == 130 and "Traceback" not in err and err.strip() == "interrupted" and out == ""
+    # Shells call both 130; the interpreter ends itself by the signal where it found it in code made of text.
+    assert run.returncode in (130, -signal.SIGINT)
+    assert err.strip() == "interrupted" and out == ""
 
 
 # Colours
