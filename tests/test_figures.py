@@ -202,7 +202,7 @@ def test_effects_carry_what_they_are_filtered_by(full: Store) -> None:
     }
     assert found["ease: zo-sgd - fo-sgd"] == {"method": "ease", "optimizer": "zo-sgd", "queries": "1"}
     assert found["history 20% - 0%"] == {"method": "ease", "optimizer": "zo-sgd", "queries": "1"}
-    assert found["zo-sgd: q = 16 - q = 1"]["queries"] == "16"
+    assert found["ease, zo-sgd: q = 16 - q = 1"]["queries"] == "16"
     assert found["ease: 7 + 3 zo-sgd - 10 fo-sgd"]["method"] == "ease"
 
 

@@ -151,10 +151,31 @@ def test_effects_are_paired_by_seed(tmp_path: Path) -> None:
 
 def test_an_effect_of_several_settings_is_not_measured(tmp_path: Path) -> None:
     cells = [({**SMALL, "lr": lr, "queries": q}, 50.0 + q) for lr in (0.1, 0.2) for q in (1, 4)]
-    assert all(effect.ours is None for effect in published.effects("figure5", trials(tmp_path / "two", *cells)))
+    assert [effect.ours for effect in published.effects("figure5", trials(tmp_path / "two", *cells))] == [None]
     found = published.effects("figure5", trials(tmp_path / "one", *cells[:2]))
     (four,) = [effect for effect in found if effect.ours]
-    assert (four.name, four.paper, four.ours.mean, four.verdict) == ("zo-sgd: q = 4 - q = 1", None, 3.0, "one seed")
+    assert (four.name, four.paper, four.ours.mean, four.verdict) == (
+        "ease, zo-sgd: q = 4 - q = 1",
+        None,
+        3.0,
+        "one seed",
+    )
+
+
+def test_queries_are_compared_within_a_method_and_at_as_many_epochs(tmp_path: Path) -> None:
+    def cell(method: str, optimizer: str, queries: int, epochs: int, accuracy: float) -> tuple[dict[str, Any], float]:
+        return {**SMALL, "method": method, "optimizer": optimizer, "queries": queries, "epochs": epochs}, accuracy
+
+    cells = [
+        cell("aper-adapter", "zo-adam", 1, 2, 50.0), cell("aper-adapter", "zo-adam", 8, 2, 54.0),
+        cell("aper-adapter", "zo-adam", 1, 16, 60.0),  # as many forward passes as the former, not the same epochs
+        cell("ease", "zo-adam", 1, 2, 30.0), cell("ease", "zo-adam", 8, 2, 29.0),
+        cell("ease", "zo-sgd", 8, 2, 77.0),  # nothing beside it
+    ]  # fmt: skip
+    found = published.effects("figure5", trials(tmp_path, *cells))
+    assert [(effect.name, effect.ours and effect.ours.mean) for effect in found] == [
+        ("aper-adapter, zo-adam: q = 8 - q = 1", 4.0), ("ease, zo-adam: q = 8 - q = 1", -1.0), ("ease, zo-sgd: q = 8 - q = 1", None),
+    ]  # fmt: skip
 
 
 def test_order_of_optimizers_and_hybrid_runs(tmp_path: Path) -> None:
