@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ import torch
 
 import zeroflow.optim
 from zeroflow import ConfigError, TrialConfig, run_trial
+from zeroflow.methods.method import MiniBatch
+from zeroflow.models.tuning import Adapters
 from zeroflow.optim import create_optimizer, list_optimizers
 from zeroflow.results import published
 from zeroflow.trial.efficiency import FIRST_TASK, PAPER, Setting, measure, parse_optimizers
+from zeroflow.trial.loop import TaskTrainer
 
 # Forward passes of a step, and its work: written down by hand from the formulas of the methods' papers.
 COSTS = {
@@ -77,6 +81,45 @@ def test_a_trial_reports_its_work() -> None:
     ):
         summary = run_trial(TrialConfig.from_dict({**SMALL, "epochs": 2, **values})).summary
         assert (summary["forward_passes"], summary["forward_equivalents"]) == (forwards, work)
+
+
+@pytest.mark.parametrize("method", ["finetune", "replay", "lwf", "generative-replay", "joint"])
+@pytest.mark.parametrize("optimizer", ["fo-sgd", "zo-sgd"])
+def test_the_passes_that_a_trial_reports_went_through_the_backbone(
+    method: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those for old answers and for replayed samples; replayed features pass through nothing."""
+    seen = {"training": False, "batch": 0, "passes": 0.0}
+    train, placed, forward = TaskTrainer.train, TaskTrainer._placed, Adapters.forward
+
+    def training(*args: Any, **kwargs: Any) -> None:
+        seen["training"] = True
+        train(*args, **kwargs)
+        seen["training"] = False
+
+    def placing(*args: Any, **kwargs: Any) -> MiniBatch:
+        batch = placed(*args, **kwargs)
+        seen["batch"] = len(batch.images)
+        return batch
+
+    def passing(*args: Any, **kwargs: Any) -> torch.Tensor:
+        features = forward(*args, **kwargs)
+        if seen["training"]:
+            seen["passes"] += len(features) / seen["batch"]
+        return features
+
+    monkeypatch.setattr(TaskTrainer, "train", training)
+    monkeypatch.setattr(TaskTrainer, "_placed", placing)
+    monkeypatch.setattr(Adapters, "forward", passing)
+    summary = run_trial(
+        TrialConfig.from_dict({**SMALL, "method": method, "optimizer": optimizer, "epochs": 2, "stop_after": 3})
+    ).summary
+    assert summary["forward_passes"] == seen["passes"] > 0
+    # A gradient costs two passes more; the frozen model of lwf has none, nor has the head of generative replay.
+    steps = 2 * (4 + 4 + 4) if method != "joint" else 2 * (4 + 8 + 12)
+    with_gradient = {"replay": 2 * steps - 8, "generative-replay": 8}.get(method, steps)
+    expected = summary["forward_passes"] + (2 * with_gradient if optimizer == "fo-sgd" else 0)
+    assert summary["forward_equivalents"] == expected
 
 
 def test_an_optimizer_names_all_that_it_keeps() -> None:

@@ -71,6 +71,9 @@ class ExperienceReplay(FineTuning):
         )
         return super().prepare(both)
 
+    def passes(self) -> tuple[int, int]:
+        return 0, 2 if len(self.memory) else 1
+
     def losses(self, inputs: Any) -> Tensor:
         losses = super().losses(inputs)
         if not len(self.memory):

@@ -93,6 +93,9 @@ class GenerativeReplay(FineTuning):
             features = self.tuning(self.backbone, self.tuning.prefix(self.backbone, batch.images))
         return features, batch.labels, batch.replayed, batch.replayed_labels
 
+    def passes(self) -> tuple[int, int]:
+        return (1, 0) if len(self.means) else (0, 1)  # later only the head learns
+
     def losses(self, inputs: Any) -> Tensor:
         if len(inputs) == 2:
             return super().losses(inputs)

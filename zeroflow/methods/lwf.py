@@ -67,6 +67,9 @@ class LwF(FineTuning):
             old = self.old_head(self.old_tuning(self.backbone, prefix))
         return *super().prepare(batch), old
 
+    def passes(self) -> tuple[int, int]:
+        return 0 if self.old_tuning is None else 1, 1
+
     def losses(self, inputs: Any) -> Tensor:
         prefix, labels, old = inputs
         logits = self.head(self.tuning(self.backbone, prefix))

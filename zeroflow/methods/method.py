@@ -106,6 +106,13 @@ class Method(nn.Module, ABC):
         """The part of a step that no trained value changes, made once for all evaluations, without a graph."""
         return self.backbone.prefix(batch.images), batch.labels
 
+    def passes(self) -> tuple[int, int]:
+        """Forward passes over a mini-batch's samples in this task: of ``prepare``, and of each evaluation of the loss.
+
+        What an evaluation takes up from ``prepare`` (the frozen layers) counts as part of the evaluation.
+        """
+        return 0, 1
+
     def losses(self, inputs: Any) -> Tensor:
         """Training losses of a mini-batch's examples ``[N]`` from ``prepare``'s answer; every penalty is inside."""
         raise NotImplementedError(f"{type(self).__name__} is not trained")

@@ -498,8 +498,9 @@ def _run(
             account.steps += [dataclasses.replace(step, step=first + step.step) for step in trainer.steps]
             if trainer.probe:
                 account.probes += [dataclasses.replace(p, step=first + p.step) for p in trainer.probe.seen]
-            account.forwards += optimizer.forwards
-            account.equivalents += optimizer.equivalents
+            once, each = method.passes()
+            account.forwards += once * len(trainer.steps) + each * optimizer.forwards
+            account.equivalents += once * len(trainer.steps) + each * optimizer.equivalents
             account.epochs += config.epochs
         method.eval()
         method.freeze()
