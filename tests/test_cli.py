@@ -293,6 +293,13 @@ def test_control_c_ends_without_a_traceback(tmp_path: Path) -> None:
     assert err.strip() == "interrupted" and out == ""
 
 
+@pytest.mark.parametrize("command", ["status", "report", "tables"])
+def test_a_folder_of_stores_is_told_from_an_empty_store(command: str) -> None:
+    result = invoke(command, QUICK.parent)
+    assert result.exit_code == 2 and "a folder of stores; expected one of: " in result.output
+    assert " quick," in result.output
+
+
 # Colours
 
 

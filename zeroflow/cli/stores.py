@@ -18,12 +18,19 @@ if TYPE_CHECKING:
 
 
 def _existing(results: str) -> Store:
-    """A store; a folder that is not there is a slip of the pen, not an empty store."""
+    """A store; a folder that is not there, or that holds stores, is a slip of the pen and not an empty store."""
     from zeroflow.results.store import Store
 
     store = Store(results)
-    if "://" not in store.root and not Path(store.root).is_dir():
+    if "://" in store.root:
+        return store
+    if not Path(store.root).is_dir():
         raise ConfigError(f"results {store.root!r}: no such folder")
+    inside = sorted(folder.parent.name for folder in Path(store.root).glob("*/trials"))
+    if inside and not Path(store.root, "trials").is_dir():
+        raise ConfigError(
+            f"results {store.root!r}: no store but a folder of stores; expected one of: {', '.join(inside)}"
+        )
     return store
 
 

@@ -38,7 +38,7 @@ _NAMES = {"dataset": "data set", "method": "method", "optimizer": "optimizer", "
 
 @dataclass(frozen=True)
 class Results:
-    """The tables of one store or of several together, a cell counting once; ``notes``: what could not be read."""
+    """The tables of one store or of several together, a cell counting once; ``notes``: what is not among them, and why."""
 
     roots: tuple[str, ...]
     tables: Mapping[str, pa.Table]
@@ -47,6 +47,9 @@ class Results:
 
 def read(*results: Store | str | Path, tell: Tell = silent) -> Results:
     """What a report reads of some stores; ``tell``: see ``Tell``, a unit is a table.
+
+    Cells judged on held-out training samples (of a search) are left out where there are others: what they chose is told by
+    the table of searches, and their accuracies are no results.
 
     Raises:
         ConfigError: a newer zeroflow wrote one of them, or an object store cannot be reached.
@@ -60,9 +63,18 @@ def read(*results: Store | str | Path, tell: Tell = silent) -> Results:
             tables[name] = load(stores, name)
     failures = tables["failures"]
     tables["failures"] = failures.filter(pc.invert(pc.is_in(failures["cell_id"], tables["trials"]["cell_id"])))
-    return Results(
-        tuple(store.root for store in stores), tables, tuple(dict.fromkeys(str(each.message) for each in caught))
-    )
+    notes = list(dict.fromkeys(str(each.message) for each in caught))
+    trials = tables["trials"]
+    tested = trials.filter(pc.equal(pc.fill_null(trials["validation"], 0.0), 0.0))
+    if 0 < len(tested) < len(trials):
+        notes.append(
+            f"{len(trials) - len(tested)} more cells were judged on held-out training samples, to choose settings; a report of "
+            "their store alone shows them."
+        )
+        for name in ("stages", "accuracy", "probes"):
+            tables[name] = tables[name].filter(pc.is_in(tables[name]["cell_id"], tested["cell_id"]))
+        tables["trials"] = tested
+    return Results(tuple(store.root for store in stores), tables, tuple(notes))
 
 
 def write_report(
