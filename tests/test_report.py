@@ -423,7 +423,7 @@ def test_a_filter_changes_every_figure_and_table(quick: Page) -> None:
         "return document.querySelector(`#${arguments[0]} .plot`).data[0].y",
         quick.figure("What one change does, ours beside the paper's"),
     )
-    assert effects == ["ease: zo-sgd - fo-sgd", "aper-adapter: zo-sgd - fo-sgd"]
+    assert effects == ["ease: zo-sgd - fo-sgd", "aper-adapter: zo-sgd - fo-sgd", "aper-adapter, zo-sgd: q = 8 - q = 1"]
 
     quick.click("#filters button[data-key=queries][data-value='8']")
     assert quick.lines("summary") == ["simplecil - -", "aper-adapter zo-sgd 8"]
