@@ -1,5 +1,6 @@
 # make sweep: install, run a real grid on the embedded data with Ray, print the table, write Parquet and one HTML report.
 # make test:  install, check, run the tests.
+# make report: install, make one page of all committed results (build/report.html) and run the notebooks (build/notebooks).
 # make docs:  install, write the API reference to build/docs.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 # By name: a package with __all__ does not show its modules.
 MODULES = $(shell find zeroflow -name '*.py' ! -name __main__.py | sed 's|/__init__.py||; s|\.py$$||; s|/|.|g' | sort)
 
-.PHONY: sweep test check docs clean
+.PHONY: sweep test check report docs clean
 
 sweep: $(VENV)/installed
 	$(BIN)/python sweeps/full_grid.py --grid sweeps/quick.yaml --results runs/quick
@@ -20,6 +21,10 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+report: $(VENV)/installed-notebooks
+	$(BIN)/zeroflow report $(patsubst %/trials,%,$(wildcard results/*/trials)) results/trajectories -o build/report.html
+	PLOTLY_RENDERER=notebook $(BIN)/jupyter nbconvert --execute --to html --output-dir build/notebooks notebooks/*.ipynb
 
 docs: $(VENV)/installed-docs
 	$(BIN)/python -W "ignore:Error parsing type annotation" -W "ignore:Found" -m pdoc --docformat google --no-show-source \
@@ -34,6 +39,10 @@ $(VENV)/installed: $(VENV)/bin/python setup.cfg pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+$(VENV)/installed-notebooks: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[notebooks]"
 	touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed
