@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ _MEASURED = {
 }  # fmt: skip
 _TITLES = {"queries": "queries (number)", "lr": "lr (1)", "eps": "eps (1)", "epochs": "epochs (number)"}
 _MOST_TICKS = 8
+_WIDTH = 75  # pixels from an axis to the next, at least
 
 
 @dataclass(frozen=True)
@@ -76,27 +78,30 @@ def draw_parallel_coordinates(rows: Sequence[Row], title: str = "The whole grid"
     Drawn from plain lines: Plotly's own type for it needs WebGL, which not every reader has, and cannot hide single rows.
     """
     axes = parallel_coordinates(rows)
-    found = figure(title, height=460, limit=400, min_width=110 * len(axes) + 60)
+    # Ticks stand left of their axis, those of the last one right of it: as much room as the longest takes.
+    widths = [max(_WIDTH, 7 * max(len(text) for _, text in axis.ticks) + 28) for axis in axes[:-1]]
+    at = [*itertools.accumulate(widths), sum(widths) + _WIDTH]
+    found = figure(title, height=460, limit=400, min_width=at[-1] + 60)
     for group, (row, own) in enumerate(zip(rows, looks(rows), strict=True)):
         # None, the value of a key that does not apply, has no place: the line passes over it.
         places = [(i, height) for i, axis in enumerate(axes) if (height := axis.heights[group]) is not None]
         found.add_scatter(
-            x=[i for i, _ in places], y=[round(height, 4) for _, height in places], mode="lines+markers",
+            x=[at[i] for i, _ in places], y=[round(height, 4) for _, height in places], mode="lines+markers",
             line={"color": own.color, "width": 3 if row.is_baseline else 1.5, "dash": "dot" if row.is_baseline else own.dash},
             marker=own.point(5), opacity=0.8, name=escape(row.label), meta=meta(row, group),
             hovertemplate=f"{escape(row.label)}: Avg {row.avg} %<extra></extra>",
         )  # fmt: skip
     for i, axis in enumerate(axes):
-        found.add_shape(type="line", x0=i, x1=i, y0=0, y1=1, line={"color": "#888", "width": 1}, layer="below")
+        found.add_shape(type="line", x0=at[i], x1=at[i], y0=0, y1=1, line={"color": "#888", "width": 1}, layer="below")
         last = i == len(axes) - 1
         for height, text in axis.ticks:
             found.add_annotation(
-                x=i, y=height, text=escape(text), showarrow=False, xanchor="left" if last else "right", xshift=8 if last else -6,
+                x=at[i], y=height, text=escape(text), showarrow=False, xanchor="left" if last else "right", xshift=8 if last else -6,
                 font={"size": 11}, bgcolor="rgba(255,255,255,0.8)",
             )  # fmt: skip
     found.update_xaxes(
-        tickvals=list(range(len(axes))), ticktext=[axis.title.replace(" (", "<br>(") for axis in axes], showgrid=False, range=[-1.0, len(axes) - 0.5],
-        showline=False, ticks="",
+        tickvals=at, ticktext=[axis.title.replace(" ", "<br>") for axis in axes], showgrid=False, range=[0, at[-1] + 50],
+        showline=False, ticks="", tickangle=0,
     )  # fmt: skip
     found.update_yaxes(visible=False, range=[-0.05, 1.05])
     return found
