@@ -416,6 +416,13 @@ def test_a_filter_changes_every_figure_and_table(quick: Page) -> None:
     for each in (title, "Accuracy along the stream", "Accuracy on the last task", "What it costs", "The whole grid"):
         assert quick.seen(each) == named, each
     assert quick.seen("Accuracy against memory") == ["Pareto front", *named]
+    shown = quick.run(
+        "return document.querySelector(`#${arguments[0]} .plot`).data.filter((t) => t.visible !== false).map((t) => [t.x, t.y])",
+        quick.figure("Accuracy against memory"),
+    )
+    (memory, front), points = shown[0], [(x, y) for (x,), (y,) in shown[1:]]
+    beaten = {p for p in points if any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in points)}
+    assert list(zip(memory, front, strict=True)) == sorted(set(points) - beaten), "of what the filter leaves"
     assert set(
         quick.run("return [...document.querySelectorAll('section:not([hidden]) select option')].map((o) => o.text)")
     ) == set(named)

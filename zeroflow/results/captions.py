@@ -146,7 +146,7 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
         )
         yield Entry(
             "Accuracy against memory",
-            "Up and left is better. No setting beats those on the dotted line, the Pareto front of this data set, "
+            "Up and left is better. No setting beats those on the dotted line, the Pareto front of what passes the filters, "
             f"in both. {seeds}",
             figures.draw_trade_off(figures.trade_off(rows)),
         )

@@ -204,13 +204,14 @@ def draw_trade_off(points: Sequence[TradeOff], title: str = "Accuracy against me
     found.add_scatter(
         x=numbers([point.memory for point in front]), y=numbers([point.avg for point in front]), mode="lines",
         line={"color": "#888", "shape": "hv", "width": 1.5, "dash": "dot"}, name="Pareto front", hoverinfo="skip",
-        meta={"points": [keys(point.row) for point in front], "group": -2},
+        # All of them, for a page whose filters leave others to compare.
+        meta={"front": [[number(p.memory), number(p.avg), keys(p.row)] for p in points], "points": [keys(p.row) for p in front], "group": -2},
     )  # fmt: skip
     for group, (point, own) in enumerate(zip(points, looks([point.row for point in points]), strict=True)):
         assert point.row.avg is not None
         found.add_scatter(
             x=[number(point.memory)], y=[number(point.avg)], name=escape(point.row.label), mode="markers",
-            marker={**own.point(11 if point.on_front else 9), "line": {"width": 1.5 if point.on_front else 0, "color": "#888"}},
+            marker=own.point(9),
             error_y={"array": half_widths([point.row.avg]), "color": own.color, "thickness": 1.5},
             hovertemplate=f"%{{x:.1f}} MiB: {point.row.avg} %", meta=meta(point.row, group),
         )  # fmt: skip

@@ -34,12 +34,20 @@
     return {...thin(rest), meta, visible: stays.some(Boolean) ? trace.visible ?? true : false};
   }
 
+  // The Pareto front of those points that pass: no other has as little memory and as much accuracy.
+  function front(trace) {
+    let best = -Infinity;
+    const stays = trace.meta.front.filter(([,, own]) => passes(own)).sort((a, b) => a[0] - b[0] || b[1] - a[1])
+      .filter(([, avg]) => avg > best && (best = avg, true));
+    return {...trace, x: stays.map(([memory]) => memory), y: stays.map(([, avg]) => avg), visible: stays.length > 0};
+  }
+
   // Which groups of marks are drawn: those that pass, of too many the best, or the one that is chosen.
   function shownGroups(figure, meta) {
     const found = new Map();
     for (const {meta: own} of figure.spec.data) {
       if (!own) continue;
-      const keys = own.points ?? [own.keys];
+      const keys = own.front?.map(([,, point]) => point) ?? own.points ?? [own.keys];
       if (keys.some(passes) && !found.has(own.group)) found.set(own.group, {...own, free: keys.some((k) => k.baseline)});
     }
     let all = [...found.values()];
@@ -75,7 +83,7 @@
     const meta = figure.spec.layout.meta ?? {}, groups = shownGroups(figure, meta);
     const data = figure.spec.data.map((trace) => {
       if (!trace.meta) return trace;
-      const own = trace.meta.points ? thinned(trace) : trace;
+      const own = trace.meta.front ? front(trace) : trace.meta.points ? thinned(trace) : trace;
       return {...own, visible: groups.has(trace.meta.group) ? (own.visible === false && !meta.choose ? false : true) : false};
     });
     const layout = structuredClone(figure.spec.layout);
