@@ -32,6 +32,13 @@ SMALL = {"dataset": "some-drawings", "tasks": 4, "epochs": 2, "batch_size": 16}
 pytestmark = pytest.mark.usefixtures("some_drawings")
 
 
+def test_labels_tell_what_grids_compare() -> None:
+    trained = {"method": "ease", "optimizer": "zo-sgd", "queries": 8, "lr": 0.001, "epochs": 10, "hybrid_epochs": 7}
+    cell = TrialConfig.from_dict({**trained, "optimizer_options": {"history": 0.2}, "seed": 2})
+    assert cell.label() == "quickdraw100 ease zo-sgd q=8 lr=0.001 epochs=10 exact=7 history=0.2 seed=2"
+    assert TrialConfig.from_dict({"method": "simplecil"}).label() == "quickdraw100 simplecil seed=0"
+
+
 def test_metrics_on_a_matrix_worked_out_by_hand() -> None:
     a = np.array([[80.0, np.nan, np.nan], [60.0, 90.0, np.nan], [70.0, 50.0, 40.0]])
     n = np.array([10, 20, 30])

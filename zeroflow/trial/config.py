@@ -232,9 +232,13 @@ class TrialConfig:
         return json.dumps(changed, sort_keys=True, separators=(",", ":"))
 
     def label(self) -> str:
-        """A short name for progress lines."""
-        parts = [self.dataset, self.method, self.optimizer or "", f"q={self.queries}" if self.queries else ""]
-        return " ".join([p for p in parts if p] + [f"seed={self.seed}"])
+        """A short name for progress lines, which mostly tells the cells of a grid apart."""
+        values = {
+            "q": self.queries, "lr": self.lr and f"{self.lr:.3g}", "epochs": self.epochs, "exact": self.hybrid_epochs,
+            **self.optimizer_options, "seed": str(self.seed),
+        }  # fmt: skip
+        named = [self.dataset, self.method, *([self.optimizer] if self.optimizer else [])]
+        return " ".join([*named, *(f"{key}={value}" for key, value in values.items() if value)])
 
 
 _DEFAULTS = {f.name: getattr(TrialConfig(), f.name) for f in dataclasses.fields(TrialConfig)}
