@@ -95,6 +95,7 @@ def compared(
         + " | ".join(f"{head} | told?" for head in references) + (" | " if references else "") + "forward-equivalents |",
         f"|{'---|' * len(heads)}---:|---:|---:|---:|---:|---|" + "---:|---|" * len(references) + "---:|",
     ]  # fmt: skip
+    verdicts: dict[str, list[str]] = {"over SimpleCIL": [], **{head: [] for head in references}}
     if baseline:
         metrics = [str(baseline.estimate(metric)) for metric in ("avg", "last", "fgt")]
         cells = ["SimpleCIL", *[""] * (len(heads) - 1), "1", *metrics, *[""] * (2 + 2 * len(references)), "0"]
@@ -106,13 +107,27 @@ def compared(
         cells = [_text(group.values[key]) for key in keys]
         cells += [str(len(group.seeds)), *(str(group.estimate(metric)) for metric in ("avg", "last", "fgt"))]
         cells += [signed(over), verdict(over)]
-        for reference in references.values():
+        verdicts["over SimpleCIL"].append(verdict(over))
+        for head, reference in references.items():
             other = by_key.get(tuple({**group.values, **reference(group.values)}.items()))
             difference = group.minus(other) if other and other is not group else None
             cells += [signed(difference), verdict(difference)]
+            verdicts[head].append(verdict(difference))
         cells.append(f"{group.estimate('forward_equivalents').mean:,.0f}")
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", source(results, name)])
+    return "\n".join([_counted(verdicts), "", *lines, "", source(results, name)])
+
+
+def _counted(verdicts: Mapping[str, Sequence[str]]) -> str:
+    """How many rows gain and lose in each comparison, as one line."""
+    parts = []
+    for head, found in verdicts.items():
+        told = [each for each in found if each != "-"]
+        if told:
+            counts = [f"{told.count(each)} {word}" for each, word in (("gain", "gain"), ("loss", "lose"), ("none told", "not told"))]  # fmt: skip
+            parts.append(f"{head}: of {len(told)} rows {', '.join(counts)}")
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def source(results: Path, name: str) -> str:
