@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -286,6 +287,15 @@ def test_a_figure_for_a_column_is_narrow_and_leaves_the_first_alone(full: Store)
     wide = figures.draw_ranking(rows_of(full))
     small = figures.to_column(wide)
     assert (small.layout.width, small.layout.font.size) == (340, 9) and wide.layout.width is None
+    assert {figures.to_column(figure).layout.width for _, figure in drawn(full)} == {340, 680}
+
+
+def test_panels_with_axes_of_their_own_come_one_below_the_other_in_a_column(full: Store) -> None:
+    wide = figures.draw_option_curves(figures.option_curves(rows_of(full), "history"), "history")
+    small = figures.to_column(wide)
+    across, upright = ([axis.domain for axis in axes] for axes in (small.select_xaxes(), small.select_yaxes()))
+    assert across == [(0, 1)] * 3 and all(low[1] < high[0] for high, low in itertools.pairwise(upright))
+    assert [axis.title.text for axis in small.select_xaxes()] == [None, None, "share of the historical estimate (1)"]
 
 
 def test_nothing_measured_draws_empty_figures() -> None:

@@ -81,7 +81,7 @@ def draw_parallel_coordinates(rows: Sequence[Row], title: str = "The whole grid"
     # Ticks stand left of their axis, those of the last one right of it: as much room as the longest takes.
     widths = [max(_WIDTH, 7 * max(len(text) for _, text in axis.ticks) + 28) for axis in axes[:-1]]
     at = [*itertools.accumulate(widths), sum(widths) + _WIDTH]
-    found = figure(title, height=460, limit=400, min_width=at[-1] + 60)
+    found = figure(title, height=460, limit=400, min_width=at[-1] + 60, columns=2)
     for group, (row, own) in enumerate(zip(rows, looks(rows), strict=True)):
         # None, the value of a key that does not apply, has no place: the line passes over it.
         places = [(i, height) for i, axis in enumerate(axes) if (height := axis.heights[group]) is not None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -150,13 +151,63 @@ def escape(text: str) -> str:
 def to_column(found: go.Figure, width: int = 340) -> go.Figure:
     """A copy at the width of a paper's column (340 pixels of 1/96 inch are 9 cm), its letters and lines still to be read.
 
-    Export it as SVG or PDF, or as PNG with a scale of 4.
+    Panels beside each other that have axes of their own come one below the other; the whole grid takes two columns. Export it
+    as SVG or PDF, or as PNG with a scale of 4.
     """
     small = go.Figure(found)
+    page = small.layout.meta or {}
+    width *= page.get("columns", 1)
+    shown = [trace for trace in small.data if trace.visible is not False]
+    rows = {text for trace in shown for text in _texts(trace.y)}
+    left = _SMALL_LETTER * max(map(len, rows), default=0) + 12 if rows else 44
+    panels = len({axis.domain for axis in small.select_xaxes() if axis.domain}) or 1
+    stacked = panels > 1 and not rows and not small.layout.annotations and len(list(small.select_yaxes())) == panels
+    if stacked:
+        for below, (x, y) in enumerate(zip(small.select_xaxes(), small.select_yaxes(), strict=True)):
+            x.domain, y.domain = (0, 1), (1 - (below + 0.75) / panels, 1 - below / panels)
+        titles = [title for x in small.select_xaxes() if (title := x.title.text)]
+        for x in small.select_xaxes():
+            x.title.text = None
+        x.title.text = titles[0] if titles else None  # of the lowest
+        panels = 1
+    axes = 22 * len(rows) * 0.62 + 90 if rows else 0.62 * page.get("height", small.layout.height or 440)
+    axes *= 1.6 if stacked else 1
+    names = dict.fromkeys(trace.name for trace in shown if trace.name and trace.showlegend is not False)
+    lines = 0
+    if small.layout.showlegend and names:
+        entry = 36 + _SMALL_LETTER * max(map(len, names))
+        lines = math.ceil(len(names) / max(1, int((width - 8) / entry)))
     small.update_layout(
-        width=width, height=max(260, round((found.layout.height or 440) * 0.62)), font={"size": 9},
-        title={"font": {"size": 10}}, margin={"l": 44, "r": 8, "t": 30},
+        width=width, height=round(max(200, axes) + 19 * lines + 30), font={"size": 9}, title={"font": {"size": 10}, "xref": "container", "x": 0.02},
+        margin={"l": left, "r": 8, "t": 30}, legend={"font": {"size": 8}, "maxheight": 1},
     )  # fmt: skip
     small.update_annotations(font={"size": 9})
     small.update_traces(marker={"size": 5}, selector={"type": "scatter"})
+    small.update_traces(textfont={"size": 7}, selector={"type": "bar"})
+    small.update_xaxes(title={"font": {"size": 9}}, tickfont={"size": 8}, nticks=4 if panels > 1 else None)
+    small.update_yaxes(title={"font": {"size": 9}}, tickfont={"size": 8})
+    for axis in small.select_xaxes():
+        first, last = axis.domain or (0, 1)
+        if axis.title.text:  # as many lines as it takes beside the next panel's
+            letters = int((width - left - 8) * (last - first) / _SMALL_LETTER)
+            axis.title.text = "<br>".join(textwrap.wrap(axis.title.text, max(letters, 6), break_long_words=False))
+    if rows:
+        small.update_yaxes(ticks="")
+    for number_, axis in enumerate(small.select_xaxes(), start=1):
+        name = "x" if number_ == 1 else f"x{number_}"
+        longest = [
+            max(trace.x)
+            for trace in shown
+            if trace.type == "bar" and (trace.xaxis or "x") == name and trace.orientation == "h"
+        ]
+        if longest and max(longest) > 0:  # room for the number behind it
+            axis.range = [0, max(longest) * 1.45]
     return small
+
+
+_SMALL_LETTER = 4.7
+"""Pixels of a letter in a figure of a column."""
+
+
+def _texts(values: Any) -> list[str]:
+    return [value for value in (() if values is None else values) if isinstance(value, str)]
