@@ -197,9 +197,9 @@ def blocks(results: Callable[[], Path]) -> dict[str, Callable[[], str]]:
         "findings-hybrid": lambda: compared(
             results(), "hybrid_quickdraw", ["optimizer", "epochs", "hybrid_epochs"],
             {
-                "over first order, as many epochs": lambda values: {"optimizer": "fo-sgd", "hybrid_epochs": None},
+                "over first order, as many epochs": lambda values: {"optimizer": "fo-sgd", "hybrid_epochs": 0},
                 "over its exact epochs alone": lambda values: {
-                    "optimizer": "fo-sgd", "hybrid_epochs": None, "epochs": values["hybrid_epochs"],
+                    "optimizer": "fo-sgd", "hybrid_epochs": 0, "epochs": values["hybrid_epochs"],
                 },
             },
         ),
