@@ -6,6 +6,7 @@ import click
 
 from zeroflow.cli.catalog import download, list_
 from zeroflow.cli.cells import efficiency, run, trajectories
+from zeroflow.cli.clusters import check_cluster, sync_data
 from zeroflow.cli.command import Commands
 from zeroflow.cli.grids import plan, search, sweep
 from zeroflow.cli.stores import merge, report, status, tables
@@ -31,5 +32,7 @@ def main() -> None:
     """
 
 
-for command in (plan, run, sweep, search, status, report, tables, merge, efficiency, trajectories, list_, download):
+for command in (
+    plan, run, sweep, search, status, report, tables, merge, efficiency, trajectories, list_, download, check_cluster, sync_data,
+):  # fmt: skip
     main.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -36,7 +37,7 @@ def grid_options(command: F) -> F:
         data_dir_option,
         click.option(
             "--results", default=None, type=Folder(),
-            help="Where the Parquet store is: a folder or s3://... [default: runs/<grid name>]",
+            help="Where the Parquet store is: a folder or s3://... [default: <grid name> in ZEROFLOW_RESULTS, else in runs]",
         ),
         click.option(
             "--grid", "grid_file", type=click.Path(path_type=Path), default=None, shell_complete=grid_files,
@@ -78,7 +79,7 @@ def open_grid(grid_file: Path | None, settings: tuple[str, ...], data_dir: str |
 
 def _root(results: str | None, name: str) -> str:
     """Where the store is. In a job's uploaded copy a relative folder would vanish with the upload: the home keeps it."""
-    root = results or f"runs/{name}"
+    root = results or f"{(os.environ.get('ZEROFLOW_RESULTS') or 'runs').rstrip('/')}/{name}"
     if "://" in root or "working_dir_files" not in Path.cwd().parts:
         return root
     return str(Path.home() / "zeroflow" / Path(root).expanduser())

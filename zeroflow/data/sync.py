@@ -1,0 +1,78 @@
+"""Data sets from a bucket, or a shared folder, to a machine's own disk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from zeroflow.errors import ConfigError
+from zeroflow.telling import Tell, silent
+
+_AT_ONCE = 16
+"""Files that are on their way at a time: small ones wait for the answer, not for the bytes."""
+
+_PIECE = 2**22
+
+
+def synchronise(source: str, folder: Path, tell: Tell = silent) -> int:
+    """Copy what ``folder`` lacks, or has with another size, each file whole or not at all. Nothing is deleted.
+
+    Args:
+        source: ``s3://bucket/path``, ``gs://...``, or a folder. folder: made if missing. tell: see ``Tell``; a unit is a file.
+
+    Returns:
+        How many files were copied.
+
+    Raises:
+        ConfigError: the source cannot be read, or has a name that leads out of ``folder``.
+    """
+    import pyarrow as pa
+    from pyarrow import fs
+
+    try:
+        filesystem, base = (
+            fs.FileSystem.from_uri(source) if "://" in source else (fs.LocalFileSystem(), os.path.abspath(source))
+        )
+        if filesystem.get_file_info(base).type == fs.FileType.NotFound:
+            raise ConfigError(f"data {source!r}: nothing is there")
+        found = [i for i in filesystem.get_file_info(fs.FileSelector(base, recursive=True)) if i.is_file]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"data {source!r}: cannot be read: {error}") from None
+    wanted = []
+    for info in found:
+        inside = PurePosixPath(info.path).relative_to(base)
+        if ".." in inside.parts or inside.is_absolute():
+            raise ConfigError(f"data {source!r}: {info.path}: leads out of {folder}")
+        target = folder / inside
+        if not target.is_file() or target.stat().st_size != info.size:
+            wanted.append((info.path, target))
+
+    def copy(number: int) -> None:
+        path, target = wanted[number]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with filesystem.open_input_stream(path) as stream:
+            _whole(stream, target)
+
+    try:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for number, _ in enumerate(pool.map(copy, range(len(wanted)))):
+                tell(str(wanted[number][1].name), number + 1, len(wanted))
+    except OSError as error:
+        raise ConfigError(f"data {source!r}: {error}") from None
+    return len(wanted)
+
+
+def _whole(stream: Any, target: Path) -> None:
+    temporary = tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False)
+    try:
+        with temporary as file:
+            while piece := stream.read(_PIECE):
+                file.write(piece)
+        Path(temporary.name).replace(target)
+    finally:
+        Path(temporary.name).unlink(missing_ok=True)
