@@ -6,6 +6,7 @@ misspelt keys of the provider, folders that are not here, ports open to the worl
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 import json
@@ -273,10 +274,9 @@ def _aws_node(node: Mapping[str, Any], where: str) -> Iterator[str]:
     if importlib.util.find_spec("botocore") is None:
         yield f"{where}: cannot be checked without boto3: pip install boto3"
         return
-    import botocore.session
     import botocore.validate
 
-    ec2 = botocore.session.get_session().get_service_model("ec2")
+    ec2 = _ec2()
     shape = ec2.operation_model("RunInstances").input_shape
     asked = {**{key: value for key, value in node.items() if key not in _RAYS_OWN}, "MinCount": 1, "MaxCount": 1}
     report = botocore.validate.ParamValidator().validate(asked, shape)
@@ -293,6 +293,14 @@ def _aws_node(node: Mapping[str, Any], where: str) -> Iterator[str]:
         yield f"{where}.ImageId: missing: Ray would take an image of 2023, whose driver is too old"
     if node.get("MetadataOptions", {}).get("HttpTokens") != "required":
         yield f"{where}.MetadataOptions: expected HttpTokens: required, or any request from a machine may read its credentials"
+
+
+@functools.cache
+def _ec2() -> Any:
+    """AWS's own description of EC2, which takes more than a second to read."""
+    import botocore.session
+
+    return botocore.session.get_session().get_service_model("ec2")
 
 
 def _gcp_node(node: Mapping[str, Any], where: str) -> Iterator[str]:
