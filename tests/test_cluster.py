@@ -276,7 +276,10 @@ def test_ray_takes_the_closed_group_and_both_roles(account: Any, edited: Path) -
     kinds = config["available_node_types"]
     assert len({tuple(kind["node_config"]["SecurityGroupIds"]) for kind in kinds.values()}) == 1
     # What AWS says such machines have.
-    assert kinds["gpu_spot"]["resources"].items() >= {"CPU": 4, "GPU": 1}.items() and kinds["head"]["resources"]["CPU"] == 0
+    assert (
+        kinds["gpu_spot"]["resources"].items() >= {"CPU": 4, "GPU": 1}.items()
+        and kinds["head"]["resources"]["CPU"] == 0
+    )
     roles = {name: kind["node_config"]["IamInstanceProfile"]["Name"] for name, kind in kinds.items()}
     assert roles == {"head": "zeroflow-head", "gpu_spot": "zeroflow-worker", "gpu_on_demand": "zeroflow-worker"}
     assert not any("0.0.0.0/0" in rule for rules in ingress().values() for rule in rules)
@@ -292,7 +295,6 @@ def test_without_the_group_ray_opens_ssh_to_the_world_which_is_told_before(accou
         "role zeroflow-worker: not in this account; cluster/aws.yaml makes it",
     }
     import boto3
-
     from ray.autoscaler._private.aws.config import bootstrap_aws
 
     bootstrap_aws(dict(read_cluster(edited / "gpu.yaml").config))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -34,7 +33,7 @@ def synchronise(source: str, folder: Path, tell: Tell = silent) -> int:
 
     try:
         filesystem, base = (
-            fs.FileSystem.from_uri(source) if "://" in source else (fs.LocalFileSystem(), os.path.abspath(source))
+            fs.FileSystem.from_uri(source) if "://" in source else (fs.LocalFileSystem(), str(Path(source).absolute()))
         )
         if filesystem.get_file_info(base).type == fs.FileType.NotFound:
             raise ConfigError(f"data {source!r}: nothing is there")
@@ -68,11 +67,9 @@ def synchronise(source: str, folder: Path, tell: Tell = silent) -> int:
 
 
 def _whole(stream: Any, target: Path) -> None:
-    temporary = tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False)
-    try:
-        with temporary as file:
+    """Write a file under a hidden name and give it its own when it is whole."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as hidden:
+        with (file := Path(hidden) / target.name).open("wb") as part:
             while piece := stream.read(_PIECE):
-                file.write(piece)
-        Path(temporary.name).replace(target)
-    finally:
-        Path(temporary.name).unlink(missing_ok=True)
+                part.write(piece)
+        file.replace(target)

@@ -71,6 +71,11 @@ class Store:
             self.root = str(Path(root).expanduser().absolute())
             self._filesystem, self._base = fs.LocalFileSystem(), self.root
         else:
+            if "@" in self.root.split("://", 1)[1].split("/")[0]:
+                raise ConfigError(
+                    "results: the address has credentials in it, which would go into logs and reports; expected them in the "
+                    "environment, in ~/.aws/credentials, or in the machine's role"
+                )
             try:
                 self._filesystem, self._base = fs.FileSystem.from_uri(_whole_objects(self.root))
             except (pa.ArrowException, OSError, ValueError) as error:
@@ -272,6 +277,13 @@ class Store:
             found = self._filesystem.get_file_info(fs.FileSelector(f"{self._base}/{folder}", allow_not_found=True))
         named = sorted((i for i in found if i.is_file and not i.base_name.startswith(".")), key=lambda i: i.base_name)
         return [(i.base_name, data) for i in named if (data := self._get(i.path))]
+
+    def names(self, folder: str) -> list[str]:
+        """The names of such files in a folder of the store and below, relative to it."""
+        with self._reaching("read"):
+            selector = fs.FileSelector(f"{self._base}/{folder}", allow_not_found=True, recursive=True)
+            found = self._filesystem.get_file_info(selector)
+        return sorted(info.path.removeprefix(f"{self._base}/{folder}/") for info in found if info.is_file)
 
     def _read(self, schema: pa.Schema, paths: Sequence[str]) -> tuple[pa.Table, list[str]]:
         """The rows of some files in the columns of ``schema``, and which files could not be read."""

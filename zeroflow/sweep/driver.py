@@ -12,7 +12,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,10 @@ KEPT_MEMORY = {
 }  # fmt: skip
 """Environment of worker processes: freed memory is kept, in huge pages. Otherwise a forward pass on a CPU gives all of its
 memory back and faults it in again, page by page (``benchmarks/kept_memory.py``). Other C libraries ignore it."""
+
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Environment of a local Ray: it is nobody else's, and listens on the machine's own address alone (what Ray does on Windows and
+macOS of its own accord). Without it its ports are open to the network."""
 
 # What a Tune trial holds while Ray Train's workers do its work. Any share of a CPU would be missing for the last worker
 # of a full cluster, which then never starts; nothing at all is refused.
@@ -105,7 +109,8 @@ def run_sweep(
 
     started_here = not ray.is_initialized()
     if started_here:
-        ray.init(address or os.environ.get("RAY_ADDRESS") or "local", **_quiet(local))
+        with _closed_to_the_network() if local else nullcontext():
+            ray.init(address or os.environ.get("RAY_ADDRESS") or "local", **_quiet(local))
     try:
         with _terminated_like_interrupted():
             return _run(cells, store, placement, name, data_dir, echo)
@@ -132,7 +137,8 @@ def _run(
     from zeroflow.sweep.train import run_cell
 
     def nodes() -> list[Node]:
-        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        here = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return [*here, *_to_come(here)]
 
     commit = checkout_commit()
     scratch = _scratch_folder()
@@ -146,10 +152,14 @@ def _run(
         store.check_writable()
         claims = queue.claims = store.claims()
         record = SweepRecord(store, name, cells, dataclasses.asdict(placement), commit)
-        found = nodes()
+        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if more := _to_come(found):
+            # Otherwise Tune waits for one cell's machine before it asks for the next one's.
+            os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(10 * len(more)))
         echo(
             f"Ray {ray.__version__} at {ray.get_runtime_context().gcs_address}: {len(found)} node(s), "
-            f"{sum(n.get('CPU', 0) for n in found):g} CPUs, {sum(n.get('GPU', 0) for n in found):g} GPUs; "
+            f"{sum(n.get('CPU', 0) for n in found):g} CPUs, {sum(n.get('GPU', 0) for n in found):g} GPUs"
+            f"{f', {len(more)} more node(s) may come' if more else ''}; "
             f"{len(cells)} cells, {max(map(queue.at_a_time, {job.placement for job in queue.waiting}), default=0)} at a time"
         )
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -203,6 +213,33 @@ def _run(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _to_come(here: Sequence[Node]) -> list[Node]:
+    """The nodes that Ray's autoscaler may start beside those that are here; none where there is no autoscaler.
+
+    Kinds of nodes with the same resources (spot and on demand) stand for one another, and those here count for theirs.
+    """
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    most: dict[tuple[tuple[str, float], ...], int] = {}
+    for group in config.node_group_configs if config else ():
+        # What Ray itself adds to a node's resources (its kind of GPU, memory as measured) tells nothing of what fits.
+        counted = {name: float(group.resources[name]) for name in ("CPU", "GPU", "memory") if group.resources.get(name)}
+        kind = tuple(sorted(counted.items()))
+        if kind:
+            most[kind] = max(most.get(kind, 0), _ANY_NUMBER if group.max_count < 0 else group.max_count)
+    found: list[Node] = []
+    for kind, count in most.items():
+        whole = {name: amount for name, amount in kind if name != "memory"}
+        alive = sum(all(node.get(name, 0.0) == amount for name, amount in whole.items()) for node in here)
+        found += [dict(kind)] * max(count - alive, 0)
+    return found
+
+
+_ANY_NUMBER = 1000
+"""Nodes of a kind without a limit that are reckoned with."""
+
+
 def _scratch_folder() -> str:
     """A folder for what Tune and Train insist on writing; those of processes that were killed are removed."""
     host = socket.gethostname()
@@ -247,6 +284,25 @@ def _terminated_like_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _closed_to_the_network() -> Iterator[None]:
+    """Have what Ray starts meanwhile listen on this machine alone, whether or not Ray was imported before."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER, {name: os.environ.get(name) for name in LOOPBACK}
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ.update(LOOPBACK)
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[0]
+        for name, value in before[1].items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _quiet(local: bool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import ray.train
 import ray.train.torch
 from ray.train import TrainingFailedError
 
+from zeroflow.sweep.meeting import MeetingConfig
 from zeroflow.sweep.placement import BLOCK, CellPlacement
 
 _FOREVER = datetime.timedelta(days=30)
@@ -70,7 +71,7 @@ class WorkerGroup:
         self._trainer = ray.train.torch.TorchTrainer(
             loop,
             train_loop_config={"desk": desk, "group": self.name, "shards": placement.data_shards},
-            torch_config=ray.train.torch.TorchConfig(backend=backend, timeout_s=int(_FOREVER.total_seconds())),
+            torch_config=MeetingConfig(backend=backend, timeout_s=int(_FOREVER.total_seconds())),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=placement.workers_per_trial, use_gpu=gpus > 0, resources_per_worker=resources
             ),

@@ -15,7 +15,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ from ray import tune
 
 from zeroflow.optim import Executor, NonFiniteLoss
 from zeroflow.results import records
+from zeroflow.results.store import Store
 from zeroflow.sweep.group import GroupDied, WorkerGroup
 from zeroflow.sweep.placement import CellPlacement
+from zeroflow.sweep.travel import forget, travelling
 from zeroflow.trial.config import TrialConfig
 
 _FALSE_STARTS = 3
@@ -143,9 +145,13 @@ def compute(setting: Mapping[str, Any], desk: Any, executor: Executor | None = N
     # Other code might not make the same steps of the same losses; nor do slices, to the last bit.
     sliced = f"-{placement.data_shards}" if placement.data_shards > 1 else ""
     folder = everything / f"{config.cell_id}-{setting['code']}{sliced}"
+    first = executor is None or executor.rank == 0
+    # Only where no folder beside the results is everybody's.
+    store = Store(setting["root"]) if "://" in setting["root"] and first else None
     try:
-        result = run_trial(config, place, executor=executor, folder=folder)
-        if executor is None or executor.rank == 0:
+        with travelling(store, folder) if store else nullcontext():
+            result = run_trial(config, place, executor=executor, folder=folder)
+        if first:
             tables = records.tables(
                 result, workers=placement.workers_per_trial, shards=placement.data_shards, ray_version=ray.__version__
             )
@@ -155,11 +161,15 @@ def compute(setting: Mapping[str, Any], desk: Any, executor: Executor | None = N
             raise
         if isinstance(error, NonFiniteLoss):
             shutil.rmtree(folder, ignore_errors=True)
+            if store:
+                forget(store, config.cell_id)
         return failure(error)
     finally:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()  # a neighbour on the same GPU may need it
-    if executor is None or executor.rank == 0:
+    if first:
+        if store:
+            forget(store, config.cell_id)
         for old in everything.glob(f"{config.cell_id}-*"):
             shutil.rmtree(old, ignore_errors=True)
     return {"ok": True, **{key: float(result.summary[key]) for key in ("avg", "last", "fgt")}}
@@ -186,7 +196,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def unfinished(root: str) -> Path:
     """The folder of unfinished cells: beside the results, or of this machine where they are in an object store.
 
-    There a log that grows by a few bytes has no place. Of this machine too if it has no such folder for results.
+    There a log that grows by a few bytes has no place; copies of it go there, see ``travel``. Of this machine too if it has no
+    such folder for results.
     """
     if "://" not in root:
         folder = Path(root) / "unfinished"
