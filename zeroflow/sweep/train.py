@@ -28,6 +28,7 @@ from ray import tune
 from zeroflow.optim import Executor, NonFiniteLoss
 from zeroflow.results import records
 from zeroflow.results.store import Store
+from zeroflow.secrets import without_secrets
 from zeroflow.sweep.group import GroupDied, WorkerGroup
 from zeroflow.sweep.placement import CellPlacement
 from zeroflow.sweep.travel import forget, travelling
@@ -182,8 +183,10 @@ def failure(error: BaseException) -> dict[str, Any]:
         kind = "memory"
     elif isinstance(cause, OSError) and cause.errno in _NO_ROOM:
         kind = "disk"
-    text = "".join(traceback.format_exception(error))
-    return {"ok": False, "kind": kind, "type": type(cause).__name__, "message": str(cause), "traceback": text}
+    text = without_secrets("".join(traceback.format_exception(error)))
+    return {
+        "ok": False, "kind": kind, "type": type(cause).__name__, "message": without_secrets(str(cause)), "traceback": text,
+    }  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:

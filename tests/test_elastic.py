@@ -1,0 +1,188 @@
+"""Nodes that come and go during a sweep: real Ray nodes on one machine, one of them joining, one of them killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_faults import LONG_CELL, Sweep, expected, wait_for
+
+from zeroflow.results.store import Store
+from zeroflow.results.sweeps import sweeps
+from zeroflow.sweep import travel
+from zeroflow.sweep.driver import _to_come
+from zeroflow.sweep.grid import load_grid
+
+ROOT = Path(__file__).parent.parent
+
+NODES = """
+import sys
+from ray.cluster_utils import Cluster
+
+cluster, nodes = Cluster(), {}
+cluster.add_node(num_cpus=0, include_dashboard=False)
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    what, name, cache = line.split()
+    if what == "add":
+        # The disk of a node is nobody else's.
+        nodes[name] = cluster.add_node(num_cpus=1, env_vars={"XDG_CACHE_HOME": cache})
+    else:
+        cluster.remove_node(nodes[name], allow_graceful=False)
+    print(what, name, flush=True)
+cluster.shutdown()
+"""
+
+
+class Nodes:
+    """A Ray cluster whose head computes nothing, in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = {**os.environ, "RAY_TMPDIR": tempfile.mkdtemp(prefix="zfr"), "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", NODES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True, env=environment,
+        )  # fmt: skip
+        self.folder, self.address = folder, self._answer()
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def say(self, what: str, name: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{what} {name} {self.folder / name}\n")
+        self.process.stdin.flush()
+        assert self._answer() == f"{what} {name}"
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, s3: str) -> Iterator[Nodes]:
+    cluster = Nodes(tmp_path)
+    yield cluster
+    cluster.end()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_node_that_joins_is_used_and_what_a_killed_one_was_at_goes_on_elsewhere(nodes: Nodes, tmp_path: Path) -> None:
+    file, root = tmp_path / "elastic.yaml", "s3://bucket/elastic"
+    file.write_text(LONG_CELL.replace("{optimizer: zo-sgd}", "{optimizer: zo-sgd, seed: [0, 1]}"))
+    store = Store(root)
+    nodes.say("add", "first")
+    sweep = Sweep(file, root, "--ray-address", nodes.address)
+    try:
+
+        def running() -> int:
+            assert sweep.process.poll() is None, sweep.output()
+            return max((len(record.get("running", [])) for record in sweeps(store)), default=0)
+
+        def copied() -> dict[str, int]:
+            logs = (name for name in store.names("unfinished") if name.endswith(".losses"))
+            sizes: dict[str, int] = {}
+            for name in logs:
+                cell = name.split("-")[0]
+                sizes[cell] = sizes.get(cell, 0) + len(store._get(f"bucket/elastic/unfinished/{name}") or b"")
+            return sizes
+
+        wait_for(lambda: running() == 1 and max(copied().values(), default=0) > 2000)
+        ((old, bytes_before),) = copied().items()
+        nodes.say("add", "second")
+        wait_for(lambda: running() == 2)
+        nodes.say("remove", "first")
+        said = sweep.wait()
+    finally:
+        sweep.process.kill()
+    assert "2 of 2 cells done, 0 failed" in said, said
+    steps = store.load("steps").sort_by("step").to_pylist()
+    trials = {row["cell_id"]: row for row in store.load("trials").to_pylist()}
+    for config in load_grid(file).cells:
+        trial = trials[config.cell_id]
+        found = (
+            [s["loss"] for s in steps if s["cell_id"] == config.cell_id],
+            trial["avg"],
+            trial["last"],
+            trial["forward_passes"],
+        )
+        assert found == expected(config), config.label()
+    replayed = sum(s["seconds"] is None for s in steps if s["cell_id"] == old)
+    assert replayed >= bytes_before // 24, "24 bytes of the log are a step, which was not made again"
+    assert not store.names("unfinished") and not store.load("failures").num_rows
+
+
+def test_copies_of_unfinished_work_go_both_ways_and_the_longer_log_wins(s3: str, tmp_path: Path) -> None:
+    store, here, there = Store("s3://bucket/travels"), tmp_path / "a" / "0123-code", tmp_path / "b" / "0123-code"
+    with travel.travelling(store, here):
+        here.mkdir(parents=True)
+        (here / "task-0.losses").write_bytes(bytes(48))
+        (here / "tasks.pt").write_bytes(b"one")
+        (here / ".lock").touch()
+        copies = travel._Copies(store, here)
+        copies.copy()
+    assert store.names("unfinished") == ["0123-code/task-0.losses", "0123-code/tasks.pt"]
+    there.mkdir(parents=True)
+    (there / "task-0.losses").write_bytes(bytes(24))
+    (there / "task-1.losses").write_bytes(bytes(8))
+    with travel.travelling(store, there):
+        assert {p.name: p.stat().st_size for p in there.iterdir()} == {
+            "task-0.losses": 48,
+            "task-1.losses": 8,
+            "tasks.pt": 3,
+        }
+    (here / "task-0.losses").write_bytes(bytes(72))
+    travel._Copies(store, here).fetch()
+    assert (here / "task-0.losses").stat().st_size == 72, "this node is further than its copy"
+    travel.forget(store, "0123")
+    assert not store.names("unfinished")
+
+
+def test_a_store_out_of_reach_stops_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: str) -> None:
+    monkeypatch.setattr(travel, "EVERY", 0.01)
+    folder = tmp_path / "0123-code"
+    folder.mkdir()
+    (folder / "task-0.losses").write_bytes(bytes(8))
+    with travel.travelling(Store("s3://no-such-bucket/x"), folder):
+        assert (folder / "task-0.losses").exists()
+    travel.forget(Store("s3://no-such-bucket/x"), "0123")
+
+
+class Group:
+    def __init__(self, resources: dict[str, float], most: int) -> None:
+        self.resources, self.max_count = resources, most
+
+
+@pytest.mark.parametrize(
+    ("groups", "here", "come"),
+    [
+        ([], [{"CPU": 2.0}], []),
+        # Spot and on-demand ones stand for one another; the head's kind has none to come.
+        (
+            [Group({"CPU": 4, "GPU": 1}, 3), Group({"CPU": 4, "GPU": 1, "accelerator_type:L4": 1}, 3), Group({}, 0)],
+            [{"memory": 1.0}, {"CPU": 4.0, "GPU": 1.0, "memory": 9.0}],
+            [{"CPU": 4.0, "GPU": 1.0}] * 2,
+        ),
+        ([Group({"CPU": 4}, 1)], [{"CPU": 4.0}, {"CPU": 4.0}], []),
+    ],
+)
+def test_nodes_that_the_autoscaler_may_start_are_reckoned_with(
+    groups: list[Any], here: list[Any], come: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private.state import state
+
+    config = type("Config", (), {"node_group_configs": groups})()
+    monkeypatch.setattr(state, "get_cluster_config", lambda: config if groups else None)
+    assert _to_come(here) == come
