@@ -6,6 +6,7 @@ need not be of one moment: a log is good up to any record, and a checkpoint of a
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 from zeroflow.errors import ConfigError
 from zeroflow.results.store import Store
 
-EVERY = 10.0
+EVERY = float(os.environ.get("ZEROFLOW_COPY_EVERY", "10"))
 """Seconds between copies: of more steps than were made meanwhile none is lost with a node."""
 
 
