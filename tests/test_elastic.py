@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,16 +49,21 @@ class Nodes:
             "RAY_TMPDIR": tempfile.mkdtemp(prefix="zfr"),
             "PYTHONPATH": str(ROOT),
             "ZEROFLOW_COPY_EVERY": "1",
+            "RAY_raylet_start_wait_time_s": "180",
         }
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-c", NODES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            [sys.executable, "-c", NODES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
             text=True, env=environment,
         )  # fmt: skip
         self.folder, self.address = folder, self._answer()
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        if not (answer := self.process.stdout.readline().strip()):
+            self.errors.seek(0)
+            pytest.fail(f"no nodes: {self.errors.read()}")
+        return answer
 
     def say(self, what: str, name: str) -> None:
         assert self.process.stdin is not None
@@ -72,6 +78,7 @@ class Nodes:
             self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
+        shutil.rmtree(self.ray, ignore_errors=True)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ import ray.train.torch
 import torch
 from ray import tune
 
+from zeroflow.errors import ConfigError
 from zeroflow.optim import Executor, NonFiniteLoss
 from zeroflow.results import records
 from zeroflow.results.store import Store
@@ -148,7 +149,10 @@ def compute(setting: Mapping[str, Any], desk: Any, executor: Executor | None = N
     folder = everything / f"{config.cell_id}-{setting['code']}{sliced}"
     first = executor is None or executor.rank == 0
     # Only where no folder beside the results is everybody's.
-    store = Store(setting["root"]) if "://" in setting["root"] and first else None
+    store = None
+    if first and "://" in setting["root"]:
+        with suppress(ConfigError):  # the desk writes results; a node that reaches no store still computes
+            store = Store(setting["root"])
     try:
         with travelling(store, folder) if store else nullcontext():
             result = run_trial(config, place, executor=executor, folder=folder)
