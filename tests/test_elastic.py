@@ -50,6 +50,7 @@ class Nodes:
             "PYTHONPATH": str(ROOT),
             "ZEROFLOW_COPY_EVERY": "1",
             "RAY_raylet_start_wait_time_s": "180",
+            "RAY_agent_register_timeout_ms": "180000",
         }
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
