@@ -18,6 +18,7 @@ from zeroflow.results.store import Store
 from zeroflow.sweep import travel
 from zeroflow.sweep.driver import _to_come
 from zeroflow.sweep.grid import load_grid
+from zeroflow.trial.loop import run_trial
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,7 +91,7 @@ def nodes(tmp_path: Path, s3: str) -> Iterator[Nodes]:
 
 
 GRID = """
-base: {checkpoint: none, image_size: 7, tasks: 5, stop_after: 2, epochs: 3, batch_size: 8, method: aper-adapter, lr: 1e-4}
+base: {checkpoint: none, image_size: 7, tasks: 5, stop_after: 1, epochs: 3, batch_size: 8, method: aper-adapter, lr: 1e-4}
 grid: [{optimizer: zo-sgd}, {method: simplecil}]
 placement: {gpus_per_worker: 0}
 """
@@ -130,6 +131,45 @@ def test_a_node_that_joins_is_used_and_what_a_killed_one_was_at_goes_on_there(no
     # 24 bytes of the log are a step; one that is made again takes no time.
     assert sum(s["seconds"] is None for s in steps) >= bytes_before // 24
     assert not store.names("unfinished") and not store.load("failures").num_rows
+
+
+LOST = """
+import sys
+from pathlib import Path
+from zeroflow.results.store import Store
+from zeroflow.sweep.grid import load_grid
+from zeroflow.trial.loop import run_trial
+from zeroflow.sweep.travel import travelling
+from zeroflow.trial.loop import run_trial
+
+config, folder = load_grid(sys.argv[1]).cells[0], Path(sys.argv[3])
+with travelling(Store(sys.argv[2]), folder):
+    run_trial(config, folder=folder)
+"""
+
+
+@pytest.mark.slow
+def test_a_cell_goes_on_from_the_store_on_a_machine_that_has_never_seen_it(s3: str, tmp_path: Path) -> None:
+    """The same without Ray: one process is killed with all that its machine had, another one makes the same bits."""
+    file, root = tmp_path / "grid.yaml", "s3://bucket/lost"
+    file.write_text(GRID.replace("epochs: 3", "epochs: 1"))
+    store, config = Store(root), load_grid(file).cells[0]
+    name = f"{config.cell_id}-code"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ZEROFLOW_COPY_EVERY": "0.2"}
+    lost = subprocess.Popen(
+        [sys.executable, "-c", LOST, str(file), root, str(tmp_path / "lost" / name)], env=environment
+    )
+    wait_for(lambda: lost.poll() is not None or sum(len(data) for _, data in store.files(f"unfinished/{name}")) > 1000)
+    lost.kill()
+    lost.wait()
+    logged = sum(len(data) for file_name, data in store.files(f"unfinished/{name}") if file_name.endswith(".losses"))
+    with travel.travelling(store, tmp_path / "other" / name):
+        found = run_trial(config, folder=tmp_path / "other" / name)
+    assert (
+        [s.loss for s in found.steps],
+        *(found.summary[key] for key in ("avg", "last", "forward_passes")),
+    ) == expected(config)
+    assert sum(step.seconds is None for step in found.steps) >= logged // 24 > 30, "24 bytes of the log are a step"
 
 
 def test_copies_of_unfinished_work_go_both_ways_and_the_longer_log_wins(s3: str, tmp_path: Path) -> None:
