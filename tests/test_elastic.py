@@ -45,9 +45,10 @@ class Nodes:
     """A Ray cluster whose head computes nothing, in a process of its own."""
 
     def __init__(self, folder: Path) -> None:
+        self.ray = tempfile.mkdtemp(prefix="zfr")
         environment = {
             **os.environ,
-            "RAY_TMPDIR": tempfile.mkdtemp(prefix="zfr"),
+            "RAY_TMPDIR": self.ray,
             "PYTHONPATH": str(ROOT),
             "ZEROFLOW_COPY_EVERY": "1",
             "RAY_raylet_start_wait_time_s": "180",

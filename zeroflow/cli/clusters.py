@@ -17,14 +17,14 @@ from zeroflow.cli.progress import Bar
 @click.command(
     "check-cluster",
     cls=Command,
-    short_help="What would go wrong with a cluster, and its price.",
+    short_help="What is wrong with a cluster, and its price.",
     examples=(
         ("zeroflow check-cluster cluster/gpu.yaml --grid sweeps/full_grid.yaml", "before `ray up cluster/gpu.yaml`"),
         ("zeroflow check-cluster cluster/gpu.yaml --offline", "the file alone; asks no account and no bucket"),
     ),
     statuses={
         0: "nothing is wrong that can be seen from here",
-        BAD_INPUT: "something is: every problem on a line of its own",
+        BAD_INPUT: "bad input, or something is wrong: every problem on a line of its own",
     },
 )
 @click.argument("cluster_file", metavar="CLUSTER", type=click.Path(path_type=Path))
