@@ -14,14 +14,19 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 if TYPE_CHECKING:
     from zeroflow.errors import ConfigError
+    from zeroflow.optim.ban import GradientBanned, gradient_ban
     from zeroflow.trial.config import TrialConfig
     from zeroflow.trial.loop import Placement, run_trial
     from zeroflow.trial.result import TrialResult
 
-__all__ = ["ConfigError", "Placement", "TrialConfig", "TrialResult", "run_trial"]
+__all__ = [
+    "ConfigError", "GradientBanned", "Placement", "TrialConfig", "TrialResult", "gradient_ban", "run_trial",
+]  # fmt: skip
 
 _HOME = {
     "ConfigError": "zeroflow.errors",
+    "GradientBanned": "zeroflow.optim.ban",
+    "gradient_ban": "zeroflow.optim.ban",
     "TrialConfig": "zeroflow.trial.config",
     "Placement": "zeroflow.trial.loop",
     "run_trial": "zeroflow.trial.loop",

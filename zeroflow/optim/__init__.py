@@ -5,6 +5,7 @@ loss = optimizer.step(lambda: criterion(model(x), y))
 """
 
 from zeroflow.optim import names as _names  # registers them
+from zeroflow.optim.ban import GradientBanned, gradient_ban
 from zeroflow.optim.factory import (
     ENHANCEMENTS,
     OptimizerInfo,
@@ -20,6 +21,6 @@ from zeroflow.optim.optimizer import Composition, ThreeStepOptimizer
 del _names
 
 __all__ = [
-    "ENHANCEMENTS", "Composition", "Executor", "Journal", "LocalExecutor", "NonFiniteLoss", "OptimizerInfo", "Slice",
-    "ThreeStepOptimizer", "create_optimizer", "list_optimizers", "optimizers", "register_optimizer",
+    "ENHANCEMENTS", "Composition", "Executor", "GradientBanned", "Journal", "LocalExecutor", "NonFiniteLoss", "OptimizerInfo",
+    "Slice", "ThreeStepOptimizer", "create_optimizer", "gradient_ban", "list_optimizers", "optimizers", "register_optimizer",
 ]  # fmt: skip

@@ -24,7 +24,17 @@ from zeroflow.data.scenario import Batch, Task, View, joined
 from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, MiniBatch, methods
 from zeroflow.models.backbone import create_backbone
-from zeroflow.optim import Executor, Journal, NonFiniteLoss, Slice, ThreeStepOptimizer, create_optimizer
+from zeroflow.optim import (
+    Executor,
+    Journal,
+    NonFiniteLoss,
+    Slice,
+    ThreeStepOptimizer,
+    create_optimizer,
+    gradient_ban,
+    optimizers,
+)
+from zeroflow.optim.estimators import Backpropagation
 from zeroflow.optim.objective import Closure
 from zeroflow.telling import Tell, silent
 from zeroflow.trial import randomness
@@ -366,7 +376,7 @@ def run_trial(
     Raises:
         ConfigError: bad configuration, missing data, unreadable checkpoint, a mini-batch cut into more slices than it has
             samples; before any training.
-        NonFiniteLoss: training diverged.
+        NonFiniteLoss: training diverged. GradientBanned: a method took a gradient under a forward-only optimizer.
     """
     place = placement or Placement()
     config = TrialConfig.from_dict(dataclasses.asdict(config))
@@ -375,8 +385,17 @@ def run_trial(
             f"data shards larger than the batch: {executor.shards} shards, batch_size={config.batch_size}"
         )
     checkpoints = None if folder is None else Checkpoints(folder, executor)
-    with _threads(place.threads), checkpoints.held() if checkpoints else nullcontext():
+    ban = gradient_ban() if forward_only(config) else nullcontext()
+    with _threads(place.threads), ban, checkpoints.held() if checkpoints else nullcontext():
         return _run(config, place, executor, on_stage or (lambda stage, accuracy, samples: None), checkpoints, tell)
+
+
+def forward_only(config: TrialConfig) -> bool:
+    """Whether nothing in a cell needs a gradient of reverse mode: it runs under ``gradient_ban`` then."""
+    if config.optimizer is None:
+        return True
+    exact = isinstance(optimizers.get(config.optimizer).estimator, Backpropagation)
+    return not (exact or config.hybrid_epochs or config.optimizer_options.get("hybrid"))
 
 
 @contextmanager
