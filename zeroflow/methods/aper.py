@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zeroflow.data.scenario import Batch
 from zeroflow.methods.method import Method, MiniBatch, positive, register_method, whole_example
@@ -26,6 +25,7 @@ class APER(SimpleCIL):
     """Task 0 trains a tuning and a cosine head; afterwards a SimpleCIL over ``[backbone(x); tuned(x)]``."""
 
     trains = True
+    any_loss = True
     tuned_by: ClassVar[str]
     """What is trained, a name in ``zeroflow.models.tuning.tunings``."""
 
@@ -55,7 +55,11 @@ class APER(SimpleCIL):
     def losses(self, inputs: tuple[Any, Tensor]) -> Tensor:
         assert self.tuning is not None and self.head is not None, "only the first task is trained"
         prefix, labels = inputs
-        return F.cross_entropy(self.head(self.tuning(self.backbone, prefix)), labels, reduction="none")
+        return self.criterion(self.head(self.tuning(self.backbone, prefix)), labels)
+
+    @classmethod
+    def tunes(cls, options: Any) -> str:
+        return cls.tuned_by
 
     @classmethod
     def refusal(cls, optimizer: OptimizerInfo, options: Any) -> str | None:

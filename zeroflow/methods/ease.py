@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zeroflow.data.scenario import Batch
 from zeroflow.methods.aper import APERAdapter
@@ -30,6 +29,7 @@ class EASE(Method):
     c's mean feature in space k, completed (Eq. 8) where c is older than the task of space k.
     """
 
+    any_loss = True
     prototypes: Tensor
 
     @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class EASE(Method):
         self.first = int(self.options.frozen_space)  # number of the first task's space
         self.register_buffer("prototypes", torch.empty(0, 0, backbone.width))
 
+    @classmethod
+    def tunes(cls, options: Any) -> str:
+        return "adapter"
+
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
         opt, backbone = self.options, self.backbone
         self.tasks.append(classes)
@@ -77,7 +81,7 @@ class EASE(Method):
         assert self.head is not None, "no task has begun"
         prefix, labels = inputs
         logits = self.head(self.backbone(prefix, self.adapters[-1]))
-        return F.cross_entropy(logits, labels - self.tasks[-1].start, reduction="none")
+        return self.criterion(logits, labels - self.tasks[-1].start)
 
     def freeze(self) -> None:
         self.head = None

@@ -26,6 +26,7 @@ class FineTuning(Method):
     The base of all methods with one head: they change what the loss holds besides.
     """
 
+    any_loss = True
     one_head = True
 
     @dataclass(frozen=True)
@@ -81,7 +82,11 @@ class FineTuning(Method):
 
     def losses(self, inputs: Any) -> Tensor:
         prefix, labels = inputs
-        return F.cross_entropy(self.head(self.tuning(self.backbone, prefix)), labels, reduction="none")
+        return self.criterion(self.head(self.tuning(self.backbone, prefix)), labels)
+
+    @classmethod
+    def tunes(cls, options: Any) -> str:
+        return str(options.tune)
 
     @classmethod
     def refusal(cls, optimizer: OptimizerInfo, options: Any) -> str | None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zeroflow.data.scenario import Batch
 from zeroflow.methods.finetune import FineTuning
@@ -100,8 +99,8 @@ class GenerativeReplay(FineTuning):
         if len(inputs) == 2:
             return super().losses(inputs)
         features, labels, replayed, replayed_labels = inputs
-        current = F.cross_entropy(self.head(features), labels, reduction="none")
-        old = F.cross_entropy(self.head(replayed), replayed_labels, reduction="none")
+        current = self.criterion(self.head(features), labels)
+        old = self.criterion(self.head(replayed), replayed_labels)
         tasks = len(self.tasks)
         return current / tasks + (1 - 1 / tasks) * old
 

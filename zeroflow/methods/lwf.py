@@ -73,7 +73,7 @@ class LwF(FineTuning):
     def losses(self, inputs: Any) -> Tensor:
         prefix, labels, old = inputs
         logits = self.head(self.tuning(self.backbone, prefix))
-        losses = F.cross_entropy(logits, labels, reduction="none")
+        losses = self.criterion(logits, labels)
         if old is None:
             return losses
         heat = self.options.temperature

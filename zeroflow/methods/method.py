@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from zeroflow.data.scenario import Batch
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.models.backbone import Backbone
+from zeroflow.models.criteria import Criterion, cross_entropy
 from zeroflow.models.tuning import tunings
 from zeroflow.optim import OptimizerInfo
 from zeroflow.registry import Registry
@@ -58,6 +59,12 @@ class Method(nn.Module, ABC):
 
     all_tasks: ClassVar[bool] = False
     """Whether a task is trained on the samples of all tasks so far."""
+
+    any_loss: ClassVar[bool] = False
+    """Whether ``losses`` is made of ``criterion``; if not, it has a loss of its own, and none can be chosen."""
+
+    criterion: Criterion = staticmethod(cross_entropy)
+    """The classification loss ``criterion(logits, labels)`` ``[N]``, as a cell's ``loss`` says."""
 
     one_head: ClassVar[bool] = False
     """Whether ``losses`` can tell what old tasks lose while a new one is learned."""
@@ -123,6 +130,14 @@ class Method(nn.Module, ABC):
 
     def freeze(self) -> None:
         """Training of the task is over: nothing learned in it changes any more. Comes before ``end_task``."""
+
+    @classmethod
+    def tunes(cls, options: Any) -> str:
+        """What is trained beside or inside the backbone, as ``tuning.tunings`` names it: what the backbone must allow.
+
+        ``none``: nothing but what stands behind its features. ``full``: whatever there is.
+        """
+        return "full"
 
     @classmethod
     def refusal(cls, optimizer: OptimizerInfo, options: Any) -> str | None:

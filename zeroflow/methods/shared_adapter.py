@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zeroflow.data.scenario import Batch
 from zeroflow.methods.aper import APERAdapter
@@ -27,12 +26,17 @@ class SharedAdapter(SimpleCIL):
     """A SimpleCIL on features that move: task t trains the adapter with a throw-away cosine head on its own classes."""
 
     trains = True
+    any_loss = True
     Options = APERAdapter.Options
     tuning: Tuning
 
     def __init__(self, backbone: Backbone, options: Any = None) -> None:
         super().__init__(backbone, options)
         self.head: CosineHead | None = None
+
+    @classmethod
+    def tunes(cls, options: Any) -> str:
+        return "adapter"
 
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
         super().begin_task(classes, generator)
@@ -50,7 +54,7 @@ class SharedAdapter(SimpleCIL):
         assert self.head is not None, "no task has begun"
         prefix, labels = inputs
         logits = self.head(self.tuning(self.backbone, prefix))
-        return F.cross_entropy(logits, labels - self.classes.start, reduction="none")
+        return self.criterion(logits, labels - self.classes.start)
 
     def freeze(self) -> None:
         self.head = None  # and no space stands still

@@ -29,6 +29,10 @@ class SimpleCIL(Method):
         super().__init__(backbone, options)
         self.register_buffer("prototypes", torch.empty(0, backbone.width))
 
+    @classmethod
+    def tunes(cls, options: Any) -> str:
+        return "none"
+
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
         self.classes = classes
 

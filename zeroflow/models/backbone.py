@@ -128,6 +128,13 @@ class Backbone(nn.Module):
         """Stay in evaluation mode: a frozen backbone has no training behaviour, only adapters and heads have."""
         return super().train(False)
 
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Get to know images ``[N, C, H, W]`` of the first task, before anything else is asked; most need not."""
+
+    def emitted(self, number: int, values: Tensor) -> Tensor:
+        """What leaves block ``number``, or (``depth``) the whole as features, of what it has computed: all of it."""
+        return values
+
     def tokens(self, images: Tensor) -> Tensor:
         """What enters the first block, ``[N, tokens, width]``; ``images`` ``[N, C, H, W]``."""
         vit = self.vit
@@ -148,7 +155,7 @@ class Backbone(nn.Module):
             return output if (adapter := stack[number]) is None else output + cast(Tensor, adapter(hidden))
 
         tokens = first.output if stack[0] is None else first.output + stack[0](first.hidden)
-        return self.pooled(self.through(tokens, adapted, first=1))
+        return self.pooled(self.through(self.emitted(0, tokens), adapted, first=1))
 
     def through(self, tokens: Tensor, step: Step | None = None, *, first: int = 0) -> Tensor:
         """Tokens behind the last block, ``[N, tokens, width]``.
@@ -163,11 +170,13 @@ class Backbone(nn.Module):
                 tokens = checkpoint(step, number, block, tokens, use_reentrant=False)
             else:
                 tokens = step(number, block, tokens)
+            tokens = self.emitted(number, tokens)
         return tokens
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """The feature ``[N, width]`` from the tokens behind the last block."""
-        return cast(Tensor, self.vit.forward_head(self.vit.norm(tokens), pre_logits=True))
+        features = cast(Tensor, self.vit.forward_head(self.vit.norm(tokens), pre_logits=True))
+        return self.emitted(self.depth, features)
 
 
 def _halves(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:

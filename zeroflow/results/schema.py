@@ -50,6 +50,8 @@ _CONFIG = [
     _column("seed", _int, "seed of initial values, batch order, augmentation and directions"),
     _column("probe_every", _int, "steps between two looks at function values; null: none"),
     _column("dtype", _text, "floating point type of all computation"),
+    _column("access", _text, "how the backbone was reached; null: white-box"),
+    _column("loss", _text, "what was trained; null: cross-entropy"),
 ]
 
 CONFIG_KEYS = tuple(column.name for column in _CONFIG)

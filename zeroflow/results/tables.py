@@ -34,14 +34,17 @@ _FOLLOWS = {
 }
 # Here null stands for a value, the data set's or the backbone's own; elsewhere it says that the key does not apply.
 _DEFAULTED = (
-    "transform", "image_size", "checkpoint", "stop_after", "base_classes", "increments", "fixed_class_order",
+    "transform", "image_size", "checkpoint", "stop_after", "base_classes", "increments", "fixed_class_order", "access", "loss",
 )  # fmt: skip
 # Accuracies are comparable only where all of these agree.
 _SAME_PROBLEM = (
     "dataset", "transform", "image_size", "tasks", "base_classes", "increments", "class_order_seed", "fixed_class_order",
-    "stop_after", "validation", "backbone", "checkpoint", "dtype",
+    "stop_after", "validation", "backbone", "checkpoint", "dtype", "access",
 )  # fmt: skip
 
+
+_USUAL = {"access": "white-box", "loss": "cross-entropy"}
+"""What null stands for, where it has a name."""
 
 _LONG = 16
 """Characters of a list of labels that are shown."""
@@ -197,6 +200,8 @@ def as_text(key: str, value: Any) -> str:
         value = " ".join(f"{name}={option}" for name, option in json.loads(value).items()) or None
     if key == "hybrid_epochs":
         value = value or None  # no epoch is none, as in older files
+    if value is None and key in _USUAL:
+        return _USUAL[key]
     if key == "fixed_class_order" and value and len(value) > _LONG:
         value = f"{value[:_LONG]}...]"
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -30,8 +30,8 @@ from zeroflow.sweep.placement import CellPlacement
 from zeroflow.trial.config import TrialConfig
 
 FEATURES = (
-    "dataset", "method", "tasks", "base_classes", "increments", "stop_after", "backbone", "image_size", "dtype", "transform",
-    "method_options", "optimizer", "batch_size", "optimizer_options", "hybrid_epochs", "queries", "epochs", "validation",
+    "dataset", "method", "tasks", "base_classes", "increments", "stop_after", "backbone", "image_size", "access", "dtype", "transform",
+    "method_options", "optimizer", "batch_size", "optimizer_options", "hybrid_epochs", "queries", "epochs", "validation", "loss",
 )  # fmt: skip
 """What makes cells alike, the most telling first."""
 

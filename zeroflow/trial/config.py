@@ -14,9 +14,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from zeroflow.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from zeroflow.methods import MethodInfo
 
 SCHEDULES = ("cosine", "constant")
 DTYPES = ("float32", "float64")
@@ -36,12 +39,14 @@ class TrialConfig:
         stop_after: only the first so many tasks are run; default: all. validation: share of every class's training
             samples that takes the place of the test samples (0: evaluate on test data).
         backbone: ``quickdraw_vit`` or a timm tag. checkpoint: file, ``"hub"`` or ``"none"``; default: the backbone's own.
+        access: how the backbone is reached, see ``zeroflow.models.access``; default: as it is, ``white-box``.
         method, method_options: registered name and its options.
         optimizer, optimizer_options: registered name and its options; None where the method does not train.
         lr: learning rate. eps: perturbation size. queries: directions per step. None where they mean nothing.
         schedule: ``cosine`` (per epoch, to zero) or ``constant``. epochs, batch_size: per task. hybrid_epochs: how many of
             the epochs, from the first, take the exact gradient (ZeroFlow's hybrid enhancement); their learning rate is
             ``optimizer_options.hybrid_lr``.
+        loss: ``error-rate``: what is trained is the 0-1 error itself; default: ``cross-entropy``.
         seed: of initial values, batch order, augmentation and directions. probe_every: steps between two looks at the loss
             of old and of new tasks, for methods with one head. dtype: of all computation.
     """
@@ -72,6 +77,8 @@ class TrialConfig:
     seed: int = 0
     probe_every: int | None = None
     dtype: str = "float32"
+    access: str | None = None
+    loss: str | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "") -> TrialConfig:
@@ -98,7 +105,9 @@ class TrialConfig:
     def _normal(self) -> TrialConfig:
         from zeroflow.data import datasets, transforms
         from zeroflow.methods import methods
+        from zeroflow.models.access import accesses
         from zeroflow.models.backbone import check_backbone, default_image_size
+        from zeroflow.models.criteria import criteria
         from zeroflow.optim import optimizers
         from zeroflow.optim.estimators import Backpropagation
         from zeroflow.optim.factory import check_settings
@@ -124,6 +133,8 @@ class TrialConfig:
                 f"probe_every={every}: method {self.method!r} has no loss of old tasks while it trains; expected one of "
                 + ", ".join(able)
             )
+        access = self._one_of("access", accesses)
+        loss = self._one_of("loss", criteria)
         for name in ("method_options", "optimizer_options"):
             _require(name, getattr(self, name), isinstance(getattr(self, name), Mapping), "a mapping")
         if self.transform is not None:
@@ -134,6 +145,8 @@ class TrialConfig:
         method_options = method.parse(dict(self.method_options))
         changes: dict[str, Any] = {
             **stream,
+            "access": access,
+            "loss": loss,
             "method_options": _changed(self.method_options, _method_defaults(self.method)),
             "validation": float(self.validation),
             "stop_after": None if stop == tasks else stop,
@@ -144,14 +157,21 @@ class TrialConfig:
             # Cells run in folders of their own.
             changes["checkpoint"] = str(Path(str(self.checkpoint)).expanduser().absolute())
         if not method.trains:
-            changes |= dict.fromkeys(("optimizer", "lr", "eps", "queries", "schedule", "epochs", "batch_size"))
+            changes |= dict.fromkeys(("optimizer", "lr", "eps", "queries", "schedule", "epochs", "batch_size", "loss"))
             changes |= {"optimizer_options": {}, "seed": 0, "hybrid_epochs": 0}
+            self._check_access(method, method_options, None)
             return dataclasses.replace(self, **changes)
 
         _require("optimizer", self.optimizer, self.optimizer is not None, f"a name: method {self.method!r} trains")
         info = optimizers.get(str(self.optimizer))
         if (reason := method.build.refusal(info, method_options)) is not None:
             raise ConfigError(f"method {self.method!r} cannot be trained with optimizer {info.name!r}: {reason}")
+        if loss and not method.build.any_loss:
+            raise ConfigError(f"loss={loss!r}: method {self.method!r} has a loss of its own; leave loss out")
+        differentiates = f"optimizer {info.name!r}" if info.estimator.differentiates else None
+        if self.hybrid_epochs or self.optimizer_options.get("hybrid"):
+            differentiates = differentiates or "a hybrid run, in its first steps,"
+        self._check_access(method, method_options, differentiates)
         _require("epochs", self.epochs, _whole(self.epochs), "an integer >= 1")
         _require("batch_size", self.batch_size, _whole(self.batch_size), "an integer >= 1")
         _require("schedule", self.schedule, self.schedule in SCHEDULES, " or ".join(SCHEDULES))
@@ -174,6 +194,25 @@ class TrialConfig:
         changes["eps"] = float(eps) if info.estimator.uses_eps else None
         changes["optimizer_options"] = _changed(self.optimizer_options, _optimizer_defaults(info.name))
         return dataclasses.replace(self, **changes)
+
+    def _one_of(self, key: str, known: Mapping[str, Any]) -> str | None:
+        """The value of a key that is one of a few names; None for the first of them, which is the default."""
+        value = getattr(self, key)
+        if value is not None and value not in known:
+            raise unknown(key, value, known)
+        return None if value == next(iter(known)) else value
+
+    def _check_access(self, method: MethodInfo, options: Any, differentiates: str | None) -> None:
+        """Refuse what the way to the backbone does not allow."""
+        from zeroflow.models.access import accesses
+
+        if self.access in (None, "white-box"):
+            return
+        why = accesses[str(self.access)].refusal(
+            tuning=method.build.tunes(options), differentiates=differentiates, dtype=self.dtype, options=vars(options)
+        )
+        if why:
+            raise ConfigError(f"access={self.access!r} with method {self.method!r}: {why}")
 
     def _tasks(self, classes: int | None) -> dict[str, Any]:
         """The keys that cut the stream into tasks: the fewest that say the same, where the number of classes is known."""
@@ -235,7 +274,7 @@ class TrialConfig:
         """A short name for progress lines, which mostly tells the cells of a grid apart."""
         values = {
             "q": self.queries, "lr": self.lr and f"{self.lr:.3g}", "epochs": self.epochs, "exact": self.hybrid_epochs,
-            **self.optimizer_options, "seed": str(self.seed),
+            **self.optimizer_options, "access": self.access, "loss": self.loss, "seed": str(self.seed),
         }  # fmt: skip
         named = [self.dataset, self.method, *([self.optimizer] if self.optimizer else [])]
         return " ".join([*named, *(f"{key}={value}" for key, value in values.items() if value)])

@@ -37,6 +37,7 @@ from zeroflow.trial.result import Probe
 _LOOKS = 25  # at an adapter's run in each task
 _SAMPLES = 100  # of each task that an adapter's losses are looked at on
 _OF_A_RUN = ("optimizer", "optimizer_options", "lr", "eps", "queries", "seed")
+_USUAL = ("access", "loss")
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ class Adapter(Landscape):
         self.method.to(self.device, self.dtype)
         self.parameters = self.method.trainable()
         self.looked_at = [list(self._plain(some(view, _SAMPLES))) for view in self.tasks]
-        shared = {key: value for key, value in dataclasses.asdict(config).items() if key not in _OF_A_RUN}
+        shared = {key: value for key, value in dataclasses.asdict(config).items() if key not in _OF_A_RUN + _USUAL}
         steps = (config.epochs or 0) * math.ceil(len(self.tasks[0]) / (config.batch_size or 1))
         self.every = max(1, steps // _LOOKS)
         self.facts = {**shared, "reference": reference.columns(), "patience": self.patience}
@@ -308,6 +309,11 @@ def check_cells(cells: Sequence[TrialConfig]) -> None:
                 f"trajectories: method={config.method!r} with {dict(config.method_options)}: expected 'finetune', one model "
                 "with one head, and something to tune besides it"
             )
+        for key in _USUAL:
+            if (given := getattr(config, key)) is not None:
+                raise ConfigError(
+                    f"trajectories: {key}={given!r}: a landscape shows the backbone as it is, leave it out"
+                )
         for key, value in dataclasses.asdict(config).items():
             if key not in _OF_A_RUN and value != getattr(first, key):
                 raise ConfigError(

@@ -23,7 +23,8 @@ from zeroflow.data.decoded import CACHE_BYTES
 from zeroflow.data.scenario import Batch, Task, View, joined
 from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, MiniBatch, methods
-from zeroflow.models.backbone import create_backbone
+from zeroflow.models.access import open_backbone
+from zeroflow.models.criteria import criteria
 from zeroflow.optim import (
     Executor,
     Journal,
@@ -450,11 +451,13 @@ def _run(
 ) -> TrialResult:  # fmt: skip
     started = time.perf_counter()
     device, dtype = place.torch_device(), getattr(torch, config.dtype)
-    backbone = create_backbone(config.backbone, checkpoint=config.checkpoint, image_size=config.image_size)
+    backbone = open_backbone(config.access, config.backbone, checkpoint=config.checkpoint, image_size=config.image_size)
     dataset = load_dataset(config.dataset, place.data_dir, cache_bytes=place.cache_bytes)
     scenario = scenario_of(config, dataset, backbone.image_size, place.loaders())
     info = methods.get(config.method)
     method = info.build(backbone, info.parse(dict(config.method_options))).to(device, dtype)
+    if config.loss:
+        method.criterion = criteria[config.loss]
     evaluation = Evaluation(method, device, dtype, place.evaluation_batch)
 
     stages = len(scenario.tasks)
@@ -475,6 +478,7 @@ def _run(
     def plain(view: View) -> Iterator[Batch]:
         return ((images.to(device, dtype), labels) for images, labels in view.plain_batches(place.evaluation_batch))
 
+    backbone.calibrate(images for images, _ in plain(scenario.tasks[0].train))
     for task in scenario.tasks[account.stage :]:
         initial = randomness.generator(config.seed, randomness.INITIAL_VALUES, task.index)
         method.begin_task(task.classes, initial, plain(task.train))

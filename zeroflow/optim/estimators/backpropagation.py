@@ -46,6 +46,7 @@ class Backpropagation(Estimator):
 
     uses_queries: ClassVar[bool] = False
     uses_eps: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = True
     cost: ClassVar[str] = "1, and a backward pass"
 
     checkpoint: bool = False

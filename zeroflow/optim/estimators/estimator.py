@@ -87,6 +87,8 @@ class Estimator(ABC):
     """Whether the perturbation size matters."""
     per_example: ClassVar[bool] = False
     """Whether a closure may return one loss for every example of its mini-batch."""
+    differentiates: ClassVar[bool] = False
+    """Whether it asks for derivatives, backwards or forwards, instead of values of the loss."""
     cost: ClassVar[str]
     """Forward passes of one step, as a formula in q."""
 

@@ -19,6 +19,7 @@ class ForwardGradient(Estimator):
     """
 
     uses_eps: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = True
     cost: ClassVar[str] = "q"
 
     distributions: ClassVar[tuple[str, ...]] = ("gaussian", "rademacher")

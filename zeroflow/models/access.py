@@ -1,0 +1,92 @@
+"""How a backbone can be reached: as it is, or in one of the ways in which no gradient can be had.
+
+The key ``access`` of a cell. ``open_backbone`` gives the backbone, ``Access.refusal`` says before any work what cannot be
+done with it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zeroflow.errors import ConfigError
+from zeroflow.models.backbone import Backbone, create_backbone
+
+
+@dataclass(frozen=True)
+class Access:
+    """A way to reach a backbone.
+
+    Attributes:
+        name: as users write it. description: one line.
+        build: gives the backbone, from the arguments of ``create_backbone``.
+        tunings: what can be trained beside or inside it, by its names in ``tuning.tunings``; None: all.
+        why: reason for what is left out of ``tunings``, after "because".
+        derivatives: whether asking for a gradient has an answer, be it zero.
+        float32_cpu: whether it computes on a CPU in float32 alone.
+        dropout: whether adapters may have it. needs: packages beside those that zeroflow requires.
+    """
+
+    name: str
+    description: str
+    build: Callable[..., Backbone]
+    tunings: tuple[str, ...] | None = None
+    why: str = ""
+    derivatives: bool = True
+    float32_cpu: bool = False
+    dropout: bool = True
+    needs: tuple[str, ...] = ()
+
+    def refusal(self, *, tuning: str, differentiates: str | None, dtype: str, options: Mapping[str, Any]) -> str | None:
+        """Why a cell cannot be run this way; None: it can.
+
+        Args:
+            tuning: what is trained, see ``Method.tunes``. differentiates: what of the cell takes derivatives, if anything.
+            dtype: of the cell. options: of the method, all of them.
+        """
+        if self.tunings is not None and tuning not in self.tunings:
+            return f"it trains {tuning!r}, and {self.why}; this can be trained: {', '.join(self.tunings)}"
+        if differentiates and not self.derivatives:
+            return f"{differentiates} differentiates, and {self.why}; take an optimizer of forward passes (zo-*)"
+        if self.float32_cpu and dtype != "float32":
+            return f"dtype={dtype!r}: it computes in float32"
+        if not self.dropout and tuning == "adapter" and options.get("dropout"):
+            return f"dropout={options['dropout']}: its graph has none; set method_options.dropout to 0"
+        return None
+
+    def check_installed(self) -> None:
+        """Raise ``ConfigError`` where a package it needs is missing."""
+        missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ConfigError(f"access={self.name!r} needs {' and '.join(missing)}: pip install 'zeroflow[bans]'")
+
+
+def _spiking(*arguments: Any, **named: Any) -> Backbone:
+    from zeroflow.models.spiking import SpikingBackbone
+
+    return SpikingBackbone(create_backbone(*arguments, **named).vit)
+
+
+accesses: Mapping[str, Access] = {
+    access.name: access
+    for access in (
+        Access("white-box", "the backbone as it is, in this process", create_backbone),
+        Access(
+            "spiking", "every block and the features answer in spikes: hard thresholds, no slope anywhere", _spiking
+        ),
+    )
+}
+"""By name; the first one is the default."""
+
+
+def open_backbone(access: str | None, name: str, **arguments: Any) -> Backbone:
+    """A backbone as a cell reaches it; arguments as those of ``create_backbone``.
+
+    Raises:
+        ConfigError: see ``create_backbone``; a package is missing.
+    """
+    found = accesses[access or "white-box"]
+    found.check_installed()
+    return found.build(name, **arguments)
