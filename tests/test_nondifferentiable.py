@@ -122,7 +122,7 @@ def test_forward_passes_learn_where_first_order_stands_still(what: str, rule: st
     if what == "error-rate":
         method = begun("finetune", open_backbone(None, **TINY), tune="none", imprint=False)
         method.criterion = criteria["error-rate"]
-        steps, wanted, rates = 150, 0.1, {"zo-sgd": 0.3, "zo-fzoo": 0.03}
+        steps, wanted, rates = 150, 0.05, {"zo-sgd": 0.3, "zo-fzoo": 0.03}
     else:  # what stands behind the last spike has a slope: hold it still
         method = begun("finetune", spiking(), tune="vpt-shallow", tokens=2, imprint=False)
         method.head.requires_grad_(False)

@@ -169,6 +169,7 @@ def sweep(
     as_json: bool,
 ) -> None:
     """Run the cells of a grid that are not done yet, with Ray Tune and Ray Train, into a Parquet store."""
+    from zeroflow.models.access import accesses
     from zeroflow.models.backbone import check_buildable
     from zeroflow.results.report import write_report
     from zeroflow.results.store import Store
@@ -184,6 +185,7 @@ def sweep(
     cells = found.runnable(retry_failed)
     for config in cells:
         check_buildable(config.backbone, config.checkpoint, config.image_size)
+        accesses[config.access or "white-box"].check_installed()
     if dry_run:
         if as_json:
             click.echo(json.dumps(_counts(grid, store, found), indent=1))
@@ -258,6 +260,7 @@ def search(
     Every optimizer gets the same budget of forward passes, on held-out training data of the first task. Candidates that have
     been run are not run again.
     """
+    from zeroflow.models.access import accesses
     from zeroflow.models.backbone import check_buildable
     from zeroflow.results.searches import render_searches, search_rows
     from zeroflow.results.store import Store
@@ -278,6 +281,7 @@ def search(
     cells = found.runnable(retry_failed)
     for config in cells:
         check_buildable(config.backbone, config.checkpoint, config.image_size)
+        accesses[config.access or "white-box"].check_installed()
     if dry_run:
         return
     stopped = None

@@ -68,7 +68,7 @@ class FineTuning(Method):
             self.head = CosineHead(self.backbone.width, len(classes), sigma=self.options.sigma, generator=generator)
         else:
             self.head.grow(len(classes), generator)
-        self.to(next(self.backbone.parameters()))
+        self.to(self.backbone.like)
         if self.options.imprint and batches is not None:
             self.eval()
             means = class_means(lambda images: self.features(images, range(1))[:, 0], batches, classes)

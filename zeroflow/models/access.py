@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from zeroflow.errors import ConfigError
 from zeroflow.models.backbone import Backbone, create_backbone
 
@@ -26,7 +28,7 @@ class Access:
         why: reason for what is left out of ``tunings``, after "because".
         derivatives: whether asking for a gradient has an answer, be it zero.
         float32_cpu: whether it computes on a CPU in float32 alone.
-        dropout: whether adapters may have it. needs: packages beside those that zeroflow requires.
+        dropout: whether adapters may have it. per_example: whether they may differ from example to example. needs: packages beside those that zeroflow requires.
     """
 
     name: str
@@ -37,24 +39,33 @@ class Access:
     derivatives: bool = True
     float32_cpu: bool = False
     dropout: bool = True
+    per_example: bool = True
     needs: tuple[str, ...] = ()
 
-    def refusal(self, *, tuning: str, differentiates: str | None, dtype: str, options: Mapping[str, Any]) -> str | None:
+    def refusal(
+        self, *, tuning: str, differentiates: str | None, per_example: bool, dtype: str, options: Mapping[str, Any]
+    ) -> str | None:
         """Why a cell cannot be run this way; None: it can.
 
         Args:
             tuning: what is trained, see ``Method.tunes``. differentiates: what of the cell takes derivatives, if anything.
-            dtype: of the cell. options: of the method, all of them.
+            per_example: whether the optimizer moves every example on its own. dtype: of the cell. options: of the method, all of them.
         """
         if self.tunings is not None and tuning not in self.tunings:
             return f"it trains {tuning!r}, and {self.why}; this can be trained: {', '.join(self.tunings)}"
         if differentiates and not self.derivatives:
             return f"{differentiates} differentiates, and {self.why}; take an optimizer of forward passes (zo-*)"
+        if per_example and not self.per_example:
+            return "its optimizer moves every example of a mini-batch on its own, which needs the layers themselves"
         if self.float32_cpu and dtype != "float32":
             return f"dtype={dtype!r}: it computes in float32"
         if not self.dropout and tuning == "adapter" and options.get("dropout"):
             return f"dropout={options['dropout']}: its graph has none; set method_options.dropout to 0"
         return None
+
+    def device(self, wanted: torch.device) -> torch.device:
+        """Where the cell computes."""
+        return torch.device("cpu") if self.float32_cpu else wanted
 
     def check_installed(self) -> None:
         """Raise ``ConfigError`` where a package it needs is missing."""
@@ -69,12 +80,45 @@ def _spiking(*arguments: Any, **named: Any) -> Backbone:
     return SpikingBackbone(create_backbone(*arguments, **named).vit)
 
 
+def _int8(*arguments: Any, **named: Any) -> Backbone:
+    from zeroflow.models.int8 import quantised
+
+    return quantised(create_backbone(*arguments, **named))
+
+
+def _exported(*arguments: Any, **named: Any) -> Backbone:
+    from zeroflow.models.exported import ExportedBackbone
+
+    return ExportedBackbone(*arguments, **named)
+
+
+_HARDWARE: Mapping[str, Any] = {"derivatives": False, "float32_cpu": True}
+
 accesses: Mapping[str, Access] = {
     access.name: access
     for access in (
         Access("white-box", "the backbone as it is, in this process", create_backbone),
         Access(
             "spiking", "every block and the features answer in spikes: hard thresholds, no slope anywhere", _spiking
+        ),
+        Access(
+            "int8",
+            "weights and activations of eight bits, on torch's quantised CPU kernels",
+            _int8,
+            tunings=("none", "adapter", "vpt-shallow", "vpt-deep"),
+            why="int8 weights cannot be trained and have no derivative",
+            **_HARDWARE,
+        ),
+        Access(
+            "exported",
+            "an ONNX graph, run by ONNX Runtime; adapters' weights are inputs",
+            _exported,
+            tunings=("none", "adapter"),
+            why="an exported graph has no derivative, and inputs for adapters alone",
+            dropout=False,
+            per_example=False,
+            needs=("onnx", "onnxruntime"),
+            **_HARDWARE,
         ),
     )
 }

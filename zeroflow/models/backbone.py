@@ -96,6 +96,9 @@ class Backbone(nn.Module):
     own configuration says) after the final norm.
     """
 
+    unseen_bytes: int | None = 0
+    """Bytes of weights that are in no tensor of the module; None: nor is it known what a forward pass needs besides."""
+
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
         self.vit = vit.requires_grad_(False).eval()
@@ -108,6 +111,11 @@ class Backbone(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Where a graph is built, store what enters each block only and compute the rest again on the way back."""
         self.checkpointing = enable
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the precision and on the device that it computes in."""
+        return next(self.parameters())
 
     @property
     def width(self) -> int:
@@ -177,6 +185,36 @@ class Backbone(nn.Module):
         """The feature ``[N, width]`` from the tokens behind the last block."""
         features = cast(Tensor, self.vit.forward_head(self.vit.norm(tokens), pre_logits=True))
         return self.emitted(self.depth, features)
+
+
+class Closed(Backbone):
+    """A backbone of which nothing but what goes in and comes out is known: the base of those that are not torch's.
+
+    Args:
+        width: features d. image_size: pixels. depth: blocks, where adapters may stand beside them.
+    """
+
+    def __init__(self, width: int, image_size: int, depth: int = 0) -> None:
+        nn.Module.__init__(self)
+        self._width, self._image_size, self._depth = width, image_size, depth
+        self.checkpointing = False
+        self.register_buffer("_like", torch.zeros(()), persistent=False)
+
+    @property
+    def like(self) -> Tensor:
+        return cast(Tensor, self._like)
+
+    @property
+    def width(self) -> int:
+        return self._width
+
+    @property
+    def depth(self) -> int:
+        return self._depth
+
+    @property
+    def image_size(self) -> int:
+        return self._image_size
 
 
 def _halves(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:

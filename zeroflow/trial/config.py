@@ -159,7 +159,7 @@ class TrialConfig:
         if not method.trains:
             changes |= dict.fromkeys(("optimizer", "lr", "eps", "queries", "schedule", "epochs", "batch_size", "loss"))
             changes |= {"optimizer_options": {}, "seed": 0, "hybrid_epochs": 0}
-            self._check_access(method, method_options, None)
+            self._check_access(method, method_options, None, False)
             return dataclasses.replace(self, **changes)
 
         _require("optimizer", self.optimizer, self.optimizer is not None, f"a name: method {self.method!r} trains")
@@ -171,7 +171,7 @@ class TrialConfig:
         differentiates = f"optimizer {info.name!r}" if info.estimator.differentiates else None
         if self.hybrid_epochs or self.optimizer_options.get("hybrid"):
             differentiates = differentiates or "a hybrid run, in its first steps,"
-        self._check_access(method, method_options, differentiates)
+        self._check_access(method, method_options, differentiates, info.estimator.per_example)
         _require("epochs", self.epochs, _whole(self.epochs), "an integer >= 1")
         _require("batch_size", self.batch_size, _whole(self.batch_size), "an integer >= 1")
         _require("schedule", self.schedule, self.schedule in SCHEDULES, " or ".join(SCHEDULES))
@@ -202,15 +202,16 @@ class TrialConfig:
             raise unknown(key, value, known)
         return None if value == next(iter(known)) else value
 
-    def _check_access(self, method: MethodInfo, options: Any, differentiates: str | None) -> None:
+    def _check_access(self, method: MethodInfo, options: Any, differentiates: str | None, per_example: bool) -> None:
         """Refuse what the way to the backbone does not allow."""
         from zeroflow.models.access import accesses
 
         if self.access in (None, "white-box"):
             return
         why = accesses[str(self.access)].refusal(
-            tuning=method.build.tunes(options), differentiates=differentiates, dtype=self.dtype, options=vars(options)
-        )
+            tuning=method.build.tunes(options), differentiates=differentiates, per_example=per_example, dtype=self.dtype,
+            options=vars(options),
+        )  # fmt: skip
         if why:
             raise ConfigError(f"access={self.access!r} with method {self.method!r}: {why}")
 

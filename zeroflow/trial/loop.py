@@ -23,7 +23,7 @@ from zeroflow.data.decoded import CACHE_BYTES
 from zeroflow.data.scenario import Batch, Task, View, joined
 from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, MiniBatch, methods
-from zeroflow.models.access import open_backbone
+from zeroflow.models.access import accesses, open_backbone
 from zeroflow.models.criteria import criteria
 from zeroflow.optim import (
     Executor,
@@ -450,7 +450,7 @@ def _run(
     tell: Tell,
 ) -> TrialResult:  # fmt: skip
     started = time.perf_counter()
-    device, dtype = place.torch_device(), getattr(torch, config.dtype)
+    device, dtype = accesses[config.access or "white-box"].device(place.torch_device()), getattr(torch, config.dtype)
     backbone = open_backbone(config.access, config.backbone, checkpoint=config.checkpoint, image_size=config.image_size)
     dataset = load_dataset(config.dataset, place.data_dir, cache_bytes=place.cache_bytes)
     scenario = scenario_of(config, dataset, backbone.image_size, place.loaders())
@@ -559,7 +559,7 @@ def _run(
         costs={
             "forward_passes": account.forwards,
             "forward_equivalents": account.equivalents,
-            "peak_memory_bytes": account.peak,
+            "peak_memory_bytes": None if backbone.unseen_bytes is None else account.peak + backbone.unseen_bytes,
             "trainable_parameters": account.parameters,
             "seconds": account.seconds,
             "training_seconds": seconds,

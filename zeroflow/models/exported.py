@@ -1,0 +1,134 @@
+"""A backbone as an exported graph, run by ONNX Runtime: no parameters, no autograd, adapters' weights are inputs.
+
+Two graphs, so that what no adapter can change is computed once for all evaluations of a step: images -> ``Prefix``, and
+``Prefix`` and adapters -> features. An inner width of the adapters and a number of images are not part of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zeroflow.models.adapters import Adapter
+from zeroflow.models.backbone import Backbone, Closed, Prefix, _halves, create_backbone
+
+_WEIGHTS = ("down", "down_bias", "up", "up_bias")
+_INPUTS = ("hidden", "output", *_WEIGHTS, "scale")
+
+
+class ExportedBackbone(Closed):
+    """The two graphs of ``export``, loaded; as many threads as torch has."""
+
+    unseen_bytes = None
+
+    def __init__(self, name: str, **arguments: Any) -> None:
+        import onnxruntime
+
+        graphs = export(name, tuple(arguments.items()))
+        super().__init__(graphs.width, graphs.image_size, graphs.depth)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self._front, self._rest = (
+            onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            for graph in (graphs.front, graphs.rest)
+        )
+
+    def prefix(self, images: Tensor) -> Prefix:
+        found = self._front.run(None, {"images": images.detach().numpy()})
+        return Prefix(*map(torch.from_numpy, found))
+
+    def forward(self, images: Tensor | Prefix, adapters: Iterable[nn.Module] | None = None) -> Tensor:
+        first = images if isinstance(images, Prefix) else self.prefix(images)
+        given = (*first, *weights(adapters, self.depth, self.width))
+        if torch.is_grad_enabled() and any(value.requires_grad for value in given):
+            raise RuntimeError("an exported graph has no derivative; evaluate it under torch.no_grad()")
+        inputs = {name: value.detach().numpy() for name, value in zip(_INPUTS, given, strict=True)}
+        return torch.from_numpy(self._rest.run(None, inputs)[0])
+
+
+def weights(adapters: Iterable[nn.Module] | None, depth: int, width: int) -> Sequence[Tensor]:
+    """Adapters as the graph takes them: down ``[depth, b, width]``, its bias, up ``[depth, width, b]``, its bias, scale ``[]``.
+
+    None: adapters that add nothing.
+    """
+    if adapters is None:
+        zeros = torch.zeros
+        return zeros(depth, 1, width), zeros(depth, 1), zeros(depth, width, 1), zeros(depth, width), zeros(())
+    stack: list[Any] = list(adapters)
+    if not all(isinstance(adapter, Adapter) for adapter in stack):
+        raise TypeError("an exported graph takes an Adapter for every block, nothing else")
+    parts: Any = [(a.down.weight, a.down.bias, a.up.weight, a.up.bias) for a in stack]
+    return *(torch.stack(part) for part in zip(*parts, strict=True)), torch.tensor(float(stack[0].scale))
+
+
+class Graphs:
+    """Both graphs as bytes, and the shape of the backbone they are of."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.width, self.depth, self.image_size = backbone.width, backbone.depth, backbone.image_size
+        for module in backbone.modules():
+            if isinstance(module, nn.Linear):
+                module.__class__ = nn.Linear  # oneDNN's kernel is no operator of ONNX
+        images = torch.zeros(2, backbone.vit.patch_embed.proj.in_channels, self.image_size, self.image_size)
+        self.front = _graph(_Front(backbone), [images], ["images"], ["hidden", "output"], {})
+        adapters = [torch.zeros(self.depth, 2, self.width), torch.zeros(self.depth, 2)]
+        adapters += [torch.zeros(self.depth, self.width, 2), torch.zeros(self.depth, self.width), torch.tensor(1.0)]
+        inner = {"down": {1: "inner"}, "down_bias": {1: "inner"}, "up": {2: "inner"}}
+        given = [*backbone.prefix(images), *adapters]
+        self.rest = _graph(_Rest(backbone), given, list(_INPUTS), ["features"], inner)
+
+
+@functools.lru_cache(maxsize=4)
+def export(name: str, arguments: tuple[tuple[str, Any], ...]) -> Graphs:
+    """The graphs of a backbone; the arguments are those of ``create_backbone``."""
+    return Graphs(create_backbone(name, **dict(arguments)))
+
+
+class _Front(nn.Module):
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, output = _halves(self.backbone.vit.blocks[0], self.backbone.tokens(images))
+        return hidden, output
+
+
+class _Rest(_Front):
+    def forward(self, hidden: Tensor, output: Tensor, *adapters: Tensor) -> Tensor:  # type: ignore[override]
+        down, down_bias, up, up_bias, scale = adapters
+
+        def branch(number: int, hidden: Tensor) -> Tensor:
+            inner = torch.relu(F.linear(hidden, down[number], down_bias[number]))
+            return scale * F.linear(inner, up[number], up_bias[number])
+
+        def adapted(number: int, block: nn.Module, tokens: Tensor) -> Tensor:
+            hidden, output = _halves(block, tokens)
+            return output + branch(number, hidden)
+
+        return self.backbone.pooled(self.backbone.through(output + branch(0, hidden), adapted, first=1))
+
+
+def _graph(
+    module: nn.Module, given: list[Tensor], inputs: list[str], outputs: list[str], more: dict[str, dict[int, str]]
+) -> bytes:
+    file: Any = io.BytesIO()
+    axes: dict[str, Any] = {
+        name: {0: "images"} for name in ("images", "hidden", "output", "features") if name in inputs + outputs
+    }
+    with warnings.catch_warnings(), torch.no_grad():
+        # The newer exporter takes twenty times as long for the same graph.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(), tuple(given), file, dynamo=False, opset_version=17, input_names=inputs, output_names=outputs,
+            dynamic_axes=axes | more,
+        )  # fmt: skip
+    return bytes(file.getvalue())
