@@ -128,3 +128,20 @@ class APERFineTune(APER):
     """APER with full fine-tuning."""
 
     tuned_by = "full"
+
+
+@register_method("aper-input-prompt", "as aper-adapter, with a pattern added to the image: nothing inside is touched")
+class APERInputPrompt(APER):
+    """APER for a backbone of which only the input can be reached."""
+
+    tuned_by = "input-prompt"
+
+    @dataclass(frozen=True)
+    class Options(Method.Options):
+        """border: width of the frame, pixels. rank: of the pattern over the whole image."""
+
+        border: int = 2
+        rank: int = 2
+
+        def __post_init__(self) -> None:
+            positive(border=self.border, rank=self.rank)

@@ -33,8 +33,9 @@ class FineTuning(Method):
     class Options(Method.Options):
         """What is trained besides the head, and how it starts.
 
-        tune: ``none``, ``adapter``, ``vpt-shallow``, ``vpt-deep``, ``ssf`` or ``full``.
+        tune: ``none``, ``adapter``, ``vpt-shallow``, ``vpt-deep``, ``ssf``, ``full`` or ``input-prompt``.
         bottleneck, scale, dropout: of adapters. tokens: learnable ones at each place, of ``vpt-*``.
+        border, rank: of ``input-prompt``, the frame's width in pixels and the pattern's rank.
         imprint: a new class's weights start at its mean feature (Qi et al., "Low-Shot Learning with Imprinted Weights",
             CVPR 2018), so that before any training this is a class-mean classifier; otherwise at random.
         sigma: the head's scale at first.
@@ -47,10 +48,13 @@ class FineTuning(Method):
         tokens: int = 5
         imprint: bool = True
         sigma: float = 10.0
+        border: int = 2
+        rank: int = 2
 
         def __post_init__(self) -> None:
             tunings.get(self.tune, where="tune")
             positive(bottleneck=self.bottleneck, scale=self.scale, tokens=self.tokens, sigma=self.sigma)
+            positive(border=self.border, rank=self.rank)
             if not 0 <= self.dropout < 1:
                 raise ValueError(f"dropout={self.dropout!r}: expected a share in [0, 1)")
 

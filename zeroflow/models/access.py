@@ -28,7 +28,7 @@ class Access:
         why: reason for what is left out of ``tunings``, after "because".
         derivatives: whether asking for a gradient has an answer, be it zero.
         float32_cpu: whether it computes on a CPU in float32 alone.
-        dropout: whether adapters may have it. per_example: whether they may differ from example to example. needs: packages beside those that zeroflow requires.
+        dropout: whether adapters may have it. per_example: whether they may differ from example to example. needs: packages beside those that zeroflow requires. remote: whether it is asked through an endpoint.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Access:
     dropout: bool = True
     per_example: bool = True
     needs: tuple[str, ...] = ()
+    remote: bool = False
 
     def refusal(
         self, *, tuning: str, differentiates: str | None, per_example: bool, dtype: str, options: Mapping[str, Any]
@@ -94,12 +95,28 @@ def _exported(*arguments: Any, **named: Any) -> Backbone:
 
 _HARDWARE: Mapping[str, Any] = {"derivatives": False, "float32_cpu": True}
 
+
+def _black_box(*arguments: Any, **named: Any) -> Backbone:
+    from zeroflow.models.endpoint import open_black_box
+
+    return open_black_box(*arguments, **named)
+
+
 accesses: Mapping[str, Access] = {
     access.name: access
     for access in (
         Access("white-box", "the backbone as it is, in this process", create_backbone),
         Access(
             "spiking", "every block and the features answer in spikes: hard thresholds, no slope anywhere", _spiking
+        ),
+        Access(
+            "black-box",
+            "an endpoint in another process: images go in, features come out",
+            _black_box,
+            tunings=("none", "input-prompt"),
+            why="a black box takes images and gives features, nothing else of it can be reached",
+            derivatives=False,
+            remote=True,
         ),
         Access(
             "int8",
@@ -125,12 +142,16 @@ accesses: Mapping[str, Access] = {
 """By name; the first one is the default."""
 
 
-def open_backbone(access: str | None, name: str, **arguments: Any) -> Backbone:
-    """A backbone as a cell reaches it; arguments as those of ``create_backbone``.
+def open_backbone(
+    access: str | None, name: str, endpoint: Any = None, timeout: float = 30.0, **arguments: Any
+) -> Backbone:
+    """A backbone as a cell reaches it; arguments as those of ``create_backbone``, for a black box of ``open_black_box``.
 
     Raises:
         ConfigError: see ``create_backbone``; a package is missing.
     """
     found = accesses[access or "white-box"]
     found.check_installed()
+    if found.remote:
+        arguments |= {"endpoint": endpoint, "timeout": timeout}
     return found.build(name, **arguments)

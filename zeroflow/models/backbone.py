@@ -181,6 +181,10 @@ class Backbone(nn.Module):
             tokens = self.emitted(number, tokens)
         return tokens
 
+    def whole(self, images: Tensor) -> Tensor:
+        """Features ``[N, width]``, where a graph is built from the images on."""
+        return self.pooled(self.through(self.tokens(images)))
+
     def pooled(self, tokens: Tensor) -> Tensor:
         """The feature ``[N, width]`` from the tokens behind the last block."""
         features = cast(Tensor, self.vit.forward_head(self.vit.norm(tokens), pre_logits=True))

@@ -153,7 +153,7 @@ class SSF(Tuning):
         return cls(backbone, generator)
 
     def forward(self, backbone: Backbone, prefix: Tensor) -> Tensor:
-        return _whole(self.tuned, prefix)
+        return self.tuned.whole(prefix)
 
 
 class Full(Tuning):
@@ -170,16 +170,49 @@ class Full(Tuning):
         return cls(backbone)
 
     def forward(self, backbone: Backbone, prefix: Tensor) -> Tensor:
-        return _whole(self.tuned, prefix)
+        return self.tuned.whole(prefix)
 
 
-def _whole(backbone: Backbone, images: Tensor) -> Tensor:
-    """Features ``[N, width]``, with a graph from the first layer on."""
-    return backbone.pooled(backbone.through(backbone.tokens(images)))
+class InputPrompt(Tuning):
+    """A pattern that is added to every image, zero at first: a frame around it, and a pattern of low rank over all of it.
+
+    All that can be trained of a backbone of which only the input can be reached. Source: Bahng et al., "Exploring Visual
+    Prompts for Adapting Large-Scale Models", 2022, Section 3 (the frame); the low rank keeps the number of values small.
+
+    Args:
+        channels, size: of the images. border: width of the frame, pixels. rank: of the pattern; 0: none.
+    """
+
+    per_example = False
+
+    def __init__(self, channels: int, size: int, border: int, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        inside = torch.zeros(size, size, dtype=torch.bool)
+        inside[border : size - border, border : size - border] = True
+        self.register_buffer("_framed", (~inside).nonzero().T.contiguous(), persistent=False)
+        self.frame = nn.Parameter(torch.zeros(channels, int((~inside).sum())))
+        self.rows = nn.Parameter(torch.zeros(channels, size, rank))
+        self.columns = nn.Parameter(torch.randn(channels, rank, size, generator=generator))
+
+    @classmethod
+    def of(cls, backbone: Backbone, generator: torch.Generator, settings: Mapping[str, Any]) -> InputPrompt:
+        return cls(3, backbone.image_size, settings["border"], settings["rank"], generator)
+
+    def pattern(self) -> Tensor:
+        """What is added, ``[C, H, W]``."""
+        framed = cast(Tensor, self._framed)
+        frame = self.frame.new_zeros(self.rows.shape[0], self.rows.shape[1], self.columns.shape[2])
+        frame = frame.index_put(
+            (torch.arange(len(frame), device=framed.device)[:, None], framed[0], framed[1]), self.frame
+        )
+        return frame + self.rows @ self.columns
+
+    def forward(self, backbone: Backbone, prefix: Tensor) -> Tensor:
+        return backbone.whole(prefix + self.pattern())
 
 
 _BUILT_IN: dict[str, type[Tuning]] = {
-    "none": Untuned, "adapter": Adapters, "vpt-shallow": Prompts, "vpt-deep": DeepPrompts, "ssf": SSF, "full": Full,
+    "none": Untuned, "adapter": Adapters, "vpt-shallow": Prompts, "vpt-deep": DeepPrompts, "ssf": SSF, "full": Full, "input-prompt": InputPrompt,
 }  # fmt: skip
 
 tunings: Registry[type[Tuning]] = Registry("tuning")

@@ -32,6 +32,9 @@ Closure = Callable[[], Tensor | float]
 Numbers = tuple[float, ...]
 
 
+Together = Callable[[Sequence[int], Callable[[int], Numbers]], list[Numbers]]
+
+
 class PeerError(RuntimeError):
     """Another process that shares the work has failed or is gone; its own error says why."""
 
@@ -47,6 +50,13 @@ class Executor(ABC):
     rank: int = 0
     shards: int = 1
     shard: int = 0
+
+    together: Together | None = None
+    """What makes this process's own evaluations of a step, where they are to share something; default: one after the other."""
+
+    def make(self, indices: Sequence[int], evaluate: Callable[[int], Numbers]) -> list[Numbers]:
+        """``[evaluate(i) for i in indices]``, made in this process."""
+        return [evaluate(index) for index in indices] if self.together is None else self.together(indices, evaluate)
 
     @abstractmethod
     def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
@@ -75,7 +85,7 @@ class LocalExecutor(Executor):
     """Makes every evaluation here, one after the other."""
 
     def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
-        return [evaluate(index) for index in range(count)]
+        return self.make(range(count), evaluate)
 
 
 @dataclass(frozen=True)

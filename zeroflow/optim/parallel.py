@@ -64,7 +64,7 @@ class DistributedExecutor(Executor):
         own: list[Numbers] = []
         failure: Exception | None = None
         try:
-            own = [evaluate(index) for index in range(bounds[number], bounds[number + 1])]
+            own = self.make(range(bounds[number], bounds[number + 1]), evaluate)
         except Exception as error:
             failure = error  # the others wait for an answer: tell them, then raise
         if width is None:

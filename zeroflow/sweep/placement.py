@@ -48,6 +48,8 @@ class CellPlacement:
         evaluation_batch: images per forward pass outside training.
         loader_threads: of each worker, that make mini-batches ahead; 0: none; None: 4 on a GPU, 0 on a CPU.
         cache_bytes: the most that decoded images of all data sets may take on a machine's disk; 0: nothing is kept.
+        endpoint: address of a black box; None: the sweep starts one for cells that need it. endpoint_timeout: seconds of one
+            try. price_per_1000_images: that it is asked for.
     """
 
     workers_per_trial: int = 1
@@ -58,6 +60,9 @@ class CellPlacement:
     evaluation_batch: int = 64
     loader_threads: int | None = None
     cache_bytes: int = CACHE_BYTES
+    endpoint: str | None = None
+    endpoint_timeout: float = 30.0
+    price_per_1000_images: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("workers_per_trial", "data_shards", "cpus_per_worker", "evaluation_batch"):
@@ -69,7 +74,13 @@ class CellPlacement:
             left_open = value is None and name == "loader_threads"
             if not left_open and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
                 raise ConfigError(f"placement.{name}={value!r}: expected an integer >= 0")
-        for name in ("gpus_per_worker", "memory_per_worker"):
+        if not isinstance(self.endpoint, str | None):
+            raise ConfigError(
+                f"placement.endpoint={self.endpoint!r}: expected an address such as http://127.0.0.1:8017/"
+            )
+        if not isinstance(self.endpoint_timeout, int | float) or not self.endpoint_timeout > 0:
+            raise ConfigError(f"placement.endpoint_timeout={self.endpoint_timeout!r}: expected a number > 0, seconds")
+        for name in ("gpus_per_worker", "memory_per_worker", "price_per_1000_images"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0):
                 raise ConfigError(f"placement.{name}={value!r}: expected a number >= 0")

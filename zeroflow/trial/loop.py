@@ -25,9 +25,11 @@ from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, MiniBatch, methods
 from zeroflow.models.access import accesses, open_backbone
 from zeroflow.models.criteria import criteria
+from zeroflow.models.endpoint import BlackBox, Features
 from zeroflow.optim import (
     Executor,
     Journal,
+    LocalExecutor,
     NonFiniteLoss,
     Slice,
     ThreeStepOptimizer,
@@ -65,6 +67,8 @@ class Placement:
             a GPU, 0 on the CPU, whose cores have enough to do.
         cache_bytes: the most that decoded images of all data sets may take on this machine's disk; 0: images are decoded
             whenever they are needed.
+        endpoint: of a black box: an address, or a callable ``images -> features``. endpoint_timeout: seconds of one try.
+        price_per_1000_images: that it is asked for; the result then has a price.
     """
 
     data_dir: str | None = None
@@ -73,6 +77,9 @@ class Placement:
     evaluation_batch: int = 64
     loader_threads: int | None = None
     cache_bytes: int = CACHE_BYTES
+    endpoint: Features | str | None = None
+    endpoint_timeout: float = 30.0
+    price_per_1000_images: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("loader_threads", self.loader_threads), ("cache_bytes", self.cache_bytes)):
@@ -386,9 +393,13 @@ def run_trial(
             f"data shards larger than the batch: {executor.shards} shards, batch_size={config.batch_size}"
         )
     checkpoints = None if folder is None else Checkpoints(folder, executor)
+    executor = executor or LocalExecutor()
     ban = gradient_ban() if forward_only(config) else nullcontext()
     with _threads(place.threads), ban, checkpoints.held() if checkpoints else nullcontext():
-        return _run(config, place, executor, on_stage or (lambda stage, accuracy, samples: None), checkpoints, tell)
+        try:
+            return _run(config, place, executor, on_stage or (lambda stage, accuracy, samples: None), checkpoints, tell)
+        finally:
+            executor.together = None  # it may run other cells after this one
 
 
 def forward_only(config: TrialConfig) -> bool:
@@ -423,6 +434,8 @@ class _Account:
     peak: int = 0
     parameters: int = 0
     seconds: float = 0.0
+    requests: int = 0
+    images: int = 0
 
     def state(self) -> dict[str, Any]:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -432,6 +445,13 @@ class _Account:
             "steps": _rows(self.steps),
             "probes": _rows(self.probes),
         }
+
+    def asked(self, price: float | None) -> dict[str, Any]:
+        """What a black box was asked; ``price``: for a thousand images."""
+        return {
+            "requests": self.requests, "queried_images": self.images,
+            "price": None if price is None else self.images * price / 1000,
+        }  # fmt: skip
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> _Account:
@@ -446,12 +466,17 @@ class _Account:
 
 
 def _run(
-    config: TrialConfig, place: Placement, executor: Executor | None, on_stage: OnStage, checkpoints: Checkpoints | None,
+    config: TrialConfig, place: Placement, executor: Executor, on_stage: OnStage, checkpoints: Checkpoints | None,
     tell: Tell,
 ) -> TrialResult:  # fmt: skip
     started = time.perf_counter()
     device, dtype = accesses[config.access or "white-box"].device(place.torch_device()), getattr(torch, config.dtype)
-    backbone = open_backbone(config.access, config.backbone, checkpoint=config.checkpoint, image_size=config.image_size)
+    backbone = open_backbone(
+        config.access, config.backbone, place.endpoint, place.endpoint_timeout, checkpoint=config.checkpoint,
+        image_size=config.image_size,
+    )  # fmt: skip
+    if isinstance(backbone, BlackBox):
+        executor.together = backbone.together
     dataset = load_dataset(config.dataset, place.data_dir, cache_bytes=place.cache_bytes)
     scenario = scenario_of(config, dataset, backbone.image_size, place.loaders())
     info = methods.get(config.method)
@@ -473,6 +498,7 @@ def _run(
             method.freeze()
         method.restore(saved["method"])
     before, epochs = account.seconds, config.epochs or 1
+    earlier = account.requests, account.images
     tell("", account.stage * epochs, stages * epochs)
 
     def plain(view: View) -> Iterator[Batch]:
@@ -536,6 +562,8 @@ def _run(
             _, account.peak = peak_memory(lambda: method.features(images.to(device, dtype), range(1)), method, device)  # noqa: B023
         for seen in scenario.tasks[: task.index + 1]:
             account.accuracy[:, task.index, seen.index] = evaluation.accuracies(seen, width)
+        if isinstance(backbone, BlackBox):
+            account.requests, account.images = earlier[0] + backbone.requests, earlier[1] + backbone.images
         account.stage, account.seconds = task.index + 1, before + time.perf_counter() - started
         if checkpoints:
             # Without the features kept for evaluation, which are many times larger: a resumed trial computes them again.
@@ -544,6 +572,7 @@ def _run(
         tell(f"task {task.index + 1} of {stages}", account.stage * epochs, stages * epochs)
 
     seconds = _training_seconds(account.steps)
+    asked = account.asked(place.price_per_1000_images) if isinstance(backbone, BlackBox) else {}
     classes, tasks, domains = account.accuracy
     return TrialResult(
         config=config,
@@ -564,8 +593,9 @@ def _run(
             "seconds": account.seconds,
             "training_seconds": seconds,
             "seconds_per_epoch": seconds / account.epochs if account.epochs else None,
+            **asked,
         },
-        provenance=provenance(device, asdict(place)),
+        provenance=provenance(device, {"threads": place.threads}),
     )
 
 

@@ -84,8 +84,9 @@ class TrialResult:
     def summary(self) -> dict[str, Any]:
         """avg, last, fgt, bwt and those of the other settings (``metrics.DEFINITIONS``), and every cost."""
         others = {"task_incremental": self.task_incremental, "domain_incremental": self.domain_incremental}
+        average = metrics.average(self.accuracy_matrix, self.test_samples)
         return {
-            "avg": metrics.average(self.accuracy_matrix, self.test_samples),
+            "avg": average,
             "last": metrics.last(self.accuracy_matrix, self.test_samples),
             "fgt": metrics.forgetting(self.accuracy_matrix),
             "bwt": metrics.backward_transfer(self.accuracy_matrix),
@@ -96,6 +97,9 @@ class TrialResult:
             },
             "final_loss": self.steps[-1].loss if self.steps else None,
             **self.costs,
+            **(
+                {"images_per_point": self.costs["queried_images"] / average} if self.costs.get("queried_images") else {}
+            ),
         }
 
 

@@ -1,0 +1,241 @@
+"""A black box: a backbone that takes images and gives features, and shows nothing else of itself.
+
+It is anything that is called as a ``Features``: a Python callable, or the HTTP endpoint of a service (``HttpFeatures``).
+
+The protocol of an endpoint: ``GET /`` answers JSON with ``backbone``, ``checkpoint``, ``image_size`` and ``width``; ``POST /``
+takes a body of safetensors (a JSON header and binary tensors) with ``images`` ``[N, C, H, W]``, float32, and answers one with
+``features`` ``[N, width]``, float32. Both want ``Authorization: Bearer TOKEN``. A status of 503 or 429 says that the queue is full.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from zeroflow.errors import ConfigError
+from zeroflow.models.backbone import Closed, Prefix, default_image_size
+
+TOKEN = "ZEROFLOW_ENDPOINT_TOKEN"
+"""The environment variable that holds the token; it is stored nowhere."""
+
+WAITS = (0.2, 0.5, 1.0, 2.0, 4.0)
+"""Seconds before each further try of a request that failed."""
+
+
+class EndpointError(RuntimeError):
+    """The black box gave no usable answer, after all tries."""
+
+
+class Features(Protocol):
+    """Images ``[N, C, H, W]`` in, features ``[N, width]`` out."""
+
+    def __call__(self, images: Tensor, /) -> Tensor: ...
+
+
+class HttpFeatures:
+    """An endpoint of the protocol above.
+
+    Args:
+        url: such as ``http://127.0.0.1:8017/``. timeout: seconds that one try may take.
+        token: default: the environment's ``ZEROFLOW_ENDPOINT_TOKEN``.
+
+    Raises:
+        ConfigError: no such address, or no token.
+    """
+
+    def __init__(self, url: str, timeout: float = 30.0, token: str | None = None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"endpoint={url!r}: expected an address such as http://127.0.0.1:8017/")
+        found = token or os.environ.get(TOKEN)
+        if not found:
+            raise ConfigError(f"endpoint={url!r}: no token; put it into the environment variable {TOKEN}")
+        self.url, self.path = url, parts.path or "/"
+        self._headers = {"Authorization": f"Bearer {found}"}
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connection = kind(parts.hostname, parts.port, timeout=timeout)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        body = safetensors.torch.save({"images": images.detach().to("cpu", torch.float32).contiguous()})
+        answer = self._ask("POST", body)
+        try:
+            return safetensors.torch.load(answer)["features"]
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise EndpointError(f"its answer is no safetensors with 'features': {type(error).__name__}") from None
+
+    def facts(self) -> dict[str, Any]:
+        """What the endpoint says of itself."""
+        try:
+            found = json.loads(self._ask("GET"))
+        except ValueError:
+            raise EndpointError("its answer to GET is no JSON") from None
+        if not isinstance(found, dict) or not {"backbone", "image_size", "width"} <= found.keys():
+            raise EndpointError("its answer to GET lacks backbone, image_size or width")
+        return found
+
+    def _ask(self, method: str, body: bytes | None = None) -> bytes:
+        try:
+            self._connection.request(method, self.path, body, self._headers)
+            answer = self._connection.getresponse()
+            content = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise EndpointError(f"{type(error).__name__}: {error}") from None
+        if answer.status in (401, 403):
+            raise ConfigError(f"endpoint {self.url}: it refused the token in {TOKEN} (status {answer.status})")
+        if answer.status != 200:
+            full = " (its queue is full)" if answer.status in (429, 503) else ""
+            raise EndpointError(f"status {answer.status}{full}")
+        return content
+
+
+class BlackBox(Closed):
+    """A backbone that is a ``Features``. What it was asked is counted.
+
+    Args:
+        ask: what is asked. width: features d. image_size: pixels. waits: seconds before each further try.
+
+    Attributes:
+        requests: that were sent, tries that failed included. images: in all of them.
+    """
+
+    def __init__(self, ask: Features, width: int, image_size: int, waits: Sequence[float] = WAITS) -> None:
+        super().__init__(width, image_size)
+        self._ask, self._waits = ask, waits
+        self.requests = self.images = 0
+        self._round: list[Tensor] | None = None  # what evaluations ask, while it is collected
+        self._answers: list[Tensor] = []  # to the evaluation in hand
+
+    @torch.no_grad()
+    def forward(self, images: Tensor | Prefix, adapters: Iterable[nn.Module] | None = None) -> Tensor:
+        if adapters is not None or isinstance(images, Prefix):
+            raise TypeError("a black box has no blocks that adapters could stand beside")
+        if self._round is not None:
+            self._round.append(images)
+            raise _Asked
+        return self._answers.pop() if self._answers else self._request(images)
+
+    def whole(self, images: Tensor) -> Tensor:
+        return self(images)
+
+    def together(self, indices: Sequence[int], evaluate: Callable[[int], Any]) -> list[Any]:
+        """``[evaluate(i) for i in indices]``, with the first question of each in one request for all.
+
+        Every evaluation is begun twice: up to its question, and once more when there are the answers. It draws nothing at random
+        that differs (``Objective`` seeds each alike).
+        """
+        questions: dict[int, Tensor] = {}
+        for index in indices:
+            with self._collecting() as asked:
+                evaluate(index)
+            if asked:
+                questions[index] = asked[0]
+        found: dict[int, Tensor] = {}
+        if questions:
+            answer = self._request(torch.cat(list(questions.values())))
+            parts = torch.split(answer, [len(question) for question in questions.values()])
+            found = dict(zip(questions, parts, strict=True))
+        results = []
+        for index in indices:
+            self._answers = [found[index]] if index in found else []
+            try:
+                results.append(evaluate(index))
+            finally:
+                self._answers = []
+        return results
+
+    @contextmanager
+    def _collecting(self) -> Iterator[list[Tensor]]:
+        asked: list[Tensor] = []
+        self._round = asked
+        try:
+            yield asked
+        except _Asked:
+            pass
+        finally:
+            self._round = None
+
+    def _request(self, images: Tensor) -> Tensor:
+        """The features, from the first try that gives usable ones."""
+        for wait in (*self._waits, None):
+            self.requests += 1
+            self.images += len(images)
+            try:
+                return self._checked(self._ask(images), len(images)).to(images)
+            except EndpointError as error:
+                if wait is None:
+                    where = getattr(self._ask, "url", None) or type(self._ask).__name__
+                    tries = f"{len(self._waits) + 1} tries"
+                    raise EndpointError(f"black box {where}: no usable answer in {tries}; the last: {error}") from None
+                time.sleep(wait)
+        raise AssertionError
+
+    def _checked(self, features: Any, count: int) -> Tensor:
+        if not isinstance(features, Tensor) or not features.is_floating_point():
+            raise EndpointError(f"features are {getattr(features, 'dtype', type(features).__name__)}, no floats")
+        if features.shape != (count, self.width):
+            raise EndpointError(f"features have shape {tuple(features.shape)}, expected ({count}, {self.width})")
+        if not features.isfinite().all():
+            raise EndpointError("features that are not finite")
+        return features
+
+
+class _Asked(BaseException):
+    """Ends an evaluation whose question is to travel with others'."""
+
+
+def open_black_box(
+    name: str,
+    *,
+    checkpoint: str | None = None,
+    image_size: int | None = None,
+    endpoint: Features | str | None = None,
+    timeout: float = 30.0,
+) -> BlackBox:
+    """The black box of a cell.
+
+    Args:
+        name, checkpoint, image_size: what it must be. endpoint: a callable, or the address of an endpoint, which is asked
+            whether it is that.
+
+    Raises:
+        ConfigError: no endpoint is named, or it serves something else. EndpointError: it does not answer.
+    """
+    if endpoint is None:
+        raise ConfigError(
+            "access='black-box' needs an endpoint: placement.endpoint in a grid file, --endpoint, Placement(endpoint=...); "
+            "zeroflow serve starts one"
+        )
+    size = image_size or default_image_size(name)
+    if not isinstance(endpoint, str):
+        if size is None:
+            raise ConfigError(f"image_size: not known for {name!r}; name it")
+        probe = endpoint(torch.zeros(1, 3, size, size))
+        return BlackBox(endpoint, probe.shape[-1], size)
+    client = HttpFeatures(endpoint, timeout)
+    for wait in (*WAITS, None):
+        try:
+            facts = client.facts()
+            break
+        except EndpointError as error:
+            if wait is None:
+                raise EndpointError(
+                    f"black box {endpoint}: no answer in {len(WAITS) + 1} tries; the last: {error}"
+                ) from None
+            time.sleep(wait)
+    wanted = {"backbone": name, "checkpoint": checkpoint, "image_size": size}
+    for key, value in wanted.items():
+        if value is not None and facts.get(key, value) != value:
+            raise ConfigError(f"endpoint {endpoint}: serves {key}={facts[key]!r}, the cell wants {value!r}")
+    return BlackBox(client, int(facts["width"]), int(facts["image_size"]))
