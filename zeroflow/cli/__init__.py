@@ -9,6 +9,7 @@ from zeroflow.cli.cells import efficiency, run, trajectories
 from zeroflow.cli.clusters import check_cluster, sync_data
 from zeroflow.cli.command import Commands
 from zeroflow.cli.grids import plan, search, sweep
+from zeroflow.cli.serving import serve
 from zeroflow.cli.stores import merge, report, status, tables
 
 __all__ = ["main", "sweep"]
@@ -33,6 +34,7 @@ def main() -> None:
 
 
 for command in (
-    plan, run, sweep, search, status, report, tables, merge, efficiency, trajectories, list_, download, check_cluster, sync_data,
+    plan, run, sweep, search, status, report, tables, merge, efficiency, trajectories, serve, list_, download, check_cluster,
+    sync_data,
 ):  # fmt: skip
     main.add_command(command)

@@ -31,18 +31,26 @@ from zeroflow.cli.progress import Bar
         ("zeroflow run --set method=ease --set optimizer=zo-sgd --set epochs=1", "trained by forward passes alone"),
         ("zeroflow run --set method=ease --results runs/mine --json | jq .avg", "kept in a store, and for a script"),
     ),
-    statuses={1: "the training diverged"},
+    statuses={1: "the training diverged, or a black box gave no answer"},
 )
 @set_option("A key of the cell; VALUE is YAML. May be repeated.")
 @data_dir_option
 @click.option("--results", default=None, type=Folder(), help="Also write the result into this store.")
 @device_option
 @threads_option
+@click.option("--endpoint", metavar="URL", help="Of a black box (access=black-box), see zeroflow serve.")
 @json_option
 def run(
-    settings: tuple[str, ...], data_dir: str | None, results: str | None, device: str, threads: int, as_json: bool
+    settings: tuple[str, ...],
+    data_dir: str | None,
+    results: str | None,
+    device: str,
+    threads: int,
+    endpoint: str | None,
+    as_json: bool,
 ) -> None:
     """Run one cell in this process, without Ray."""
+    from zeroflow.models.endpoint import EndpointError
     from zeroflow.optim import NonFiniteLoss
     from zeroflow.results import records
     from zeroflow.results.store import Store
@@ -64,9 +72,13 @@ def run(
     bar = Bar("run")
     try:
         with bar:
-            result = run_trial(config, Placement(data_dir, device, threads), on_stage=progress, tell=bar)
+            result = run_trial(
+                config, Placement(data_dir, device, threads, endpoint=endpoint), on_stage=progress, tell=bar
+            )
     except NonFiniteLoss as error:
         raise click.ClickException(f"training diverged: {error}") from None
+    except EndpointError as error:
+        raise click.ClickException(str(error)) from None
     if store:
         store.write(records.tables(result))
     if as_json:

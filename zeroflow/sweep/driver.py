@@ -107,12 +107,21 @@ def run_sweep(
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process of its own for what cannot happen
     import ray
 
+    from zeroflow.sweep import serve
+
     started_here = not ray.is_initialized()
+    served = serve.wanted(cells, placement, local=local and started_here)
+    if served:
+        serve.ensure_token()
     if started_here:
         with _closed_to_the_network() if local else nullcontext():
             ray.init(address or os.environ.get("RAY_ADDRESS") or "local", **_quiet(local))
     try:
         with _terminated_like_interrupted():
+            if served:
+                url = serve.start(served)
+                placement = serve.placed_at(placement, url)
+                echo(f"{served.backbone} is served at {url}")
             return _run(cells, store, placement, name, data_dir, echo)
     finally:
         if started_here:

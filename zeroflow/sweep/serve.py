@@ -1,0 +1,171 @@
+"""A backbone behind an HTTP endpoint of Ray Serve: images in, features out, nothing else (``zeroflow.models.endpoint``)."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import importlib.util
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from zeroflow.errors import ConfigError
+from zeroflow.models.backbone import create_backbone
+from zeroflow.models.endpoint import TOKEN
+from zeroflow.sweep.placement import SweepPlacement
+from zeroflow.trial.config import TrialConfig
+
+MOST_BYTES = 2**28
+"""Of the body of a request."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served, and where.
+
+    Attributes:
+        backbone, checkpoint, image_size: as in ``create_backbone``. host, port: of the endpoint; port 0: a free one.
+        queue: requests that may wait; one more is answered with 503. threads: of the forward passes.
+    """
+
+    backbone: str
+    checkpoint: str | None = None
+    image_size: int | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
+    queue: int = 16
+    threads: int = 1
+
+
+class FeatureServer:
+    """What Ray Serve runs: one request after the other, each a whole mini-batch."""
+
+    def __init__(self, served: Served) -> None:
+        torch.set_num_threads(served.threads)
+        self.token = os.environ[TOKEN]
+        self.backbone = create_backbone(
+            served.backbone, checkpoint=served.checkpoint, image_size=served.image_size
+        ).eval()
+        self.facts = {
+            "backbone": served.backbone, "checkpoint": served.checkpoint, "image_size": self.backbone.image_size,
+            "width": self.backbone.width,
+        }  # fmt: skip
+
+    async def __call__(self, request: Any) -> Any:
+        from starlette.responses import JSONResponse, Response
+
+        given = request.headers.get("authorization", "")
+        if not hmac.compare_digest(given.encode(), f"Bearer {self.token}".encode()):
+            return Response("a token is required\n", status_code=401)
+        if request.method == "GET":
+            return JSONResponse(self.facts)
+        if int(request.headers.get("content-length") or MOST_BYTES + 1) > MOST_BYTES:
+            return Response(f"a body of at most {MOST_BYTES} bytes is expected\n", status_code=413)
+        try:
+            answer = await asyncio.to_thread(self.answer, await request.body())
+        except (ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+            return Response(f"{type(error).__name__}: {error}\n", status_code=400)
+        return Response(answer, media_type="application/octet-stream")
+
+    @torch.no_grad()
+    def answer(self, body: bytes) -> bytes:
+        images = safetensors.torch.load(body)["images"]
+        side = self.backbone.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, side, side) or images.dtype != torch.float32:
+            raise ValueError(
+                f"images: expected float32 [N, 3, {side}, {side}], got {images.dtype} {list(images.shape)}"
+            )
+        return safetensors.torch.save({"features": self.backbone(images).contiguous()})
+
+
+def check_installed() -> None:
+    """Raise ``ConfigError`` where Ray Serve is missing."""
+    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
+        raise ConfigError("a backbone is served by Ray Serve: pip install 'zeroflow[bans]', or name placement.endpoint")
+
+
+def ensure_token() -> bool:
+    """Make a token in the environment, before Ray starts, where there is none; whether one was made."""
+    if os.environ.get(TOKEN):
+        return False
+    os.environ[TOKEN] = secrets.token_urlsafe(24)
+    return True
+
+
+def start(served: Served) -> str:
+    """Start serving on the running Ray, whose processes have the token in their environment, and give the address.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+    from ray import serve
+
+    port = served.port or free_port(served.host)
+    serve.start(
+        proxy_location="HeadOnly", http_options={"host": served.host, "port": port, "request_timeout_s": 600},
+        logging_config={"log_level": "ERROR", "enable_access_log": False},
+    )  # fmt: skip
+    deployment = serve.deployment(
+        FeatureServer, name="backbone", num_replicas=1, max_ongoing_requests=1, max_queued_requests=served.queue,
+        ray_actor_options={"num_cpus": 0}, health_check_timeout_s=600,
+    )  # fmt: skip
+    serve.run(deployment.bind(served), name="zeroflow", route_prefix="/")
+    return f"http://{served.host}:{port}/"
+
+
+@contextmanager
+def own_ray() -> Iterator[None]:
+    """A Ray of this process's own, which ends with it."""
+    import ray
+
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, num_cpus=1)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def wanted(cells: Sequence[TrialConfig], placement: SweepPlacement, *, local: bool) -> Served | None:
+    """What a sweep has to serve itself, for its black boxes without a named endpoint; None: nothing.
+
+    Raises:
+        ConfigError: there are several of them, Ray is not this process's own, or Ray Serve is missing.
+    """
+    ask = {
+        (config.backbone, config.checkpoint, config.image_size)
+        for config in cells
+        if config.access == "black-box" and placement.of(config).endpoint is None
+    }
+    if not ask:
+        return None
+    if len(ask) > 1 or not local:
+        why = (
+            f"{len(ask)} different backbones are"
+            if len(ask) > 1
+            else "this Ray was started elsewhere, where no token is"
+        )
+        raise ConfigError(
+            f"access='black-box': {why}; start endpoints with zeroflow serve, and name placement.endpoint"
+        )
+    check_installed()
+    return Served(*ask.pop())
+
+
+def placed_at(placement: SweepPlacement, url: str) -> SweepPlacement:
+    """The placement with an endpoint for the cells that name none."""
+    return replace(placement, cell=replace(placement.cell, endpoint=placement.cell.endpoint or url))
