@@ -166,6 +166,7 @@ class BlackBox(Closed):
         finally:
             self._round = None
 
+    @torch.no_grad()
     def _request(self, images: Tensor) -> Tensor:
         """The features, from the first try that gives usable ones."""
         for wait in (*self._waits, None):
@@ -221,7 +222,8 @@ def open_black_box(
     if not isinstance(endpoint, str):
         if size is None:
             raise ConfigError(f"image_size: not known for {name!r}; name it")
-        probe = endpoint(torch.zeros(1, 3, size, size))
+        with torch.no_grad():
+            probe = endpoint(torch.zeros(1, 3, size, size))
         return BlackBox(endpoint, probe.shape[-1], size)
     client = HttpFeatures(endpoint, timeout)
     for wait in (*WAITS, None):

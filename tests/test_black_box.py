@@ -1,0 +1,248 @@
+"""A backbone that is a black box: what is asked of it, and every way in which a real server can fail."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from zeroflow import ConfigError, Placement, TrialConfig, run_trial
+from zeroflow.models import endpoint
+from zeroflow.models.backbone import Backbone, create_backbone
+from zeroflow.models.endpoint import BlackBox, EndpointError, HttpFeatures, open_black_box
+from zeroflow.models.tuning import InputPrompt
+from zeroflow.optim import list_optimizers
+from zeroflow.sweep.grid import parse_grid
+from zeroflow.sweep.serve import wanted
+
+pytestmark = pytest.mark.usefixtures("some_drawings", "tiny_vit")
+SMALL = {
+    "backbone": "zeroflow_tiny_vit", "checkpoint": "none", "image_size": 14, "dataset": "some-drawings", "tasks": 10,
+    "stop_after": 2, "epochs": 1, "batch_size": 8, "optimizer": "zo-sgd", "lr": 0.01, "method": "finetune",
+    "method_options": {"tune": "input-prompt"},
+}  # fmt: skip
+SERVER = Path(__file__).parent / "endpoint_server.py"
+
+
+class Asked:
+    """The tiny backbone as a callable; remembers how many images each request had."""
+
+    def __init__(self) -> None:
+        self.backbone: Backbone = create_backbone("zeroflow_tiny_vit", checkpoint="none", image_size=14)
+        self.sizes: list[int] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        self.sizes.append(len(images))
+        return self.backbone(images)
+
+
+# What is asked
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_all_evaluations_of_a_step_travel_in_one_request(queries: int) -> None:
+    """24 images of a task in batches of 8 are three steps; with a first task of two classes."""
+    ask = Asked()
+    config = {
+        **SMALL,
+        "stop_after": 1,
+        "queries": queries,
+        "method_options": {"tune": "input-prompt", "imprint": False},
+    }
+    box, plain = TrialConfig.from_dict({**config, "access": "black-box"}), TrialConfig.from_dict(config)
+    found, white = run_trial(box, Placement(endpoint=ask)), run_trial(plain)
+    assert ask.sizes.count(2 * queries * 8) == len(found.steps) == 3
+    assert ask.sizes[0] == 1, "the probe for the width"
+    summary = found.summary
+    assert summary["requests"] == len(ask.sizes) - 1 and summary["queried_images"] == sum(ask.sizes[1:])
+    assert summary["images_per_point"] == summary["queried_images"] / summary["avg"]
+    np.testing.assert_allclose([s.loss for s in found.steps], [s.loss for s in white.steps], rtol=1e-5)
+    np.testing.assert_array_equal(found.accuracy_matrix, white.accuracy_matrix)
+    assert summary["price"] is None
+    assert run_trial(box, Placement(endpoint=ask, price_per_1000_images=2.0)).summary["price"] == pytest.approx(
+        summary["queried_images"] / 500
+    )
+
+
+FORWARD = [name for name in list_optimizers("zo-*") if name not in ("zo-per-example",)]
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_every_forward_pass_optimizer_makes_the_same_steps_as_in_this_process(name: str) -> None:
+    config = {**SMALL, "stop_after": 1, "optimizer": name, "method_options": {"tune": "input-prompt", "imprint": False}}
+    found = run_trial(TrialConfig.from_dict({**config, "access": "black-box"}), Placement(endpoint=Asked()))
+    white = run_trial(TrialConfig.from_dict(config))
+    np.testing.assert_allclose([s.loss for s in found.steps], [s.loss for s in white.steps], rtol=1e-4, equal_nan=True)
+    assert found.summary["forward_passes"] == white.summary["forward_passes"]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("simplecil", {}), ("aper-input-prompt", {}), ("replay", {"tune": "input-prompt"}), ("lwf", {"tune": "input-prompt"}),
+        ("generative-replay", {"tune": "input-prompt"}), ("ewc", {"tune": "input-prompt"}), ("joint", {"tune": "none"}),
+    ],
+)  # fmt: skip
+def test_methods_that_touch_nothing_inside_run(method: str, options: dict[str, Any]) -> None:
+    config = {**SMALL, "method": method, "method_options": options}
+    found = run_trial(TrialConfig.from_dict({**config, "access": "black-box"}), Placement(endpoint=Asked()))
+    white = run_trial(TrialConfig.from_dict(config))
+    np.testing.assert_allclose([s.loss for s in found.steps], [s.loss for s in white.steps], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "ease", "method_options": {}}, "it trains 'adapter', and a black box takes images and gives features"),
+        ({"method": "aper-vpt-deep", "method_options": {}}, "can be trained: none, input-prompt"),
+        ({"optimizer": "fo-sgd"}, "optimizer 'fo-sgd' differentiates"),
+        ({"optimizer": "forward-grad"}, "optimizer 'forward-grad' differentiates"),
+        ({"optimizer": "zo-per-example"}, "moves every example of a mini-batch on its own"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_said_before_anything_runs(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrialConfig.from_dict({**SMALL, "access": "black-box", **values})
+
+
+def test_a_black_box_without_an_endpoint_says_what_starts_one() -> None:
+    with pytest.raises(ConfigError, match="zeroflow serve starts one"):
+        run_trial(TrialConfig.from_dict({**SMALL, "access": "black-box"}))
+
+
+def test_an_input_prompt_is_a_frame_and_a_pattern_of_low_rank() -> None:
+    prompt = InputPrompt(3, 14, border=2, rank=1, generator=torch.Generator().manual_seed(0))
+    assert not prompt.pattern().any(), "at first it changes nothing"
+    with torch.no_grad():
+        prompt.frame += 1
+        pattern = prompt.pattern()
+        assert float(pattern.sum()) == 3 * (14**2 - 10**2) and not pattern[:, 2:-2, 2:-2].any()
+        prompt.rows += torch.randn(prompt.rows.shape)
+        assert [int(torch.linalg.matrix_rank(part[2:-2, 2:-2])) for part in prompt.pattern()] == [1, 1, 1]
+
+
+def test_a_sweep_serves_what_its_cells_need_and_nothing_else() -> None:
+    base = {"method": "simplecil", "access": "black-box"}
+    grid = parse_grid({"grid": [base, {"method": "simplecil"}]})
+    served = wanted(grid.cells, grid.placement, local=True)
+    assert served is not None and served.backbone == "quickdraw_vit" and served.host == "127.0.0.1"
+    named = parse_grid({"grid": [base], "placement": {"endpoint": "http://127.0.0.1:1/"}})
+    assert wanted(named.cells, named.placement, local=True) is None
+    with pytest.raises(ConfigError, match="started elsewhere"):
+        wanted(grid.cells, grid.placement, local=False)
+    two = parse_grid({"grid": [{**base, "image_size": [28, 14]}]})
+    with pytest.raises(ConfigError, match="2 different backbones"):
+        wanted(two.cells, two.placement, local=True)
+
+
+# What can go wrong, each with a real process at the other end
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def start(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+    """Starts a server with a plan on ``port``; waits between tries are short."""
+    monkeypatch.setenv(endpoint.TOKEN, "right")
+    monkeypatch.setattr(endpoint, "WAITS", (0.05, 0.05, 0.05))
+    monkeypatch.setattr(BlackBox.__init__, "__defaults__", ((0.05, 0.05, 0.05),))
+    running: list[subprocess.Popen[bytes]] = []
+
+    def started(plan: str) -> subprocess.Popen[bytes]:
+        running.append(subprocess.Popen([sys.executable, str(SERVER), str(port), plan]))
+        deadline = time.monotonic() + 100
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return running[-1]
+            time.sleep(0.05)
+        raise TimeoutError("the server did not start")
+
+    yield started
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def cell(port: int, timeout: float = 30.0, **settings: Any) -> Any:
+    values = {**SMALL, "checkpoint": None, "stop_after": 1, **settings, "access": "black-box"}
+    place = Placement(endpoint=f"http://127.0.0.1:{port}/", endpoint_timeout=timeout)
+    return run_trial(TrialConfig.from_dict(values), place)
+
+
+def test_a_server_that_recovers_within_the_tries_changes_nothing_but_the_count(port: int, start) -> None:
+    start("gnoowoifoffoooo")
+    disturbed = cell(port)
+    other = run_trial(disturbed.config, Placement(endpoint=HttpFeatures(f"http://127.0.0.1:{port}/")))
+    assert [s.loss for s in disturbed.steps] == [s.loss for s in other.steps]
+    assert disturbed.summary["requests"] == other.summary["requests"] + 7, "g, n, w, i and three f"
+
+
+@pytest.mark.parametrize(
+    ("plan", "timeout", "message"),
+    [
+        ("oog", 30.0, "no safetensors"), ("oon", 30.0, "not finite"), ("oow", 30.0, r"shape \(16, 7\), expected \(16, 8\)"),
+        ("ooi", 30.0, "int32, no floats"), ("oof", 30.0, r"status 503 \(its queue is full\)"), ("oos", 0.3, "timed out"),
+        ("ood", 30.0, "Error"),
+    ],
+)  # fmt: skip
+def test_a_server_that_stays_wrong_fails_the_cell_in_one_sentence(
+    plan: str, timeout: float, message: str, port: int, start
+) -> None:
+    start(plan)
+    with pytest.raises(EndpointError, match=rf"no usable answer in 4 tries; the last: .*{message}"):
+        cell(port, timeout, method_options={"tune": "input-prompt", "imprint": False})
+
+
+def test_a_server_killed_in_the_middle_of_a_step_and_started_again_is_gone_on_with(
+    port: int, start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BlackBox.__init__, "__defaults__", ((0.5,) * 200,))
+    first = start("ooood")
+    again: list[Any] = []
+
+    def revive() -> None:
+        first.wait()
+        again.append(start("o"))
+
+    thread = threading.Thread(target=revive)
+    thread.start()
+    found = cell(port)
+    thread.join()
+    assert first.returncode == 1 and again
+    undisturbed = cell(port)
+    assert [s.loss for s in found.steps] == [s.loss for s in undisturbed.steps]
+    np.testing.assert_array_equal(found.accuracy_matrix, undisturbed.accuracy_matrix)
+    assert found.summary["requests"] > undisturbed.summary["requests"]
+
+
+def test_nobody_there_a_wrong_token_and_another_backbone_are_told(port: int, start, monkeypatch) -> None:
+    with pytest.raises(EndpointError, match="no answer in 4 tries; the last: ConnectionRefusedError"):
+        cell(port)
+    start("o")
+    with pytest.raises(ConfigError, match="serves backbone='zeroflow_tiny_vit', the cell wants 'quickdraw_vit'"):
+        open_black_box("quickdraw_vit", endpoint=f"http://127.0.0.1:{port}/")
+    monkeypatch.setenv(endpoint.TOKEN, "wrong")
+    with pytest.raises(ConfigError, match=r"refused the token in ZEROFLOW_ENDPOINT_TOKEN \(status 401\)"):
+        cell(port)
+    monkeypatch.delenv(endpoint.TOKEN)
+    with pytest.raises(ConfigError, match="no token; put it into the environment variable ZEROFLOW_ENDPOINT_TOKEN"):
+        cell(port)
+    with pytest.raises(ConfigError, match="expected an address such as"):
+        HttpFeatures("127.0.0.1:80")
