@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bans
 import click
 import findings
 import gallery
@@ -528,6 +529,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "optimizer-quality": optimizer_quality,
     **reproduction.blocks(lambda: RESULTS),
     **findings.blocks(lambda: RESULTS),
+    **bans.blocks(lambda: RESULTS),
 }
 
 

@@ -1,0 +1,66 @@
+"""The generated blocks of the pages on gradient bans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from zeroflow.results import load
+from zeroflow.results.sources import command
+from zeroflow.results.tables import estimate, render_markdown, summary
+
+_SPENT = ("requests", "queried_images", "images_per_point")
+
+
+def table(results: Path, name: str) -> str:
+    """The result table of a store; what makes it, while it is not there."""
+    if not (results / name / "trials").is_dir():
+        return f"Not run yet: `{command(name)}`.\n"
+    trials = load(results / name, "trials")
+    rows = trials.to_pylist()
+    commits = sorted({(row["git_commit"] or "unknown")[:10] + ("+" if row["git_dirty"] else "") for row in rows})
+    return f"{render_markdown(summary(trials))}\n{len(rows)} cells: `{command(name)}`; commit {', '.join(commits)}.\n"
+
+
+def spent(results: Path) -> str:
+    """What black boxes were asked, beside the table."""
+    found = table(results, "blackbox_quickdraw")
+    if found.startswith("Not run"):
+        return found
+    trials = load(results / "blackbox_quickdraw", "trials")
+    by_cell = {row["cell_id"]: row for row in trials.to_pylist()}
+    lines = ["| | n | requests | queried images | images per point of Avg |", "|---|---:|---:|---:|---:|"]
+    for row in summary(trials):
+        cells = [by_cell[cell] for cell in row.cells]
+        means = [estimate([cell[name] for cell in cells]).mean for name in _SPENT]
+        lines.append(f"| {row.label} | {len(cells)} | {means[0]:,.0f} | {means[1]:,.0f} | {means[2]:,.1f} |")
+    return "\n".join([found, *lines, ""])
+
+
+def served(results: Path) -> str:
+    """Throughput of the served backbone beside the one in the same process."""
+    file = results / "benchmarks" / "served_backbone.json"
+    if not file.exists():
+        return f"Not measured yet: `python benchmarks/served_backbone.py --output results/benchmarks/{file.name}`.\n"
+    found = json.loads(file.read_text())
+    return (
+        f"Batches of {found['batch']}: {found['served_images_per_second']:.0f} images a second through the endpoint, "
+        f"{found['local_images_per_second']:.0f} in the same process, ratio {found['ratio']:.2f} (target at least "
+        f"{found['target']}), medians of {found['rounds']} rounds in turns. `{found['command']}`; {found['device']}, torch "
+        f"{found['torch_version']}; commit {(found['git_commit'] or 'unknown')[:10]}{'+' if found['git_dirty'] else ''}.\n"
+    )
+
+
+def weights(results: Path) -> str:
+    return table(results, "int8_quickdraw")
+
+
+def blocks(results: Callable[[], Path]) -> dict[str, Callable[[], str]]:
+    """The blocks by name; ``results``: where the stores are."""
+    return {
+        "black-box": lambda: spent(results()),
+        "served-backbone": lambda: served(results()),
+        "int8": lambda: weights(results()),
+        "nondifferentiable": lambda: table(results(), "nondifferentiable_quickdraw"),
+    }
