@@ -36,6 +36,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self) -> None:
+        if self.headers.get("Authorization") != "Bearer right":
+            return self.reply(401)
         self.reply(200, json.dumps({"backbone": "zeroflow_tiny_vit", "image_size": SIDE, "width": WIDTH}).encode())
 
     def do_POST(self) -> None:

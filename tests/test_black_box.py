@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
 from zeroflow import ConfigError, Placement, TrialConfig, run_trial
+from zeroflow.cli import main
 from zeroflow.models import endpoint
 from zeroflow.models.backbone import Backbone, create_backbone
 from zeroflow.models.endpoint import BlackBox, EndpointError, HttpFeatures, open_black_box
@@ -246,3 +248,65 @@ def test_nobody_there_a_wrong_token_and_another_backbone_are_told(port: int, sta
         cell(port)
     with pytest.raises(ConfigError, match="expected an address such as"):
         HttpFeatures("127.0.0.1:80")
+
+
+@pytest.mark.ray
+def test_zeroflow_serve_answers_as_the_backbone_refuses_what_is_wrong_and_says_when_it_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(endpoint.TOKEN, "right")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    address = tmp_path / "address"
+    command = [sys.executable, "-m", "zeroflow", "serve", "--port", "0", "--queue", "1", "--address-file", str(address)]
+    server = subprocess.Popen(command, cwd=SERVER.parent.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 300
+        while not address.exists() and server.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert address.exists(), server.communicate()[0]
+        url = address.read_text().strip()
+        local, images = create_backbone(), torch.rand(32, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+        box = open_black_box("quickdraw_vit", endpoint=url)
+        with torch.no_grad():
+            torch.testing.assert_close(box(images), local(images), rtol=1e-4, atol=1e-5)
+        for wrong in (images[:, :, :14], images.double()[:, :1], images[0]):
+            with pytest.raises(EndpointError, match="status 400"):
+                HttpFeatures(url)(wrong)
+        with pytest.raises(ConfigError, match="refused the token"):
+            HttpFeatures(url, token="wrong").facts()
+        answers: list[str] = []
+
+        def ask() -> None:
+            try:
+                HttpFeatures(url)(images.repeat(8, 1, 1, 1))
+                answers.append("done")
+            except EndpointError as error:
+                answers.append(str(error))
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert "done" in answers and "status 503 (its queue is full)" in answers, answers
+        config = {
+            "method": "simplecil",
+            "access": "black-box",
+            "dataset": "some-drawings",
+            "tasks": 10,
+            "stop_after": 1,
+        }
+        found = run_trial(TrialConfig.from_dict(config), Placement(endpoint=url))
+        plain = run_trial(TrialConfig.from_dict({**config, "access": "white-box"}))
+        np.testing.assert_array_equal(found.accuracy_matrix, plain.accuracy_matrix)
+    finally:
+        server.terminate()
+        server.wait(60)
+    with pytest.raises(EndpointError):
+        HttpFeatures(url).facts()
+
+
+def test_a_token_is_required_to_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(endpoint.TOKEN, raising=False)
+    result = CliRunner().invoke(main, ["serve"])
+    assert result.exit_code == 2 and endpoint.TOKEN in result.output

@@ -76,8 +76,9 @@ class HttpFeatures:
 
     def facts(self) -> dict[str, Any]:
         """What the endpoint says of itself."""
+        answer = self._ask("GET")
         try:
-            found = json.loads(self._ask("GET"))
+            found = json.loads(answer)
         except ValueError:
             raise EndpointError("its answer to GET is no JSON") from None
         if not isinstance(found, dict) or not {"backbone", "image_size", "width"} <= found.keys():

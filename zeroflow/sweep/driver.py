@@ -112,7 +112,7 @@ def run_sweep(
     started_here = not ray.is_initialized()
     served = serve.wanted(cells, placement, local=local and started_here)
     if served:
-        serve.ensure_token()
+        serve.prepare()
     if started_here:
         with _closed_to_the_network() if local else nullcontext():
             ray.init(address or os.environ.get("RAY_ADDRESS") or "local", **_quiet(local))
