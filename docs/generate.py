@@ -261,7 +261,7 @@ FAMILIES = {
     "regularisation": ("ewc", "lwf", "l2-sp"),
     "extension": (
         "ease", "adapter-per-task", "shared-adapter", "aper-adapter", "aper-vpt-shallow", "aper-vpt-deep", "aper-ssf",
-        "aper-finetune",
+        "aper-finetune", "aper-input-prompt",
     ),
 }  # fmt: skip
 

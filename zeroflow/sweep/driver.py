@@ -114,7 +114,7 @@ def run_sweep(
     if served:
         serve.prepare()
     if started_here:
-        with _closed_to_the_network() if local else nullcontext():
+        with closed_to_the_network() if local else nullcontext():
             ray.init(address or os.environ.get("RAY_ADDRESS") or "local", **_quiet(local))
     try:
         with _terminated_like_interrupted():
@@ -296,7 +296,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 
 @contextmanager
-def _closed_to_the_network() -> Iterator[None]:
+def closed_to_the_network() -> Iterator[None]:
     """Have what Ray starts meanwhile listen on this machine alone, whether or not Ray was imported before."""
     from ray._private import ray_constants
 

@@ -127,8 +127,11 @@ def own_ray() -> Iterator[None]:
     """A Ray of this process's own, which ends with it."""
     import ray
 
+    from zeroflow.sweep.driver import closed_to_the_network
+
     prepare()
-    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, num_cpus=1)
+    with closed_to_the_network():
+        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, num_cpus=1)
     try:
         yield
     finally:
