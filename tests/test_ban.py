@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import zeroflow
 from zeroflow import GradientBanned, TrialConfig, gradient_ban, run_trial
 from zeroflow.methods import FineTuning
+from zeroflow.models.backbone import create_backbone
 from zeroflow.optim import create_optimizer, list_optimizers
 from zeroflow.optim.ban import banned
 
@@ -78,6 +79,8 @@ def test_what_needs_no_graph_goes_on() -> None:
             dual = forward_ad.make_dual(torch.ones(3), torch.ones(3))
             assert float(forward_ad.unpack_dual((dual * dual).sum()).tangent) == 6.0
         assert float(torch.ones(3).sum()) == 3.0
+        # Frozen layers make no graph of images, so what does nothing but call them need not say no_grad().
+        assert not create_backbone()(torch.zeros(1, 3, 28, 28)).requires_grad
         assert nn.Parameter(torch.ones(2)).requires_grad
         with torch.no_grad():
             assert torch.equal(Doubled.apply(VALUE), 2 * VALUE)

@@ -28,7 +28,8 @@ class Access:
         why: reason for what is left out of ``tunings``, after "because".
         derivatives: whether asking for a gradient has an answer, be it zero.
         float32_cpu: whether it computes on a CPU in float32 alone.
-        dropout: whether adapters may have it. per_example: whether they may differ from example to example. needs: packages beside those that zeroflow requires. remote: whether it is asked through an endpoint.
+        dropout: whether adapters may have it. per_example: whether they may differ from example to example.
+        needs: packages beside those that zeroflow requires. remote: whether it is asked through an endpoint.
     """
 
     name: str
@@ -50,7 +51,8 @@ class Access:
 
         Args:
             tuning: what is trained, see ``Method.tunes``. differentiates: what of the cell takes derivatives, if anything.
-            per_example: whether the optimizer moves every example on its own. dtype: of the cell. options: of the method, all of them.
+            per_example: whether the optimizer moves every example on its own. dtype: of the cell.
+            options: of the method, all of them.
         """
         if self.tunings is not None and tuning not in self.tunings:
             return f"it trains {tuning!r}, and {self.why}; this can be trained: {', '.join(self.tunings)}"

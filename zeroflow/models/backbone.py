@@ -54,7 +54,8 @@ class FrozenLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not _ONEDNN or self.weight.requires_grad or input.device.type != "cpu" or input.dtype != torch.float32:
             return super().forward(input)
-        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        # Nowhere else: a function of its own makes a node of a graph even where nothing asks for one.
+        if (torch.is_grad_enabled() and input.requires_grad) or forward_ad._current_level >= 0:
             return cast(Tensor, _Product.apply(input, self.weight, self.bias))
         return _product(input, self.weight, self.bias)
 

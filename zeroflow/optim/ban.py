@@ -34,7 +34,8 @@ def gradient_ban() -> Iterator[None]:
 
     Raising inside: an operation that would be recorded in an autograd graph (a forward pass with trainable parameters outside
     ``torch.no_grad()``, whoever switched gradients on), and any backward call, also on a graph from outside. Forward passes
-    under ``torch.no_grad()`` and forward-mode differentiation go on as ever. Bans nest; it serves as a decorator too.
+    under ``torch.no_grad()`` and forward-mode differentiation go on as ever; so does what works with values alone that require
+    no gradient, except a ``torch.autograd.Function``, which makes its node regardless. Bans nest; it serves as a decorator too.
 
     Raises:
         GradientBanned: where it happens, with that place in its traceback.

@@ -292,6 +292,7 @@ class Evaluation:
         self.method, self.device, self.dtype, self.batch_size = method, device, dtype, batch_size
         self.kept: dict[int, Tensor] = {}
 
+    @torch.no_grad()
     def scores(self, test: View, task: int) -> Tensor:
         """Scores of a task's test samples among all classes seen so far, ``[N, classes]``."""
         self.method.eval()
@@ -559,7 +560,9 @@ def _run(
         account.equivalents += math.ceil((method.images_worked - worked) / (config.batch_size or 1))
         if not account.peak:
             images, _ = next(task.train.plain_batches(min(config.batch_size or 48, place.evaluation_batch)))
-            _, account.peak = peak_memory(lambda: method.features(images.to(device, dtype), range(1)), method, device)  # noqa: B023
+            images = images.to(device, dtype)
+            with torch.no_grad():
+                _, account.peak = peak_memory(functools.partial(method.features, images, range(1)), method, device)
         for seen in scenario.tasks[: task.index + 1]:
             account.accuracy[:, task.index, seen.index] = evaluation.accuracies(seen, width)
         if isinstance(backbone, BlackBox):

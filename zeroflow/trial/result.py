@@ -97,9 +97,7 @@ class TrialResult:
             },
             "final_loss": self.steps[-1].loss if self.steps else None,
             **self.costs,
-            **(
-                {"images_per_point": self.costs["queried_images"] / average} if self.costs.get("queried_images") else {}
-            ),
+            "images_per_point": asked / average if average and (asked := self.costs.get("queried_images")) else None,
         }
 
 
