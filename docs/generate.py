@@ -29,10 +29,9 @@ from zeroflow.methods import MethodInfo, methods
 from zeroflow.models.backbone import Backbone, create_backbone
 from zeroflow.models.tuning import tunings
 from zeroflow.optim import ENHANCEMENTS, list_optimizers
-from zeroflow.results import Store, load
+from zeroflow.results import load
 from zeroflow.results.schema import markdown
 from zeroflow.results.searches import render_searches, search_rows
-from zeroflow.results.sweeps import sweeps
 from zeroflow.results.tables import render_markdown, summary
 from zeroflow.trial.metrics import DEFINITIONS
 
@@ -55,13 +54,6 @@ def sweep_table(store: str) -> str:
     return f"{render_markdown(summary(trials))}\n\n{source}\n"
 
 
-def wall_time(store: str) -> str:
-    """How long the first sweep of a store took from its command to its end."""
-    record = sweeps(Store(RESULTS / store))[0]
-    minutes = record["seconds"] / 60
-    return f"The {record['cells']} cells took {minutes:.1f} minutes on {record['cpus']} CPU cores, start of Ray included.\n"
-
-
 def terminal(*arguments: str) -> str:
     """A command, and what it prints when it is run in the checkout."""
     run = subprocess.run(
@@ -69,6 +61,14 @@ def terminal(*arguments: str) -> str:
     )
     lines = [line.rstrip().replace(f"{ROOT}/", "") for line in run.stdout.strip().splitlines()]
     return "\n".join(["```console", f"$ zeroflow {' '.join(arguments)}", *lines, "```", ""])
+
+
+def captured(store: str, table: str) -> str:
+    """What the terminal showed while a store was filled; ``table``: stands for the result table."""
+    lines = (RESULTS / store / "terminal.txt").read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("dataset "))
+    last = next(i for i, line in enumerate(lines) if line.startswith("vs_simplecil:"))
+    return "\n".join(["```console", *lines[:first], table, *lines[last + 1 :], "```", ""])
 
 
 def cell_overhead() -> str:
@@ -500,7 +500,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "optimizers": lambda: sweep_table("optimizers"),
     "optimizers-search": lambda: sweep_table("optimizers_search"),
     "quick-table": lambda: sweep_table("quick"),
-    "quick-time": lambda: wall_time("quick"),
+    "quick-terminal": lambda: captured("quick", "(the table above)"),
     "search": lambda: sweep_table("search"),
     "room-search": lambda: sweep_table("room_search"),
     "room-table": lambda: sweep_table("room"),

@@ -17,7 +17,7 @@ from zeroflow.results import Store
 FOLDER = Path(__file__).parent.parent / "notebooks"
 FIGURES = {
     "01_quick_start": 3, "02_reproducing_the_tables": 1, "03_queries_and_cost": 4, "04_trajectories": 3,
-    "05_optimizers_on_your_own_model": 1, "gradient_bans": 1,
+    "05_optimizers_on_your_own_model": 1, "06_gradient_bans": 1,
 }  # fmt: skip
 PLOTLY = "application/vnd.plotly.v1+json"
 
