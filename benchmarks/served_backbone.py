@@ -33,8 +33,8 @@ def main(batch: int, rounds: int, output: Path | None) -> None:
     os.environ[TOKEN] = secrets.token_urlsafe()
     local = create_backbone()
     images = torch.rand(batch, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-    with serve.own_ray(), torch.no_grad():
-        box = open_black_box("quickdraw_vit", endpoint=serve.start(serve.Served("quickdraw_vit")))
+    with serve.serving(serve.Served("quickdraw_vit")) as url, torch.no_grad():
+        box = open_black_box("quickdraw_vit", endpoint=url)
         difference = float((local(images) - box(images)).abs().max())
 
         def seconds(work: Callable[[], Any]) -> float:

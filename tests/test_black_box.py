@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
+from doors import listening, open_to_the_network
 from torch import Tensor
 
 from zeroflow import ConfigError, Placement, TrialConfig, run_trial
@@ -269,6 +271,8 @@ def test_zeroflow_serve_answers_as_the_backbone_refuses_what_is_wrong_and_says_w
         box = open_black_box("quickdraw_vit", endpoint=url)
         with torch.no_grad():
             torch.testing.assert_close(box(images), local(images), rtol=1e-4, atol=1e-5)
+        seen = listening(server.pid)
+        assert any("ServeReplica" in name for name, _ in seen) and not open_to_the_network(seen), seen
         for wrong in (images[:, :, :14], images.double()[:, :1], images[0]):
             with pytest.raises(EndpointError, match="status 400"):
                 HttpFeatures(url)(wrong)
@@ -289,6 +293,15 @@ def test_zeroflow_serve_answers_as_the_backbone_refuses_what_is_wrong_and_says_w
         for thread in threads:
             thread.join()
         assert "done" in answers and "status 503 (its queue is full)" in answers, answers
+        (replica,) = [
+            p for p in psutil.Process(server.pid).children(recursive=True) if "ServeReplica" in p.cmdline()[0]
+        ]
+        replica.kill()
+        replica.wait(30)
+        patient = BlackBox(HttpFeatures(url), local.width, local.image_size, waits=[0.5] * 120)
+        with torch.no_grad():
+            torch.testing.assert_close(patient(images), local(images), rtol=1e-4, atol=1e-5)
+        assert patient.requests > 1, "it was gone, and was started again at the same address"
         config = {
             "method": "simplecil",
             "access": "black-box",
@@ -304,6 +317,17 @@ def test_zeroflow_serve_answers_as_the_backbone_refuses_what_is_wrong_and_says_w
         server.wait(60)
     with pytest.raises(EndpointError):
         HttpFeatures(url).facts()
+
+
+def test_a_port_that_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(endpoint.TOKEN, "right")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "zeroflow", "serve", "--port", str(port)]
+        result = subprocess.run(command, cwd=SERVER.parent.parent, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2 and f"cannot listen on 127.0.0.1:{port}" in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_token_is_required_to_serve(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import ipaddress
 import os
 import pickle
 import subprocess
@@ -12,12 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
+from doors import listening, open_to_the_network
 from everything import everything
 
 import zeroflow.results
@@ -184,24 +183,6 @@ def test_a_sweep_opens_no_door_and_writes_no_secret(tmp_path: Path, monkeypatch:
     assert {"gcs_server", "raylet"} <= {name for name, _ in seen} and any("TrainWorker" in name for name, _ in seen), (
         seen
     )
-    assert {address for _, address in seen if not ipaddress.ip_address(address).is_loopback} == set(), seen
+    assert open_to_the_network(seen) == set(), seen
     for written in [said.encode(), *(path.read_bytes() for path in out.rglob("*") if path.is_file())]:
         assert secret.encode() not in written and token.encode() not in written
-
-
-def listening(root: int) -> set[tuple[str, str]]:
-    """Names of the processes from a root on, and the addresses that they take connections on."""
-    found = set()
-    try:
-        family = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
-    except psutil.Error:
-        return set()
-    for process in family:
-        try:
-            name = process.cmdline()[0] if process.name().startswith("ray") else process.name()
-            for connection in process.net_connections("inet"):
-                if connection.status == psutil.CONN_LISTEN:
-                    found.add((name.split("/")[-1], connection.laddr.ip.removeprefix("::ffff:")))
-        except (psutil.Error, IndexError):
-            continue
-    return found

@@ -55,8 +55,7 @@ def serve(
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    with serving.own_ray():
-        url = serving.start(serving.Served(backbone, checkpoint, image_size, host, port, queue, threads))
+    with serving.serving(serving.Served(backbone, checkpoint, image_size, host, port, queue, threads)) as url:
         if address_file:
             address_file.write_text(url + "\n")
         click.echo(f"{backbone} is served at {url}; Ctrl-C ends it")

@@ -29,7 +29,7 @@ from zeroflow.models.backbone import Closed, Prefix, default_image_size
 TOKEN = "ZEROFLOW_ENDPOINT_TOKEN"
 """The environment variable that holds the token; it is stored nowhere."""
 
-WAITS = (0.2, 0.5, 1.0, 2.0, 4.0)
+WAITS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds before each further try of a request that failed."""
 
 
@@ -105,15 +105,16 @@ class BlackBox(Closed):
     """A backbone that is a ``Features``. What it was asked is counted.
 
     Args:
-        ask: what is asked. width: features d. image_size: pixels. waits: seconds before each further try.
+        ask: what is asked. width: features d. image_size: pixels. waits: seconds before each further try;
+            default: ``WAITS``.
 
     Attributes:
         requests: that were sent, tries that failed included. images: in all of them.
     """
 
-    def __init__(self, ask: Features, width: int, image_size: int, waits: Sequence[float] = WAITS) -> None:
+    def __init__(self, ask: Features, width: int, image_size: int, waits: Sequence[float] | None = None) -> None:
         super().__init__(width, image_size)
-        self._ask, self._waits = ask, waits
+        self._ask, self._waits = ask, WAITS if waits is None else waits
         self.requests = self.images = 0
         self._round: list[Tensor] | None = None  # what evaluations ask, while it is collected
         self._answers: list[Tensor] = []  # to the evaluation in hand

@@ -50,6 +50,7 @@ class FeatureServer:
     """What Ray Serve runs: one request after the other, each a whole mini-batch."""
 
     def __init__(self, served: Served) -> None:
+        _doors(served.port)
         torch.set_num_threads(served.threads)
         self.token = os.environ[TOKEN]
         self.backbone = create_backbone(
@@ -94,54 +95,86 @@ def check_installed() -> None:
 
 
 def prepare() -> None:
-    """What Ray's processes must find in their environment, before it starts: a token, made where there is none."""
-    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")  # one thread less between a request and its answer
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    """What Ray's processes must find in their environment, before it starts; a token is made where there is none."""
+    os.environ |= {
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # one thread less between a request and its answer
+        # Clients ask the replica itself: Ray's proxy takes a third of a mini-batch's forward pass to hand it on.
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+    }
     if not os.environ.get(TOKEN):
         os.environ[TOKEN] = secrets.token_urlsafe(24)
 
 
 def start(served: Served) -> str:
-    """Start serving on the running Ray, whose processes have the token in their environment, and give the address.
+    """Start serving on the running Ray, which was started after ``prepare``, and give the address.
 
     Raises:
         ConfigError: the port is taken.
     """
     from ray import serve
 
-    port = served.port or free_port(served.host)
+    served = replace(served, port=_port(served.host, served.port))
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(
-        proxy_location="HeadOnly", http_options={"host": served.host, "port": port, "request_timeout_s": 600},
+        proxy_location="HeadOnly",  # without a proxy no replica takes HTTP; this one is not asked
+        http_options={"host": served.host, "port": _port(served.host), "request_timeout_s": 600},
         logging_config={"log_level": "ERROR", "enable_access_log": False},
-    )  # fmt: skip
+    )
     deployment = serve.deployment(
         FeatureServer, name="backbone", num_replicas=1, max_ongoing_requests=1, max_queued_requests=served.queue,
-        ray_actor_options={"num_cpus": 0}, health_check_timeout_s=600,
+        ray_actor_options={"num_cpus": 0}, health_check_period_s=1, health_check_timeout_s=600,
     )  # fmt: skip
     serve.run(deployment.bind(served), name="zeroflow", route_prefix="/")
-    return f"http://{served.host}:{port}/"
+    return f"http://{served.host}:{served.port}/"
 
 
 @contextmanager
-def own_ray() -> Iterator[None]:
-    """A Ray of this process's own, which ends with it."""
+def serving(served: Served) -> Iterator[str]:
+    """Serve on a Ray of this process's own, which ends with it; gives the address.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
     import ray
 
     from zeroflow.sweep.driver import closed_to_the_network
 
+    _port(served.host, served.port)
     prepare()
     with closed_to_the_network():
         ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, num_cpus=1)
     try:
-        yield
+        yield start(served)
     finally:
         ray.shutdown()
 
 
-def free_port(host: str) -> int:
+def _port(host: str, port: int = 0) -> int:
+    """A port that is free; raises ``ConfigError`` where that one is not."""
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended is no obstacle
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port}: {error.strerror}; name another port, or 0 for any"
+            ) from None
         return int(probe.getsockname()[1])
+
+
+def _doors(port: int) -> None:
+    """Where the replica that this process is will listen."""
+    from ray.serve._private import replica
+
+    bind, start = replica.add_port_to_grpc_server, replica.start_asgi_http_server
+    # Ray opens a door for other deployments, of which there are none: to everyone, on every interface, without a token.
+    replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", "127.0.0.1"))
+    # Ray chooses a port itself, and another one for a replica that is started again; its clients' connections to the one before
+    # still hold the port for a while.
+    replica.start_asgi_http_server = lambda app, options, **more: start(
+        app, options.model_copy(update={"port": port}), **{**more, "enable_so_reuseport": True}
+    )
 
 
 def wanted(cells: Sequence[TrialConfig], placement: SweepPlacement, *, local: bool) -> Served | None:
