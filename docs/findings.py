@@ -17,8 +17,9 @@ NOT_RUN = "Not run yet: `python sweeps/full_grid.py --grid sweeps/{name}.yaml --
 
 NAMES = {
     "method": "method", "optimizer": "optimizer", "queries": "q", "epochs": "epochs", "hybrid_epochs": "exact epochs",
-    "history": "history", "sparsity": "sparsity", "lr": "lr",
+    "history": "history", "sparsity": "sparsity", "lr": "lr", "access": "access", "loss": "loss", "tune": "tune",
 }  # fmt: skip
+USUAL = {"access": "white-box", "loss": "cross-entropy"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def groups(store: Path, keys: Sequence[str]) -> list[Group]:
     for cell in load(store, "trials").to_pylist():
         options = json.loads(cell["optimizer_options"] or "{}")
         cell |= {"history": options.get("history", 0.0), "sparsity": options.get("sparsity", 0.0)}
+        cell["tune"] = json.loads(cell["method_options"] or "{}").get("tune")
         found.setdefault(tuple(cell[key] for key in keys), {})[cell["seed"]] = cell
     ordered = sorted(
         found.items(),
@@ -79,6 +81,8 @@ def compared(
 ) -> str:
     """A table of a small grid: accuracies, the gain over SimpleCIL, and what each row has over its references.
 
+    SimpleCIL is the one on the backbone as it was reached for the row.
+
     Args:
         results: where stores are. name: of the grid. keys: that tell rows apart.
         references: by heading: from a row's keys to those of the row it is held against.
@@ -87,7 +91,7 @@ def compared(
     if not (store / "trials").is_dir():
         return NOT_RUN.format(name=name)
     found = groups(store, ["method", *(key for key in keys if key != "method")])
-    baseline = next((group for group in found if group.values["method"] == BASELINE), None)
+    baselines = {group.values.get("access"): group for group in found if group.values["method"] == BASELINE}
     by_key = {tuple(group.values.items()): group for group in found}
     heads = [NAMES[key] for key in keys]
     lines = [
@@ -96,15 +100,17 @@ def compared(
         f"|{'---|' * len(heads)}---:|---:|---:|---:|---:|---|" + "---:|---|" * len(references) + "---:|",
     ]  # fmt: skip
     verdicts: dict[str, list[str]] = {"over SimpleCIL": [], **{head: [] for head in references}}
-    if baseline:
+    label = "method" if "method" in keys else keys[0]
+    for baseline in baselines.values():
         metrics = [str(baseline.estimate(metric)) for metric in ("avg", "last", "fgt")]
-        cells = ["SimpleCIL", *[""] * (len(heads) - 1), "1", *metrics, *[""] * (2 + 2 * len(references)), "0"]
+        own = {"access": _text("access", baseline.values.get("access")), label: "SimpleCIL"}
+        cells = [*(own.get(key, "") for key in keys), "1", *metrics, *[""] * (2 + 2 * len(references)), "0"]
         lines.append(f"| {' | '.join(cells)} |")
     for group in found:
-        if group is baseline:
+        if group.values["method"] == BASELINE:
             continue
-        over = group.minus(baseline) if baseline else None
-        cells = [_text(group.values[key]) for key in keys]
+        over = group.minus(baselines[access]) if (access := group.values.get("access")) in baselines else None
+        cells = [_text(key, group.values[key]) for key in keys]
         cells += [str(len(group.seeds)), *(str(group.estimate(metric)) for metric in ("avg", "last", "fgt"))]
         cells += [signed(over), verdict(over)]
         verdicts["over SimpleCIL"].append(verdict(over))
@@ -139,8 +145,8 @@ def source(results: Path, name: str) -> str:
     )
 
 
-def _text(value: Any) -> str:
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def _text(key: str, value: Any) -> str:
+    return USUAL.get(key, "-") if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def share_of_first_order(results: Path) -> str:
@@ -205,5 +211,12 @@ def blocks(results: Callable[[], Path]) -> dict[str, Callable[[], str]]:
         ),
         "findings-families": lambda: compared(
             results(), "families_quickdraw", ["method", "optimizer"], {"over fo-sgd": first_order}
+        ),
+        "findings-black-box": lambda: compared(results(), "blackbox_quickdraw", ["method", "tune", "optimizer", "access"], {}),
+        "findings-int8": lambda: compared(
+            results(), "int8_quickdraw", ["access", "method", "optimizer"], {"over float": lambda values: {"access": None}}
+        ),
+        "findings-nondifferentiable": lambda: compared(
+            results(), "nondifferentiable_quickdraw", ["access", "loss", "method", "optimizer"], {"over fo-sgd": first_order}
         ),
     }  # fmt: skip
