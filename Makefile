@@ -27,7 +27,8 @@ report: $(VENV)/installed-notebooks
 	PLOTLY_RENDERER=notebook $(BIN)/jupyter nbconvert --execute --to html --output-dir build/notebooks notebooks/*.ipynb
 
 docs: $(VENV)/installed-docs
-	$(BIN)/python -W "ignore:Error parsing type annotation" -W "ignore:Found" -m pdoc --docformat google --no-show-source \
+	$(BIN)/python -W "ignore:Error parsing type annotation" -W "ignore:Found" -W "ignore:The module specification" \
+		-W "ignore:Cannot determine" -m pdoc --docformat google --no-show-source \
 		--output-directory build/docs $(MODULES)
 
 $(VENV)/bin/python:
