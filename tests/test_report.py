@@ -18,7 +18,7 @@ from everything import HALF_WIDTH, cell, fill, landscape, seeds, simplecil
 
 from zeroflow.cli import main
 from zeroflow.errors import ConfigError
-from zeroflow.results import SCHEMA_VERSION, Store, load
+from zeroflow.results import SCHEMA_VERSION, Store, figures, load
 from zeroflow.results.records import failure, tables
 from zeroflow.results.report import write_report
 from zeroflow.results.sheets import render, sheets
@@ -43,6 +43,12 @@ def without_plotly(page: str) -> str:
 
 
 # The page
+
+
+def test_the_page_of_all_committed_results_is_small(tmp_path: Path) -> None:
+    stores = [folder.parent for folder in sorted((ROOT / "results").glob("*/trials"))]
+    out = write_report([*stores, ROOT / "results" / "trajectories"], tmp_path / "report.html")
+    assert len(stores) > 10 and 5e6 < out.stat().st_size < 8e6
 
 
 def test_the_report_holds_everything_and_needs_no_network(store: Store, tmp_path: Path) -> None:
@@ -537,4 +543,22 @@ def test_odd_stores_open_without_errors(browser: Any, tmp_path: Path, kind: str)
     before = page.run("return getComputedStyle(document.body).backgroundColor")
     page.click("#theme")
     assert page.run("return getComputedStyle(document.body).backgroundColor") != before
+    assert page.complaints() == []
+
+
+def test_an_animation_on_the_page_shows_what_was_reached_by_each_step(
+    browser: Any, full: Store, full_file: Path
+) -> None:
+    page = Page(browser, full_file)
+    surface, runs = figures.surfaces(full.load("surfaces"))[0], figures.trajectories(full.load("trajectories"))
+    moving = figures.animate_trajectories(surface, runs, objective="both")
+    plot = "[...document.querySelectorAll('.plot')].find((p) => p._transitionData?._frames.length)"
+    for frame in (moving.frames[3], moving.frames[-1]):
+        page.run(
+            f"window.moved = 0; Plotly.animate({plot}, [arguments[0]], {{mode: 'immediate', transition: {{duration: 0}}, "
+            "frame: {duration: 0, redraw: false}}).then(() => { window.moved = 1; })", frame.name,
+        )  # fmt: skip
+        page.wait("window.moved === 1")
+        for number, trace in zip(frame.traces, frame.data, strict=True):
+            assert page.run(f"return {plot}.data[arguments[0]].x.length", number) == len(trace.x)
     assert page.complaints() == []

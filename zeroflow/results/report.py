@@ -278,7 +278,11 @@ def _figure(entry: Entry, number: int) -> str:
     top = layout.get("margin", {}).get("t", 20)
     layout["margin"] = {**layout.get("margin", {}), "t": top}
     choose = "<p><label>setting <select></select></label></p>" if layout.get("meta", {}).get("choose") else ""
-    spec["frames"] = [{key: frame[key] for key in ("name", "data", "traces")} for frame in spec.get("frames", ())]
+    # A frame shows the first points of lines that are there already: how many of each, or a page would be of frames alone.
+    spec["frames"] = [
+        {"name": frame["name"], "traces": frame["traces"], "ends": [len(trace["x"]) for trace in frame["data"]]}
+        for frame in spec.get("frames", ())
+    ]
     return (
         f"<div class='figure' id='figure-{number}'><h3>{escape(entry.title)}</h3><p class='caption'>{escape(entry.caption)}</p>{choose}"
         f"<p class='note'></p><div class='wide'><div class='plot' style='min-height: {layout.get('height', 440)}px'></div></div>"

@@ -105,8 +105,10 @@
       const wanted = Math.round(height + tall);
       return Math.abs(wanted - figure.plot.layout.height) > 4 ? Plotly.relayout(figure.plot, {height: wanted}) : null;
     };
+    const until = (trace, end) => ({type: trace.type, x: trace.x.slice(0, end), y: trace.y.slice(0, end)});
+    const frames = (figure.spec.frames ?? []).map(({name, traces, ends}) => ({name, traces, data: traces.map((number, i) => until(figure.spec.data[number], ends[i]))}));
     const config = {modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], displaylogo: false, responsive: true, toImageButtonOptions: {format: "svg", filename: figure.place.id}};
-    Plotly.react(figure.plot, {data: coloured(data), layout: coloured(layout), config, frames: coloured(figure.spec.frames ?? [])})
+    Plotly.react(figure.plot, {data: coloured(data), layout: coloured(layout), config, frames})
       .then(fit).then(() => { figure.place.dataset.drawn = "yes"; });
   }
 
