@@ -1,7 +1,8 @@
 """A server of the endpoint protocol that misbehaves as it is told: ``endpoint_server.py PORT PLAN``, for the tests of faults.
 
 PLAN is a text of letters, one for each POST, the last one for all that follow: ``o`` a right answer, ``g`` garbage, ``n`` NaN,
-``w`` a wrong shape, ``i`` integers, ``s`` slow, ``f`` the queue is full, ``d`` the process dies.
+``w`` a wrong shape, ``i`` integers, ``s`` slow, ``f`` the queue is full, ``b`` the body is too large, ``c`` right, and the
+connection ends without a word, ``d`` the process dies.
 """
 
 import json
@@ -53,11 +54,14 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, b"\x00garbage")
         if kind == "f":
             return self.reply(503)
+        if kind == "b":
+            return self.reply(413, b"a body of at most 7 bytes is expected\n")
         if kind == "s":
             time.sleep(3)
         found = features(safetensors.numpy.load(body)["images"])
         found = {"n": found * np.float32("nan"), "w": found[:, 1:].copy(), "i": found.astype(np.int32)}.get(kind, found)
         self.reply(200, safetensors.numpy.save({"features": found}))
+        self.close_connection = kind == "c"
 
     def log_message(self, *_: object) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -113,11 +114,41 @@ def test_methods_that_touch_nothing_inside_run(method: str, options: dict[str, A
         ({"optimizer": "fo-sgd"}, "optimizer 'fo-sgd' differentiates"),
         ({"optimizer": "forward-grad"}, "optimizer 'forward-grad' differentiates"),
         ({"optimizer": "zo-per-example"}, "moves every example of a mini-batch on its own"),
+        ({"optimizer": "zo-per-example", "method_options": {"tune": "none"}}, "moves every example of a mini-batch"),
+        ({"backbone": "zeroflow_tiny_vti", "image_size": None}, "unknown backbone"),
+        ({"access": ["black-box"]}, "access=.*expected a text"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_said_before_anything_runs(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrialConfig.from_dict({**SMALL, "access": "black-box", **values})
+
+
+def test_an_endpoint_may_call_its_backbone_as_it_likes_where_the_image_size_is_named() -> None:
+    config = TrialConfig.from_dict({**SMALL, "access": "black-box", "backbone": "of-somebody-else", "checkpoint": None})
+    assert run_trial(config, Placement(endpoint=Asked())).summary["avg"] > 0
+
+
+def test_what_does_not_fit_into_one_request_travels_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**SMALL, "stop_after": 1, "queries": 3, "method_options": {"tune": "input-prompt", "imprint": False}}
+    box = TrialConfig.from_dict({**config, "access": "black-box"})
+    whole, ask = run_trial(box, Placement(endpoint=Asked())), Asked()
+    monkeypatch.setattr(endpoint, "MOST_BYTES", 2**16 + 4 * 20 * 3 * 14 * 14)
+    found = run_trial(box, Placement(endpoint=ask))
+    assert max(ask.sizes) == 20 and found.summary["queried_images"] == whole.summary["queried_images"]
+    np.testing.assert_allclose([s.loss for s in found.steps], [s.loss for s in whole.steps], rtol=1e-5)
+
+
+def test_a_callable_that_fails_for_a_moment_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "WAITS", (0.01,))
+    ask, failures = Asked(), [TimeoutError("slow")]
+
+    def moody(images: Tensor) -> Tensor:
+        if len(images) > 1 and failures:
+            raise failures.pop()
+        return ask(images)
+
+    assert run_trial(TrialConfig.from_dict({**SMALL, "access": "black-box"}), Placement(endpoint=moody)).steps
 
 
 def test_a_black_box_without_an_endpoint_says_what_starts_one() -> None:
@@ -136,12 +167,16 @@ def test_an_input_prompt_is_a_frame_and_a_pattern_of_low_rank() -> None:
         assert [int(torch.linalg.matrix_rank(part[2:-2, 2:-2])) for part in prompt.pattern()] == [1, 1, 1]
 
 
-def test_a_sweep_serves_what_its_cells_need_and_nothing_else() -> None:
+def test_a_sweep_serves_what_its_cells_need_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     base = {"method": "simplecil", "access": "black-box"}
     grid = parse_grid({"grid": [base, {"method": "simplecil"}]})
     served = wanted(grid.cells, grid.placement, local=True)
     assert served is not None and served.backbone == "quickdraw_vit" and served.host == "127.0.0.1"
     named = parse_grid({"grid": [base], "placement": {"endpoint": "http://127.0.0.1:1/"}})
+    monkeypatch.delenv(endpoint.TOKEN, raising=False)
+    with pytest.raises(ConfigError, match="no token"):
+        wanted(named.cells, named.placement, local=True)
+    monkeypatch.setenv(endpoint.TOKEN, "right")
     assert wanted(named.cells, named.placement, local=True) is None
     with pytest.raises(ConfigError, match="started elsewhere"):
         wanted(grid.cells, grid.placement, local=False)
@@ -165,7 +200,6 @@ def start(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str]
     """Starts a server with a plan on ``port``; waits between tries are short."""
     monkeypatch.setenv(endpoint.TOKEN, "right")
     monkeypatch.setattr(endpoint, "WAITS", (0.05, 0.05, 0.05))
-    monkeypatch.setattr(BlackBox.__init__, "__defaults__", ((0.05, 0.05, 0.05),))
     running: list[subprocess.Popen[bytes]] = []
 
     def started(plan: str) -> subprocess.Popen[bytes]:
@@ -217,7 +251,7 @@ def test_a_server_that_stays_wrong_fails_the_cell_in_one_sentence(
 def test_a_server_killed_in_the_middle_of_a_step_and_started_again_is_gone_on_with(
     port: int, start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BlackBox.__init__, "__defaults__", ((0.5,) * 200,))
+    monkeypatch.setattr(endpoint, "WAITS", (0.5,) * 200)
     first = start("ooood")
     again: list[Any] = []
 
@@ -236,6 +270,72 @@ def test_a_server_killed_in_the_middle_of_a_step_and_started_again_is_gone_on_wi
     assert found.summary["requests"] > undisturbed.summary["requests"]
 
 
+def test_what_is_refused_is_not_asked_again_and_its_reason_is_told(port: int, start) -> None:
+    start("oob")
+    with pytest.raises(EndpointError, match=r"no usable answer: status 413 \(a body of at most 7 bytes is expected\)"):
+        cell(port, method_options={"tune": "input-prompt", "imprint": False})
+
+
+def test_a_connection_that_was_ended_while_idle_costs_no_request(port: int, start) -> None:
+    start("c")
+    box = open_black_box("zeroflow_tiny_vit", image_size=14, endpoint=f"http://127.0.0.1:{port}/")
+    for _ in range(4):
+        box(torch.zeros(2, 3, 14, 14))
+        time.sleep(0.1)
+    assert (box.requests, box.images) == (4, 8)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:80", "localhost:8017", "http://127.0.0.1:99999/", "http://[::1/", "http://", "ftp://host/", "http://bob:hunter22@h/"],
+)  # fmt: skip
+def test_what_is_no_address_is_told_before_anything_runs(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(endpoint.TOKEN, "right")
+    for refused in (lambda: HttpFeatures(url), lambda: parse_grid({"grid": [{}], "placement": {"endpoint": url}})):
+        with pytest.raises(ConfigError, match="an address") as error:
+            refused()
+        assert "hunter22" not in str(error.value)
+
+
+def test_a_token_may_end_in_a_newline_and_is_never_shown(port: int, start, monkeypatch) -> None:
+    start("o")
+    monkeypatch.setenv(endpoint.TOKEN, "right\n")
+    assert HttpFeatures(f"http://127.0.0.1:{port}/").facts()["width"] == 8
+    for wrong in ("supersecret\ntoken", "supersecret€"):
+        monkeypatch.setenv(endpoint.TOKEN, wrong)
+        with pytest.raises(ConfigError, match="printable ASCII") as error:
+            HttpFeatures(f"http://127.0.0.1:{port}/")
+        assert "supersecret" not in str(error.value)
+
+
+@pytest.mark.parametrize("width", ["8", None, -3, 192.5, True])
+def test_an_endpoint_that_says_nonsense_of_itself_is_told(width: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(endpoint.TOKEN, "right")
+    monkeypatch.setattr(endpoint, "WAITS", ())
+    facts = json.dumps({"backbone": "b", "image_size": 14, "width": width}).encode()
+    monkeypatch.setattr(HttpFeatures, "_ask", lambda self, method, body=None: facts)
+    with pytest.raises(EndpointError, match=r"width=.*expected an integer >= 1"):
+        open_black_box("b", image_size=14, endpoint="http://h/")
+
+
+def test_other_weights_than_the_cells_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(endpoint.TOKEN, "right")
+    monkeypatch.chdir(tmp_path)
+
+    def serving(checkpoint: str | None) -> None:
+        said = {"backbone": "quickdraw_vit", "image_size": 28, "width": 8}
+        facts = json.dumps({**said, "checkpoint": endpoint.weights_of("quickdraw_vit", checkpoint)}).encode()
+        monkeypatch.setattr(HttpFeatures, "_ask", lambda self, method, body=None: facts)
+
+    serving("none")
+    with pytest.raises(ConfigError, match="serves checkpoint='none', the cell wants 'embedded'"):
+        open_black_box("quickdraw_vit", endpoint="http://h/")
+    serving("mine.safetensors")
+    open_black_box("quickdraw_vit", checkpoint=str(tmp_path / "mine.safetensors"), endpoint="http://h/")
+    with pytest.raises(ConfigError, match="the cell wants 'embedded'"):
+        open_black_box("quickdraw_vit", endpoint="http://h/")
+
+
 def test_nobody_there_a_wrong_token_and_another_backbone_are_told(port: int, start, monkeypatch) -> None:
     with pytest.raises(EndpointError, match="no answer in 4 tries; the last: ConnectionRefusedError"):
         cell(port)
@@ -248,8 +348,6 @@ def test_nobody_there_a_wrong_token_and_another_backbone_are_told(port: int, sta
     monkeypatch.delenv(endpoint.TOKEN)
     with pytest.raises(ConfigError, match="no token; put it into the environment variable ZEROFLOW_ENDPOINT_TOKEN"):
         cell(port)
-    with pytest.raises(ConfigError, match="expected an address such as"):
-        HttpFeatures("127.0.0.1:80")
 
 
 @pytest.mark.ray
@@ -314,7 +412,7 @@ def test_zeroflow_serve_answers_as_the_backbone_refuses_what_is_wrong_and_says_w
         np.testing.assert_array_equal(found.accuracy_matrix, plain.accuracy_matrix)
     finally:
         server.terminate()
-        server.wait(60)
+        assert server.wait(60) == 0, "it ends in order, as a service manager asks it to"
     with pytest.raises(EndpointError):
         HttpFeatures(url).facts()
 

@@ -17,7 +17,8 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional as F
 
-from zeroflow import ConfigError, TrialConfig, run_trial
+from zeroflow import ConfigError, Placement, TrialConfig, run_trial
+from zeroflow.models.backbone import create_backbone
 from zeroflow.optim import Executor, Journal, LocalExecutor, Slice, create_optimizer, list_optimizers
 from zeroflow.optim.parallel import DistributedExecutor
 
@@ -205,6 +206,24 @@ def trials(executor: Executor) -> dict[str, Any]:
     return found
 
 
+def black_box(executor: Executor) -> dict[str, Any]:
+    """What a result says that a black box was asked, and what this process alone asked it."""
+    import conftest
+
+    conftest.some_drawings.__wrapped__()
+    backbone, own = create_backbone(), []
+
+    def ask(images: torch.Tensor) -> torch.Tensor:
+        own.append(len(images))
+        return backbone(images)
+
+    more = {"access": "black-box", "method": "finetune", "method_options": {"tune": "input-prompt"}}
+    config = TrialConfig.from_dict({**TRIAL, "optimizer": "zo-sgd", "queries": 2, "lr": 1e-3, **more})
+    summary = run_trial(config, Placement(endpoint=ask), executor=executor).summary
+    own.pop(0)  # to see how wide its answers are
+    return {"said": (summary["requests"], summary["queried_images"]), "own": (len(own), sum(own))}
+
+
 def process(rank: int, size: int, folder: str) -> None:
     """Everything that is asked of ``size`` processes."""
     torch.set_num_threads(1)
@@ -218,6 +237,7 @@ def process(rank: int, size: int, folder: str) -> None:
             "traffic": traffic(shards), "failures of queries": failures(queries), "failures": failures(shards),
             "equal parts": equal_parts(shards), "logged": logged(shards, Path(folder)), "trials": trials(shards),
             "parts in use": parts_in_use(shards), "statistics": statistics(shards),
+            "black box": [black_box(queries), black_box(shards)],
         }  # fmt: skip
     if size == 3:
         shards = DistributedExecutor(shards=3)
@@ -373,6 +393,12 @@ def test_a_trial_on_two_shards_is_near_that_of_one_process(group: Any, some_draw
             assert found["forwards"] == reference["forwards"]
             assert np.nanmax(np.abs(found["accuracy"] - reference["accuracy"])) <= 4
         assert first[name]["losses"] == second[name]["losses"]
+
+
+def test_what_a_black_box_is_asked_is_counted_in_all_processes(group: Any) -> None:
+    for first, second in zip(*(found["black box"] for found in group(2)[0]), strict=True):
+        together = tuple(map(sum, zip(first["own"], second["own"], strict=True)))
+        assert first["said"] == second["said"] == together and first["own"][0] < together[0]
 
 
 def test_slices_have_every_example_once_and_the_first_shard_has_some() -> None:

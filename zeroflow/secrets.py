@@ -15,7 +15,9 @@ _IN_ADDRESS = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
 
 def without_secrets(text: str) -> str:
     """A text with the values of environment variables that are secret by name, and credentials in addresses, made unreadable."""
-    values = {value for name, value in os.environ.items() if _NAMES.search(name) and not _NO_SECRETS.search(name)}
+    values = {
+        value.strip() for name, value in os.environ.items() if _NAMES.search(name) and not _NO_SECRETS.search(name)
+    }
     for value in sorted(values, key=len, reverse=True):
         if len(value) >= _SHORTEST:
             text = text.replace(value, "***")

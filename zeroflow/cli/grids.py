@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -169,8 +169,6 @@ def sweep(
     as_json: bool,
 ) -> None:
     """Run the cells of a grid that are not done yet, with Ray Tune and Ray Train, into a Parquet store."""
-    from zeroflow.models.access import accesses
-    from zeroflow.models.backbone import check_buildable
     from zeroflow.results.report import write_report
     from zeroflow.results.store import Store
     from zeroflow.results.tables import render_text, summary
@@ -183,14 +181,12 @@ def sweep(
     found = make_plan(grid, store, folder)
     say(found.describe(folder, cells=dry_run))
     cells = found.runnable(retry_failed)
-    for config in cells:
-        check_buildable(config.backbone, config.checkpoint, config.image_size)
-        accesses[config.access or "white-box"].check_installed()
+    placement = _placed(grid, workers_per_trial, max_concurrent)
+    _check_backbones(cells, placement, ray_address)
     if dry_run:
         if as_json:
             click.echo(json.dumps(_counts(grid, store, found), indent=1))
         return
-    placement = _placed(grid, workers_per_trial, max_concurrent)
     with Bar("data sets") as bar:
         check_data(cells, folder, placement, bar)
     stopped = None
@@ -260,8 +256,6 @@ def search(
     Every optimizer gets the same budget of forward passes, on held-out training data of the first task. Candidates that have
     been run are not run again.
     """
-    from zeroflow.models.access import accesses
-    from zeroflow.models.backbone import check_buildable
     from zeroflow.results.searches import render_searches, search_rows
     from zeroflow.results.store import Store
     from zeroflow.sweep.candidates import plan_search
@@ -279,15 +273,13 @@ def search(
     say(wanted.describe())
     say(found.describe(folder))
     cells = found.runnable(retry_failed)
-    for config in cells:
-        check_buildable(config.backbone, config.checkpoint, config.image_size)
-        accesses[config.access or "white-box"].check_installed()
+    placement = _placed(grid, workers_per_trial, max_concurrent)
+    _check_backbones(cells, placement, ray_address)
     if dry_run:
         return
     stopped = None
     if cells:
         say(f"results: {store.root}")
-        placement = _placed(grid, workers_per_trial, max_concurrent)
         stopped = run_sweep(
             cells, store, placement, name=candidates.name, data_dir=folder, address=ray_address, echo=say
         ).stopped
@@ -331,6 +323,20 @@ def _placed(grid: Grid, workers_per_trial: int | None, max_concurrent: int | Non
         forced={} if workers_per_trial is None else {"workers_per_trial": workers_per_trial},
         max_concurrent=max_concurrent or grid.placement.max_concurrent,
     )
+
+
+def _check_backbones(cells: Sequence[TrialConfig], placement: SweepPlacement, address: str | None) -> None:
+    """Refuse backbones that cannot be built or reached."""
+    from zeroflow.models.access import accesses
+    from zeroflow.models.backbone import check_buildable
+    from zeroflow.sweep.serve import wanted
+
+    for config in cells:
+        access = accesses[config.access or "white-box"]
+        access.check_installed()
+        if not access.remote:
+            check_buildable(config.backbone, config.checkpoint, config.image_size)
+    wanted(cells, placement, local=not (address or os.environ.get("RAY_ADDRESS")))
 
 
 def _counts(grid: Grid, store: Store, plan: Plan) -> dict[str, Any]:

@@ -15,7 +15,10 @@ from zeroflow.cli.command import Command, threads_option
     cls=Command,
     short_help="A backbone as a black box, behind HTTP.",
     examples=(
-        ("ZEROFLOW_ENDPOINT_TOKEN=secret zeroflow serve --backbone quickdraw_vit --port 8017", "on this machine alone"),
+        (
+            "ZEROFLOW_ENDPOINT_TOKEN=$(openssl rand -hex 16) zeroflow serve --backbone quickdraw_vit --port 8017",
+            "on this machine alone",
+        ),
         ("zeroflow run --set access=black-box --set method=simplecil --endpoint http://127.0.0.1:8017/", "ask it"),
     ),
 )
@@ -41,21 +44,19 @@ def serve(
 
     The token is that of the environment variable ZEROFLOW_ENDPOINT_TOKEN, which is required.
     """
-    import os
-
     from zeroflow.errors import ConfigError
     from zeroflow.models.backbone import check_buildable
-    from zeroflow.models.endpoint import TOKEN
+    from zeroflow.models.endpoint import TOKEN, valid_token
     from zeroflow.sweep import serve as serving
 
-    if not os.environ.get(TOKEN):
+    if not valid_token():
         raise ConfigError(f"a token is required: put one into the environment variable {TOKEN}")
     check_buildable(backbone, checkpoint, image_size)
     serving.check_installed()
     ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
     with serving.serving(serving.Served(backbone, checkpoint, image_size, host, port, queue, threads)) as url:
+        for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray has just set its own
+            signal.signal(number, lambda *_: ended.set())
         if address_file:
             address_file.write_text(url + "\n")
         click.echo(f"{backbone} is served at {url}; Ctrl-C ends it")

@@ -118,6 +118,7 @@ accesses: Mapping[str, Access] = {
             tunings=("none", "input-prompt"),
             why="a black box takes images and gives features, nothing else of it can be reached",
             derivatives=False,
+            per_example=False,
             remote=True,
         ),
         Access(

@@ -12,11 +12,13 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import select
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import safetensors
 import safetensors.torch
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroflow.errors import ConfigError
-from zeroflow.models.backbone import Closed, Prefix, default_image_size
+from zeroflow.models.backbone import EMBEDDED, Closed, Prefix, default_image_size
 
 TOKEN = "ZEROFLOW_ENDPOINT_TOKEN"
 """The environment variable that holds the token; it is stored nowhere."""
@@ -33,8 +35,49 @@ WAITS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds before each further try of a request that failed."""
 
 
+MOST_BYTES = 2**28
+"""Of the body of a request; what is larger travels in several."""
+
+
 class EndpointError(RuntimeError):
     """The black box gave no usable answer, after all tries."""
+
+
+class Refused(EndpointError):
+    """It will not answer this, however often it is asked."""
+
+
+def check_address(url: str) -> SplitResult:
+    """The parts of an endpoint's address.
+
+    Raises:
+        ConfigError: it is none, or it holds credentials, which belong elsewhere.
+    """
+    try:
+        parts = urlsplit(url)
+        found = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        found = False
+    if not found:
+        raise ConfigError(f"endpoint={url!r}: expected an address such as http://127.0.0.1:8017/")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        plain = f"{parts.scheme}://{parts.hostname}"
+        raise ConfigError(
+            f"endpoint={plain!r}...: no user, password or query in an address; a token belongs into {TOKEN}"
+        )
+    return parts
+
+
+def valid_token(given: str | None = None) -> str | None:
+    """The token, by default the environment's; None: there is none.
+
+    Raises:
+        ConfigError: it holds what no HTTP header can.
+    """
+    found = (given or os.environ.get(TOKEN) or "").strip()
+    if not (found.isascii() and found.isprintable()):
+        raise ConfigError(f"{TOKEN}: a token is of printable ASCII characters; what it holds is not shown here")
+    return found or None
 
 
 class Features(Protocol):
@@ -55,16 +98,14 @@ class HttpFeatures:
     """
 
     def __init__(self, url: str, timeout: float = 30.0, token: str | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"endpoint={url!r}: expected an address such as http://127.0.0.1:8017/")
-        found = token or os.environ.get(TOKEN)
+        parts, found = check_address(url), valid_token(token)
         if not found:
             raise ConfigError(f"endpoint={url!r}: no token; put it into the environment variable {TOKEN}")
         self.url, self.path = url, parts.path or "/"
         self._headers = {"Authorization": f"Bearer {found}"}
+        host = str(parts.hostname)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(parts.hostname, parts.port, timeout=timeout)
+        self._connection = kind(host, parts.port, timeout=timeout)
 
     def __call__(self, images: Tensor) -> Tensor:
         body = safetensors.torch.save({"images": images.detach().to("cpu", torch.float32).contiguous()})
@@ -83,10 +124,15 @@ class HttpFeatures:
             raise EndpointError("its answer to GET is no JSON") from None
         if not isinstance(found, dict) or not {"backbone", "image_size", "width"} <= found.keys():
             raise EndpointError("its answer to GET lacks backbone, image_size or width")
+        for key in ("image_size", "width"):
+            if type(found[key]) is not int or found[key] < 1:
+                raise EndpointError(f"its answer to GET says {key}={found[key]!r}: expected an integer >= 1")
         return found
 
     def _ask(self, method: str, body: bytes | None = None) -> bytes:
         try:
+            if (socket := self._connection.sock) and select.select([socket], [], [], 0)[0]:
+                self._connection.close()  # the other side has ended what lay idle
             self._connection.request(method, self.path, body, self._headers)
             answer = self._connection.getresponse()
             content = answer.read()
@@ -96,8 +142,10 @@ class HttpFeatures:
         if answer.status in (401, 403):
             raise ConfigError(f"endpoint {self.url}: it refused the token in {TOKEN} (status {answer.status})")
         if answer.status != 200:
-            full = " (its queue is full)" if answer.status in (429, 503) else ""
-            raise EndpointError(f"status {answer.status}{full}")
+            said = content[:200].decode(errors="replace").strip().partition("\n")[0]
+            why = "its queue is full" if answer.status in (429, 503) else said
+            kind = Refused if 400 <= answer.status < 500 and answer.status not in (408, 429) else EndpointError
+            raise kind(f"status {answer.status}" + (f" ({why})" if why else ""))
         return content
 
 
@@ -134,28 +182,26 @@ class BlackBox(Closed):
     def together(self, indices: Sequence[int], evaluate: Callable[[int], Any]) -> list[Any]:
         """``[evaluate(i) for i in indices]``, with the first question of each in one request for all.
 
-        Every evaluation is begun twice: up to its question, and once more when there are the answers. It draws nothing at random
+        An evaluation that asks is begun twice: up to its question, and once more when there are the answers. It draws nothing at random
         that differs (``Objective`` seeds each alike).
         """
         questions: dict[int, Tensor] = {}
+        results: dict[int, Any] = {}
         for index in indices:
             with self._collecting() as asked:
-                evaluate(index)
+                results[index] = evaluate(index)  # and nothing was asked
             if asked:
                 questions[index] = asked[0]
-        found: dict[int, Tensor] = {}
         if questions:
             answer = self._request(torch.cat(list(questions.values())))
             parts = torch.split(answer, [len(question) for question in questions.values()])
-            found = dict(zip(questions, parts, strict=True))
-        results = []
-        for index in indices:
-            self._answers = [found[index]] if index in found else []
-            try:
-                results.append(evaluate(index))
-            finally:
-                self._answers = []
-        return results
+            for index, part in zip(questions, parts, strict=True):
+                self._answers = [part]
+                try:
+                    results[index] = evaluate(index)
+                finally:
+                    self._answers = []
+        return [results[index] for index in indices]
 
     @contextmanager
     def _collecting(self) -> Iterator[list[Tensor]]:
@@ -170,17 +216,22 @@ class BlackBox(Closed):
 
     @torch.no_grad()
     def _request(self, images: Tensor) -> Tensor:
+        """The features, in as few requests as they fit into."""
+        most = max(1, (MOST_BYTES - 2**16) // (4 * images[0].numel()))
+        return torch.cat([self._answer(part) for part in torch.split(images, most)])
+
+    def _answer(self, images: Tensor) -> Tensor:
         """The features, from the first try that gives usable ones."""
         for wait in (*self._waits, None):
             self.requests += 1
             self.images += len(images)
             try:
                 return self._checked(self._ask(images), len(images)).to(images)
-            except EndpointError as error:
-                if wait is None:
+            except (EndpointError, OSError) as error:
+                if wait is None or isinstance(error, Refused):
                     where = getattr(self._ask, "url", None) or type(self._ask).__name__
-                    tries = f"{len(self._waits) + 1} tries"
-                    raise EndpointError(f"black box {where}: no usable answer in {tries}; the last: {error}") from None
+                    tries = "" if isinstance(error, Refused) else f" in {len(self._waits) + 1} tries; the last"
+                    raise EndpointError(f"black box {where}: no usable answer{tries}: {error}") from None
                 time.sleep(wait)
         raise AssertionError
 
@@ -233,13 +284,19 @@ def open_black_box(
             facts = client.facts()
             break
         except EndpointError as error:
-            if wait is None:
-                raise EndpointError(
-                    f"black box {endpoint}: no answer in {len(WAITS) + 1} tries; the last: {error}"
-                ) from None
+            if wait is None or isinstance(error, Refused):
+                tries = "" if isinstance(error, Refused) else f" in {len(WAITS) + 1} tries; the last"
+                raise EndpointError(f"black box {endpoint}: no answer{tries}: {error}") from None
             time.sleep(wait)
-    wanted = {"backbone": name, "checkpoint": checkpoint, "image_size": size}
+    wanted = {"backbone": name, "checkpoint": weights_of(name, checkpoint), "image_size": size}
     for key, value in wanted.items():
         if value is not None and facts.get(key, value) != value:
             raise ConfigError(f"endpoint {endpoint}: serves {key}={facts[key]!r}, the cell wants {value!r}")
-    return BlackBox(client, int(facts["width"]), int(facts["image_size"]))
+    return BlackBox(client, facts["width"], facts["image_size"])
+
+
+def weights_of(name: str, checkpoint: str | None) -> str:
+    """A backbone's checkpoint, told so that the same one is told alike: ``embedded``, ``hub``, ``none`` or a whole path."""
+    if checkpoint in (None, "hub", "none"):
+        return checkpoint or ("embedded" if name == EMBEDDED else "hub")
+    return str(Path(checkpoint).expanduser().absolute())

@@ -45,11 +45,13 @@ class Executor(ABC):
     Attributes:
         rank: number of this process; process 0 writes files.
         shards: into how many slices a mini-batch is cut. shard: which of them is this process's.
+        groups: of processes among which evaluations are divided, each with all slices.
     """
 
     rank: int = 0
     shards: int = 1
     shard: int = 0
+    groups: int = 1
 
     together: Together | None = None
     """What makes this process's own evaluations of a step, where they are to share something; default: one after the other."""

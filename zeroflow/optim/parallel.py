@@ -47,7 +47,7 @@ class DistributedExecutor(Executor):
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
         if shards < 1 or self.size % shards:
             raise ValueError(f"shards={shards}: expected a divisor of the number of processes, {self.size}")
-        self.shards, self.shard = shards, self.rank % shards
+        self.shards, self.shard, self.groups = shards, self.rank % shards, self.size // shards
         self._backends = str(distributed.get_backend_config(group))
         self._peers = group
         if 1 < shards < self.size:
@@ -58,8 +58,7 @@ class DistributedExecutor(Executor):
 
     def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
         # Blocks, not strides: the two sides of a query stay together, and its direction is generated once.
-        groups = self.size // self.shards
-        bounds = [count * number // groups for number in range(groups + 1)]
+        bounds = [count * number // self.groups for number in range(self.groups + 1)]
         number = self.rank // self.shards
         own: list[Numbers] = []
         failure: Exception | None = None

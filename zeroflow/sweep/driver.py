@@ -111,21 +111,20 @@ def run_sweep(
 
     started_here = not ray.is_initialized()
     served = serve.wanted(cells, placement, local=local and started_here)
-    if served:
-        serve.prepare()
-    if started_here:
-        with closed_to_the_network() if local else nullcontext():
-            ray.init(address or os.environ.get("RAY_ADDRESS") or "local", **_quiet(local))
-    try:
-        with _terminated_like_interrupted():
-            if served:
-                url = serve.start(served)
-                placement = serve.placed_at(placement, url)
-                echo(f"{served.backbone} is served at {url}")
-            return _run(cells, store, placement, name, data_dir, echo)
-    finally:
+    with serve.environment() if served else nullcontext():
         if started_here:
-            ray.shutdown()
+            with closed_to_the_network() if local else nullcontext():
+                ray.init(address or os.environ.get("RAY_ADDRESS") or "local", **_quiet(local))
+        try:
+            with _terminated_like_interrupted():
+                if served:
+                    url = serve.start(served)
+                    placement = serve.placed_at(placement, url)
+                    echo(f"{served.backbone} is served at {url}")
+                return _run(cells, store, placement, name, data_dir, echo)
+        finally:
+            if started_here:
+                ray.shutdown()
 
 
 def _run(

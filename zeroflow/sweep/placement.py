@@ -78,7 +78,11 @@ class CellPlacement:
             raise ConfigError(
                 f"placement.endpoint={self.endpoint!r}: expected an address such as http://127.0.0.1:8017/"
             )
-        if not isinstance(self.endpoint_timeout, int | float) or not self.endpoint_timeout > 0:
+        if self.endpoint is not None:
+            from zeroflow.models.endpoint import check_address
+
+            check_address(self.endpoint)
+        if not isinstance(self.endpoint_timeout, int | float) or not 0 < self.endpoint_timeout < math.inf:
             raise ConfigError(f"placement.endpoint_timeout={self.endpoint_timeout!r}: expected a number > 0, seconds")
         for name in ("gpus_per_worker", "memory_per_worker", "price_per_1000_images"):
             value = getattr(self, name)

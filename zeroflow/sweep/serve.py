@@ -19,13 +19,13 @@ import safetensors.torch
 import torch
 
 from zeroflow.errors import ConfigError
-from zeroflow.models.backbone import create_backbone
-from zeroflow.models.endpoint import TOKEN
+from zeroflow.models.backbone import check_buildable, create_backbone
+from zeroflow.models.endpoint import MOST_BYTES, TOKEN, check_address, valid_token, weights_of
 from zeroflow.sweep.placement import SweepPlacement
 from zeroflow.trial.config import TrialConfig
 
-MOST_BYTES = 2**28
-"""Of the body of a request."""
+MOST_WORKERS = 64
+"""Of a cell, each with one question at a time: a sweep's own endpoint has room for all of them."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,15 @@ class FeatureServer:
     """What Ray Serve runs: one request after the other, each a whole mini-batch."""
 
     def __init__(self, served: Served) -> None:
-        _doors(served.port)
+        _doors(served.host, served.port)
         torch.set_num_threads(served.threads)
-        self.token = os.environ[TOKEN]
+        self.token = valid_token()
         self.backbone = create_backbone(
             served.backbone, checkpoint=served.checkpoint, image_size=served.image_size
         ).eval()
         self.facts = {
-            "backbone": served.backbone, "checkpoint": served.checkpoint, "image_size": self.backbone.image_size,
+            "backbone": served.backbone, "checkpoint": weights_of(served.backbone, served.checkpoint),
+            "image_size": self.backbone.image_size,
             "width": self.backbone.width,
         }  # fmt: skip
 
@@ -94,16 +95,26 @@ def check_installed() -> None:
         raise ConfigError("a backbone is served by Ray Serve: pip install 'zeroflow[bans]', or name placement.endpoint")
 
 
-def prepare() -> None:
-    """What Ray's processes must find in their environment, before it starts; a token is made where there is none."""
-    os.environ |= {
+@contextmanager
+def environment() -> Iterator[None]:
+    """What Ray's processes must find in their environment when it starts; a token is made where there is none."""
+    changed = {
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # one thread less between a request and its answer
         # Clients ask the replica itself: Ray's proxy takes a third of a mini-batch's forward pass to hand it on.
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        TOKEN: valid_token() or secrets.token_urlsafe(24),
     }
-    if not os.environ.get(TOKEN):
-        os.environ[TOKEN] = secrets.token_urlsafe(24)
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ |= changed
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def start(served: Served) -> str:
@@ -118,7 +129,7 @@ def start(served: Served) -> str:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(
         proxy_location="HeadOnly",  # without a proxy no replica takes HTTP; this one is not asked
-        http_options={"host": served.host, "port": _port(served.host), "request_timeout_s": 600},
+        http_options={"host": "127.0.0.1", "port": _port("127.0.0.1"), "request_timeout_s": 600},
         logging_config={"log_level": "ERROR", "enable_access_log": False},
     )
     deployment = serve.deployment(
@@ -141,13 +152,13 @@ def serving(served: Served) -> Iterator[str]:
     from zeroflow.sweep.driver import closed_to_the_network
 
     _port(served.host, served.port)
-    prepare()
-    with closed_to_the_network():
-        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, num_cpus=1)
-    try:
-        yield start(served)
-    finally:
-        ray.shutdown()
+    with environment():
+        with closed_to_the_network():
+            ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, num_cpus=1)
+        try:
+            yield start(served)
+        finally:
+            ray.shutdown()
 
 
 def _port(host: str, port: int = 0) -> int:
@@ -163,7 +174,7 @@ def _port(host: str, port: int = 0) -> int:
         return int(probe.getsockname()[1])
 
 
-def _doors(port: int) -> None:
+def _doors(host: str, port: int) -> None:
     """Where the replica that this process is will listen."""
     from ray.serve._private import replica
 
@@ -173,7 +184,7 @@ def _doors(port: int) -> None:
     # Ray chooses a port itself, and another one for a replica that is started again; its clients' connections to the one before
     # still hold the port for a while.
     replica.start_asgi_http_server = lambda app, options, **more: start(
-        app, options.model_copy(update={"port": port}), **{**more, "enable_so_reuseport": True}
+        app, options.model_copy(update={"host": host, "port": port}), **{**more, "enable_so_reuseport": True}
     )
 
 
@@ -181,13 +192,20 @@ def wanted(cells: Sequence[TrialConfig], placement: SweepPlacement, *, local: bo
     """What a sweep has to serve itself, for its black boxes without a named endpoint; None: nothing.
 
     Raises:
-        ConfigError: there are several of them, Ray is not this process's own, or Ray Serve is missing.
+        ConfigError: there are several of them, it cannot be built, Ray is not this process's own, Ray Serve is missing, or an
+            endpoint is named and no token is there.
     """
+    boxes = [config for config in cells if config.access == "black-box"]
+    named = {placement.of(config).endpoint for config in boxes}
     ask = {
         (config.backbone, config.checkpoint, config.image_size)
-        for config in cells
-        if config.access == "black-box" and placement.of(config).endpoint is None
+        for config in boxes
+        if placement.of(config).endpoint is None
     }
+    for url in named - {None}:
+        check_address(str(url))
+        if local and not valid_token():
+            raise ConfigError(f"placement.endpoint={url!r}: no token; put it into the environment variable {TOKEN}")
     if not ask:
         return None
     if len(ask) > 1 or not local:
@@ -200,7 +218,9 @@ def wanted(cells: Sequence[TrialConfig], placement: SweepPlacement, *, local: bo
             f"access='black-box': {why}; start endpoints with zeroflow serve, and name placement.endpoint"
         )
     check_installed()
-    return Served(*ask.pop())
+    backbone, checkpoint, image_size = ask.pop()
+    check_buildable(backbone, checkpoint, image_size)
+    return Served(backbone, checkpoint, image_size, queue=len(cells) * MOST_WORKERS)
 
 
 def placed_at(placement: SweepPlacement, url: str) -> SweepPlacement:

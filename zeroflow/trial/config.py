@@ -141,7 +141,10 @@ class TrialConfig:
             transforms.get(self.transform)
         if self.optimizer is not None:
             optimizers.get(self.optimizer)
-        check_backbone(self.backbone, self.checkpoint)
+        if not accesses[access or "white-box"].remote:
+            check_backbone(self.backbone, self.checkpoint)
+        elif self.image_size is None:
+            check_backbone(self.backbone, None)  # with an image size it may be anything that an endpoint calls its own
         method_options = method.parse(dict(self.method_options))
         changes: dict[str, Any] = {
             **stream,
@@ -198,6 +201,7 @@ class TrialConfig:
     def _one_of(self, key: str, known: Mapping[str, Any]) -> str | None:
         """The value of a key that is one of a few names; None for the first of them, which is the default."""
         value = getattr(self, key)
+        _require(key, value, isinstance(value, str | None), "a text")
         if value is not None and value not in known:
             raise unknown(key, value, known)
         return None if value == next(iter(known)) else value

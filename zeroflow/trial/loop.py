@@ -566,7 +566,11 @@ def _run(
         for seen in scenario.tasks[: task.index + 1]:
             account.accuracy[:, task.index, seen.index] = evaluation.accuracies(seen, width)
         if isinstance(backbone, BlackBox):
-            account.requests, account.images = earlier[0] + backbone.requests, earlier[1] + backbone.images
+            box = backbone
+            sent = executor.map(executor.groups, lambda _: (float(box.requests), float(box.images)), 2)  # noqa: B023
+            account.requests, account.images = (
+                first + int(sum(own)) for first, own in zip(earlier, zip(*sent, strict=True), strict=True)
+            )
         account.stage, account.seconds = task.index + 1, before + time.perf_counter() - started
         if checkpoints:
             # Without the features kept for evaluation, which are many times larger: a resumed trial computes them again.
