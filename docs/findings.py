@@ -17,9 +17,9 @@ NOT_RUN = "Not run yet: `python sweeps/full_grid.py --grid sweeps/{name}.yaml --
 
 NAMES = {
     "method": "method", "optimizer": "optimizer", "queries": "q", "epochs": "epochs", "hybrid_epochs": "exact epochs",
-    "history": "history", "sparsity": "sparsity", "lr": "lr", "access": "access", "loss": "loss", "tune": "tune",
+    "history": "history", "sparsity": "sparsity", "lr": "lr", "access": "access", "loss": "loss", "tune": "tune", "start": "head from",
 }  # fmt: skip
-USUAL = {"access": "white-box", "loss": "cross-entropy"}
+USUAL = {"access": "white-box", "loss": "cross-entropy", "start": "class means"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def groups(store: Path, keys: Sequence[str]) -> list[Group]:
     for cell in load(store, "trials").to_pylist():
         options = json.loads(cell["optimizer_options"] or "{}")
         cell |= {"history": options.get("history", 0.0), "sparsity": options.get("sparsity", 0.0)}
-        cell["tune"] = json.loads(cell["method_options"] or "{}").get("tune")
+        method = json.loads(cell["method_options"] or "{}")
+        cell |= {"tune": method.get("tune"), "start": "random" if method.get("imprint") is False else None}
         found.setdefault(tuple(cell[key] for key in keys), {})[cell["seed"]] = cell
     ordered = sorted(
         found.items(),
@@ -212,7 +213,7 @@ def blocks(results: Callable[[], Path]) -> dict[str, Callable[[], str]]:
         "findings-families": lambda: compared(
             results(), "families_quickdraw", ["method", "optimizer"], {"over fo-sgd": first_order}
         ),
-        "findings-black-box": lambda: compared(results(), "blackbox_quickdraw", ["method", "tune", "optimizer", "access"], {}),
+        "findings-black-box": lambda: compared(results(), "blackbox_quickdraw", ["method", "tune", "start", "optimizer", "access"], {}),
         "findings-int8": lambda: compared(
             results(), "int8_quickdraw", ["access", "method", "optimizer"], {"over float": lambda values: {"access": None}}
         ),
