@@ -56,11 +56,14 @@ def test_a_graph_raises_where_it_would_be_built(build) -> None:
 
 def test_a_backward_call_raises_on_a_graph_from_outside_too() -> None:
     loss = (VALUE**2).sum()
+    how = ((torch.ones(()),), True, False, (VALUE,))  # gradients, keep the graph, make one, of what
     calls = (
         loss.backward,
         lambda: torch.autograd.backward(loss),
         lambda: torch.autograd.grad(loss, VALUE),
         lambda: torch.autograd.grad(loss, VALUE, is_grads_batched=True, grad_outputs=torch.ones(2)),
+        lambda: torch.autograd.graph._engine_run_backward((loss,), *how),
+        lambda: torch.autograd.Variable._execution_engine.run_backward((loss,), *how),
     )
     for call in calls:
         with gradient_ban(), pytest.raises(GradientBanned, match="backward pass"):
@@ -112,6 +115,72 @@ def test_bans_nest_end_with_an_error_and_are_of_one_thread() -> None:
     for _ in range(2):
         with pytest.raises(GradientBanned):
             forbidden()
+
+
+def mode() -> tuple[bool, bool]:
+    """Anomaly mode, and whether it looks for nan, as torch's core has them."""
+    return torch._C.is_anomaly_enabled(), torch._C.is_anomaly_check_nan_enabled()
+
+
+def refused() -> None:
+    with pytest.raises(GradientBanned):
+        VALUE + 1
+
+
+def test_it_cannot_be_switched_off_with_anomaly_mode() -> None:
+    with gradient_ban():
+        for _ in range(2):
+            torch.autograd.set_detect_anomaly(False)
+            refused()
+        with torch.autograd.set_detect_anomaly(False, check_nan=False):
+            refused()
+        refused()
+    assert mode() == (False, True)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("check_nan", [True, False])
+@pytest.mark.parametrize("first", ["ban", "anomaly mode"])
+@pytest.mark.parametrize("longest", ["ban", "anomaly mode"])
+def test_anomaly_mode_begins_and_ends_as_without_a_ban(first: str, longest: str, check_nan: bool) -> None:
+    contexts = {"ban": gradient_ban}
+    contexts["anomaly mode"] = lambda: torch.autograd.detect_anomaly(check_nan)
+    second, shortest = (next(name for name in contexts if name != other) for other in (first, longest))
+    begun = {}
+    for name in (first, second):
+        begun[name] = contexts[name]()
+        begun[name].__enter__()
+    assert mode() == (True, check_nan)
+    refused()
+    begun[shortest].__exit__(None, None, None)
+    if longest == "ban":
+        refused()
+        assert not torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled()
+    else:
+        assert (VALUE + 1).requires_grad and mode() == (True, check_nan)
+    begun[longest].__exit__(None, None, None)
+    assert mode() == (False, True)
+
+
+@pytest.mark.filterwarnings("ignore:Error detected in")
+def test_a_free_thread_may_have_nan_in_its_gradients() -> None:
+    found: list[object] = []
+
+    def other() -> None:
+        value = torch.tensor([1.0, 0.0], requires_grad=True)
+        try:
+            found.extend(torch.autograd.grad((value * 0).sqrt().sum(), value))
+        except RuntimeError as error:
+            found.append(str(error))
+
+    for asked in (False, True):
+        with torch.autograd.set_detect_anomaly(asked), gradient_ban():
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+    free, checked = found
+    assert isinstance(free, torch.Tensor) and free.isnan().all()
+    assert isinstance(checked, str) and "returned nan values" in checked, "who asks for the check has it"
 
 
 @pytest.mark.parametrize("name", list_optimizers())

@@ -11,11 +11,13 @@ import torch
 from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.data import load_dataset
 from zeroflow.methods import Method, MiniBatch, methods
+from zeroflow.models import spiking as spiking_module
 from zeroflow.models.access import open_backbone
 from zeroflow.models.criteria import criteria, error_rate
 from zeroflow.models.spiking import STEPS, SpikingBackbone, firing_rate
 from zeroflow.models.tuning import tunings
 from zeroflow.optim import create_optimizer
+from zeroflow.trial.meters import peak_memory
 
 pytestmark = pytest.mark.usefixtures("some_drawings", "tiny_vit")
 TINY = {"name": "zeroflow_tiny_vit", "checkpoint": "none", "image_size": 14}
@@ -83,6 +85,46 @@ def test_a_converted_backbone_answers_nearly_as_before() -> None:
     values = found / (converted.highest[-1] / STEPS)
     torch.testing.assert_close(values, values.round(), rtol=0, atol=1e-3)
     assert float(values.abs().max()) <= STEPS + 1e-3
+
+
+@pytest.mark.parametrize(("count", "every"), [(20, 1), (32, 1), (33, 2), (100, 4)])
+def test_calibration_takes_the_wanted_share_of_images_spread_over_all(
+    count: int, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"IMAGES": 32, "BATCH": 8, "SHARE": 0.9}.items():
+        monkeypatch.setattr(spiking_module, name, value)
+    images = torch.rand(count, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+    plain, seen = open_backbone(None, **TINY), {}
+    monkeypatch.setattr(plain, "emitted", lambda number, values: seen.setdefault(number, []).append(values) or values)
+    with torch.no_grad():
+        for part in images[::every].split(8):
+            plain(part)
+    wanted = []
+    for parts in seen.values():
+        sizes = torch.cat([part.reshape(-1, 32) for part in parts]).abs()
+        wanted.append(sizes.kthvalue(round(0.9 * len(sizes)), dim=0).values)
+    for batch in (1, 7, count):
+        converted = open_backbone("spiking", **TINY)
+        converted.calibrate(images.split(batch))
+        assert torch.equal(converted.highest, torch.stack(wanted)), f"batches of {batch}"
+
+
+def test_the_memory_of_calibration_does_not_grow_with_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = open_backbone("spiking", **TINY)
+
+    def peak(batches: int) -> int:
+        def calibrate() -> None:
+            backbone.calibrate(torch.rand(64, 3, 14, 14) for _ in range(batches))
+
+        return peak_memory(calibrate, backbone, torch.device("cpu"))[1]
+
+    monkeypatch.setattr(spiking_module, "IMAGES", 256)
+    assert peak(32) < 1.1 * peak(4)
+    few, most = 64 * 4, 64 * 16
+    monkeypatch.setattr(spiking_module, "IMAGES", most)
+    a_value = 4 * backbone.width * (2 * 5 + 1)  # of an image: two blocks of 5 tokens, the features
+    an_image = 4 * 3 * 14 * 14
+    assert peak(16) - peak(4) < (most - few) * (an_image + a_value / 10), "most of what a channel did is not kept"
 
 
 TUNED = [name for name in tunings.names() if name != "none"]

@@ -24,6 +24,13 @@ STEPS = 16
 SHARE = 0.999
 """Of what is seen while calibrating, the share that a channel's highest rate reaches."""
 
+IMAGES = 1024
+"""The most images to calibrate on. Of a larger task at least half as many are left: enough that ``SHARE`` of the features, one
+value an image, is less than all."""
+
+BATCH = 64
+"""Images per forward pass while calibrating: how many there are can change its last bits."""
+
 
 def firing_rate(current: Tensor, highest: Tensor, steps: int = STEPS) -> Tensor:
     """Spikes of neurons in ``steps`` time steps, times the charge of a spike: multiples of ``highest / steps``.
@@ -52,24 +59,49 @@ class SpikingBackbone(Backbone):
         super().__init__(vit)
         # Of each block's output and of the features; zero: not calibrated.
         self.register_buffer("highest", torch.zeros(self.depth + 1, self.width))
-        self._seen: dict[int, list[Tensor]] | None = None
+        # While calibrating: the largest values so far of every channel, in falling order, and the images in all.
+        self._largest: dict[int, Tensor] | None = None
+        self._images = 0
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Set every channel's highest rate, from the images of the first task; no label is looked at."""
-        self._seen = {number: [] for number in range(self.depth + 1)}
-        for images in batches:
-            self(images)
-        for number, parts in self._seen.items():
-            sizes = torch.cat(parts).abs().float()
-            rank = max(1, round(SHARE * len(sizes)))
-            self.highest[number] = sizes.kthvalue(rank, dim=0).values.clamp(min=1e-6)
-        self._seen = None
+        """Set every channel's highest rate, from images of the first task; no label is looked at.
+
+        From all images up to ``IMAGES``, otherwise from every second, fourth, ... one: they arrive class by class, so the first
+        ones would not do. How they are cut into batches changes nothing. In memory are these images and, of what they make of
+        a channel, the largest share of ``1 - SHARE``.
+        """
+        images = _spread(batches)
+        self._largest, self._images = {}, len(images)
+        for first in range(0, len(images), BATCH):
+            self(torch.stack(images[first : first + BATCH]))
+        for number, largest in self._largest.items():
+            self.highest[number] = largest[-1].clamp(min=1e-6)
+        self._largest = None
 
     def emitted(self, number: int, values: Tensor) -> Tensor:
-        if self._seen is not None:
-            self._seen[number].append(values.reshape(-1, self.width))
+        if self._largest is not None:
+            sizes = values.reshape(-1, self.width).abs().float()
+            total = self._images * (len(sizes) // len(values))
+            needed = total + 1 - max(1, round(SHARE * total))
+            if number in self._largest:
+                sizes = torch.cat([self._largest[number], sizes])
+            self._largest[number] = sizes.topk(min(needed, len(sizes)), dim=0).values
             return values
         if not torch.any(self.highest):
             raise RuntimeError("SpikingBackbone: calibrate it first")
         return firing_rate(values, self.highest[number])
+
+
+def _spread(batches: Iterable[Tensor]) -> list[Tensor]:
+    """At most ``IMAGES`` images, evenly spread over all batches; how many there will be need not be known."""
+    chosen: list[Tensor] = []
+    every, seen = 1, 0
+    for images in batches:
+        for image in images:
+            if seen % every == 0:
+                if len(chosen) == IMAGES:
+                    chosen, every = chosen[::2], 2 * every
+                chosen.append(image.clone())  # a view would keep its batch
+            seen += 1
+    return chosen
