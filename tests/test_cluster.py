@@ -285,6 +285,14 @@ def test_ray_takes_the_closed_group_and_both_roles(account: Any, edited: Path) -
     assert not any("0.0.0.0/0" in rule for rules in ingress().values() for rule in rules)
 
 
+def test_a_group_without_rules_is_told_because_ray_would_add_some(account: Any, edited: Path) -> None:
+    import boto3
+
+    boto3.client("ec2", "us-west-2").create_security_group(GroupName="zeroflow", Description="empty")
+    run = CliRunner().invoke(main, ["check-cluster", str(edited / "gpu.yaml"), "--json"])
+    assert any("security group zeroflow: has no rules" in p for p in json.loads(run.stdout)["problems"]), run.stdout
+
+
 def test_without_the_group_ray_opens_ssh_to_the_world_which_is_told_before(account: Any, edited: Path) -> None:
     run = CliRunner().invoke(main, ["check-cluster", str(edited / "gpu.yaml"), "--json"])
     problems = json.loads(run.stdout)["problems"]
