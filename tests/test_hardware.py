@@ -24,15 +24,17 @@ SMALL = {
 }  # fmt: skip
 
 
-def test_an_int8_layer_is_integer_arithmetic() -> None:
+@pytest.mark.parametrize("biased", [True, False])
+def test_an_int8_layer_is_integer_arithmetic(biased: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    layer = nn.Linear(192, 70)
+    layer = nn.Linear(192, 70, bias=biased)
     values = torch.randn(5, 17, 192, generator=generator)
     int8 = Int8Linear(layer)
     with torch.no_grad():
         found = int8(values)
         alone = int8(values[3:4, 2:3])
-    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
+    weight = layer.weight.detach().double()
+    bias = layer.bias.detach().double() if biased else torch.zeros(70).double()
     rows = weight.abs().amax(1, keepdim=True) / 127
     tokens = values.double().abs().amax(-1, keepdim=True) / int8.top
     product = (values.double() / tokens).round() @ (weight / rows).round().T
@@ -40,7 +42,7 @@ def test_an_int8_layer_is_integer_arithmetic() -> None:
     error = (found.double() - (values.double() @ weight.T + bias)).abs().max()
     assert 1e-5 < float(error) < 0.1, "rounded, and not by much"
     assert torch.equal(alone[0, 0], found[3, 2]), "no token depends on its neighbours"
-    assert torch.equal(int8(torch.zeros(1, 192)), layer.bias.detach()[None])
+    assert torch.equal(int8(torch.zeros(1, 192)), bias.float()[None])
     with pytest.raises(RuntimeError, match="no derivative"):
         int8(values.requires_grad_())
 
