@@ -104,7 +104,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """A short name for figures: method and optimizer by name, every other key with its value."""
+        """A short name for figures: method and optimizer by name, every other key with its value unless that is the usual one."""
         return self.name()
 
     @property
@@ -117,7 +117,7 @@ class Row:
         named = [
             text if key in _NAMES or key.endswith("_options") else f"{_SHORT.get(key, key)}={text}"
             for key, text in sorted(self.shown.items(), key=lambda item: item[0] == "queries")
-            if text != "-" and key not in without
+            if text not in ("-", _USUAL.get(key)) and key not in without
         ]
         return " ".join(named)
 

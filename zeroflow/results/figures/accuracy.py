@@ -24,6 +24,7 @@ from zeroflow.results.figures.style import (
     meta,
     number,
     numbers,
+    room,
 )  # fmt: skip
 from zeroflow.results.tables import Estimate, Row, estimate
 from zeroflow.trial.metrics import Matrix
@@ -207,4 +208,4 @@ def _draw_dots(
     for column, axis in enumerate(units, start=1):
         found.update_xaxes(title=axis, row=1, col=column)
     found.update_yaxes(autorange="reversed", type="category")
-    return arranged(found, title, height=110, rows=len(rows), limit=_MOST_DOTS, min_width=300 + 180 * len(units))
+    return arranged(found, title, height=110, rows=len(rows), limit=_MOST_DOTS, min_width=room(rows) + 180 * len(units))

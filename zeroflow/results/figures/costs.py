@@ -24,6 +24,7 @@ from zeroflow.results.figures.style import (
     meta,
     number,
     numbers,
+    room,
 )  # fmt: skip
 from zeroflow.results.tables import Row
 
@@ -168,7 +169,9 @@ def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
         found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
     found.update_yaxes(autorange="reversed", type="category")
     found.update_layout(barmode="overlay", bargap=0.25)
-    return arranged(found, title, height=110, rows=len(rows), limit=40, min_width=660).update_layout(margin={"r": 60})
+    return arranged(found, title, height=110, rows=len(rows), limit=40, min_width=room(rows) + 360).update_layout(
+        margin={"r": 60}
+    )
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,11 @@ def arranged(
     )
 
 
+def room(rows: Sequence[Row]) -> int:
+    """Pixels that the rows' labels take beside a figure, at least 300."""
+    return max(300, int(_LETTER * max((len(row.label) for row in rows), default=0)))
+
+
 def half_widths(estimates: Sequence[Estimate | None]) -> list[float | None]:
     """For error bars; None draws none."""
     return [None if found is None or found.half_width is None else number(found.half_width) for found in estimates]
