@@ -16,7 +16,7 @@ from zeroflow.cli.command import Command, threads_option
     short_help="A backbone as a black box, behind HTTP.",
     examples=(
         (
-            "ZEROFLOW_ENDPOINT_TOKEN=$(openssl rand -hex 16) zeroflow serve --backbone quickdraw_vit --port 8017",
+            "ZEROFLOW_ENDPOINT_TOKEN=$TOKEN zeroflow serve --backbone quickdraw_vit --port 8017",
             "on this machine alone",
         ),
         ("zeroflow run --set access=black-box --set method=simplecil --endpoint http://127.0.0.1:8017/", "ask it"),
