@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import findings
+
 from zeroflow.results import load
-from zeroflow.results.sources import command
 from zeroflow.results.tables import estimate, render_markdown, summary
 
 _SPENT = ("requests", "queried_images", "images_per_point")
@@ -16,17 +17,15 @@ _SPENT = ("requests", "queried_images", "images_per_point")
 def table(results: Path, name: str) -> str:
     """The result table of a store; what makes it, while it is not there."""
     if not (results / name / "trials").is_dir():
-        return f"Not run yet: `{command(name)}`.\n"
+        return findings.NOT_RUN.format(name=name)
     trials = load(results / name, "trials")
-    rows = trials.to_pylist()
-    commits = sorted({(row["git_commit"] or "unknown")[:10] + ("+" if row["git_dirty"] else "") for row in rows})
-    return f"{render_markdown(summary(trials))}\n{len(rows)} cells: `{command(name)}`; commit {', '.join(commits)}.\n"
+    return f"{render_markdown(summary(trials))}\n{findings.source(results, name)}"
 
 
 def spent(results: Path) -> str:
     """What black boxes were asked, beside the table."""
     found = table(results, "blackbox_quickdraw")
-    if found.startswith("Not run"):
+    if not (results / "blackbox_quickdraw" / "trials").is_dir():
         return found
     trials = load(results / "blackbox_quickdraw", "trials")
     by_cell = {row["cell_id"]: row for row in trials.to_pylist()}
@@ -52,15 +51,11 @@ def served(results: Path) -> str:
     )
 
 
-def weights(results: Path) -> str:
-    return table(results, "int8_quickdraw")
-
-
 def blocks(results: Callable[[], Path]) -> dict[str, Callable[[], str]]:
     """The blocks by name; ``results``: where the stores are."""
     return {
         "black-box": lambda: spent(results()),
         "served-backbone": lambda: served(results()),
-        "int8": lambda: weights(results()),
+        "int8": lambda: table(results(), "int8_quickdraw"),
         "nondifferentiable": lambda: table(results(), "nondifferentiable_quickdraw"),
     }

@@ -15,6 +15,10 @@ import torch
 
 from zeroflow.errors import ConfigError
 from zeroflow.models.backbone import Backbone, create_backbone
+from zeroflow.models.endpoint import open_black_box
+from zeroflow.models.exported import ExportedBackbone
+from zeroflow.models.int8 import quantised
+from zeroflow.models.spiking import SpikingBackbone
 
 
 @dataclass(frozen=True)
@@ -78,30 +82,14 @@ class Access:
 
 
 def _spiking(*arguments: Any, **named: Any) -> Backbone:
-    from zeroflow.models.spiking import SpikingBackbone
-
     return SpikingBackbone(create_backbone(*arguments, **named).vit)
 
 
 def _int8(*arguments: Any, **named: Any) -> Backbone:
-    from zeroflow.models.int8 import quantised
-
     return quantised(create_backbone(*arguments, **named))
 
 
-def _exported(*arguments: Any, **named: Any) -> Backbone:
-    from zeroflow.models.exported import ExportedBackbone
-
-    return ExportedBackbone(*arguments, **named)
-
-
 _HARDWARE: Mapping[str, Any] = {"derivatives": False, "float32_cpu": True}
-
-
-def _black_box(*arguments: Any, **named: Any) -> Backbone:
-    from zeroflow.models.endpoint import open_black_box
-
-    return open_black_box(*arguments, **named)
 
 
 accesses: Mapping[str, Access] = {
@@ -114,7 +102,7 @@ accesses: Mapping[str, Access] = {
         Access(
             "black-box",
             "an endpoint in another process: images go in, features come out",
-            _black_box,
+            open_black_box,
             tunings=("none", "input-prompt"),
             why="a black box takes images and gives features, nothing else of it can be reached",
             derivatives=False,
@@ -132,7 +120,7 @@ accesses: Mapping[str, Access] = {
         Access(
             "exported",
             "an ONNX graph, run by ONNX Runtime; adapters' weights are inputs",
-            _exported,
+            ExportedBackbone,
             tunings=("none", "adapter"),
             why="an exported graph has no derivative, and inputs for adapters alone",
             dropout=False,

@@ -21,6 +21,7 @@ from zeroflow.errors import ConfigError
 from zeroflow.results import records
 from zeroflow.results.store import Store
 from zeroflow.results.sweeps import SweepRecord, is_alive
+from zeroflow.sweep.environment import changed_environment
 from zeroflow.sweep.placement import CellPlacement, Node, SweepPlacement
 from zeroflow.sweep.progress import Progress
 from zeroflow.trial.config import TrialConfig
@@ -111,7 +112,7 @@ def run_sweep(
 
     started_here = not ray.is_initialized()
     served = serve.wanted(cells, placement, local=local and started_here)
-    with serve.environment() if served else nullcontext():
+    with changed_environment(serve.variables()) if served else nullcontext():
         if started_here:
             with closed_to_the_network() if local else nullcontext():
                 ray.init(address or os.environ.get("RAY_ADDRESS") or "local", **_quiet(local))
@@ -299,18 +300,13 @@ def closed_to_the_network() -> Iterator[None]:
     """Have what Ray starts meanwhile listen on this machine alone, whether or not Ray was imported before."""
     from ray._private import ray_constants
 
-    before = ray_constants.ENABLE_RAY_CLUSTER, {name: os.environ.get(name) for name in LOOPBACK}
+    before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
-    os.environ.update(LOOPBACK)
     try:
-        yield
+        with changed_environment(LOOPBACK):
+            yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before[0]
-        for name, value in before[1].items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _quiet(local: bool) -> dict[str, Any]:

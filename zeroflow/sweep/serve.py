@@ -6,7 +6,6 @@ import asyncio
 import hmac
 import importlib.util
 import logging
-import os
 import secrets
 import socket
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,8 @@ import torch
 
 from zeroflow.errors import ConfigError
 from zeroflow.models.backbone import check_buildable, create_backbone
-from zeroflow.models.endpoint import MOST_BYTES, TOKEN, check_address, valid_token, weights_of
+from zeroflow.models.endpoint import MOST_BYTES, TOKEN, valid_token, weights_of
+from zeroflow.sweep.environment import changed_environment
 from zeroflow.sweep.placement import SweepPlacement
 from zeroflow.trial.config import TrialConfig
 
@@ -95,30 +95,19 @@ def check_installed() -> None:
         raise ConfigError("a backbone is served by Ray Serve: pip install 'zeroflow[bans]', or name placement.endpoint")
 
 
-@contextmanager
-def environment() -> Iterator[None]:
+def variables() -> dict[str, str]:
     """What Ray's processes must find in their environment when it starts; a token is made where there is none."""
-    changed = {
+    return {
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # one thread less between a request and its answer
         # Clients ask the replica itself: Ray's proxy takes a third of a mini-batch's forward pass to hand it on.
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         TOKEN: valid_token() or secrets.token_urlsafe(24),
     }
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ |= changed
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def start(served: Served) -> str:
-    """Start serving on the running Ray, which was started after ``prepare``, and give the address.
+    """Start serving on the running Ray, which was started with these ``variables``, and give the address.
 
     Raises:
         ConfigError: the port is taken.
@@ -152,7 +141,7 @@ def serving(served: Served) -> Iterator[str]:
     from zeroflow.sweep.driver import closed_to_the_network
 
     _port(served.host, served.port)
-    with environment():
+    with changed_environment(variables()):
         with closed_to_the_network():
             ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, num_cpus=1)
         try:
@@ -203,7 +192,6 @@ def wanted(cells: Sequence[TrialConfig], placement: SweepPlacement, *, local: bo
         if placement.of(config).endpoint is None
     }
     for url in named - {None}:
-        check_address(str(url))
         if local and not valid_token():
             raise ConfigError(f"placement.endpoint={url!r}: no token; put it into the environment variable {TOKEN}")
     if not ask:
