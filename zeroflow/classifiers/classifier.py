@@ -1,0 +1,105 @@
+"""What a closed-form classifier is: statistics of features in, scores out; and the registry of classifiers.
+
+Statistics are sums over samples, kept in float64: neither the order of tasks nor how a task is cut into mini-batches changes
+what they stand for, and those of two processes are merged by addition.
+
+A classifier lives through a stream: for each task ``begin_task``, then ``add`` with the features of its training images, cut
+in any way, then ``end_task``; at any time after that ``scores``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from zeroflow.registry import Registry
+
+
+class Classifier(nn.Module, ABC):
+    """Base of all closed-form classifiers. Nothing of it is trained; statistics are buffers.
+
+    Args:
+        options: an instance of the class's own ``Options``; default: all at their defaults.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """Settings of the classifier; each class has its own. A value out of range is a ``ValueError``."""
+
+    draws: ClassVar[bool] = False
+    """Whether it draws random numbers, so that its results differ by seed."""
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__()
+        self.options: Any = options or self.Options()
+
+    @abstractmethod
+    def begin_task(self, classes: range, width: int, generator: torch.Generator) -> None:
+        """Make room for ``classes`` (new labels, which follow those before) with features ``[N, width]``.
+
+        ``generator`` makes whatever is random; it is asked at the first task alone.
+        """
+
+    @abstractmethod
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Take up some samples of the task: features ``[N, width]``, new labels ``[N]``."""
+
+    @abstractmethod
+    def merge(self, other: Self) -> None:
+        """Add the statistics that another one of the same classes, options and random numbers has taken up."""
+
+    @abstractmethod
+    def end_task(self) -> None:
+        """All samples of the task are taken up: get ready to give scores."""
+
+    @abstractmethod
+    def scores(self, features: Tensor) -> Tensor:
+        """Scores of features ``[N, width]`` among all classes seen so far: ``[N, classes]``, in the features' dtype."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow a model to its device, but not to its precision: statistics stay as precise as they are."""
+        for name, value in self._buffers.items():
+            if value is not None:
+                device = fn(torch.empty(0, dtype=value.dtype, device=value.device)).device
+                self._buffers[name] = value.to(device)
+        return self
+
+
+@dataclass(frozen=True)
+class ClassifierInfo:
+    """A registered classifier: its class, built as ``build(options)``, and one line for listings."""
+
+    name: str
+    build: type[Classifier]
+    description: str
+
+    @property
+    def options(self) -> type:
+        return self.build.Options
+
+    @property
+    def draws(self) -> bool:
+        return self.build.draws
+
+    def defaults(self) -> dict[str, Any]:
+        """Every option with its default."""
+        return {f.name: f.default for f in dataclasses.fields(self.options)}
+
+
+classifiers: Registry[ClassifierInfo] = Registry("classifier")
+
+
+def register_classifier(name: str, description: str) -> Callable[[type[Classifier]], type[Classifier]]:
+    """Register a ``Classifier`` subclass; outside packages call this from a ``zeroflow.classifiers`` entry point."""
+
+    def decorate(cls: type[Classifier]) -> type[Classifier]:
+        classifiers.register(name, ClassifierInfo(name, cls, description))
+        return cls
+
+    return decorate
