@@ -106,4 +106,4 @@ def pilot_layout(model: Method) -> np.ndarray:
     """PILOT keeps all spaces of a class side by side."""
     if isinstance(model, EASE):
         return model.prototypes.transpose(0, 1).flatten(1).numpy()
-    return model.prototypes.numpy()
+    return model.classifier.means.numpy()

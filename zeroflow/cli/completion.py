@@ -20,16 +20,19 @@ if TYPE_CHECKING:
 TABLES = ("summary", "table1", "table2", "table3", "table4", "paper", "effects", "searches", "cells")
 """Names of the tables that a store may hold."""
 
-REGISTRIES = ("optimizers", "methods", "datasets", "transforms")
-_OF_KEYS = {"optimizer": "optimizers", "method": "methods", "dataset": "datasets", "transform": "transforms"}
+REGISTRIES = ("optimizers", "methods", "classifiers", "datasets", "transforms")
+_OF_KEYS = {
+    "optimizer": "optimizers", "method": "methods", "dataset": "datasets", "transform": "transforms",
+    "classifier": "classifiers",
+}  # fmt: skip
 
 
 def registry(kind: str) -> Registry[Any]:
     """One of ``REGISTRIES``."""
-    from zeroflow import data, methods, optim
+    from zeroflow import classifiers, data, methods, optim
 
     known: Mapping[str, Registry[Any]] = {
-        "optimizers": optim.optimizers, "methods": methods.methods, "datasets": data.datasets, "transforms": data.transforms,
+        "optimizers": optim.optimizers, "methods": methods.methods, "classifiers": classifiers.classifiers, "datasets": data.datasets, "transforms": data.transforms,
     }  # fmt: skip
     return known[kind]
 

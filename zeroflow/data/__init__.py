@@ -1,6 +1,6 @@
 """Data sets, transforms and the class-incremental scenario. Importing the package registers the built-in ones."""
 
-from zeroflow.data import cifar, folders, parquet, quickdraw  # noqa: F401
+from zeroflow.data import cifar, folders, parquet, quickdraw, shifts  # noqa: F401
 from zeroflow.data.ahead import prefetched
 from zeroflow.data.dataset import ArraySamples, ImageDataset, datasets, load_dataset, register_dataset
 from zeroflow.data.folders import image_folder

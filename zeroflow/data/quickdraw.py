@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional as F
 
-from zeroflow.data.dataset import ArraySamples, ImageDataset, Samples, register_dataset
+from zeroflow.data.dataset import ArraySamples, ImageDataset, register_dataset
 
 CLASSES = 345
 STREAM_CLASSES = 100
@@ -54,27 +53,3 @@ def quickdraw100(data_dir: Path | None = None) -> ImageDataset:
         return ArraySamples(pixels, np.repeat(labels, pixels.shape[0] // len(names)))
 
     return ImageDataset("quickdraw100", names, part(slice(TRAIN_PER_CLASS)), part(slice(TRAIN_PER_CLASS, None)))
-
-
-@register_dataset(
-    "quickdraw100-marker",
-    classes=STREAM_CLASSES,
-    transform="drawings",
-    image_size=28,
-    where="shipped with zeroflow",
-    description="QuickDraw-100 drawn with a broad marker: a stream at a distance from the backbone's own domain",
-)
-def quickdraw100_marker(data_dir: Path | None = None) -> ImageDataset:
-    """QuickDraw-100 with every stroke widened by a pixel on each side (3 x 3 maximum).
-
-    The embedded backbone was trained on thin strokes, so here adapting it can gain something; on QuickDraw-100 itself
-    class means of the frozen features are as good as anything trained.
-    """
-    thin = quickdraw100(data_dir)
-
-    def broad(samples: Samples) -> ArraySamples:
-        pixels = samples.images(np.arange(len(samples.labels)))
-        assert isinstance(pixels, torch.Tensor)
-        return ArraySamples(F.max_pool2d(pixels.float(), 3, stride=1, padding=1).to(torch.uint8), samples.labels)
-
-    return ImageDataset("quickdraw100-marker", thin.class_names, broad(thin.train), broad(thin.test))

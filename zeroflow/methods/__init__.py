@@ -2,6 +2,7 @@
 
 from zeroflow.methods.adapter_per_task import AdapterPerTask
 from zeroflow.methods.aper import APERSSF, APERAdapter, APERDeepPrompts, APERFineTune, APERInputPrompt, APERPrompts
+from zeroflow.methods.closed_form import ACIL, SLDA, FeCAM, RanPAC
 from zeroflow.methods.ease import EASE
 from zeroflow.methods.ewc import EWC
 from zeroflow.methods.experience_replay import ExperienceReplay
@@ -15,7 +16,7 @@ from zeroflow.methods.shared_adapter import SharedAdapter
 from zeroflow.methods.simplecil import SimpleCIL
 
 __all__ = [
-    "APERSSF", "EASE", "EWC", "L2SP", "APERAdapter", "APERDeepPrompts", "APERFineTune", "APERInputPrompt", "APERPrompts", "AdapterPerTask",
-    "ExperienceReplay", "FineTuning", "GenerativeReplay", "Joint", "LwF", "Method", "MethodInfo", "MiniBatch",
+    "ACIL", "APERSSF", "EASE", "EWC", "L2SP", "SLDA", "APERAdapter", "APERDeepPrompts", "APERFineTune", "APERInputPrompt", "APERPrompts", "AdapterPerTask",
+    "ExperienceReplay", "FeCAM", "FineTuning", "GenerativeReplay", "Joint", "LwF", "Method", "MethodInfo", "MiniBatch", "RanPAC",
     "SharedAdapter", "SimpleCIL", "methods", "register_method",
 ]  # fmt: skip

@@ -31,12 +31,10 @@ class APER(SimpleCIL):
 
     def __init__(self, backbone: Backbone, options: Any = None) -> None:
         super().__init__(backbone, options)
-        self.register_buffer("prototypes", torch.empty(0, 2 * backbone.width))
         self.tuning: Tuning | None = None
         self.head: CosineHead | None = None
 
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
-        super().begin_task(classes, generator)
         if classes.start == 0:
             self.tuning = tunings.get(self.tuned_by).of(self.backbone, generator, asdict(self.options))
             self.head = CosineHead(self.backbone.width, len(classes), generator=generator)
@@ -44,6 +42,11 @@ class APER(SimpleCIL):
             # The head served its purpose, and the merged model stays as it is from now on.
             self.head = None
             self.requires_grad_(False).eval()
+        super().begin_task(classes, generator)  # last, so that no initial value depends on the classifier
+
+    @property
+    def width(self) -> int:
+        return 2 * self.backbone.width
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad} if self.head is not None else {}

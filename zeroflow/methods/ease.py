@@ -30,6 +30,8 @@ class EASE(Method):
     """
 
     any_loss = True
+    takes_classifiers = ("class-means",)
+    why_these = "an old class has no image left to be known by in a newer task's space, but a completed mean"
     prototypes: Tensor
 
     @dataclass(frozen=True)

@@ -9,17 +9,17 @@ A step goes ``replay`` (what of earlier tasks joins the mini-batch) -> ``prepare
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from zeroflow import options as options_of
+from zeroflow.classifiers import Classifier, classifiers
 from zeroflow.data.scenario import Batch
-from zeroflow.errors import ConfigError, unknown
 from zeroflow.models.backbone import Backbone
 from zeroflow.models.criteria import Criterion, cross_entropy
 from zeroflow.models.tuning import tunings
@@ -66,6 +66,14 @@ class Method(nn.Module, ABC):
     criterion: Criterion = staticmethod(cross_entropy)
     """The classification loss ``criterion(logits, labels)`` ``[N]``, as a cell's ``loss`` says."""
 
+    own_classifier: ClassVar[str | None] = None
+    """The closed-form classifier it takes where a cell names none; None: it classifies in another way."""
+
+    takes_classifiers: ClassVar[tuple[str, ...] | None] = ()
+    """The closed-form classifiers that a cell may choose, and ``why_these``; None: any."""
+
+    why_these: ClassVar[str] = "it classifies in its own way"
+
     one_head: ClassVar[bool] = False
     """Whether ``losses`` can tell what old tasks lose while a new one is learned."""
 
@@ -83,6 +91,8 @@ class Method(nn.Module, ABC):
         self.backbone = backbone
         self.options: Any = options or self.Options()
         self.frozen_spaces = 0
+        if self.own_classifier:
+            self.classifier: Classifier = classifiers.get(self.own_classifier).build()
 
     @abstractmethod
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
@@ -199,21 +209,7 @@ class MethodInfo:
 
     def parse(self, options: dict[str, Any], *, where: str = "method_options") -> Any:
         """Options from a mapping; unknown keys and wrong types are ``ConfigError``s."""
-        known = {f.name: f for f in fields(self.options)}
-        for key, value in options.items():
-            if key not in known:
-                raise unknown(f"option of method {self.name!r}", key, known, where=where)
-            default = known[key].default
-            wanted = (int, float) if isinstance(default, float) else type(default)
-            if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
-                expected = "a number" if isinstance(default, float) else f"a {type(default).__name__}"
-                raise ConfigError(f"{where}.{key}={value!r}: expected {expected}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"{where}.{key}={value!r}: expected a finite number")
-        try:
-            return self.options(**options)
-        except ValueError as error:
-            raise ConfigError(f"{where}: {error}") from None
+        return options_of.parse(self.options, options, owner=f"method {self.name!r}", where=where)
 
 
 methods: Registry[MethodInfo] = Registry("method")

@@ -39,10 +39,10 @@ class SharedAdapter(SimpleCIL):
         return "adapter"
 
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
-        super().begin_task(classes, generator)
         if classes.start == 0:
             self.tuning = Adapters.of(self.backbone, generator, vars(self.options))
         self.head = CosineHead(self.backbone.width, len(classes), generator=generator)
+        super().begin_task(classes, generator)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}

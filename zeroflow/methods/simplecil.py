@@ -13,35 +13,36 @@ from torch import Tensor
 
 from zeroflow.data.scenario import Batch
 from zeroflow.methods.method import Method, register_method
-from zeroflow.methods.prototypes import class_means
-from zeroflow.models.backbone import Backbone
-from zeroflow.models.heads import cosine
 
 
 @register_method("simplecil", "class means of frozen features: no training, the row to beat")
 class SimpleCIL(Method):
-    """Prototype c = mean feature of class c; prediction = nearest by cosine."""
+    """A closed-form classifier on the backbone's features; by default class means, nearest by cosine."""
 
     trains = False
-    prototypes: Tensor
-
-    def __init__(self, backbone: Backbone, options: Any = None) -> None:
-        super().__init__(backbone, options)
-        self.register_buffer("prototypes", torch.empty(0, backbone.width))
+    own_classifier = "class-means"
+    takes_classifiers = None
 
     @classmethod
     def tunes(cls, options: Any) -> str:
         return "none"
 
+    @property
+    def width(self) -> int:
+        """Features that the classifier sees."""
+        return self.backbone.width
+
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
         self.classes = classes
+        self.classifier.begin_task(classes, self.width, generator)
 
     def freeze(self) -> None:
         self.frozen_spaces = 1
 
     def end_task(self, batches: Iterable[Batch]) -> None:
-        means = class_means(lambda images: self.features(images, range(1))[:, 0], batches, self.classes)
-        self.prototypes = torch.cat([self.prototypes.to(means)[: self.classes.start], means])
+        for images, labels in batches:
+            self.classifier.add(self.features(images, range(1))[:, 0], labels)
+        self.classifier.end_task()
 
     @torch.no_grad()
     def features(self, images: Tensor, spaces: range) -> Tensor:
@@ -49,4 +50,4 @@ class SimpleCIL(Method):
 
     @torch.no_grad()
     def scores(self, features: Tensor) -> Tensor:
-        return cosine(features[:, 0], self.prototypes)
+        return self.classifier.scores(features[:, 0])

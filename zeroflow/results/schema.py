@@ -52,6 +52,8 @@ _CONFIG = [
     _column("dtype", _text, "floating point type of all computation"),
     _column("access", _text, "how the backbone was reached; null: white-box"),
     _column("loss", _text, "what was trained; null: cross-entropy"),
+    _column("classifier", _text, "registered name of the closed-form classifier; null: the method's own"),
+    _column("classifier_options", _text, "the classifier's options that differ from their defaults, JSON; null: none"),
 ]
 
 CONFIG_KEYS = tuple(column.name for column in _CONFIG)

@@ -18,7 +18,7 @@ _MEASURED = ("avg", "last", "fgt", "forward_passes", "forward_equivalents", "pea
 FILTERS = ("dataset", "method", "optimizer", "queries")
 """The keys that a reader of a report filters by."""
 
-_NAMES = ("dataset", "backbone", "method", "optimizer")  # say by themselves what they are
+_NAMES = ("dataset", "backbone", "method", "classifier", "optimizer")  # say by themselves what they are
 _SHORT = {"queries": "q"}
 _ALWAYS_SHOWN = ("method", "optimizer", "queries")
 # A key that only follows others (every optimizer its own learning rate) tells no rows apart and gets no column.
@@ -27,6 +27,7 @@ _FOLLOWS = {
     "image_size": ("dataset", "backbone"),
     "checkpoint": ("backbone",),
     "method_options": ("dataset", "method"),
+    "classifier_options": ("dataset", "method", "classifier"),
     "epochs": ("dataset", "method"),
     "lr": ("dataset", "method", "optimizer"),
     "eps": ("dataset", "method", "optimizer"),
@@ -35,6 +36,7 @@ _FOLLOWS = {
 # Here null stands for a value, the data set's or the backbone's own; elsewhere it says that the key does not apply.
 _DEFAULTED = (
     "transform", "image_size", "checkpoint", "stop_after", "base_classes", "increments", "fixed_class_order", "access", "loss",
+    "classifier", "classifier_options",
 )  # fmt: skip
 # Accuracies are comparable only where all of these agree.
 _SAME_PROBLEM = (
@@ -197,7 +199,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 def as_text(key: str, value: Any) -> str:
     """A key's value as a reader sees it."""
     if key.endswith("_options"):
-        value = " ".join(f"{name}={option}" for name, option in json.loads(value).items()) or None
+        value = " ".join(f"{name}={option}" for name, option in json.loads(value or "{}").items()) or None
     if key == "hybrid_epochs":
         value = value or None  # no epoch is none, as in older files
     if value is None and key in _USUAL:

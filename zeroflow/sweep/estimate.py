@@ -32,6 +32,7 @@ from zeroflow.trial.config import TrialConfig
 FEATURES = (
     "dataset", "method", "tasks", "base_classes", "increments", "stop_after", "backbone", "image_size", "access", "dtype", "transform",
     "method_options", "optimizer", "batch_size", "optimizer_options", "hybrid_epochs", "queries", "epochs", "validation", "loss",
+    "classifier", "classifier_options",
 )  # fmt: skip
 """What makes cells alike, the most telling first."""
 
@@ -264,10 +265,10 @@ def _step_keys(cell: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as the store has it."""
+    """A value as the store has it; no options are None."""
     if isinstance(value, Mapping | list):
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False) if value else "{}"
-    return value
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False) if value else None
+    return None if value == "{}" else value
 
 
 def _passes(cell: Mapping[str, Any]) -> float:

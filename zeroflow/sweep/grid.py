@@ -34,6 +34,7 @@ from typing import Any
 
 import yaml
 
+from zeroflow.classifiers import classifiers
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.methods import methods
 from zeroflow.optim import optimizers
@@ -264,6 +265,7 @@ class _Shared:
         for section, names in (
             ("method_options", _option_names(methods, values.get("method", TrialConfig.method))),
             ("optimizer_options", _option_names(optimizers, values.get("optimizer", TrialConfig.optimizer))),
+            ("classifier_options", _option_names(classifiers, _classifier(values))),
         ):
             self.known |= names
             own = block.get(section) or {}
@@ -285,6 +287,14 @@ def _all_used(files: Sequence[_Shared]) -> None:
         for (section, name), place in shared.unused.items():
             if place != "--set" or all((section, name) in other.unused for other in files):
                 raise unknown(f"option in {section}", name, known, where=place)
+
+
+def _classifier(values: Mapping[str, Any]) -> Any:
+    """The classifier of a cell: the chosen one, or its method's own."""
+    try:
+        return values.get("classifier") or methods.get(values.get("method", TrialConfig.method)).build.own_classifier
+    except ConfigError:
+        return None  # the cell's own check says what is wrong with the name
 
 
 def _option_names(registry: Registry[Any], name: Any) -> set[str]:

@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from zeroflow import options
 from zeroflow.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from zeroflow.methods import MethodInfo
 
+BASELINE = "simplecil"
 SCHEDULES = ("cosine", "constant")
 DTYPES = ("float32", "float64")
 
@@ -41,6 +43,8 @@ class TrialConfig:
         backbone: ``quickdraw_vit`` or a timm tag. checkpoint: file, ``"hub"`` or ``"none"``; default: the backbone's own.
         access: how the backbone is reached, see ``zeroflow.models.access``; default: as it is, ``white-box``.
         method, method_options: registered name and its options.
+        classifier, classifier_options: registered name of a closed-form classifier and its options, for methods that take
+            one; default: the method's own.
         optimizer, optimizer_options: registered name and its options; None where the method does not train.
         lr: learning rate. eps: perturbation size. queries: directions per step. None where they mean nothing.
         schedule: ``cosine`` (per epoch, to zero) or ``constant``. epochs, batch_size: per task. hybrid_epochs: how many of
@@ -79,6 +83,8 @@ class TrialConfig:
     dtype: str = "float32"
     access: str | None = None
     loss: str | None = None
+    classifier: str | None = None
+    classifier_options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "") -> TrialConfig:
@@ -135,7 +141,7 @@ class TrialConfig:
             )
         access = self._one_of("access", accesses)
         loss = self._one_of("loss", criteria)
-        for name in ("method_options", "optimizer_options"):
+        for name in ("method_options", "optimizer_options", "classifier_options"):
             _require(name, getattr(self, name), isinstance(getattr(self, name), Mapping), "a mapping")
         if self.transform is not None:
             transforms.get(self.transform)
@@ -146,8 +152,10 @@ class TrialConfig:
         elif self.image_size is None:
             check_backbone(self.backbone, None)  # with an image size it may be anything that an endpoint calls its own
         method_options = method.parse(dict(self.method_options))
+        classified, draws = self._classified(method)
         changes: dict[str, Any] = {
             **stream,
+            **classified,
             "access": access,
             "loss": loss,
             "method_options": _changed(self.method_options, _method_defaults(self.method)),
@@ -161,7 +169,7 @@ class TrialConfig:
             changes["checkpoint"] = str(Path(str(self.checkpoint)).expanduser().absolute())
         if not method.trains:
             changes |= dict.fromkeys(("optimizer", "lr", "eps", "queries", "schedule", "epochs", "batch_size", "loss"))
-            changes |= {"optimizer_options": {}, "seed": 0, "hybrid_epochs": 0}
+            changes |= {"optimizer_options": {}, "seed": self.seed if draws else 0, "hybrid_epochs": 0}
             self._check_access(method, method_options, None, False)
             return dataclasses.replace(self, **changes)
 
@@ -183,8 +191,8 @@ class TrialConfig:
         eps = info.default_eps if self.eps is None else self.eps
         queries = info.default_queries if self.queries is None else self.queries
         steps = {"hybrid": self.hybrid_epochs} if self.hybrid_epochs else {}  # how many is known with the data
-        options = {**self.optimizer_options, **steps}
-        check_settings(info, lr=lr, queries=queries, eps=eps, seed=self.seed, options=options)
+        given = {**self.optimizer_options, **steps}
+        check_settings(info, lr=lr, queries=queries, eps=eps, seed=self.seed, options=given)
         _require(
             "hybrid_epochs", self.hybrid_epochs,
             self.hybrid_epochs == 0 or (_whole(self.hybrid_epochs) and self.hybrid_epochs <= int(self.epochs or 0)),
@@ -198,6 +206,43 @@ class TrialConfig:
         changes["optimizer_options"] = _changed(self.optimizer_options, _optimizer_defaults(info.name))
         return dataclasses.replace(self, **changes)
 
+    def _classified(self, method: MethodInfo) -> tuple[dict[str, Any], bool]:
+        """The keys of the closed-form classifier, and whether it draws random numbers.
+
+        Where a method is ``simplecil`` with the chosen classifier, the cell goes by that method's name.
+        """
+        from zeroflow.classifiers import classifiers
+        from zeroflow.methods import methods
+        from zeroflow.methods.closed_form import NAMED
+
+        build, chosen = method.build, self.classifier
+        _require("classifier", chosen, chosen is None or isinstance(chosen, str), "a text")
+        if chosen is not None:
+            classifiers.get(chosen)
+            if build.takes_classifiers is not None and chosen not in build.takes_classifiers:
+                able = [name for name, info in methods.items() if info.build.takes_classifiers is None]
+                takes = f"it takes {', '.join(build.takes_classifiers)}; " if build.takes_classifiers else ""
+                raise ConfigError(
+                    f"classifier={chosen!r} with method {self.method!r}: {build.why_these}; {takes}any is taken by {', '.join(able)}"
+                )
+        name = chosen or build.own_classifier
+        if name is None:
+            _require(
+                "classifier_options",
+                self.classifier_options,
+                not self.classifier_options,
+                "no options: there is no classifier",
+            )
+            return {}, False
+        info = classifiers.get(name)
+        options.parse(info.options, self.classifier_options, owner=f"classifier {name!r}", where="classifier_options")
+        own = NAMED.get(name) if self.method == BASELINE else None
+        return {
+            "method": self.method if own is None else next(n for n, info in methods.items() if info.build is own),
+            "classifier": None if own or name == build.own_classifier else name,
+            "classifier_options": _changed(self.classifier_options, options.defaults(info.options)),
+        }, info.draws  # fmt: skip
+
     def _one_of(self, key: str, known: Mapping[str, Any]) -> str | None:
         """The value of a key that is one of a few names; None for the first of them, which is the default."""
         value = getattr(self, key)
@@ -206,15 +251,15 @@ class TrialConfig:
             raise unknown(key, value, known)
         return None if value == next(iter(known)) else value
 
-    def _check_access(self, method: MethodInfo, options: Any, differentiates: str | None, per_example: bool) -> None:
+    def _check_access(self, method: MethodInfo, chosen: Any, differentiates: str | None, per_example: bool) -> None:
         """Refuse what the way to the backbone does not allow."""
         from zeroflow.models.access import accesses
 
         if self.access in (None, "white-box"):
             return
         why = accesses[str(self.access)].refusal(
-            tuning=method.build.tunes(options), differentiates=differentiates, per_example=per_example, dtype=self.dtype,
-            options=vars(options),
+            tuning=method.build.tunes(chosen), differentiates=differentiates, per_example=per_example, dtype=self.dtype,
+            options=vars(chosen),
         )  # fmt: skip
         if why:
             raise ConfigError(f"access={self.access!r} with method {self.method!r}: {why}")
@@ -278,7 +323,7 @@ class TrialConfig:
     def label(self) -> str:
         """A short name for progress lines, which mostly tells the cells of a grid apart."""
         values = {
-            "q": self.queries, "lr": self.lr and f"{self.lr:.3g}", "epochs": self.epochs, "exact": self.hybrid_epochs,
+            "classifier": self.classifier, **self.classifier_options, "q": self.queries, "lr": self.lr and f"{self.lr:.3g}", "epochs": self.epochs, "exact": self.hybrid_epochs,
             **self.optimizer_options, "access": self.access, "loss": self.loss, "seed": str(self.seed),
         }  # fmt: skip
         named = [self.dataset, self.method, *([self.optimizer] if self.optimizer else [])]
@@ -292,7 +337,7 @@ _DEFAULTS = {f.name: getattr(TrialConfig(), f.name) for f in dataclasses.fields(
 def _method_defaults(name: str) -> Mapping[str, Any]:
     from zeroflow.methods import methods
 
-    return {f.name: f.default for f in dataclasses.fields(methods.get(name).options)}
+    return options.defaults(methods.get(name).options)
 
 
 @functools.cache
@@ -311,9 +356,9 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _changed(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _changed(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The options that differ from their defaults, whole numbers as floats where the default is one."""
-    typed = {k: float(v) if isinstance(defaults[k], float) else v for k, v in options.items()}
+    typed = {k: float(v) if isinstance(defaults[k], float) else v for k, v in given.items()}
     return {k: v for k, v in typed.items() if v != defaults[k]}
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from zeroflow.classifiers import classifiers
 from zeroflow.data import Scenario, class_incremental, class_order, datasets, even_increments, load_dataset, transforms
 from zeroflow.data.dataset import ImageDataset
 from zeroflow.data.decoded import CACHE_BYTES
@@ -482,6 +483,9 @@ def _run(
     scenario = scenario_of(config, dataset, backbone.image_size, place.loaders())
     info = methods.get(config.method)
     method = info.build(backbone, info.parse(dict(config.method_options))).to(device, dtype)
+    if config.classifier or config.classifier_options:
+        classifier = classifiers.get(config.classifier or str(method.own_classifier))
+        method.classifier = classifier.build(classifier.options(**config.classifier_options))
     if config.loss:
         method.criterion = criteria[config.loss]
     evaluation = Evaluation(method, device, dtype, place.evaluation_batch)

@@ -1,0 +1,44 @@
+"""Options of named things: a frozen dataclass whose defaults say which keys there are and what type each has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from zeroflow.errors import ConfigError, unknown
+
+
+def defaults(options: type) -> dict[str, Any]:
+    """Every option with its default."""
+    return {f.name: f.default for f in fields(options)}
+
+
+def parse(options: type, given: Mapping[str, Any], *, owner: str, where: str) -> Any:
+    """Build ``options`` from a mapping.
+
+    Args:
+        options: a dataclass whose ``__post_init__`` raises ``ValueError`` for values out of range.
+        given: the options that are not at their defaults.
+        owner: whose options they are, as in ``method 'ease'``.
+        where: the key that holds them.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or out of range; it names the nearest right one.
+    """
+    known = defaults(options)
+    for key, value in given.items():
+        if key not in known:
+            raise unknown(f"option of {owner}", key, known, where=where)
+        default = known[key]
+        wanted = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
+            expected = "a number" if isinstance(default, float) else f"a {type(default).__name__}"
+            raise ConfigError(f"{where}.{key}={value!r}: expected {expected}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}.{key}={value!r}: expected a finite number")
+    try:
+        return options(**given)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
