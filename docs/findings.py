@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from zeroflow.results import load
-from zeroflow.results.tables import BASELINE, Estimate, estimate
+from zeroflow.results.tables import BASELINE, Estimate, estimate, holm
 
 Cell = dict[str, Any]
 Key = tuple[Any, ...]
+LEVEL = 0.05
 NOT_RUN = "Not run yet: `python sweeps/full_grid.py --grid sweeps/{name}.yaml --results results/{name}`.\n"
 
 NAMES = {
     "method": "method", "optimizer": "optimizer", "queries": "q", "epochs": "epochs", "hybrid_epochs": "exact epochs",
     "history": "history", "sparsity": "sparsity", "lr": "lr", "access": "access", "loss": "loss", "tune": "tune", "start": "head from",
+    "classifier": "classifier", "dataset": "data set", "subspace": "subspace", "class_order_seed": "class order",
+    "trainable_parameters": "values trained", "forward_passes": "forward passes", "forward_equivalents": "forward-equivalents",
 }  # fmt: skip
 USUAL = {"access": "white-box", "loss": "cross-entropy", "start": "class means"}
 
@@ -28,6 +31,11 @@ class Group:
 
     values: Mapping[str, Any]
     seeds: Mapping[int, Cell]
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is SimpleCIL with class means."""
+        return self.values["method"] == BASELINE and not self.values.get("classifier")
 
     def estimate(self, metric: str) -> Estimate:
         return estimate([cell[metric] for cell in self.seeds.values()])
@@ -51,6 +59,7 @@ def groups(store: Path, keys: Sequence[str]) -> list[Group]:
         cell |= {"history": options.get("history", 0.0), "sparsity": options.get("sparsity", 0.0)}
         method = json.loads(cell["method_options"] or "{}")
         cell |= {"tune": method.get("tune"), "start": "random" if method.get("imprint") is False else None}
+        cell |= {"subspace": method.get("subspace")}
         found.setdefault(tuple(cell[key] for key in keys), {})[cell["seed"]] = cell
     ordered = sorted(
         found.items(),
@@ -65,13 +74,19 @@ def signed(value: Estimate | None) -> str:
     return "-" if value is None else ("+" if value.mean >= 0 else "") + str(value)
 
 
-def verdict(value: Estimate | None) -> str:
-    """Whether a difference is told from none by its 95 % interval."""
-    if value is None or value.half_width is None:
-        return "-"
-    if abs(value.mean) <= value.half_width:
-        return "none told"
-    return "gain" if value.mean > 0 else "loss"
+def verdicts(differences: Sequence[Estimate | None]) -> list[str]:
+    """``gain``, ``loss`` or ``n.s.`` for each, at the 5 % level with Holm's correction for their number; ``-``: no interval."""
+    tested = {number: d.p_value for number, d in enumerate(differences) if d and d.p_value is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    found = []
+    for number, difference in enumerate(differences):
+        if difference is None or number not in adjusted:
+            found.append("-")
+        elif adjusted[number] >= LEVEL:
+            found.append("n.s.")
+        else:
+            found.append("gain" if difference.mean > 0 else "loss")
+    return found
 
 
 def compared(
@@ -79,6 +94,8 @@ def compared(
     name: str,
     keys: Sequence[str],
     references: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]],
+    where: Callable[[Mapping[str, Any]], bool] = lambda values: True,
+    costs: Sequence[str] = ("forward_equivalents",),
 ) -> str:
     """A table of a small grid: accuracies, the gain over SimpleCIL, and what each row has over its references.
 
@@ -87,52 +104,77 @@ def compared(
     Args:
         results: where stores are. name: of the grid. keys: that tell rows apart.
         references: by heading: from a row's keys to those of the row it is held against.
+        where: which rows, by their keys. costs: the columns at the end, means over seeds.
     """
     store = results / name
     if not (store / "trials").is_dir():
         return NOT_RUN.format(name=name)
-    found = groups(store, ["method", *(key for key in keys if key != "method")])
-    baselines = {group.values.get("access"): group for group in found if group.values["method"] == BASELINE}
+    found = [
+        group for group in groups(store, ["method", *(key for key in keys if key != "method")]) if where(group.values)
+    ]
+    baselines = {_problem(group): group for group in found if group.is_baseline}
+    rows = [group for group in found if not group.is_baseline]
     by_key = {tuple(group.values.items()): group for group in found}
+    differences: dict[str, list[Estimate | None]] = {
+        "over SimpleCIL": [row.minus(baselines[_problem(row)]) if _problem(row) in baselines else None for row in rows]
+    }
+    for head, reference in references.items():
+        others = [by_key.get(tuple({**row.values, **reference(row.values)}.items())) for row in rows]
+        differences[head] = [
+            row.minus(other) if other and other is not row else None for row, other in zip(rows, others, strict=True)
+        ]
+    judged = {head: verdicts(found) for head, found in differences.items()}
     heads = [NAMES[key] for key in keys]
-    lines = [
-        f"| {' | '.join([*heads, 'n', 'Avg', 'Last', 'Fgt'])} | over SimpleCIL | told? | "
-        + " | ".join(f"{head} | told?" for head in references) + (" | " if references else "") + "forward-equivalents |",
-        f"|{'---|' * len(heads)}---:|---:|---:|---:|---:|---|" + "---:|---|" * len(references) + "---:|",
-    ]  # fmt: skip
-    verdicts: dict[str, list[str]] = {"over SimpleCIL": [], **{head: [] for head in references}}
+    columns = [
+        *heads,
+        "n",
+        "Avg",
+        "Last",
+        "Fgt",
+        *(part for head in differences for part in (head, "")),
+        *(NAMES[cost] for cost in costs),
+    ]
+    rule = [*["---"] * len(heads), *["---:"] * 4, *["---:", "---"] * len(differences), *["---:"] * len(costs)]
+    lines = [_line(columns), _line(rule)]
     label = "method" if "method" in keys else keys[0]
     for baseline in baselines.values():
-        metrics = [str(baseline.estimate(metric)) for metric in ("avg", "last", "fgt")]
-        own = {"access": _text("access", baseline.values.get("access")), label: "SimpleCIL"}
-        cells = [*(own.get(key, "") for key in keys), "1", *metrics, *[""] * (2 + 2 * len(references)), "0"]
-        lines.append(f"| {' | '.join(cells)} |")
-    for group in found:
-        if group.values["method"] == BASELINE:
-            continue
-        over = group.minus(baselines[access]) if (access := group.values.get("access")) in baselines else None
-        cells = [_text(key, group.values[key]) for key in keys]
-        cells += [str(len(group.seeds)), *(str(group.estimate(metric)) for metric in ("avg", "last", "fgt"))]
-        cells += [signed(over), verdict(over)]
-        verdicts["over SimpleCIL"].append(verdict(over))
-        for head, reference in references.items():
-            other = by_key.get(tuple({**group.values, **reference(group.values)}.items()))
-            difference = group.minus(other) if other and other is not group else None
-            cells += [signed(difference), verdict(difference)]
-            verdicts[head].append(verdict(difference))
-        cells.append(f"{group.estimate('forward_equivalents').mean:,.0f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([_counted(verdicts), "", *lines, "", source(results, name)])
+        own = {key: _text(key, baseline.values.get(key)) for key in ("access", "dataset")} | {label: "SimpleCIL"}
+        first = [own.get(key, "") for key in keys]
+        lines.append(_line([*first, *_accuracies(baseline), *["", ""] * len(differences), *_costs(baseline, costs)]))
+    for number, row in enumerate(rows):
+        told = [part for head in differences for part in (signed(differences[head][number]), judged[head][number])]
+        lines.append(
+            _line([*(_text(key, row.values[key]) for key in keys), *_accuracies(row), *told, *_costs(row, costs)])
+        )
+    return "\n".join([_counted(judged), "", *lines, "", source(results, name)])
 
 
-def _counted(verdicts: Mapping[str, Sequence[str]]) -> str:
+def _problem(group: Group) -> tuple[Any, ...]:
+    return group.values.get("access"), group.values.get("dataset")
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _accuracies(group: Group) -> list[str]:
+    return [str(len(group.seeds)), *(str(group.estimate(metric)) for metric in ("avg", "last", "fgt"))]
+
+
+def _costs(group: Group, costs: Sequence[str]) -> list[str]:
+    return [f"{group.estimate(cost).mean:,.0f}" for cost in costs]
+
+
+def _counted(judged: Mapping[str, Sequence[str]]) -> str:
     """How many rows gain and lose in each comparison, as one line."""
     parts = []
-    for head, found in verdicts.items():
-        told = [each for each in found if each != "-"]
-        if told:
-            counts = [f"{told.count(each)} {word}" for each, word in (("gain", "gain"), ("loss", "lose"), ("none told", "not told"))]  # fmt: skip
-            parts.append(f"{head}: of {len(told)} rows {', '.join(counts)}")
+    for head, found in judged.items():
+        tested = [each for each in found if each != "-"]
+        if tested:
+            words = {"gain": "gain", "loss": "lose", "n.s.": "n.s."}
+            parts.append(
+                f"{head}: of {len(tested)} rows {', '.join(f'{tested.count(each)} {word}' for each, word in words.items())}"
+            )
     text = "; ".join(parts)
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
@@ -165,15 +207,16 @@ def share_of_first_order(results: Path) -> str:
         if not exact or not forward:
             continue
         best, first = max(forward, key=lambda name: forward[name].mean), max(exact, key=lambda name: exact[name].mean)
-        told = [name for name, gain in forward.items() if verdict(gain) == "gain"]
-        worse = [name for name, gain in forward.items() if verdict(gain) == "loss"]
+        judged = dict(zip(forward, verdicts(list(forward.values())), strict=True))
+        told = [name for name, verdict in judged.items() if verdict == "gain"]
+        worse = [name for name, verdict in judged.items() if verdict == "loss"]
         gain, whole = forward[best].mean, exact[first].mean
         lines.append(
             f"- {method}: first order gains {signed(exact[first])} points of Avg over SimpleCIL ({first}); the best forward-pass "
             f"optimizer, {best}, {signed(forward[best])}"
             + (f", {100 * gain / whole:.0f} % of it" if whole > 0 and gain > 0 else "")
             + f". Of {len(forward)} forward-pass optimizers {len(told)} gain ({', '.join(told) or 'none'}), {len(worse)} lose "
-            f"({', '.join(worse) or 'none'}), and {len(forward) - len(told) - len(worse)} cannot be told from no training."
+            f"({', '.join(worse) or 'none'}), and {len(forward) - len(told) - len(worse)} do not differ significantly from no training."
         )
     return "\n".join([*lines, ""])
 

@@ -60,6 +60,16 @@ class Estimate:
     half_width: float | None
     n: int
 
+    @property
+    def p_value(self) -> float | None:
+        """Of the two-sided t-test that the mean is 0; None for a single value."""
+        if self.half_width is None:
+            return None
+        if not self.half_width:
+            return float(self.mean == 0)
+        t = self.mean / self.half_width * stats.t.ppf(0.975, self.n - 1)
+        return float(2 * stats.t.sf(abs(t), self.n - 1))
+
     def __str__(self) -> str:
         return f"{self.mean:.2f}" + ("" if self.half_width is None else f" ± {self.half_width:.2f}")
 
@@ -71,6 +81,16 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(mean, None, n)
     deviation = (sum((value - mean) ** 2 for value in values) / (n - 1)) ** 0.5
     return Estimate(mean, float(stats.t.ppf(0.975, n - 1)) * deviation / n**0.5, n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number, in the same order. Source: Holm, "A simple sequentially rejective multiple test
+    procedure", Scandinavian Journal of Statistics 1979."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, number in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[number]))
+        adjusted[number] = largest
+    return adjusted
 
 
 @dataclass(frozen=True)
