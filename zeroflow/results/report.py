@@ -178,19 +178,22 @@ def findings(rows: Sequence[Row]) -> list[str]:
     dataset = rows[0].config["dataset"]
     measured = [row for row in rows if row.avg is not None]
     base = next((row for row in measured if row.is_baseline), None)
-    trained = [row for row in measured if not row.is_baseline]
+    closed_form = [row for row in measured if row.config["optimizer"] is None and not row.is_baseline]
+    trained = [row for row in measured if row.config["optimizer"] is not None]
     free = [
-        row
-        for row in trained
-        if not str(row.config["optimizer"] or "fo-").startswith("fo-") and not row.config["hybrid_epochs"]
+        row for row in trained if not str(row.config["optimizer"]).startswith("fo-") and not row.config["hybrid_epochs"]
     ]
-    exact = [row for row in trained if str(row.config["optimizer"] or "").startswith("fo-")]
+    exact = [row for row in trained if str(row.config["optimizer"]).startswith("fo-")]
     if not measured:
         return []
     parts = []
     if base and base.avg:
         parts.append(f"SimpleCIL, which trains nothing, has Avg {base.avg} %")
-    for group, what in ((exact, "with exact gradients"), (free, "by forward passes alone")):
+    for group, what in (
+        (closed_form, "of the other classifiers without training"),
+        (exact, "with exact gradients"),
+        (free, "by forward passes alone"),
+    ):
         if group:
             best = max(group, key=_avg)
             gain = "" if best.vs_simplecil is None else f", {best.vs_simplecil:+.2f} points"

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from zeroflow.results import published
 from zeroflow.results.figures.enhancements import option_curves
 from zeroflow.results.searches import SEARCH_LEGEND, search_rows
-from zeroflow.results.tables import BASELINE, LEGEND, Estimate, Row, as_text, same_problem, summary
+from zeroflow.results.tables import LEGEND, Estimate, Row, as_text, is_baseline, same_problem, summary
 
 _BETTER = {"Avg": max, "Last": max, "Fgt": min}
 """Columns in which the best is marked."""
@@ -298,7 +298,7 @@ def _cells(trials: pa.Table) -> Sheet:
             _integer(row["forward_passes"]), _decimal(memory, 1), _decimal(row["seconds"], 1), Cell(row["cell_id"], row["cell_id"]),
         )  # fmt: skip
         filters = {k: "none" if row[k] is None else str(row[k]) for k in ("dataset", "method", "optimizer", "queries")}
-        lines.append(Line(values, filters, baseline=row["method"] == BASELINE))
+        lines.append(Line(values, filters, baseline=is_baseline(row)))
     headings = (
         *({"queries": "q"}.get(key, key) for key in keys),
         "avg",

@@ -122,7 +122,7 @@ class Row:
 
     @property
     def is_baseline(self) -> bool:
-        return bool(self.config["method"] == BASELINE)
+        return is_baseline(self.config)
 
     @property
     def label(self) -> str:
@@ -144,6 +144,11 @@ class Row:
         return " ".join(named)
 
 
+def is_baseline(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is the row to beat: SimpleCIL with class means."""
+    return bool(config["method"] == BASELINE and config.get("classifier") is None)
+
+
 def summary(trials: pa.Table) -> list[Row]:
     """Rows over seeds: data set by data set, SimpleCIL (the row to beat) first, then by method, optimizer, queries.
 
@@ -158,16 +163,14 @@ def summary(trials: pa.Table) -> list[Row]:
 
     configs = [config for config, _ in found]
     shown = [key for key in keys if key in _ALWAYS_SHOWN or _varies(key, configs)]
-    baselines = {
-        same_problem(config): _mean(members, "avg") for config, members in found if config["method"] == BASELINE
-    }
+    baselines = {same_problem(config): _mean(members, "avg") for config, members in found if is_baseline(config)}
     rows = (_row(config, members, shown, baselines.get(same_problem(config))) for config, members in found)
     return sorted(rows, key=_order)
 
 
 def _row(config: dict[str, Any], trials: list[dict[str, Any]], shown: list[str], baseline: float | None) -> Row:
     avg, memory = _mean(trials, "avg"), _mean(trials, "peak_memory_bytes")
-    gain = None if avg is None or baseline is None or config["method"] == BASELINE else avg - baseline
+    gain = None if avg is None or baseline is None or is_baseline(config) else avg - baseline
     return Row(
         config=config,
         shown={key: as_text(key, config[key]) for key in shown},
