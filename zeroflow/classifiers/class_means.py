@@ -43,7 +43,7 @@ class ClassMeans(Classifier):
     def add(self, features: Tensor, labels: Tensor) -> None:
         # A product, because scattered addition on a GPU has no fixed order.
         member = F.one_hot(labels, len(self.count)).to(self.total)
-        self.total += member.T @ features.to(self.total)
+        self.total += member.T @ self.finite(features).to(self.total)
         self.count += member.sum(0)
 
     def merge(self, other: Self) -> None:

@@ -35,6 +35,9 @@ class Classifier(nn.Module, ABC):
     draws: ClassVar[bool] = False
     """Whether it draws random numbers, so that its results differ by seed."""
 
+    name: ClassVar[str] = ""
+    """What it is registered as."""
+
     def __init__(self, options: Any = None) -> None:
         super().__init__()
         self.options: Any = options or self.Options()
@@ -48,7 +51,11 @@ class Classifier(nn.Module, ABC):
 
     @abstractmethod
     def add(self, features: Tensor, labels: Tensor) -> None:
-        """Take up some samples of the task: features ``[N, width]``, new labels ``[N]``."""
+        """Take up some samples of the task: features ``[N, width]``, new labels ``[N]``.
+
+        Raises:
+            ValueError: a feature that is not finite.
+        """
 
     @abstractmethod
     def merge(self, other: Self) -> None:
@@ -61,6 +68,15 @@ class Classifier(nn.Module, ABC):
     @abstractmethod
     def scores(self, features: Tensor) -> Tensor:
         """Scores of features ``[N, width]`` among all classes seen so far: ``[N, classes]``, in the features' dtype."""
+
+    def finite(self, features: Tensor) -> Tensor:
+        """The features without their graph; ``ValueError`` where some are not finite, which no sum would ever forget."""
+        if not torch.isfinite(features).all():
+            bad = int((~torch.isfinite(features).all(dim=-1)).sum())
+            raise ValueError(
+                f"classifier {self.name!r}: expected finite features, found nan or inf in {bad} of {len(features)}"
+            )
+        return features.detach()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow a model to its device, but not to its precision: statistics stay as precise as they are."""
@@ -100,6 +116,7 @@ def register_classifier(name: str, description: str) -> Callable[[type[Classifie
 
     def decorate(cls: type[Classifier]) -> type[Classifier]:
         classifiers.register(name, ClassifierInfo(name, cls, description))
+        cls.name = name
         return cls
 
     return decorate

@@ -1,0 +1,52 @@
+"""Sums of products, and linear equations with them: what LDA, QDA, ridge and random projection share.
+
+A Gram matrix is as large as everything else together (M = 10,000 in float64: 800 MB). So it is summed up in place, below its
+diagonal alone, and solving takes one more matrix of its size, which is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.linalg import cholesky_ex, solve_triangular
+
+BLOCK = 512
+"""Columns of a Gram matrix that are summed up at once: of k columns, all blocks above the diagonal are saved."""
+
+
+def add_gram(gram: Tensor, rows: Tensor) -> None:
+    """Add ``rows^T rows`` of rows ``[N, k]`` to ``gram`` ``[k, k]``, of which only the lower triangle means something."""
+    for start in range(0, len(gram), BLOCK):
+        block = slice(start, start + BLOCK)
+        gram[start:, block].addmm_(rows[:, start:].T, rows[:, block])
+
+
+def factor(matrix: Tensor, ridge: float = 0.0) -> Tensor:
+    """Lower Cholesky factor ``[k, k]`` of ``matrix + ridge * I``; singular to working precision: of the least more.
+
+    "The least more" is the first of ``k * epsilon * the largest diagonal entry`` times 1, 10, 100 ... with which every pivot is
+    more than rounding.
+
+    Args:
+        matrix: float64 ``[k, k]``, its lower triangle alone is read. Its diagonal changes meanwhile and is put back exactly.
+        ridge: what is added to the diagonal in any case.
+    """
+    diagonal = matrix.diagonal()
+    before = diagonal.clone()
+    rounding = len(matrix) * torch.finfo(matrix.dtype).eps * (float(before.max()) or 1.0)
+    try:
+        while True:
+            diagonal.copy_(before + ridge)
+            found, failed = cholesky_ex(matrix)
+            if not failed and float(found.diagonal().min()) ** 2 > rounding / 2:
+                return found
+            del found  # before the next one is there
+            ridge = max(10 * ridge, rounding)
+    finally:
+        diagonal.copy_(before)
+
+
+def solve(matrix: Tensor, right: Tensor, ridge: float = 0.0) -> Tensor:
+    """``(matrix + ridge * I)^-1 right`` for ``right`` ``[k, c]``; see ``factor``."""
+    lower = factor(matrix, ridge)
+    return solve_triangular(lower.mT, solve_triangular(lower, right, upper=False), upper=True)

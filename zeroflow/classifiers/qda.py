@@ -1,0 +1,117 @@
+"""Quadratic discriminant: a covariance for every class, the classifier of FeCAM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.linalg import solve_triangular
+from torch.nn import functional as F
+
+from zeroflow.classifiers.classifier import Classifier, register_classifier
+from zeroflow.classifiers.normal_equations import factor
+
+
+@register_classifier("qda", "Mahalanobis distance with a shrunk correlation matrix for every class: FeCAM's classifier")
+class QDA(Classifier):
+    """Score c = -(f - mu_c)^T R_c^-1 (f - mu_c), with f = x / |x| and R_c the correlations of S_c + g1 v I + g2 w (1 - I).
+
+    S_c is the unbiased covariance of the class's f, v its mean variance, w its mean covariance of two features. Source: Goswami et
+    al., "FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free Continual Learning", NeurIPS 2023, Eq. 5, 6
+    and 8. Its Tukey transform is for features that are never negative, as a CNN's, and is left out, as the authors do for ViTs.
+    A class with a single image has no variance: R_c = I, the limit of much shrinkage.
+
+    A matrix for every class is kept (100 classes of width 768: 472 MB), and no second one: the solution stands above the diagonals.
+
+    Attributes:
+        total: sums of f, float64 ``[classes, width]``. count: samples, float64 ``[classes]``.
+        moment: below and on the diagonal sums of f f^T, above it U in R_c = U^T D U with ones on U's diagonal,
+            float64 ``[classes, width, width]``. pivots: D, float64 ``[classes, width]``.
+        solved: samples that U and D know of, float64 ``[classes]``.
+    """
+
+    total: Tensor
+    count: Tensor
+    moment: Tensor
+    pivots: Tensor
+    solved: Tensor
+
+    @dataclass(frozen=True)
+    class Options:
+        """shrinkage: g1, what is added to every variance, in units of the mean one.
+
+        off_diagonal: g2, what is added to the covariance of every two features, in units of the mean one.
+        """
+
+        shrinkage: float = 1.0
+        off_diagonal: float = 0.0
+
+        def __post_init__(self) -> None:
+            for name in ("shrinkage", "off_diagonal"):
+                if getattr(self, name) < 0:
+                    raise ValueError(f"{name}={getattr(self, name)!r}: expected a number >= 0")
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        for name, axes in (("total", 2), ("count", 1), ("moment", 3), ("pivots", 2), ("solved", 1)):
+            self.register_buffer(name, torch.zeros([0] * axes, dtype=torch.float64))
+
+    def begin_task(self, classes: range, width: int, generator: torch.Generator) -> None:
+        for name, shape in (
+            ("total", [width]), ("count", []), ("moment", [width, width]), ("pivots", [width]), ("solved", []),
+        ):  # fmt: skip
+            old = self.get_buffer(name).reshape(-1, *shape)[: classes.start]
+            setattr(self, name, torch.cat([old, old.new_zeros(len(classes), *shape)]))
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        f = F.normalize(self.finite(features).to(self.total), dim=-1)
+        member = F.one_hot(labels, len(self.count)).to(f)
+        self.total += member.T @ f
+        self.count += member.sum(0)
+        for c in member.any(0).nonzero()[:, 0].tolist():
+            of_class = f[labels == c]
+            self.moment[c].addmm_(of_class.T, of_class)  # above the diagonal too, until the class is solved again
+
+    def merge(self, other: Self) -> None:
+        self.total += other.total
+        self.count += other.count
+        self.moment += other.moment
+
+    def end_task(self) -> None:
+        for c in (self.count != self.solved).nonzero()[:, 0].tolist():
+            lower = factor(self.correlation(c))
+            diagonal = lower.diagonal()
+            self.moment[c].tril_().add_((lower / diagonal).T.triu(1))
+            self.pivots[c] = diagonal.square()
+            self.solved[c] = self.count[c]
+
+    def correlation(self, c: int) -> Tensor:
+        """R_c, float64 ``[width, width]``."""
+        n, below = float(self.count[c]), self.moment[c].tril()
+        rounding = 2 * torch.finfo(below.dtype).eps * float(below.diagonal().max())
+        covariance = below + below.tril(-1).T
+        covariance.addr_(self.total[c], self.total[c] / n, alpha=-1).div_(max(n - 1, 1))
+        variances = covariance.diagonal()
+        constant = variances <= rounding
+        covariance[constant] = 0
+        covariance[:, constant] = 0
+        variance, pairs = float(variances.mean()), max(variances.numel() * (variances.numel() - 1), 1)
+        between = self.options.off_diagonal * float(covariance.sum() - variances.sum()) / pairs
+        covariance += between
+        variances += self.options.shrinkage * variance - between
+        deviations = variances.sqrt()
+        deviations[deviations == 0] = 1
+        covariance.div_(deviations[:, None]).div_(deviations)
+        variances.fill_(1)
+        return covariance
+
+    def scores(self, features: Tensor) -> Tensor:
+        f = F.normalize(features.to(self.total), dim=-1)
+        means = self.total / self.count.clamp(min=1)[:, None]
+        distances = [
+            solve_triangular(u, f - mean, upper=True, left=False, unitriangular=True).square() @ (1 / pivots)
+            for u, mean, pivots in zip(self.moment, means, self.pivots, strict=True)
+        ]
+        return torch.stack(distances, dim=1).neg().to(features)
