@@ -261,7 +261,7 @@ FAMILIES = {
     "regularisation": ("ewc", "lwf", "l2-sp"),
     "extension": (
         "ease", "adapter-per-task", "shared-adapter", "aper-adapter", "aper-vpt-shallow", "aper-vpt-deep", "aper-ssf",
-        "aper-finetune", "aper-input-prompt",
+        "aper-finetune", "aper-input-prompt", "aper-input-filter", "aper-block-shift", "aper-norm-affine",
     ),
 }  # fmt: skip
 

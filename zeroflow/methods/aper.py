@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from zeroflow.data.scenario import Batch
-from zeroflow.methods.method import Method, MiniBatch, positive, register_method, whole_example
+from zeroflow.methods.method import Method, MiniBatch, odd, positive, register_method, whole_example
 from zeroflow.methods.simplecil import SimpleCIL
 from zeroflow.models.backbone import Backbone, Prefix
-from zeroflow.models.heads import CosineHead
 from zeroflow.models.tuning import Tuning, tunings
 from zeroflow.optim import OptimizerInfo
 
@@ -26,18 +25,19 @@ class APER(SimpleCIL):
 
     trains = True
     any_loss = True
+    needs_head = ""
     tuned_by: ClassVar[str]
     """What is trained, a name in ``zeroflow.models.tuning.tunings``."""
 
     def __init__(self, backbone: Backbone, options: Any = None) -> None:
         super().__init__(backbone, options)
         self.tuning: Tuning | None = None
-        self.head: CosineHead | None = None
+        self.head: nn.Module | None = None
 
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
         if classes.start == 0:
             self.tuning = tunings.get(self.tuned_by).of(self.backbone, generator, asdict(self.options))
-            self.head = CosineHead(self.backbone.width, len(classes), generator=generator)
+            self.head = self.new_head(len(classes), generator)
         else:
             # The head served its purpose, and the merged model stays as it is from now on.
             self.head = None
@@ -148,3 +148,22 @@ class APERInputPrompt(APER):
 
         def __post_init__(self) -> None:
             positive(border=self.border, rank=self.rank)
+
+
+@register_method(
+    "aper-input-filter", "as aper-adapter, with a small filter that every image passes: a handful of values"
+)
+class APERInputFilter(APER):
+    """APER with a filter in front of a model of which only the input can be reached."""
+
+    tuned_by = "input-filter"
+
+    @dataclass(frozen=True)
+    class Options(Method.Options):
+        """size: of the filter, pixels, odd. shared: one filter for all channels, otherwise one for each."""
+
+        size: int = 5
+        shared: bool = True
+
+        def __post_init__(self) -> None:
+            odd(size=self.size)

@@ -18,7 +18,7 @@ from zeroflow.methods.method import Method, register_method
 from zeroflow.methods.prototypes import class_means
 from zeroflow.models.adapters import AdapterStack
 from zeroflow.models.backbone import Backbone, Prefix
-from zeroflow.models.heads import CosineHead, cosine
+from zeroflow.models.heads import cosine
 
 
 @register_method("ease", "a fresh adapter per task; prototypes in every subspace, old ones completed by similarity")
@@ -32,6 +32,7 @@ class EASE(Method):
     any_loss = True
     takes_classifiers = ("class-means",)
     why_these = "an old class has no image left to be known by in a newer task's space, but a completed mean"
+    needs_head = ""
     prototypes: Tensor
 
     @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class EASE(Method):
     def __init__(self, backbone: Backbone, options: Any = None) -> None:
         super().__init__(backbone, options)
         self.adapters = nn.ModuleList()
-        self.head: CosineHead | None = None
+        self.head: nn.Module | None = None
         self.tasks: list[range] = []
         self.first = int(self.options.frozen_space)  # number of the first task's space
         self.register_buffer("prototypes", torch.empty(0, 0, backbone.width))
@@ -74,7 +75,7 @@ class EASE(Method):
                 scale=opt.scale, dropout=opt.dropout, generator=generator,
             )
         )  # fmt: skip
-        self.head = CosineHead(backbone.width, len(classes), generator=generator)
+        self.head = self.new_head(len(classes), generator)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}

@@ -31,6 +31,8 @@ class EWC(Penalised):
     F is the empirical one: F_j = mean over examples of (d loss / d theta_j)^2 at the given labels, at the end of a task.
     """
 
+    needs_head = "its Fisher information is of single examples"
+
     @dataclass(frozen=True)
     class Options(Penalised.Options):
         """And: fisher_per_class: training samples of a class that F is measured on.

@@ -90,6 +90,7 @@ class ExperienceReplay(FineTuning):
 
     @torch.no_grad()
     def end_task(self, batches: Iterable[Batch]) -> None:
+        super().end_task(batches)
         if self.options.selection == "herding":
             self._herd(batches)
         else:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zeroflow.data.scenario import Batch
-from zeroflow.methods.method import Method, MiniBatch, positive, register_method, whole_example
+from zeroflow.methods.method import Method, MiniBatch, odd, positive, register_method, whole_example
 from zeroflow.methods.prototypes import class_means
 from zeroflow.models.backbone import Backbone
 from zeroflow.models.heads import CosineHead
@@ -23,19 +23,23 @@ from zeroflow.optim import OptimizerInfo
 class FineTuning(Method):
     """One tuning and one cosine head over all classes seen so far, trained on the current task's samples alone.
 
-    The base of all methods with one head: they change what the loss holds besides.
+    The base of all methods with one head: they change what the loss holds besides. By a headless criterion the head is not
+    trained: a task's rows are the mean features of its classes, before training (see ``imprint``) and again after it.
     """
 
     any_loss = True
+    needs_head = ""
     one_head = True
 
     @dataclass(frozen=True)
     class Options(Method.Options):
         """What is trained besides the head, and how it starts.
 
-        tune: ``none``, ``adapter``, ``vpt-shallow``, ``vpt-deep``, ``ssf``, ``full`` or ``input-prompt``.
+        tune: ``none``, ``adapter``, ``vpt-shallow``, ``vpt-deep``, ``ssf``, ``norm-affine``, ``block-shift``, ``full``,
+            ``input-prompt`` or ``input-filter``.
         bottleneck, scale, dropout: of adapters. tokens: learnable ones at each place, of ``vpt-*``.
         border, rank: of ``input-prompt``, the frame's width in pixels and the pattern's rank.
+        size, shared: of ``input-filter``, its side in pixels (odd), and whether there is one for all channels.
         imprint: a new class's weights start at its mean feature (Qi et al., "Low-Shot Learning with Imprinted Weights",
             CVPR 2018), so that before any training this is a class-mean classifier; otherwise at random.
         sigma: the head's scale at first.
@@ -50,11 +54,14 @@ class FineTuning(Method):
         sigma: float = 10.0
         border: int = 2
         rank: int = 2
+        size: int = 5
+        shared: bool = True
 
         def __post_init__(self) -> None:
             tunings.get(self.tune, where="tune")
             positive(bottleneck=self.bottleneck, scale=self.scale, tokens=self.tokens, sigma=self.sigma)
             positive(border=self.border, rank=self.rank)
+            odd(size=self.size)
             if not 0 <= self.dropout < 1:
                 raise ValueError(f"dropout={self.dropout!r}: expected a share in [0, 1)")
 
@@ -73,10 +80,15 @@ class FineTuning(Method):
         else:
             self.head.grow(len(classes), generator)
         self.to(self.backbone.like)
+        self.head.requires_grad_(not self.criterion.headless)
         if self.options.imprint and batches is not None:
             self.eval()
-            means = class_means(lambda images: self.features(images, range(1))[:, 0], batches, classes)
-            self.head.weight.detach()[classes.start :] = F.normalize(means, dim=1)
+            self._imprint(batches)
+
+    def _imprint(self, batches: Iterable[Batch]) -> None:
+        """Let the head's rows of the task's classes be their mean features."""
+        means = class_means(lambda images: self.features(images, range(1))[:, 0], batches, self.tasks[-1])
+        self.head.weight.detach()[self.tasks[-1].start :] = F.normalize(means, dim=1)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -86,7 +98,11 @@ class FineTuning(Method):
 
     def losses(self, inputs: Any) -> Tensor:
         prefix, labels = inputs
-        return self.criterion(self.head(self.tuning(self.backbone, prefix)), labels)
+        return self.criterion(self.answers(self.tuning(self.backbone, prefix)), labels)
+
+    def answers(self, features: Tensor) -> Tensor:
+        """What the criterion judges: the head's logits, or the features ``[N, d]`` themselves."""
+        return features if self.criterion.headless else self.head(features)
 
     @classmethod
     def tunes(cls, options: Any) -> str:
@@ -97,7 +113,9 @@ class FineTuning(Method):
         return whole_example(optimizer, options.tune)
 
     def end_task(self, batches: Iterable[Batch]) -> None:
-        """Nothing is taken from the task's images."""
+        """From the task's images nothing is taken but, where the head was not trained, its rows."""
+        if self.criterion.headless:
+            self._imprint(batches)
 
     @torch.no_grad()
     def features(self, images: Tensor, spaces: range) -> Tensor:

@@ -28,6 +28,7 @@ class GenerativeReplay(FineTuning):
     ``means[c]`` and ``factors[c]`` make a feature of class c: ``means[c] + factors[c] @ n`` with standard normal n.
     """
 
+    needs_head = "after the first task its head is all that learns"
     means: Tensor
     factors: Tensor
 

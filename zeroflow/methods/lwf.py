@@ -72,12 +72,13 @@ class LwF(FineTuning):
 
     def losses(self, inputs: Any) -> Tensor:
         prefix, labels, old = inputs
-        logits = self.head(self.tuning(self.backbone, prefix))
-        losses = self.criterion(logits, labels)
+        features = self.tuning(self.backbone, prefix)
+        losses = self.criterion(self.answers(features), labels)
         if old is None:
             return losses
         heat = self.options.temperature
-        target, answer = (old / heat).softmax(1), (logits[:, : old.shape[1]] / heat).log_softmax(1)
+        logits = self.head(features)[:, : old.shape[1]]
+        target, answer = (old / heat).softmax(1), (logits / heat).log_softmax(1)
         distance = F.kl_div(answer, target, reduction="none").sum(1)
         return losses + self.options.alpha * heat**2 * distance
 

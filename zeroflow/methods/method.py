@@ -21,7 +21,8 @@ from zeroflow import options as options_of
 from zeroflow.classifiers import Classifier, classifiers
 from zeroflow.data.scenario import Batch
 from zeroflow.models.backbone import Backbone
-from zeroflow.models.criteria import Criterion, cross_entropy
+from zeroflow.models.criteria import Criterion, criteria
+from zeroflow.models.heads import CosineHead
 from zeroflow.models.tuning import tunings
 from zeroflow.optim import OptimizerInfo
 from zeroflow.registry import Registry
@@ -63,8 +64,11 @@ class Method(nn.Module, ABC):
     any_loss: ClassVar[bool] = False
     """Whether ``losses`` is made of ``criterion``; if not, it has a loss of its own, and none can be chosen."""
 
-    criterion: Criterion = staticmethod(cross_entropy)
-    """The classification loss ``criterion(logits, labels)`` ``[N]``, as a cell's ``loss`` says."""
+    needs_head: ClassVar[str] = "what it trains ends in a head"
+    """Why it cannot be trained by a headless criterion; empty: it can."""
+
+    criterion: Criterion = criteria["cross-entropy"]
+    """The classification loss ``criterion(logits, labels)`` ``[N]``, as a cell's ``loss`` says; of features if headless."""
 
     own_classifier: ClassVar[str | None] = None
     """The closed-form classifier it takes where a cell names none; None: it classifies in another way."""
@@ -101,8 +105,14 @@ class Method(nn.Module, ABC):
         Args:
             classes: the new labels. generator: makes all initial values and choices.
             batches: the task's training images, plainly transformed, for those who start from them; None where the values
-                after this task are known already and only their shapes are needed.
+                after this task are known already and only their shapes are needed. They can be gone through again.
         """
+
+    def new_head(self, classes: int, generator: torch.Generator) -> nn.Module:
+        """A cosine head for a task's own classes; where the criterion is headless, one that hands features on."""
+        if self.criterion.headless:
+            return nn.Identity()
+        return CosineHead(self.backbone.width, classes, generator=generator)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters to train at this task by name; empty where this task is not trained."""
@@ -230,6 +240,13 @@ def positive(**values: float) -> None:
     for name, value in values.items():
         if value <= 0:
             raise ValueError(f"{name}={value!r}: expected a number > 0")
+
+
+def odd(**values: int) -> None:
+    """Raise ``ValueError`` for the first value that is not an odd number above zero."""
+    for name, value in values.items():
+        if value < 1 or value % 2 == 0:
+            raise ValueError(f"{name}={value!r}: expected an odd number >= 1")
 
 
 def one_of(**values: tuple[str, Sequence[str]]) -> None:

@@ -17,7 +17,6 @@ from zeroflow.methods.aper import APERAdapter
 from zeroflow.methods.method import MiniBatch, register_method
 from zeroflow.methods.simplecil import SimpleCIL
 from zeroflow.models.backbone import Backbone
-from zeroflow.models.heads import CosineHead
 from zeroflow.models.tuning import Adapters, Tuning
 
 
@@ -27,12 +26,13 @@ class SharedAdapter(SimpleCIL):
 
     trains = True
     any_loss = True
+    needs_head = ""
     Options = APERAdapter.Options
     tuning: Tuning
 
     def __init__(self, backbone: Backbone, options: Any = None) -> None:
         super().__init__(backbone, options)
-        self.head: CosineHead | None = None
+        self.head: nn.Module | None = None
 
     @classmethod
     def tunes(cls, options: Any) -> str:
@@ -41,7 +41,7 @@ class SharedAdapter(SimpleCIL):
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
         if classes.start == 0:
             self.tuning = Adapters.of(self.backbone, generator, vars(self.options))
-        self.head = CosineHead(self.backbone.width, len(classes), generator=generator)
+        self.head = self.new_head(len(classes), generator)
         super().begin_task(classes, generator)
 
     def trainable(self) -> dict[str, nn.Parameter]:

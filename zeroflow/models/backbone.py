@@ -221,6 +221,9 @@ class Closed(Backbone):
     def image_size(self) -> int:
         return self._image_size
 
+    def whole(self, images: Tensor) -> Tensor:
+        return self(images)
+
 
 def _halves(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """A transformer block's residual stream after attention, and its output."""

@@ -176,9 +176,6 @@ class BlackBox(Closed):
             raise _Asked
         return self._answers.pop() if self._answers else self._request(images)
 
-    def whole(self, images: Tensor) -> Tensor:
-        return self(images)
-
     def together(self, indices: Sequence[int], evaluate: Callable[[int], Any]) -> list[Any]:
         """``[evaluate(i) for i in indices]``, with the first question of each in one request for all.
 

@@ -42,16 +42,21 @@ class ExportedBackbone(Closed):
         )
 
     def prefix(self, images: Tensor) -> Prefix:
+        _refuse_graphs(images)
         found = self._front.run(None, {"images": images.detach().numpy()})
         return Prefix(*map(torch.from_numpy, found))
 
     def forward(self, images: Tensor | Prefix, adapters: Iterable[nn.Module] | None = None) -> Tensor:
         first = images if isinstance(images, Prefix) else self.prefix(images)
         given = (*first, *weights(adapters, self.depth, self.width))
-        if torch.is_grad_enabled() and any(value.requires_grad for value in given):
-            raise RuntimeError("an exported graph has no derivative; evaluate it under torch.no_grad()")
+        _refuse_graphs(*given)
         inputs = {name: value.detach().numpy() for name, value in zip(_INPUTS, given, strict=True)}
         return torch.from_numpy(self._rest.run(None, inputs)[0])
+
+
+def _refuse_graphs(*given: Tensor) -> None:
+    if torch.is_grad_enabled() and any(value.requires_grad for value in given):
+        raise RuntimeError("an exported graph has no derivative; evaluate it under torch.no_grad()")
 
 
 def weights(adapters: Iterable[nn.Module] | None, depth: int, width: int) -> Sequence[Tensor]:

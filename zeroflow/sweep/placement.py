@@ -159,6 +159,8 @@ def _useful(placement: CellPlacement, config: TrialConfig) -> CellPlacement:
             f"{config.label()}: placement.data_shards={placement.data_shards}: more than the {config.batch_size} samples of a "
             "mini-batch"
         )
+    if reason := config.uncut(placement.data_shards):
+        raise ConfigError(f"{config.label()}: placement.{reason}")
     info = optimizers.get(config.optimizer)
     evaluations = info.estimator.forwards(config.queries or 1)
     groups = min(placement.workers_per_trial // placement.data_shards, evaluations)

@@ -50,7 +50,9 @@ class TrialConfig:
         schedule: ``cosine`` (per epoch, to zero) or ``constant``. epochs, batch_size: per task. hybrid_epochs: how many of
             the epochs, from the first, take the exact gradient (ZeroFlow's hybrid enhancement); their learning rate is
             ``optimizer_options.hybrid_lr``.
-        loss: ``error-rate``: what is trained is the 0-1 error itself; default: ``cross-entropy``.
+        loss: ``error-rate``: what is trained is the 0-1 error itself; ``class-means`` or ``ridge``: there is no head, a
+            mini-batch's examples are classified by each other (see ``zeroflow.models.criteria``), and each mini-batch has
+            nearly as many of every class; default: ``cross-entropy``.
         seed: of initial values, batch order, augmentation and directions. probe_every: steps between two looks at the loss
             of old and of new tasks, for methods with one head. dtype: of all computation.
     """
@@ -179,6 +181,8 @@ class TrialConfig:
             raise ConfigError(f"method {self.method!r} cannot be trained with optimizer {info.name!r}: {reason}")
         if loss and not method.build.any_loss:
             raise ConfigError(f"loss={loss!r}: method {self.method!r} has a loss of its own; leave loss out")
+        if loss and criteria[loss].headless:
+            self._check_headless(method, method_options, info.estimator.per_example)
         differentiates = f"optimizer {info.name!r}" if info.estimator.differentiates else None
         if self.hybrid_epochs or self.optimizer_options.get("hybrid"):
             differentiates = differentiates or "a hybrid run, in its first steps,"
@@ -250,6 +254,30 @@ class TrialConfig:
         if value is not None and value not in known:
             raise unknown(key, value, known)
         return None if value == next(iter(known)) else value
+
+    def _check_headless(self, method: MethodInfo, chosen: Any, per_example: bool) -> None:
+        """Refuse what needs a head, or examples that do not meet."""
+        build, where = method.build, f"loss={self.loss!r} with method {self.method!r}"
+        if build.needs_head:
+            raise ConfigError(f"{where}: the loss needs no head, but {build.needs_head}; leave loss out")
+        if build.tunes(chosen) == "none":
+            raise ConfigError(f"{where}: the loss needs no head, and there is nothing else to train")
+        if per_example:
+            raise ConfigError(
+                f"{where}: optimizer {self.optimizer!r} moves every example of a mini-batch on its own, and the loss compares "
+                "them with each other"
+            )
+
+    def uncut(self, shards: int) -> str | None:
+        """Why a mini-batch cannot be cut into so many slices; None: it can."""
+        from zeroflow.models.criteria import criteria
+
+        if shards == 1 or self.loss is None or not criteria[self.loss].headless:
+            return None
+        return (
+            f"data_shards={shards}: loss={self.loss!r} compares the examples of a mini-batch, which therefore cannot be cut; "
+            "expected 1 (workers may still share the queries)"
+        )
 
     def _check_access(self, method: MethodInfo, chosen: Any, differentiates: str | None, per_example: bool) -> None:
         """Refuse what the way to the backbone does not allow."""

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -141,7 +141,7 @@ class TaskTrainer:
             stream: all training samples so far, for methods that replay some of them by their position.
         """
         self.stream = stream
-        full = self._whole_task(samples, task, seed)
+        full = self._whole_task(samples, task, seed, order)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.epochs)
         self.method.train()
 
@@ -168,11 +168,15 @@ class TaskTrainer:
                 f"the last {self.optimizer.skipped} step(s) of task {task} had no finite loss; lower lr or eps"
             )
 
-    def _whole_task(self, samples: View, task: int, seed: int) -> list[Closure]:
-        """The loss on each mini-batch of the task in order, for optimizers that look at all of it at a snapshot."""
+    def _whole_task(self, samples: View, task: int, seed: int, order: Order) -> list[Closure]:
+        """The loss on each mini-batch of the task, for optimizers that look at all of it at a snapshot.
+
+        In the samples' own order, class by class; where they are compared with each other, in that of the first epoch.
+        """
+        everything = order(0) if self.method.criterion.headless else np.arange(len(samples))
 
         def closure(first: int) -> Closure:
-            positions = np.arange(first, min(first + self.batch_size, len(samples)))
+            positions = everything[first : first + self.batch_size]
 
             def loss() -> Tensor:
                 made = self._maker(samples, positions, seed, randomness.SNAPSHOT, task, first)()
@@ -394,6 +398,8 @@ def run_trial(
         raise ConfigError(
             f"data shards larger than the batch: {executor.shards} shards, batch_size={config.batch_size}"
         )
+    if executor and (reason := config.uncut(executor.shards)):
+        raise ConfigError(reason)
     checkpoints = None if folder is None else Checkpoints(folder, executor)
     executor = executor or LocalExecutor()
     ban = gradient_ban() if forward_only(config) else nullcontext()
@@ -467,6 +473,20 @@ class _Account:
         )
 
 
+@dataclass(frozen=True)
+class _Plain:
+    """A view's images under the test transform, on the device, and their labels: as often as they are asked for."""
+
+    view: View
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, labels in self.view.plain_batches(self.batch_size):
+            yield images.to(self.device, self.dtype), labels
+
+
 def _run(
     config: TrialConfig, place: Placement, executor: Executor, on_stage: OnStage, checkpoints: Checkpoints | None,
     tell: Tell,
@@ -506,8 +526,8 @@ def _run(
     earlier = account.requests, account.images
     tell("", account.stage * epochs, stages * epochs)
 
-    def plain(view: View) -> Iterator[Batch]:
-        return ((images.to(device, dtype), labels) for images, labels in view.plain_batches(place.evaluation_batch))
+    def plain(view: View) -> Iterable[Batch]:
+        return _Plain(view, place.evaluation_batch, device, dtype)
 
     backbone.calibrate(images for images, _ in plain(scenario.tasks[0].train))
     for task in scenario.tasks[account.stage :]:
@@ -540,9 +560,11 @@ def _run(
                 loader_threads=place.loaders(),
             )
 
-            def order(epoch: int, task: int = task.index, count: int = len(samples)) -> Positions:
+            def order(epoch: int, task: int = task.index, samples: View = samples) -> Positions:
                 tell(f"task {task + 1} of {stages}, epoch {epoch + 1}", task * epochs + epoch, stages * epochs)
-                return randomness.batch_order(config.seed, task, epoch, count)
+                if method.criterion.headless:
+                    return randomness.balanced_order(config.seed, task, epoch, samples.labels.numpy())
+                return randomness.batch_order(config.seed, task, epoch, len(samples))
 
             trainer.train(samples, task.index, config.seed, order, watch, stream)
             if journal:

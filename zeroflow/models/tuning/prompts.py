@@ -1,0 +1,54 @@
+"""Learnable tokens among those of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.tuning.tuning import Tuning
+
+
+class Prompts(Tuning):
+    """Learnable tokens at the end of the sequence, zero at first, that enter the first block and stay.
+
+    Source: VPT (Jia et al., "Visual Prompt Tuning", ECCV 2022), Eq. 4-5; appended behind the patches and started at zero as
+    PILOT does.
+
+    Args:
+        backbone: for its shape. tokens: how many at each place.
+    """
+
+    per_example = False
+    deep: ClassVar[bool] = False
+
+    def __init__(self, backbone: Backbone, tokens: int) -> None:
+        super().__init__()
+        self.prompts = nn.Parameter(torch.zeros(backbone.depth if self.deep else 1, tokens, backbone.width))
+
+    @classmethod
+    def of(cls, backbone: Backbone, generator: torch.Generator, settings: Mapping[str, Any]) -> Prompts:
+        return cls(backbone, settings["tokens"])
+
+    def prefix(self, backbone: Backbone, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return backbone.tokens(images)
+
+    def forward(self, backbone: Backbone, prefix: Tensor) -> Tensor:
+        own = prefix.shape[1]
+
+        def prompted(number: int, block: nn.Module, tokens: Tensor) -> Tensor:
+            if self.deep or number == 0:
+                tokens = torch.cat([tokens[:, :own], self.prompts[number].expand(len(tokens), -1, -1)], dim=1)
+            return cast(Tensor, block(tokens))
+
+        return backbone.pooled(backbone.through(prefix, prompted)[:, :own])
+
+
+class DeepPrompts(Prompts):
+    """The same, with new tokens at every block; those of the block before are dropped (Eq. 6-7)."""
+
+    deep = True
