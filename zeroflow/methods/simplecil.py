@@ -6,7 +6,7 @@ Source: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Mod
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ class SimpleCIL(Method):
 
     trains = False
     own_classifier = "class-means"
-    takes_classifiers = None
+    takes_classifiers: ClassVar[tuple[str, ...] | None] = None
 
     @classmethod
     def tunes(cls, options: Any) -> str:
