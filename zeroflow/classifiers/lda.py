@@ -20,8 +20,9 @@ class LDA(Classifier):
     Where one looks from changes all scores of a sample alike, and spares them the rounding of large, equal parts.
 
     S is the maximum-likelihood covariance within classes, shrunk towards its mean variance in every direction. Sources: Hayes and
-    Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPR-W 2020, Eq. 1 to 3; OAS: Chen et al.,
-    "Shrinkage Algorithms for MMSE Covariance Estimation", IEEE Transactions on Signal Processing 2010, Eq. 23.
+    Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPR-W 2020 (there with a fixed amount);
+    OAS: Chen et al., "Shrinkage Algorithms for MMSE Covariance Estimation", IEEE Transactions on Signal Processing 2010, Eq. 23
+    without its terms in 2 / width, as scikit-learn has it.
 
     Attributes:
         total: sums of features, float64 ``[classes, width]``. count: samples, float64 ``[classes]``.

@@ -19,9 +19,9 @@ class QDA(Classifier):
     """Score c = -(f - mu_c)^T R_c^-1 (f - mu_c), with f = x / |x| and R_c the correlations of S_c + g1 v I + g2 w (1 - I).
 
     S_c is the unbiased covariance of the class's f, v its mean variance, w its mean covariance of two features. Source: Goswami et
-    al., "FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free Continual Learning", NeurIPS 2023, Eq. 5, 6
-    and 8. Its Tukey transform is for features that are never negative, as a CNN's, and is left out, as the authors do for ViTs.
-    A class with a single image has no variance: R_c = I, the limit of much shrinkage.
+    al., "FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free Continual Learning", NeurIPS 2023,
+    Section 4. Its Tukey transform is for features that are never negative, as a CNN's, and is left out, as the authors do for ViTs.
+    A class without variance, as one with a single image, has R_c = I, which is where more and more shrinkage leads.
 
     A matrix for every class is kept (100 classes of width 768: 472 MB), and no second one: the solution stands above the diagonals.
 

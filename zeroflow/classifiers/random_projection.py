@@ -16,7 +16,7 @@ from zeroflow.classifiers.ridge import Ridge
 class RandomProjection(Ridge):
     """Ridge regression that sees relu(x W) in place of the feature x, with a fixed random W.
 
-    Source: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for Continual Learning", NeurIPS 2023, Eq. 4 and
+    Source: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for Continual Learning", NeurIPS 2023,
     Algorithm 1.
 
     Attributes:

@@ -21,8 +21,11 @@ CHUNK = 1024
 class Ridge(Classifier):
     """Score = (G + lambda I)^-1 Q applied to the feature, with G = X^T X and Q = X^T Y over all samples so far.
 
-    The recursion that updates (G + lambda I)^-1 sample by sample has the same result. Source: Zhuang et al., "ACIL: Analytic
-    Class-Incremental Learning with Absolute Memorization and Privacy Protection", NeurIPS 2022, Theorem 1. As there, no intercept.
+    The published recursion updates (G + lambda I)^-1 task by task and has the same result; sums also let lambda change. As there,
+    no intercept. Source: Zhuang et al., "ACIL: Analytic Class-Incremental Learning with Absolute Memorization and Privacy
+    Protection", NeurIPS 2022.
+
+    Where lambda is chosen, a task's features are kept until it ends.
 
     Attributes:
         gram: G, float64 ``[k, k]``, its lower triangle. product: Q, float64 ``[k, classes]``.

@@ -32,7 +32,7 @@ def choose_ridge(
 
     One eigendecomposition serves all candidates: of the Gram matrix of features, or, with fewer samples than features, of
     samples, which has the same solutions. Source: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for
-    Continual Learning", NeurIPS 2023, Section 4.3 and Algorithm 1; there a random fifth.
+    Continual Learning", NeurIPS 2023, Algorithm 1; there the fifth is a random one.
 
     Args:
         features: of one task, ``[N, width]``. labels: ``[N]``.
