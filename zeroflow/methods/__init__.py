@@ -1,7 +1,17 @@
 """Class-incremental methods, a file each. Importing the package registers the built-in ones."""
 
 from zeroflow.methods.adapter_per_task import AdapterPerTask
-from zeroflow.methods.aper import APERSSF, APERAdapter, APERDeepPrompts, APERFineTune, APERInputPrompt, APERPrompts
+from zeroflow.methods.aper import (
+    APERSSF,
+    APERAdapter,
+    APERBlockShift,
+    APERDeepPrompts,
+    APERFineTune,
+    APERInputFilter,
+    APERInputPrompt,
+    APERNormAffine,
+    APERPrompts,
+)  # fmt: skip
 from zeroflow.methods.ease import EASE
 from zeroflow.methods.ewc import EWC
 from zeroflow.methods.experience_replay import ExperienceReplay
@@ -15,7 +25,7 @@ from zeroflow.methods.shared_adapter import SharedAdapter
 from zeroflow.methods.simplecil import SimpleCIL
 
 __all__ = [
-    "APERSSF", "EASE", "EWC", "L2SP", "APERAdapter", "APERDeepPrompts", "APERFineTune", "APERInputPrompt", "APERPrompts", "AdapterPerTask",
-    "ExperienceReplay", "FineTuning", "GenerativeReplay", "Joint", "LwF", "Method", "MethodInfo", "MiniBatch",
+    "APERSSF", "EASE", "EWC", "L2SP", "APERAdapter", "APERBlockShift", "APERDeepPrompts", "APERFineTune", "APERInputFilter",
+    "APERInputPrompt", "APERNormAffine", "APERPrompts", "AdapterPerTask", "ExperienceReplay", "FineTuning", "GenerativeReplay", "Joint", "LwF", "Method", "MethodInfo", "MiniBatch",
     "SharedAdapter", "SimpleCIL", "methods", "register_method",
 ]  # fmt: skip
