@@ -1,7 +1,17 @@
 """Class-incremental methods, a file each. Importing the package registers the built-in ones."""
 
 from zeroflow.methods.adapter_per_task import AdapterPerTask
-from zeroflow.methods.aper import APERSSF, APERAdapter, APERDeepPrompts, APERFineTune, APERInputPrompt, APERPrompts
+from zeroflow.methods.aper import (
+    APERSSF,
+    APERAdapter,
+    APERBlockShift,
+    APERDeepPrompts,
+    APERFineTune,
+    APERInputFilter,
+    APERInputPrompt,
+    APERNormAffine,
+    APERPrompts,
+)  # fmt: skip
 from zeroflow.methods.closed_form import ACIL, SLDA, FeCAM, RanPAC
 from zeroflow.methods.ease import EASE
 from zeroflow.methods.ewc import EWC
@@ -16,7 +26,8 @@ from zeroflow.methods.shared_adapter import SharedAdapter
 from zeroflow.methods.simplecil import SimpleCIL
 
 __all__ = [
-    "ACIL", "APERSSF", "EASE", "EWC", "L2SP", "SLDA", "APERAdapter", "APERDeepPrompts", "APERFineTune", "APERInputPrompt", "APERPrompts", "AdapterPerTask",
-    "ExperienceReplay", "FeCAM", "FineTuning", "GenerativeReplay", "Joint", "LwF", "Method", "MethodInfo", "MiniBatch", "RanPAC",
+    "ACIL", "APERSSF", "EASE", "EWC", "L2SP", "SLDA", "APERAdapter", "APERBlockShift", "APERDeepPrompts", "APERFineTune", "APERInputFilter",
+    "APERInputPrompt", "APERNormAffine", "APERPrompts", "AdapterPerTask", "ExperienceReplay", "FeCAM", "FineTuning", "GenerativeReplay",
+    "Joint", "LwF", "Method", "MethodInfo", "MiniBatch", "RanPAC",
     "SharedAdapter", "SimpleCIL", "methods", "register_method",
 ]  # fmt: skip

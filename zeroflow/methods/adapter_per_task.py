@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from zeroflow.methods.aper import APERAdapter
 from zeroflow.methods.ease import EASE
 from zeroflow.methods.method import register_method
+from zeroflow.methods.options import AdapterOptions
 from zeroflow.models.backbone import Backbone
 
 
@@ -15,7 +15,7 @@ from zeroflow.models.backbone import Backbone
 class AdapterPerTask(EASE):
     """EASE without its ensemble: no prototype is used outside the space its class was learned in."""
 
-    Options = APERAdapter.Options  # type: ignore[assignment]
+    Options = AdapterOptions  # type: ignore[assignment]
 
     def __init__(self, backbone: Backbone, options: Any = None) -> None:
         super().__init__(backbone, EASE.Options(**asdict(options or self.Options()), diagonal_only=True))

@@ -13,21 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from zeroflow.data.scenario import Batch
-from zeroflow.methods.method import Method, MiniBatch, odd, positive, register_method, whole_example
+from zeroflow.methods.method import MiniBatch, odd, positive, register_method, whole_example
+from zeroflow.methods.options import AdapterOptions, TuningOptions
 from zeroflow.methods.simplecil import SimpleCIL
 from zeroflow.models.backbone import Backbone, Prefix
-from zeroflow.models.tuning import Tuning, tunings
+from zeroflow.models.tuning import Tuning, create_tuning
 from zeroflow.optim import OptimizerInfo
 
 
 class APER(SimpleCIL):
-    """Task 0 trains a tuning and a cosine head; afterwards a SimpleCIL over ``[backbone(x); tuned(x)]``."""
+    """Task 0 trains a tuning and a cosine head; afterwards a SimpleCIL over ``[backbone(x); tuned(x)]``, or ``tuned(x)``."""
 
     trains = True
     any_loss = True
     needs_head = ""
     tuned_by: ClassVar[str]
     """What is trained, a name in ``zeroflow.models.tuning.tunings``."""
+
+    @dataclass(frozen=True)
+    class Options(TuningOptions):
+        """And: merge: class means are those of ``[frozen; adapted]`` features; otherwise of the adapted ones alone."""
+
+        merge: bool = True
 
     def __init__(self, backbone: Backbone, options: Any = None) -> None:
         super().__init__(backbone, options)
@@ -36,7 +43,7 @@ class APER(SimpleCIL):
 
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
         if classes.start == 0:
-            self.tuning = tunings.get(self.tuned_by).of(self.backbone, generator, asdict(self.options))
+            self.tuning = create_tuning(self.tuned_by, self.backbone, generator, asdict(self.options))
             self.head = self.new_head(len(classes), generator)
         else:
             # The head served its purpose, and the merged model stays as it is from now on.
@@ -46,7 +53,7 @@ class APER(SimpleCIL):
 
     @property
     def width(self) -> int:
-        return 2 * self.backbone.width
+        return (1 + self.options.merge) * self.backbone.width
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad} if self.head is not None else {}
@@ -66,14 +73,17 @@ class APER(SimpleCIL):
 
     @classmethod
     def refusal(cls, optimizer: OptimizerInfo, options: Any) -> str | None:
-        return whole_example(optimizer, cls.tuned_by)
+        return whole_example(optimizer, cls.tuned_by, options.subspace)
 
     @torch.no_grad()
     def features(self, images: Tensor, spaces: range) -> Tensor:
         assert self.tuning is not None, "no task has begun"
         prefix = self.tuning.prefix(self.backbone, images)
+        adapted = self.tuning(self.backbone, prefix)
+        if not self.options.merge:
+            return adapted[:, None]
         frozen = self.backbone(prefix if isinstance(prefix, Prefix) else images)
-        return torch.cat([frozen, self.tuning(self.backbone, prefix)], dim=1)[:, None]
+        return torch.cat([frozen, adapted], dim=1)[:, None]
 
 
 @register_method("aper-adapter", "adapters trained on the first task; class means of [frozen; adapted] features")
@@ -83,17 +93,8 @@ class APERAdapter(APER):
     tuned_by = "adapter"
 
     @dataclass(frozen=True)
-    class Options(Method.Options):
-        """bottleneck: inner width of an adapter. scale: factor on its output. dropout: inside it, while training."""
-
-        bottleneck: int = 64
-        scale: float = 0.1
-        dropout: float = 0.1
-
-        def __post_init__(self) -> None:
-            positive(bottleneck=self.bottleneck, scale=self.scale)
-            if not 0 <= self.dropout < 1:
-                raise ValueError(f"dropout={self.dropout!r}: expected a share in [0, 1)")
+    class Options(AdapterOptions, APER.Options):
+        """And those of an adapter."""
 
 
 @register_method("aper-vpt-shallow", "as aper-adapter, with learnable tokens that enter the first block")
@@ -103,12 +104,13 @@ class APERPrompts(APER):
     tuned_by = "vpt-shallow"
 
     @dataclass(frozen=True)
-    class Options(Method.Options):
+    class Options(APER.Options):
         """tokens: learnable tokens at each place."""
 
         tokens: int = 5
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             positive(tokens=self.tokens)
 
 
@@ -126,6 +128,20 @@ class APERSSF(APER):
     tuned_by = "ssf"
 
 
+@register_method("aper-norm-affine", "as aper-adapter, with the scales and shifts that the backbone's norms have")
+class APERNormAffine(APER):
+    """APER with the values of the norms."""
+
+    tuned_by = "norm-affine"
+
+
+@register_method("aper-block-shift", "as aper-adapter, with a vector added behind every block")
+class APERBlockShift(APER):
+    """APER with shifted blocks."""
+
+    tuned_by = "block-shift"
+
+
 @register_method("aper-finetune", "as aper-adapter, with every weight of a copy of the backbone")
 class APERFineTune(APER):
     """APER with full fine-tuning."""
@@ -140,13 +156,14 @@ class APERInputPrompt(APER):
     tuned_by = "input-prompt"
 
     @dataclass(frozen=True)
-    class Options(Method.Options):
+    class Options(APER.Options):
         """border: width of the frame, pixels. rank: of the pattern over the whole image."""
 
         border: int = 2
         rank: int = 2
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             positive(border=self.border, rank=self.rank)
 
 
@@ -159,11 +176,12 @@ class APERInputFilter(APER):
     tuned_by = "input-filter"
 
     @dataclass(frozen=True)
-    class Options(Method.Options):
+    class Options(APER.Options):
         """size: of the filter, pixels, odd. shared: one filter for all channels, otherwise one for each."""
 
         size: int = 5
         shared: bool = True
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             odd(size=self.size)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from zeroflow.data.scenario import Batch
-from zeroflow.methods.aper import APERAdapter
 from zeroflow.methods.method import Method, register_method
+from zeroflow.methods.options import AdapterOptions
 from zeroflow.methods.prototypes import class_means
 from zeroflow.models.adapters import AdapterStack
 from zeroflow.models.backbone import Backbone, Prefix
@@ -36,7 +36,7 @@ class EASE(Method):
     prototypes: Tensor
 
     @dataclass(frozen=True)
-    class Options(APERAdapter.Options):
+    class Options(AdapterOptions):
         """Adapter settings, and:
 
         alpha: weight of the spaces of other tasks, shared by the number of tasks so far (Eq. 10).

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from zeroflow.data.scenario import Batch
 from zeroflow.methods.method import Method, MiniBatch, odd, positive, register_method, whole_example
+from zeroflow.methods.options import TuningOptions
 from zeroflow.methods.prototypes import class_means
 from zeroflow.models.backbone import Backbone
 from zeroflow.models.heads import CosineHead
-from zeroflow.models.tuning import Tuning, tunings
+from zeroflow.models.tuning import Tuning, create_tuning, tunings
 from zeroflow.optim import OptimizerInfo
 
 
@@ -32,7 +33,7 @@ class FineTuning(Method):
     one_head = True
 
     @dataclass(frozen=True)
-    class Options(Method.Options):
+    class Options(TuningOptions):
         """What is trained besides the head, and how it starts.
 
         tune: ``none``, ``adapter``, ``vpt-shallow``, ``vpt-deep``, ``ssf``, ``norm-affine``, ``block-shift``, ``full``,
@@ -42,7 +43,8 @@ class FineTuning(Method):
         size, shared: of ``input-filter``, its side in pixels (odd), and whether there is one for all channels.
         imprint: a new class's weights start at its mean feature (Qi et al., "Low-Shot Learning with Imprinted Weights",
             CVPR 2018), so that before any training this is a class-mean classifier; otherwise at random.
-        sigma: the head's scale at first.
+        sigma: the head's scale at first. subspace: how many random coordinates of the tuning's values are trained in their
+            place; 0: all values themselves.
         """
 
         tune: str = "adapter"
@@ -58,7 +60,10 @@ class FineTuning(Method):
         shared: bool = True
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             tunings.get(self.tune, where="tune")
+            if self.subspace and self.tune == "none":
+                raise ValueError(f"subspace={self.subspace}: tune='none' has no values; expected 0")
             positive(bottleneck=self.bottleneck, scale=self.scale, tokens=self.tokens, sigma=self.sigma)
             positive(border=self.border, rank=self.rank)
             odd(size=self.size)
@@ -75,7 +80,7 @@ class FineTuning(Method):
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
         self.tasks.append(classes)
         if len(self.tasks) == 1:
-            self.tuning = tunings.get(self.options.tune).of(self.backbone, generator, asdict(self.options))
+            self.tuning = create_tuning(self.options.tune, self.backbone, generator, asdict(self.options))
             self.head = CosineHead(self.backbone.width, len(classes), sigma=self.options.sigma, generator=generator)
         else:
             self.head.grow(len(classes), generator)
@@ -110,7 +115,7 @@ class FineTuning(Method):
 
     @classmethod
     def refusal(cls, optimizer: OptimizerInfo, options: Any) -> str | None:
-        return whole_example(optimizer, options.tune)
+        return whole_example(optimizer, options.tune, options.subspace)
 
     def end_task(self, batches: Iterable[Batch]) -> None:
         """From the task's images nothing is taken but, where the head was not trained, its rows."""

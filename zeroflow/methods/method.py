@@ -55,6 +55,9 @@ class Method(nn.Module, ABC):
     class Options:
         """Settings of the method; each class has its own."""
 
+        def __post_init__(self) -> None:
+            """Raise ``ValueError`` for a value that cannot be."""
+
     trains: ClassVar[bool] = True
     """Whether any task is trained at all; if not, optimizer and epochs mean nothing."""
 
@@ -256,8 +259,14 @@ def one_of(**values: tuple[str, Sequence[str]]) -> None:
             raise ValueError(f"{name}={value!r}: expected {' or '.join(choices)}")
 
 
-def whole_example(optimizer: OptimizerInfo, tuned_by: str) -> str | None:
-    """Why an optimizer cannot train a tuning of this name; None: it can."""
+def whole_example(optimizer: OptimizerInfo, tuned_by: str, subspace: int = 0) -> str | None:
+    """Why an optimizer cannot train a tuning of this name, or so many coordinates of it; None: it can."""
+    if subspace and optimizer.estimator.per_example:
+        return f"it moves every example of a mini-batch on its own, which coordinates that it shares (subspace={subspace}) cannot"
+    if subspace and getattr(optimizer.estimator, "checkpoint", False):
+        return (
+            f"it computes layers again on the way back, when their values in a subspace (subspace={subspace}) are gone"
+        )
     if optimizer.estimator.per_example and not tunings.get(tuned_by).per_example:
         return f"it moves every example of a mini-batch on its own, which values of {tuned_by!r} cannot"
     return None

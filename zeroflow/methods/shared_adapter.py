@@ -7,17 +7,19 @@ what later tasks change.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zeroflow.data.scenario import Batch
-from zeroflow.methods.aper import APERAdapter
-from zeroflow.methods.method import MiniBatch, register_method
+from zeroflow.methods.method import MiniBatch, register_method, whole_example
+from zeroflow.methods.options import AdapterOptions, TuningOptions
 from zeroflow.methods.simplecil import SimpleCIL
 from zeroflow.models.backbone import Backbone
-from zeroflow.models.tuning import Adapters, Tuning
+from zeroflow.models.tuning import Tuning, create_tuning
+from zeroflow.optim import OptimizerInfo
 
 
 @register_method("shared-adapter", "one adapter that every task goes on training; class means of its features")
@@ -27,8 +29,11 @@ class SharedAdapter(SimpleCIL):
     trains = True
     any_loss = True
     needs_head = ""
-    Options = APERAdapter.Options
     tuning: Tuning
+
+    @dataclass(frozen=True)
+    class Options(AdapterOptions, TuningOptions):
+        """Those of an adapter, and how much of it is trained."""
 
     def __init__(self, backbone: Backbone, options: Any = None) -> None:
         super().__init__(backbone, options)
@@ -38,9 +43,13 @@ class SharedAdapter(SimpleCIL):
     def tunes(cls, options: Any) -> str:
         return "adapter"
 
+    @classmethod
+    def refusal(cls, optimizer: OptimizerInfo, options: Any) -> str | None:
+        return whole_example(optimizer, "adapter", options.subspace)
+
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
         if classes.start == 0:
-            self.tuning = Adapters.of(self.backbone, generator, vars(self.options))
+            self.tuning = create_tuning("adapter", self.backbone, generator, vars(self.options))
         self.head = self.new_head(len(classes), generator)
         super().begin_task(classes, generator)
 

@@ -1,0 +1,49 @@
+"""The scales and shifts that a backbone's norms have already."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.tuning.tuning import Tuning
+
+
+class NormAffine(Tuning):
+    """Scale and shift of every norm, from where pretraining left them: 2 x width for each norm, nothing that was not there.
+
+    Source: what TENT trains at test time (Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization", ICLR 2021,
+    Section 3.2), with layer norms.
+
+    Args:
+        backbone: its other weights are shared, not copied.
+    """
+
+    per_example = False
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        own = {id(value) for norm in norms(backbone) for value in norm.parameters(recurse=False)}
+        # deepcopy takes what stands in its memo as copied already.
+        shared: dict[int, Any] = {
+            id(value): value for value in [*backbone.parameters(), *backbone.buffers()] if id(value) not in own
+        }
+        self.tuned = copy.deepcopy(backbone, shared)
+        for norm in norms(self.tuned):
+            norm.requires_grad_(True)
+
+    @classmethod
+    def of(cls, backbone: Backbone, generator: torch.Generator, settings: Mapping[str, Any]) -> NormAffine:
+        return cls(backbone)
+
+    def forward(self, backbone: Backbone, prefix: Tensor) -> Tensor:
+        return self.tuned.whole(prefix)
+
+
+def norms(backbone: Backbone) -> list[nn.Module]:
+    """The normalisation layers, torch's and timm's; those without values of their own are among them."""
+    return [module for module in backbone.modules() if "norm" in type(module).__name__.lower()]
