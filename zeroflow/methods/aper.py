@@ -16,6 +16,7 @@ from zeroflow.data.scenario import Batch
 from zeroflow.methods.method import Method, MiniBatch, positive, register_method, whole_example
 from zeroflow.methods.simplecil import SimpleCIL
 from zeroflow.models.backbone import Backbone, Prefix
+from zeroflow.models.frozen import Known
 from zeroflow.models.heads import CosineHead
 from zeroflow.models.tuning import Tuning, tunings
 from zeroflow.optim import OptimizerInfo
@@ -26,6 +27,7 @@ class APER(SimpleCIL):
 
     trains = True
     any_loss = True
+    takes = "both"
     tuned_by: ClassVar[str]
     """What is trained, a name in ``zeroflow.models.tuning.tunings``."""
 
@@ -68,8 +70,10 @@ class APER(SimpleCIL):
     @torch.no_grad()
     def features(self, images: Tensor, spaces: range) -> Tensor:
         assert self.tuning is not None, "no task has begun"
+        known = images if isinstance(images, Known) else None
+        images = images if known is None or known.images is None else known.images
         prefix = self.tuning.prefix(self.backbone, images)
-        frozen = self.backbone(prefix if isinstance(prefix, Prefix) else images)
+        frozen = self.backbone(prefix if isinstance(prefix, Prefix) else images) if known is None else known
         return torch.cat([frozen, self.tuning(self.backbone, prefix)], dim=1)[:, None]
 
 

@@ -15,6 +15,7 @@ from zeroflow.data.scenario import Batch
 from zeroflow.methods.method import Method, register_method
 from zeroflow.methods.prototypes import class_means
 from zeroflow.models.backbone import Backbone
+from zeroflow.models.frozen import frozen_features
 from zeroflow.models.heads import cosine
 
 
@@ -23,6 +24,7 @@ class SimpleCIL(Method):
     """Prototype c = mean feature of class c; prediction = nearest by cosine."""
 
     trains = False
+    takes = "features"
     prototypes: Tensor
 
     def __init__(self, backbone: Backbone, options: Any = None) -> None:
@@ -45,7 +47,7 @@ class SimpleCIL(Method):
 
     @torch.no_grad()
     def features(self, images: Tensor, spaces: range) -> Tensor:
-        return self.backbone(images)[:, None]
+        return frozen_features(self.backbone, images)[:, None]
 
     @torch.no_grad()
     def scores(self, features: Tensor) -> Tensor:

@@ -43,12 +43,14 @@ from zeroflow.telling import Tell, silent
 from zeroflow.trial import randomness
 from zeroflow.trial.checkpoint import Checkpoints
 from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.features import FrozenFeatures
 from zeroflow.trial.loading import Loader, Order, Positions
 from zeroflow.trial.meters import Stopwatch, peak_memory
 from zeroflow.trial.metrics import SETTINGS, Matrix
 from zeroflow.trial.probes import FunctionValues, Watcher
 from zeroflow.trial.result import Probe, Step, TrialResult, provenance
 
+Given = Callable[[View], Iterator[Batch]]
 OnStage = Callable[[int, Matrix, npt.NDArray[np.int64]], None]
 
 GPU_LOADER_THREADS = 4
@@ -65,10 +67,11 @@ class Placement:
         evaluation_batch: images per forward pass outside training.
         loader_threads: that make mini-batches ahead of the step that needs them; 0: each is made when it is needed; None: 4 on
             a GPU, 0 on the CPU, whose cores have enough to do.
-        cache_bytes: the most that decoded images of all data sets may take on this machine's disk; 0: images are decoded
-            whenever they are needed.
+        cache_bytes: the most that decoded images of all data sets, and the most that features of frozen backbones, may take
+            on this machine's disk; 0: they are made whenever they are needed.
         endpoint: of a black box: an address, or a callable ``images -> features``. endpoint_timeout: seconds of one try.
         price_per_1000_images: that it is asked for; the result then has a price.
+        results: of the cells that share a black box's answers, the folder or URI; None: this cell shares them with no other.
     """
 
     data_dir: str | None = None
@@ -80,6 +83,7 @@ class Placement:
     endpoint: Features | str | None = None
     endpoint_timeout: float = 30.0
     price_per_1000_images: float | None = None
+    results: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("loader_threads", self.loader_threads), ("cache_bytes", self.cache_bytes)):
@@ -285,11 +289,22 @@ def _probes(rows: Sequence[Sequence[Any]]) -> list[Probe]:
     return [Probe(*row) for row in rows]
 
 
-class Evaluation:
-    """Accuracy on all tasks seen so far; features of frozen spaces are computed once per test image and kept."""
+def placed(device: torch.device, dtype: torch.dtype, batch_size: int, view: View) -> Iterator[Batch]:
+    """A view's samples, plainly transformed, with images on the device."""
+    return ((images.to(device, dtype), labels) for images, labels in view.plain_batches(batch_size))
 
-    def __init__(self, method: Method, device: torch.device, dtype: torch.dtype, batch_size: int) -> None:
-        self.method, self.device, self.dtype, self.batch_size = method, device, dtype, batch_size
+
+class Evaluation:
+    """Accuracy on all tasks seen so far; features of frozen spaces are computed once per test image and kept.
+
+    Args:
+        given: what ``method.features`` takes of a view's samples, and their labels; default: images.
+    """
+
+    def __init__(
+        self, method: Method, device: torch.device, dtype: torch.dtype, batch_size: int, given: Given | None = None
+    ) -> None:
+        self.method, self.given = method, given or functools.partial(placed, device, dtype, batch_size)
         self.kept: dict[int, Tensor] = {}
 
     @torch.no_grad()
@@ -300,11 +315,7 @@ class Evaluation:
         known = 0 if kept is None else kept.shape[1]
         spaces = range(known, max(self.method.frozen_spaces, 1))
         if len(spaces) or kept is None:
-            parts = [
-                self.method.features(images.to(self.device, self.dtype), spaces)
-                for images, _ in test.plain_batches(self.batch_size)
-            ]
-            fresh = torch.cat(parts)
+            fresh = torch.cat([self.method.features(images, spaces) for images, _ in self.given(test)])
             kept = fresh if kept is None else torch.cat([kept, fresh], dim=1)
             self.kept[task] = kept[:, : self.method.frozen_spaces]
         return self.method.scores(kept)
@@ -437,6 +448,7 @@ class _Account:
     seconds: float = 0.0
     requests: int = 0
     images: int = 0
+    reused: int = 0
 
     def state(self) -> dict[str, Any]:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -450,7 +462,7 @@ class _Account:
     def asked(self, price: float | None) -> dict[str, Any]:
         """What a black box was asked; ``price``: for a thousand images."""
         return {
-            "requests": self.requests, "queried_images": self.images,
+            "requests": self.requests, "queried_images": self.images, "reused_images": self.reused,
             "price": None if price is None else self.images * price / 1000,
         }  # fmt: skip
 
@@ -484,7 +496,18 @@ def _run(
     method = info.build(backbone, info.parse(dict(config.method_options))).to(device, dtype)
     if config.loss:
         method.criterion = criteria[config.loss]
-    evaluation = Evaluation(method, device, dtype, place.evaluation_batch)
+    frozen = FrozenFeatures(
+        backbone, dataset, device, dtype, place.evaluation_batch, cache_bytes=place.cache_bytes, results=place.results,
+        names={"transform": config.transform or datasets.get(config.dataset).transform, "backbone": config.backbone},
+    )  # fmt: skip
+    plain = functools.partial(placed, device, dtype, place.evaluation_batch)
+
+    def given(view: View) -> Iterator[Batch]:
+        if method.takes == "images":
+            return plain(view)
+        return frozen.batches(view, plain(view) if method.takes == "both" else None)
+
+    evaluation = Evaluation(method, device, dtype, place.evaluation_batch, given)
 
     stages = len(scenario.tasks)
     account = _Account(np.full((len(SETTINGS), stages, stages), np.nan))
@@ -499,11 +522,8 @@ def _run(
             method.freeze()
         method.restore(saved["method"])
     before, epochs = account.seconds, config.epochs or 1
-    earlier = account.requests, account.images
+    earlier = account.requests, account.images, account.reused
     tell("", account.stage * epochs, stages * epochs)
-
-    def plain(view: View) -> Iterator[Batch]:
-        return ((images.to(device, dtype), labels) for images, labels in view.plain_batches(place.evaluation_batch))
 
     backbone.calibrate(images for images, _ in plain(scenario.tasks[0].train))
     for task in scenario.tasks[account.stage :]:
@@ -555,20 +575,22 @@ def _run(
         method.eval()
         method.freeze()
         before_end, worked = method.images_passed, method.images_worked
-        method.end_task(plain(task.train))
+        method.end_task(given(task.train))
         account.forwards += math.ceil((method.images_passed - before_end) / (config.batch_size or 1))
         account.equivalents += math.ceil((method.images_worked - worked) / (config.batch_size or 1))
         if not account.peak:
-            images, _ = next(task.train.plain_batches(min(config.batch_size or 48, place.evaluation_batch)))
-            images = images.to(device, dtype)
+            size = min(config.batch_size or 48, place.evaluation_batch)
+            # A black box is not asked once more for what is known.
+            known = isinstance(backbone, BlackBox) and method.takes != "images"
+            images, _ = next(given(task.train) if known else placed(device, dtype, size, task.train))
             with torch.no_grad():
                 _, account.peak = peak_memory(functools.partial(method.features, images, range(1)), method, device)
         for seen in scenario.tasks[: task.index + 1]:
             account.accuracy[:, task.index, seen.index] = evaluation.accuracies(seen, width)
         if isinstance(backbone, BlackBox):
-            box = backbone
-            sent = executor.map(executor.groups, lambda _: (float(box.requests), float(box.images)), 2)  # noqa: B023
-            account.requests, account.images = (
+            asked_here = float(backbone.requests), float(backbone.images), float(frozen.reused)
+            sent = executor.map(executor.groups, lambda _: asked_here, 3)  # noqa: B023
+            account.requests, account.images, account.reused = (
                 first + int(sum(own)) for first, own in zip(earlier, zip(*sent, strict=True), strict=True)
             )
         account.stage, account.seconds = task.index + 1, before + time.perf_counter() - started
