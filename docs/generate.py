@@ -124,6 +124,21 @@ def model_card() -> str:
     )  # fmt: skip
 
 
+def features() -> str:
+    """Seconds of a cell that computes frozen features, and of the next one."""
+    file = RESULTS / "benchmarks" / "features.json"
+    if not file.exists():
+        return f"Not measured yet: `python benchmarks/features.py --output {file.relative_to(RESULTS.parent)}`.\n"
+    found = measured("features")
+    return (
+        f"Class means of `{found['dataset']}`, {found['tasks_run']} tasks, in a warm process: {found['none_seconds']:.1f} s without "
+        f"a cache, {found['first_to_none']:.2f} times that for the first cell with one, and for the second one "
+        f"{found['second_seconds']:.2f} s, {found['second_to_first']:.3f} times the first one's; "
+        f"{found['bytes'] / 2**20:.1f} MiB on disk, medians of {found['rounds']} rounds. `{found['command']}`; {found['device']}, "
+        f"{found['threads']} thread, torch {found['torch_version']}; commit {commit_of(found)}.\n"
+    )
+
+
 def measured(name: str) -> dict[str, Any]:
     """A committed measurement of the benchmark of this name."""
     return json.loads((RESULTS / "benchmarks" / f"{name}.json").read_text())
@@ -511,6 +526,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "trajectories-adapter": lambda: landscape("adapter"),
     "cell-overhead": cell_overhead,
     "data-loading": data_loading,
+    "features": features,
     "query-workers": query_workers,
     "replay": replay,
     "forecast": forecast,

@@ -18,6 +18,14 @@ from zeroflow.data.dataset import datasets, register_dataset
 from zeroflow.results import Store
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept for all cells of a machine is the tests' own, and goes with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def few_images() -> str:
     """A registered data set of 4 classes with 2 training and 1 test image each, 40 x 40 RGB."""

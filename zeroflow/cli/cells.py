@@ -73,8 +73,9 @@ def run(
     try:
         with bar:
             result = run_trial(
-                config, Placement(data_dir, device, threads, endpoint=endpoint), on_stage=progress, tell=bar
-            )
+                config, Placement(data_dir, device, threads, endpoint=endpoint, results=store.root if store else None),
+                on_stage=progress, tell=bar,
+            )  # fmt: skip
     except NonFiniteLoss as error:
         raise click.ClickException(f"training diverged: {error}") from None
     except EndpointError as error:

@@ -72,11 +72,17 @@ class DecodedSamples:
         pixels: uint8, one image after the other, each ``[H, W, C]``.
         places: int64 ``[N, 4]``: of each image its first byte, C, H and W.
         labels: int64 ``[N]``.
+        key: of what they were decoded from.
     """
 
     pixels: Tensor
     places: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
+    key: str
+
+    def identity(self) -> str:
+        """As of the samples that they were decoded from."""
+        return self.key
 
     def images(self, indices: npt.NDArray[np.int64]) -> list[Tensor]:
         found = []
@@ -102,7 +108,7 @@ def prepared(
         ConfigError: with every image that cannot be read.
     """
     key, threads = samples.identity(), len(os.sched_getaffinity(0)) if threads is None else threads
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zeroflow"
+    cache = cache_folder()
     folder, stamp = cache / "decoded" / key, cache / "verified" / key
     if cache_bytes and (found := _open(folder, samples)):
         return found
@@ -128,6 +134,11 @@ def prepared(
     return (_open(folder, samples) if kept else None) or samples
 
 
+def cache_folder() -> Path:
+    """What this machine keeps for all cells: ``$XDG_CACHE_HOME/zeroflow``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zeroflow"
+
+
 def _open(folder: Path, samples: EncodedSamples) -> DecodedSamples | None:
     try:
         places = np.load(folder / "places.npy")
@@ -140,7 +151,7 @@ def _open(folder: Path, samples: EncodedSamples) -> DecodedSamples | None:
         pixels = torch.from_file(str(folder / "pixels"), shared=False, size=size, dtype=torch.uint8)
     except (OSError, ValueError, RuntimeError, IndexError):
         return None
-    return DecodedSamples(pixels, places, samples.labels)
+    return DecodedSamples(pixels, places, samples.labels, folder.name)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from zeroflow.methods.method import MiniBatch, odd, positive, register_method, w
 from zeroflow.methods.options import AdapterOptions, TuningOptions
 from zeroflow.methods.simplecil import SimpleCIL
 from zeroflow.models.backbone import Backbone, Prefix
+from zeroflow.models.frozen import Known
 from zeroflow.models.tuning import Tuning, create_tuning
 from zeroflow.optim import OptimizerInfo
 
@@ -38,6 +39,7 @@ class APER(SimpleCIL):
 
     def __init__(self, backbone: Backbone, options: Any = None) -> None:
         super().__init__(backbone, options)
+        self.takes = "both" if self.options.merge else "images"
         self.tuning: Tuning | None = None
         self.head: nn.Module | None = None
 
@@ -78,11 +80,13 @@ class APER(SimpleCIL):
     @torch.no_grad()
     def features(self, images: Tensor, spaces: range) -> Tensor:
         assert self.tuning is not None, "no task has begun"
+        known = images if isinstance(images, Known) else None
+        images = images if known is None or known.images is None else known.images
         prefix = self.tuning.prefix(self.backbone, images)
         adapted = self.tuning(self.backbone, prefix)
         if not self.options.merge:
             return adapted[:, None]
-        frozen = self.backbone(prefix if isinstance(prefix, Prefix) else images)
+        frozen = self.backbone(prefix if isinstance(prefix, Prefix) else images) if known is None else known
         return torch.cat([frozen, adapted], dim=1)[:, None]
 
 

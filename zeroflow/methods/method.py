@@ -84,6 +84,11 @@ class Method(nn.Module, ABC):
     one_head: ClassVar[bool] = False
     """Whether ``losses`` can tell what old tasks lose while a new one is learned."""
 
+    takes: str = "images"
+    """What ``features`` is given: ``images``; the frozen backbone's ``features`` of them, as ``Known``; or ``both``.
+
+    A class with ``features`` of its own takes images, unless it says otherwise."""
+
     images_passed: int = 0
     """Images of the forward passes made beside the optimizer's, to learn something from them."""
 
@@ -92,6 +97,11 @@ class Method(nn.Module, ABC):
 
     frozen_spaces: int
     """How many feature spaces there are whose features never change again: they may be cached."""
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        if "features" in vars(cls):
+            cls.takes = vars(cls).get("takes", "images")
 
     def __init__(self, backbone: Backbone, options: Any = None) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zeroflow.data.scenario import Batch
 from zeroflow.methods.method import Method, register_method
+from zeroflow.models.frozen import frozen_features
 
 
 @register_method("simplecil", "class means of frozen features: no training, the row to beat")
@@ -22,6 +23,7 @@ class SimpleCIL(Method):
     trains = False
     own_classifier = "class-means"
     takes_classifiers: ClassVar[tuple[str, ...] | None] = None
+    takes = "features"
 
     @classmethod
     def tunes(cls, options: Any) -> str:
@@ -46,7 +48,7 @@ class SimpleCIL(Method):
 
     @torch.no_grad()
     def features(self, images: Tensor, spaces: range) -> Tensor:
-        return self.backbone(images)[:, None]
+        return frozen_features(self.backbone, images)[:, None]
 
     @torch.no_grad()
     def scores(self, features: Tensor) -> Tensor:

@@ -350,7 +350,7 @@ def load_checkpoint(vit: VisionTransformer, path: Path) -> None:
     """Load a state dict with timm's parameter names into ``vit``; head weights are ignored, anything else must fit.
 
     Raises:
-        ConfigError: the file cannot be read, or a parameter is missing, unknown or of another shape.
+        ConfigError: the file cannot be read, a weight is not finite, or a parameter is missing, unknown or of another shape.
     """
     import safetensors.torch
     from timm.models import adapt_input_conv
@@ -369,6 +369,8 @@ def load_checkpoint(vit: VisionTransformer, path: Path) -> None:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ConfigError(f"checkpoint {path}: expected a state dict of tensors with timm's parameter names")
     state = {key: value.float() for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
+    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise ConfigError(f"checkpoint {path}: weights that are not finite: {', '.join(broken[:10])}")
     try:
         # timm's own rules for another image size, patch size or number of channels than the file's.
         projection = "patch_embed.proj.weight"

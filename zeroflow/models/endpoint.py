@@ -14,7 +14,7 @@ import json
 import os
 import select
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -155,13 +155,22 @@ class BlackBox(Closed):
     Args:
         ask: what is asked. width: features d. image_size: pixels. waits: seconds before each further try;
             default: ``WAITS``.
+        facts: what it says of itself; None: nothing, as a callable.
 
     Attributes:
         requests: that were sent, tries that failed included. images: in all of them.
     """
 
-    def __init__(self, ask: Features, width: int, image_size: int, waits: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        ask: Features,
+        width: int,
+        image_size: int,
+        waits: Sequence[float] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(width, image_size)
+        self.facts = facts
         self._ask, self._waits = ask, WAITS if waits is None else waits
         self.requests = self.images = 0
         self._round: list[Tensor] | None = None  # what evaluations ask, while it is collected
@@ -289,7 +298,7 @@ def open_black_box(
     for key, value in wanted.items():
         if value is not None and facts.get(key, value) != value:
             raise ConfigError(f"endpoint {endpoint}: serves {key}={facts[key]!r}, the cell wants {value!r}")
-    return BlackBox(client, facts["width"], facts["image_size"])
+    return BlackBox(client, facts["width"], facts["image_size"], facts=facts)
 
 
 def weights_of(name: str, checkpoint: str | None) -> str:

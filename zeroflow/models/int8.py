@@ -46,6 +46,11 @@ class Int8Linear(nn.Module):
         # Without these instructions pairs of products are summed in 16 bits, which the full range would overflow.
         self.top = 127 if torch.cpu._is_vnni_supported() else 63
 
+    def unseen_weights(self) -> dict[str, Tensor]:
+        """The packed weights, which are no tensor of the module: integers and their scales."""
+        packed, _ = torch.ops.quantized.linear_unpack(self.packed)
+        return {"packed": packed.int_repr(), "scales": packed.q_per_channel_scales()}
+
     def forward(self, values: Tensor) -> Tensor:
         """``[..., in_features] -> [..., out_features]``.
 

@@ -85,7 +85,10 @@ _TRIALS = [
     _column("seconds_per_epoch", _float, "training seconds per epoch; null: no training", "seconds"),
     _column("requests", _int, "requests sent to a black box, tries that failed included; null: there was none"),
     _column("queried_images", _int, "images in those requests"),
-    _column("images_per_point", _float, "queried images for a percentage point of avg"),
+    _column(
+        "reused_images", _int, "images it was not asked again: an earlier cell of the same results had been answered"
+    ),
+    _column("images_per_point", _float, "queried and reused images for a percentage point of avg"),
     _column("price", _float, "queried images times the price that was named for a thousand; null: none was"),
     _column("class_order", pa.list_(pa.int32()), "the data set's own label of each new label"),
     _column("class_names", pa.list_(_text), "name of each new label"),

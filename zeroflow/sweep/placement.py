@@ -47,7 +47,8 @@ class CellPlacement:
         memory_per_worker: GiB that a node must have left for each; None: not asked for.
         evaluation_batch: images per forward pass outside training.
         loader_threads: of each worker, that make mini-batches ahead; 0: none; None: 4 on a GPU, 0 on a CPU.
-        cache_bytes: the most that decoded images of all data sets may take on a machine's disk; 0: nothing is kept.
+        cache_bytes: the most that decoded images of all data sets, and the most that features of frozen backbones, may take on
+            a machine's disk; 0: nothing is kept.
         endpoint: address of a black box; None: the sweep starts one for cells that need it. endpoint_timeout: seconds of one
             try. price_per_1000_images: that it is asked for.
     """

@@ -142,6 +142,7 @@ def compute(setting: Mapping[str, Any], desk: Any, executor: Executor | None = N
     place = Placement(
         setting["data_dir"], device, placement.cpus_per_worker, placement.evaluation_batch, placement.loader_threads,
         placement.cache_bytes, placement.endpoint, placement.endpoint_timeout, placement.price_per_1000_images,
+        results=setting["root"],
     )  # fmt: skip
     everything = unfinished(setting["root"])
     # Other code might not make the same steps of the same losses; nor do slices, to the last bit.

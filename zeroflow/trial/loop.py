@@ -44,12 +44,14 @@ from zeroflow.telling import Tell, silent
 from zeroflow.trial import randomness
 from zeroflow.trial.checkpoint import Checkpoints
 from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.features import FrozenFeatures
 from zeroflow.trial.loading import Loader, Order, Positions
 from zeroflow.trial.meters import Stopwatch, peak_memory
 from zeroflow.trial.metrics import SETTINGS, Matrix
 from zeroflow.trial.probes import FunctionValues, Watcher
 from zeroflow.trial.result import Probe, Step, TrialResult, provenance
 
+Given = Callable[[View], Iterable[Batch]]
 OnStage = Callable[[int, Matrix, npt.NDArray[np.int64]], None]
 
 GPU_LOADER_THREADS = 4
@@ -66,10 +68,11 @@ class Placement:
         evaluation_batch: images per forward pass outside training.
         loader_threads: that make mini-batches ahead of the step that needs them; 0: each is made when it is needed; None: 4 on
             a GPU, 0 on the CPU, whose cores have enough to do.
-        cache_bytes: the most that decoded images of all data sets may take on this machine's disk; 0: images are decoded
-            whenever they are needed.
+        cache_bytes: the most that decoded images of all data sets, and the most that features of frozen backbones, may take
+            on this machine's disk; 0: they are made whenever they are needed.
         endpoint: of a black box: an address, or a callable ``images -> features``. endpoint_timeout: seconds of one try.
         price_per_1000_images: that it is asked for; the result then has a price.
+        results: of the cells that share a black box's answers, the folder or URI; None: this cell shares them with no other.
     """
 
     data_dir: str | None = None
@@ -81,6 +84,7 @@ class Placement:
     endpoint: Features | str | None = None
     endpoint_timeout: float = 30.0
     price_per_1000_images: float | None = None
+    results: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("loader_threads", self.loader_threads), ("cache_bytes", self.cache_bytes)):
@@ -290,11 +294,31 @@ def _probes(rows: Sequence[Sequence[Any]]) -> list[Probe]:
     return [Probe(*row) for row in rows]
 
 
-class Evaluation:
-    """Accuracy on all tasks seen so far; features of frozen spaces are computed once per test image and kept."""
+@dataclass(frozen=True)
+class Placed:
+    """A view's samples under the test transform, with images on the device: as often as they are asked for."""
 
-    def __init__(self, method: Method, device: torch.device, dtype: torch.dtype, batch_size: int) -> None:
-        self.method, self.device, self.dtype, self.batch_size = method, device, dtype, batch_size
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int
+    view: View
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, labels in self.view.plain_batches(self.batch_size):
+            yield images.to(self.device, self.dtype), labels
+
+
+class Evaluation:
+    """Accuracy on all tasks seen so far; features of frozen spaces are computed once per test image and kept.
+
+    Args:
+        given: what ``method.features`` takes of a view's samples, and their labels; default: images.
+    """
+
+    def __init__(
+        self, method: Method, device: torch.device, dtype: torch.dtype, batch_size: int, given: Given | None = None
+    ) -> None:
+        self.method, self.given = method, given or functools.partial(Placed, device, dtype, batch_size)
         self.kept: dict[int, Tensor] = {}
 
     @torch.no_grad()
@@ -305,11 +329,7 @@ class Evaluation:
         known = 0 if kept is None else kept.shape[1]
         spaces = range(known, max(self.method.frozen_spaces, 1))
         if len(spaces) or kept is None:
-            parts = [
-                self.method.features(images.to(self.device, self.dtype), spaces)
-                for images, _ in test.plain_batches(self.batch_size)
-            ]
-            fresh = torch.cat(parts)
+            fresh = torch.cat([self.method.features(images, spaces) for images, _ in self.given(test)])
             kept = fresh if kept is None else torch.cat([kept, fresh], dim=1)
             self.kept[task] = kept[:, : self.method.frozen_spaces]
         return self.method.scores(kept)
@@ -440,10 +460,12 @@ class _Account:
     equivalents: int = 0
     epochs: int = 0
     peak: int = 0
+    statistics: int = 0  # bytes of the classifier when the peak was measured: it grows with the stream
     parameters: int = 0
     seconds: float = 0.0
     requests: int = 0
     images: int = 0
+    reused: int = 0
 
     def state(self) -> dict[str, Any]:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -457,7 +479,7 @@ class _Account:
     def asked(self, price: float | None) -> dict[str, Any]:
         """What a black box was asked; ``price``: for a thousand images."""
         return {
-            "requests": self.requests, "queried_images": self.images,
+            "requests": self.requests, "queried_images": self.images, "reused_images": self.reused,
             "price": None if price is None else self.images * price / 1000,
         }  # fmt: skip
 
@@ -471,20 +493,6 @@ class _Account:
                 "probes": _probes(state["probes"]),
             }
         )
-
-
-@dataclass(frozen=True)
-class _Plain:
-    """A view's images under the test transform, on the device, and their labels: as often as they are asked for."""
-
-    view: View
-    batch_size: int
-    device: torch.device
-    dtype: torch.dtype
-
-    def __iter__(self) -> Iterator[Batch]:
-        for images, labels in self.view.plain_batches(self.batch_size):
-            yield images.to(self.device, self.dtype), labels
 
 
 def _run(
@@ -508,7 +516,18 @@ def _run(
         method.classifier = classifier.build(classifier.options(**config.classifier_options))
     if config.loss:
         method.criterion = criteria[config.loss]
-    evaluation = Evaluation(method, device, dtype, place.evaluation_batch)
+    frozen = FrozenFeatures(
+        backbone, dataset, device, dtype, place.evaluation_batch, cache_bytes=place.cache_bytes, results=place.results,
+        names={"transform": config.transform or datasets.get(config.dataset).transform, "backbone": config.backbone},
+    )  # fmt: skip
+    plain = functools.partial(Placed, device, dtype, place.evaluation_batch)
+
+    def given(view: View) -> Iterable[Batch]:
+        if method.takes == "images":
+            return plain(view)
+        return frozen.batches(view, plain(view) if method.takes == "both" else None)
+
+    evaluation = Evaluation(method, device, dtype, place.evaluation_batch, given)
 
     stages = len(scenario.tasks)
     account = _Account(np.full((len(SETTINGS), stages, stages), np.nan))
@@ -523,11 +542,8 @@ def _run(
             method.freeze()
         method.restore(saved["method"])
     before, epochs = account.seconds, config.epochs or 1
-    earlier = account.requests, account.images
+    earlier = account.requests, account.images, account.reused
     tell("", account.stage * epochs, stages * epochs)
-
-    def plain(view: View) -> Iterable[Batch]:
-        return _Plain(view, place.evaluation_batch, device, dtype)
 
     backbone.calibrate(images for images, _ in plain(scenario.tasks[0].train))
     for task in scenario.tasks[account.stage :]:
@@ -569,7 +585,9 @@ def _run(
             trainer.train(samples, task.index, config.seed, order, watch, stream)
             if journal:
                 journal.close()
-            account.peak, account.parameters = max(account.peak, trainer.peak_bytes), optimizer.flat.size
+            if trainer.peak_bytes > account.peak:
+                account.peak, account.statistics = trainer.peak_bytes, _statistics(method)
+            account.parameters = optimizer.flat.size
             first = len(account.steps)
             account.steps += [dataclasses.replace(step, step=first + step.step) for step in trainer.steps]
             if trainer.probe:
@@ -581,20 +599,23 @@ def _run(
         method.eval()
         method.freeze()
         before_end, worked = method.images_passed, method.images_worked
-        method.end_task(plain(task.train))
+        method.end_task(given(task.train))
         account.forwards += math.ceil((method.images_passed - before_end) / (config.batch_size or 1))
         account.equivalents += math.ceil((method.images_worked - worked) / (config.batch_size or 1))
         if not account.peak:
-            images, _ = next(task.train.plain_batches(min(config.batch_size or 48, place.evaluation_batch)))
-            images = images.to(device, dtype)
+            size = min(config.batch_size or 48, place.evaluation_batch)
+            # A black box is not asked once more for what is known.
+            known = isinstance(backbone, BlackBox) and method.takes != "images"
+            images, _ = next(iter(given(task.train) if known else Placed(device, dtype, size, task.train)))
             with torch.no_grad():
                 _, account.peak = peak_memory(functools.partial(method.features, images, range(1)), method, device)
+            account.statistics = _statistics(method)
         for seen in scenario.tasks[: task.index + 1]:
             account.accuracy[:, task.index, seen.index] = evaluation.accuracies(seen, width)
         if isinstance(backbone, BlackBox):
-            box = backbone
-            sent = executor.map(executor.groups, lambda _: (float(box.requests), float(box.images)), 2)  # noqa: B023
-            account.requests, account.images = (
+            asked_here = float(backbone.requests), float(backbone.images), float(frozen.reused)
+            sent = executor.map(executor.groups, lambda _: asked_here, 3)  # noqa: B023
+            account.requests, account.images, account.reused = (
                 first + int(sum(own)) for first, own in zip(earlier, zip(*sent, strict=True), strict=True)
             )
         account.stage, account.seconds = task.index + 1, before + time.perf_counter() - started
@@ -605,6 +626,7 @@ def _run(
         tell(f"task {task.index + 1} of {stages}", account.stage * epochs, stages * epochs)
 
     seconds = _training_seconds(account.steps)
+    peak = account.peak + _statistics(method) - account.statistics
     asked = account.asked(place.price_per_1000_images) if isinstance(backbone, BlackBox) else {}
     classes, tasks, domains = account.accuracy
     return TrialResult(
@@ -621,7 +643,7 @@ def _run(
         costs={
             "forward_passes": account.forwards,
             "forward_equivalents": account.equivalents,
-            "peak_memory_bytes": None if backbone.unseen_bytes is None else account.peak + backbone.unseen_bytes,
+            "peak_memory_bytes": None if backbone.unseen_bytes is None else peak + backbone.unseen_bytes,
             "trainable_parameters": account.parameters,
             "seconds": account.seconds,
             "training_seconds": seconds,
@@ -630,6 +652,11 @@ def _run(
         },
         provenance=provenance(device, {"threads": place.threads}),
     )
+
+
+def _statistics(method: Method) -> int:
+    """Bytes that the method's classifier keeps of what it has seen."""
+    return sum(value.nbytes for value in method.classifier.buffers()) if method.own_classifier else 0
 
 
 def _optimizer_options(config: TrialConfig, samples: int) -> dict[str, Any]:

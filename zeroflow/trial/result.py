@@ -97,8 +97,13 @@ class TrialResult:
             },
             "final_loss": self.steps[-1].loss if self.steps else None,
             **self.costs,
-            "images_per_point": asked / average if average and (asked := self.costs.get("queried_images")) else None,
+            # What the method needs, whichever cell of the results it was that asked.
+            "images_per_point": asked / average if average and (asked := _asked(self.costs)) else None,
         }
+
+
+def _asked(costs: Mapping[str, Any]) -> int:
+    return int((costs.get("queried_images") or 0) + (costs.get("reused_images") or 0))
 
 
 def provenance(device: torch.device, placement: Mapping[str, Any]) -> dict[str, Any]:
