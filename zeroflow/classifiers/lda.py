@@ -99,10 +99,13 @@ class LDA(Classifier):
         return covariance
 
     def end_task(self) -> None:
+        self.fit(self.total / self.count.clamp(min=1)[:, None])
+
+    def fit(self, means: Tensor) -> None:
+        """Get ready to give scores to classes with these means, float64 ``[classes, width]``."""
         self.center = self.total.sum(0) / self.count.sum()
-        means = self.total / self.count.clamp(min=1)[:, None] - self.center
-        self.weight = solve(self.covariance(), means.T).T.contiguous()
-        self.offset = (self.weight * means).sum(1) / 2
+        self.weight = solve(self.covariance(), (means - self.center).T).T.contiguous()
+        self.offset = (self.weight * (means - self.center)).sum(1) / 2
 
     def scores(self, features: Tensor) -> Tensor:
         return ((features.to(self.weight) - self.center) @ self.weight.T - self.offset).to(features)

@@ -5,6 +5,7 @@ Source: Zhou et al., "Expandable Subspace Ensemble for Pre-Trained Model-Based C
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zeroflow.classifiers import LDA
 from zeroflow.data.scenario import Batch
 from zeroflow.methods.method import Method, register_method
 from zeroflow.methods.options import AdapterOptions
@@ -25,13 +27,17 @@ from zeroflow.models.heads import cosine
 class EASE(Method):
     """Task t trains adapter t with a throw-away cosine head on the task's own classes, then freezes it.
 
+    With the classifier ``lda`` the cosine to a prototype gives way to the linear discriminant, in every space with the
+    covariance of the classes seen in it (ours).
+
     Spaces are numbered by task, after the bare backbone where ``frozen_space`` asks for it. ``prototypes[k, c]`` is class
     c's mean feature in space k, completed (Eq. 8) where c is older than the task of space k.
     """
 
     any_loss = True
-    takes_classifiers = ("class-means",)
-    why_these = "an old class has no image left to be known by in a newer task's space, but a completed mean"
+    own_classifier = "class-means"
+    takes_classifiers = ("class-means", "lda")
+    why_these = "of an old class there are no images in a newer task's space, only a mean that is completed"
     needs_head = ""
     prototypes: Tensor
 
@@ -60,6 +66,7 @@ class EASE(Method):
         self.head: nn.Module | None = None
         self.tasks: list[range] = []
         self.first = int(self.options.frozen_space)  # number of the first task's space
+        self.discriminants = nn.ModuleList()  # of the spaces, where the classifier is not class means
         self.register_buffer("prototypes", torch.empty(0, 0, backbone.width))
 
     @classmethod
@@ -76,6 +83,12 @@ class EASE(Method):
             )
         )  # fmt: skip
         self.head = self.new_head(len(classes), generator)
+        if isinstance(self.classifier, LDA):
+            fresh = 1 if self.discriminants else 1 + self.first
+            self.discriminants.extend(copy.deepcopy(self.classifier) for _ in range(fresh))
+            for discriminant in self.discriminants:
+                seen = range(classes.stop) if not len(discriminant.count) else classes
+                discriminant.begin_task(seen, backbone.width, generator)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -92,9 +105,18 @@ class EASE(Method):
         self.frozen_spaces = self.first + len(self.tasks)
 
     def end_task(self, batches: Iterable[Batch]) -> None:
-        means = class_means(lambda images: self.features(images, range(self.frozen_spaces)), batches, self.tasks[-1])
+        images_of_task = list(batches) if self.discriminants else batches
+        means = class_means(
+            lambda images: self.features(images, range(self.frozen_spaces)), images_of_task, self.tasks[-1]
+        )
         self._add(means.transpose(0, 1))
         self._complete()
+        for images, labels in images_of_task if self.discriminants else ():
+            features = self.features(images, range(self.frozen_spaces))
+            for space, discriminant in enumerate(self.discriminants):
+                discriminant.add(features[:, space], labels)
+        for space, discriminant in enumerate(self.discriminants):
+            discriminant.fit(self.prototypes[space].double())
 
     @torch.no_grad()
     def features(self, images: Tensor, spaces: range) -> Tensor:
@@ -107,13 +129,20 @@ class EASE(Method):
         """Eq. 9-10: sum over spaces k of w[i, k] * cos(f_k(x), P[k, c]) for class c of task i."""
         total = features.new_zeros(len(features), self.tasks[-1].stop)
         if self.options.frozen_space:
-            total += self.options.beta * cosine(features[:, 0], self.prototypes[0])
+            total += self.options.beta * self._similar(features[:, 0], 0)
         for number in range(len(self.tasks)):
-            similar = cosine(features[:, self.first + number], self.prototypes[self.first + number])
+            similar = self._similar(features[:, self.first + number], self.first + number)
             for task, classes in enumerate(self.tasks):
                 own = slice(classes.start, classes.stop)
                 total[:, own] += self._weight(task, number) * similar[:, own]
         return total
+
+    def _similar(self, features: Tensor, space: int) -> Tensor:
+        """How much features ``[N, d]`` in a space belong to each class, ``[N, classes]``."""
+        if self.discriminants:
+            # Discriminants of a space are comparable among its classes alone; their posteriors are among spaces.
+            return self.discriminants[space].scores(features).log_softmax(dim=1)
+        return cosine(features, self.prototypes[space])
 
     def _weight(self, task: int, space: int) -> float:
         if task == space:
