@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.linalg import eigh
 from torch.nn import functional as F
 
-from zeroflow.classifiers.normal_equations import add_gram, solve
+from zeroflow.classifiers.normal_equations import add_gram
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))
 """RanPAC's candidates. Absolute, so they are wide enough for any backbone's scale of features."""
@@ -29,8 +30,8 @@ def choose_ridge(
 ) -> float | None:
     """The lambda of ``RIDGES`` with the least squared error on a fifth of the samples, fitted on the others.
 
-    With fewer samples than features the equations are those between samples, which have the same solution and are fewer. One
-    factor for each candidate is faster than one eigendecomposition for all, and takes less memory. Source: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for
+    One eigendecomposition serves all candidates: of the Gram matrix of features, or, with fewer samples than features, of
+    samples, which has the same solutions. Source: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for
     Continual Learning", NeurIPS 2023, Algorithm 1; there the fifth is a random one.
 
     Args:
@@ -57,5 +58,10 @@ def choose_ridge(
             rows = expand(x)
             add_gram(gram, rows)
             right.addmm_(rows.T, y)
-    errors = torch.stack([(left @ solve(gram, right, ridge) - wanted).square().sum() for ridge in RIDGES])
+    values, vectors = eigh(gram)
+    # Along what the samples fitted do not have there is nothing to predict from; rounding would divide by the least lambdas.
+    vectors = vectors[:, values > len(gram) * torch.finfo(values.dtype).eps * values[-1]]
+    values = values[len(values) - vectors.shape[1] :, None]
+    left, right = left @ vectors, vectors.T @ right
+    errors = torch.stack([(left @ (right / (values + ridge)) - wanted).square().sum() for ridge in RIDGES])
     return RIDGES[int(errors.argmin())]
