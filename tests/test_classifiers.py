@@ -239,18 +239,21 @@ def test_the_order_of_tasks_does_not_show(name: str) -> None:
     torch.testing.assert_close(found, inorder[:, [4, 5, 0, 1, 2, 3]], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_two_merge_into_one(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in EVERY), ("ridge", {"ridge": 0.1}), ("random-projection", {"ridge": 0.1})],
+)
+def test_two_merge_into_one(name: str, options: dict[str, float]) -> None:
     (features, labels), x = stream(tasks=1, classes=4, each=40)[0], probes()
     # A choice of lambda holds out samples by the order they came in; of two halves the first one's come first.
-    halves = [build(name), build(name)]
+    halves = [build(name, **options), build(name, **options)]
     for number, classifier in enumerate(halves):
         classifier.begin_task(range(4), 12, torch.Generator().manual_seed(7))
         half = slice(number * 80, number * 80 + 80)
         classifier.add(features[half], labels[half])
     halves[0].merge(halves[1])
     halves[0].end_task()
-    whole = learn(build(name), [(features, labels)]).scores(x)
+    whole = learn(build(name, **options), [(features, labels)]).scores(x)
     torch.testing.assert_close(halves[0].scores(x), whole, rtol=0, atol=1e-9)
 
 

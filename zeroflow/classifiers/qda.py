@@ -18,7 +18,7 @@ from zeroflow.classifiers.normal_equations import factor
 class QDA(Classifier):
     """Score c = -(f - mu_c)^T R_c^-1 (f - mu_c), with f = x / |x| and R_c the correlations of S_c + g1 v I + g2 w (1 - I).
 
-    S_c is the unbiased covariance of the class's f, v its mean variance, w its mean covariance of two features. Source: Goswami et
+    S_c is the covariance of the class's f, v its mean variance, w its mean covariance of two features. Source: Goswami et
     al., "FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free Continual Learning", NeurIPS 2023,
     Section 4. Its Tukey transform is for features that are never negative, as a CNN's, and is left out, as the authors do for ViTs.
     A class without variance, as one with a single image, has R_c = I, which is where more and more shrinkage leads.
@@ -90,22 +90,21 @@ class QDA(Classifier):
     def correlation(self, c: int) -> Tensor:
         """R_c, float64 ``[width, width]``."""
         n, below = float(self.count[c]), self.moment[c].tril()
-        rounding = 2 * torch.finfo(below.dtype).eps * float(below.diagonal().max())
-        covariance = below + below.tril(-1).T
-        covariance.addr_(self.total[c], self.total[c] / n, alpha=-1).div_(max(n - 1, 1))
-        variances = covariance.diagonal()
-        constant = variances <= rounding
-        covariance[constant] = 0
-        covariance[:, constant] = 0
+        rounding = 2 * n * torch.finfo(below.dtype).eps * float(below.diagonal().max())
+        scatter = below + below.tril(-1).T  # n - 1 times the covariance, which is all the same for correlations
+        scatter.addr_(self.total[c], self.total[c] / n, alpha=-1)
+        variances = scatter.diagonal()
+        varies = (variances > rounding).to(scatter)
+        scatter.mul_(varies[:, None]).mul_(varies)
         variance, pairs = float(variances.mean()), max(variances.numel() * (variances.numel() - 1), 1)
-        between = self.options.off_diagonal * float(covariance.sum() - variances.sum()) / pairs
-        covariance += between
+        between = self.options.off_diagonal * float(scatter.sum() - variances.sum()) / pairs
+        scatter += between
         variances += self.options.shrinkage * variance - between
         deviations = variances.sqrt()
         deviations[deviations == 0] = 1
-        covariance.div_(deviations[:, None]).div_(deviations)
+        scatter.div_(deviations[:, None]).div_(deviations)
         variances.fill_(1)
-        return covariance
+        return scatter
 
     def scores(self, features: Tensor) -> Tensor:
         f = F.normalize(features.to(self.total), dim=-1)
