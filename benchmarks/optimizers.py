@@ -12,6 +12,8 @@ directions, moments and snapshots. CPU: from torch's profiler; CUDA: from the al
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import gc
 import itertools
@@ -48,6 +50,8 @@ LONG = "vit-tiny"
 """Here more than one query is measured only for ``TYPICAL``, the most queries only for ``BEST``, in half the rounds."""
 TYPICAL = ("zo-sgd", "zo-rge", "zo-per-example", "forward-grad", "mezo-loop")
 BEST = ("zo-sgd", "zo-per-example")
+OPTIONS: dict[str, dict[str, Any]] = {"es-cma": {"separable": True}}
+"""Of candidates that refuse this many parameters as they are."""
 QUERIES = (1, 4, 16)
 BUDGETS = (2, 8, 32)
 TARGETS = {
@@ -102,7 +106,13 @@ class Candidate:
         method = bench.method()
         if name == "mezo-loop":
             return cls(bench, name, method, None)
-        return cls(bench, name, method, create_optimizer(name, list(method.trainable().items()), lr=1e-6))
+        made = create_optimizer(name, list(method.trainable().items()), lr=1e-6, **OPTIONS.get(name, {}))
+        return cls(bench, name, method, made)
+
+    @property
+    def fewest(self) -> int:
+        """The smallest number of queries that it works with."""
+        return self.optimizer.composition.estimator.least_queries if self.optimizer else 1
 
     def forwards(self, queries: int) -> int:
         return optimizers.get(self.name).forwards(queries) if self.optimizer else 2 * queries
@@ -160,9 +170,10 @@ def query_counts(model: str, name: str, most: int) -> list[int]:
     info = None if name == "mezo-loop" else optimizers.get(name)
     if info is not None and not info.estimator.uses_queries:
         return [1]
-    counts = [q for q in QUERIES if q <= most and not (q > 4 and name == "forward-grad")]
+    fewest = 1 if info is None else info.estimator.least_queries
+    counts = [q for q in QUERIES if fewest <= q <= most and not (q > 4 and name == "forward-grad")]
     if model == LONG:
-        counts = [q for q in counts if q == 1 or (name in TYPICAL and (q <= 4 or name in BEST))]
+        counts = [q for q in counts if q == counts[0] or (name in TYPICAL and (q <= 4 or name in BEST))]
     return counts
 
 
@@ -188,7 +199,7 @@ def measure_time(bench: Bench, names: Sequence[str], rounds: int, most: int) -> 
         return forwards[-1]
 
     for candidate in candidates:  # warm-up: snapshots, moments, kernels
-        candidate.step(1)
+        candidate.step(candidate.fewest)
     before = min(forward() for _ in range(3))
     for number in range(rounds):
         for candidate in candidates:
@@ -259,7 +270,7 @@ def measure_memory(bench: Bench, names: Sequence[str], most: int) -> dict[str, A
                 gc.collect()  # its allocator counts what only awaits collection, too
             base = peak(lambda: None, bench.method())
             candidate = Candidate.make(bench, name)
-            candidate.step(1)  # from now on moments are held
+            candidate.step(candidate.fewest)  # from now on moments are held
             step = functools.partial(candidate.step, queries)
             above = peak(step, candidate.method, candidate.held()) - base
             rows.append({
@@ -292,13 +303,15 @@ class Sample:
     def estimates(self, name: str, queries: int, seeds: int) -> Iterator[tuple[Tensor, float]]:
         """Estimates ``[d]`` and their seconds: the step that SGD with lr 1 takes; the parameters are put back."""
         info = optimizers.get(name)
-        composition = Composition(info.estimator, [], lambda groups: torch.optim.SGD(groups, lr=1.0))
+        estimator = dataclasses.replace(info.estimator, **OPTIONS.get(name, {}))  # type: ignore[type-var]
+        composition = Composition(estimator, [], lambda groups: torch.optim.SGD(groups, lr=1.0))
         named = list(self.method.trainable().items())
         optimizer = ThreeStepOptimizer(named, composition, queries=queries, eps=info.default_eps)
         loss, device = self.losses if optimizer.per_example else self.loss, self.prefix.output.device
-        before = [p.detach().clone() for _, p in named]
+        before, fresh = [p.detach().clone() for _, p in named], copy.deepcopy(optimizer.state_dict())
         for seed in range(seeds):
-            optimizer.seed, optimizer.steps = seed, 0
+            optimizer.load_state_dict(fresh)
+            optimizer.seed = seed
             spent = seconds(lambda: optimizer.step(loss), device)
             with torch.no_grad():
                 found = torch.cat([(old - p).reshape(-1) for old, (_, p) in zip(before, named, strict=True)])

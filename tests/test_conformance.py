@@ -11,8 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cmaes
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from torch import nn
 
@@ -204,16 +206,47 @@ def reference(
     return run
 
 
+def cma_es(
+    lr: float = 0.05, queries: int = 16, eps: float = 0.1, separable: bool = False, sparsity: float = 0.0
+) -> Callable[..., Vector]:
+    """The trajectory of the package ``cmaes``, given the library's noise; lr is the mean's own learning rate."""
+
+    def run(loss: Callable, gradient: Callable, x: Vector, seed: int, steps: int) -> Vector:
+        free = np.ones(len(x), bool)
+        if sparsity:
+            free = stream(seed, 0, 0, MASK).random(len(x), dtype=np.float32) >= sparsity
+        x = x.copy()
+
+        def at(part: Vector) -> float:
+            whole = x.copy()
+            whole[free] = part
+            return loss(whole)
+
+        strategy = (cmaes.SepCMA if separable else cmaes.CMA)(x[free].copy(), eps, population_size=queries)
+        for t in range(steps):
+            zs = [z[free] for z in directions("gaussian", seed, t, queries, free.astype(float))]
+            root = np.diag(np.sqrt(strategy._C)) if separable else scipy.linalg.sqrtm(strategy._C).real
+            places = [strategy.mean + strategy._sigma * root @ z for z in zs]
+            before = strategy.mean.copy()
+            strategy.tell([(place, at(place)) for place in places])
+            strategy._mean = before + lr * (strategy.mean - before)
+            x[free] = strategy.mean
+        return x
+
+    return run
+
+
 def referred(name: str, **options: Any) -> Subject:
     """A named optimizer as a subject, with its reference."""
     per_example = options.pop("per_example", False)
-    return subject(name, **options, per_example=per_example, reference=reference(name, **options))
+    made = cma_es(**options) if name == "es-cma" else reference(name, **options)
+    return subject(name, **options, per_example=per_example, reference=made)
 
 
 SUBJECTS = [
     *(referred(name) for name in list_optimizers()),
     referred("zo-per-example", per_example=True, queries=2), referred("zo-sgd", queries=3),
-    referred("zo-svrg", queries=2, snapshot_every=3),
+    referred("zo-svrg", queries=2, snapshot_every=3), referred("es-cma", lr=1.0, separable=True),
     # The three enhancements.
     referred("zo-sgd", history=0.6), referred("zo-sgd", sparsity=0.5), referred("zo-adam", hybrid=3),
 ]  # fmt: skip
@@ -234,6 +267,9 @@ VARIANTS = [
     referred("zo-adamm", betas=(0.5, 0.5), weight_decay=0.1), referred("zo-radazo", betas=(0.5, 0.9)),
     # All coordinates: a finite-difference gradient.
     referred("zo-cge", queries=5000), referred("zo-scd", queries=5000),
+    # A population: the published step, another size, components held still.
+    referred("es-cma", lr=1.0), referred("es-cma", lr=1.0, queries=7, eps=0.5),
+    *(referred("es-cma", lr=1.0, sparsity=0.5, separable=separable) for separable in (False, True)),
     # History, sparsity, hybrid.
     referred("zo-adam-sign", history=0.8, queries=2),
     referred("zo-sgd-sign", history=0.4, sign="scalar"), referred("zo-svrg", history=0.5, snapshot_every=3),

@@ -465,7 +465,7 @@ def test_a_model_made_half_precision_later_keeps_a_master_copy() -> None:
 
 
 @pytest.mark.parametrize("options", [{"history": 0.5}, {"sparsity": 0.5}, {}])
-@pytest.mark.parametrize("name", ["zo-sgd", "zo-adam", "zo-svrg"])
+@pytest.mark.parametrize("name", ["zo-sgd", "zo-adam", "zo-svrg", "es-cma"])
 def test_a_group_may_be_added_in_the_middle(name: str, options: dict) -> None:
     model, loss = problem()
     optimizer = create_optimizer(name, model[0], lr=0.01, **options)
@@ -495,7 +495,7 @@ def test_a_refused_group_leaves_the_optimizer_as_it_was() -> None:
 def test_parameters_frozen_later_and_parameters_out_of_use_stay(name: str) -> None:
     model, loss = problem()
     spare = nn.Parameter(torch.ones(5))
-    options = {} if name == "zo-cars" else {"weight_decay": 0.1}
+    options = {} if name in ("zo-cars", "es-cma") else {"weight_decay": 0.1}
     optimizer = create_optimizer(name, [*model.parameters(), spare], lr=0.01, **options)
     model[0].requires_grad_(False)
     frozen, other = model[0].weight.detach().clone(), model[3].weight.detach().clone()

@@ -46,7 +46,7 @@ class OptimizerInfo:
         rule: ``rule(groups, lr=..., **options)`` makes the ``torch.optim`` optimizer of step 3: a class of torch's or timm's,
             or any callable. rule_options: which of its options users may give, with their defaults.
         default_lr: learning rate where a trial names none: tuned for the embedded benchmark, a start for others.
-        default_eps, default_queries: where none are named.
+        default_eps, default_queries: where none are named, and where the estimator knows no number for so many parameters.
     """
 
     name: str
@@ -154,8 +154,9 @@ def create_optimizer(
         name: one of ``list_optimizers()``.
         params: a module, parameters, named parameters, or parameter groups. Prefer the module: its buffers are then kept
             from seeing each mini-batch several times.
-        lr: learning rate. queries: directions per step, q >= 1 (default 1; 8 for zo-fzoo).
-        eps: perturbation size, > 0 (default 1e-3; .5 for zo-cars, 1e-4 for zo-fzoo).
+        lr: learning rate. queries: directions per step, q >= 1 (default 1; 8 for zo-fzoo; 4 + floor(3 ln d) for es-cma, its
+            population, which is at least 2).
+        eps: perturbation size, > 0 (default 1e-3; .5 for zo-cars, 1e-4 for zo-fzoo, .1 for es-cma, the first step size).
         seed: key of all directions, >= 0. executor: where evaluations run (default: here).
         **options: of the named optimizer, e.g. ``momentum`` or ``weight_decay``; of all: see ``ENHANCEMENTS``.
 
@@ -164,23 +165,29 @@ def create_optimizer(
 
     Raises:
         ConfigError: unknown name or option, or a number out of range; it names the argument and the nearest right one.
+            es-cma: too many parameters for a full covariance matrix.
+        ImportError: es-cma without the package ``cmaes``.
         ValueError, TypeError: parameters that cannot be trained.
     """
     info = optimizers.get(name)
-    queries = info.default_queries if queries is None else queries
+    named = info.default_queries if queries is None else queries
     eps = info.default_eps if eps is None else eps
-    check_settings(info, lr=lr, queries=queries, eps=eps, seed=seed, options=options)
-    return ThreeStepOptimizer(params, info.compose(lr, options), queries=queries, eps=eps, seed=seed, executor=executor)
+    check_settings(info, lr=lr, queries=named, eps=eps, seed=seed, options=options)
+    made = ThreeStepOptimizer(params, info.compose(lr, options), queries=named, eps=eps, seed=seed, executor=executor)
+    if queries is None:
+        made.queries = info.estimator.usual_queries(made.flat.size) or named
+    return made
 
 
 def check_settings(
     info: OptimizerInfo, *, lr: float, queries: int, eps: float, seed: int, options: Mapping[str, Any]
 ) -> None:
     """Refuse settings that cannot work, before any work is done."""
+    least = info.estimator.least_queries
     for key, value, right, expected in (
         ("lr", lr, _is_number(lr) and lr >= 0, "a number >= 0"),
         ("eps", eps, _is_number(eps) and eps > 0, "a number > 0"),
-        ("queries", queries, isinstance(queries, Integral) and queries >= 1, "an integer >= 1"),
+        ("queries", queries, isinstance(queries, Integral) and queries >= least, f"an integer >= {least}"),
         ("seed", seed, isinstance(seed, Integral) and 0 <= seed < 2**64, "an integer from 0 to 2^64 - 1"),
     ):
         if not right or isinstance(value, bool):

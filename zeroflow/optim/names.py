@@ -8,7 +8,18 @@ from typing import Any
 import torch
 
 from zeroflow.optim.directions import SVRG, Sign
-from zeroflow.optim.estimators import CARS, CGE, FZOO, RGE, SCD, SPSA, Backpropagation, ForwardGradient, PerExample
+from zeroflow.optim.estimators import (
+    CARS,
+    CGE,
+    CMAES,
+    FZOO,
+    RGE,
+    SCD,
+    SPSA,
+    Backpropagation,
+    ForwardGradient,
+    PerExample,
+)
 from zeroflow.optim.factory import OptimizerInfo as Info
 from zeroflow.optim.factory import register_optimizer
 from zeroflow.optim.updates import AdaMM, Conserve, KeepBest, RAdaZO
@@ -60,6 +71,10 @@ for _info in (
     Info("zo-radazo", f"Adam with the second moment of the first on {_SPSA}", SPSA(), RAdaZO, OF_ADAM, 1e-3),
     Info(
         "zo-per-example", "SGD on two-sided differences with a direction for each example", PerExample(), SGD, OF_SGD, 3e-2
+    ),
+    Info(
+        "es-cma", "CMA-ES: the mean of a population that adapts its size and shape", CMAES(), SGD, {}, 1.0,
+        default_eps=0.1, default_queries=16,
     ),
 ):  # fmt: skip
     register_optimizer(_info)

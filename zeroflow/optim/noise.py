@@ -102,18 +102,20 @@ class Directions:
 
     def dimensions(self, size: int) -> int:
         """Number of components that may move, of ``size``."""
-        return size if self.mask is None else len(self._unmasked(self.mask))
+        return size if self.free is None else len(self.free)
 
-    def _unmasked(self, mask: Tensor) -> Tensor:
-        if self._free is None:
-            self._free = mask.nonzero()[:, 0]
+    @property
+    def free(self) -> Tensor | None:
+        """Positions of the components that may move; None: all may."""
+        if self._free is None and self.mask is not None:
+            self._free = self.mask.nonzero()[:, 0]
         return self._free
 
     def _coordinate(self, out: Tensor, step: int, query: int) -> int:
         if self._drawn is None or self._drawn[0] != step:
             self._drawn = step, coordinates(self.dimensions(out.numel()), self.queries, self.seed, step)
         number = self._drawn[1][query]
-        return number if self.mask is None else int(self._unmasked(self.mask)[number])
+        return number if self.free is None else int(self.free[number])
 
 
 def _signs_(out: Tensor, seed: int, step: int, query: int, domain: int) -> Tensor:

@@ -157,6 +157,7 @@ class Objective:
         executor: where evaluations run. buffers: the model's, which evaluations must not move.
         per_example: whether a closure may give one loss for each example; their mean is then the loss.
         ask: calls a closure, ``ask(closure)``. memory: of the estimator, what only saves it work.
+        state: of the estimator, kept from step to step and part of the optimizer's state; plain numbers and tensors.
     """
 
     def __init__(
@@ -171,10 +172,12 @@ class Objective:
         per_example: bool = False,
         ask: Callable[[Closure], Tensor | float] | None = None,
         memory: dict[str, Any] | None = None,
+        state: dict[str, Any] | None = None,
     ) -> None:
         self.flat, self.closure, self.eps, self.step, self.executor = flat, closure, eps, step, executor
         self.directions, self.per_example = directions, per_example
         self.memory: dict[str, Any] = {} if memory is None else memory
+        self.state: dict[str, Any] = {} if state is None else state
         self.forwards = 0
         self.cache: dict[str, Any] = {}  # of the estimator, for this step
         self._ask = ask or (lambda closure: closure())

@@ -101,6 +101,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         self.steps = self.forwards = self.equivalents = self.skipped = 0
         self._module = params if isinstance(params, nn.Module) else None
         self._memory: dict[str, Any] = {}  # of the direction: part of the state
+        self._adapted: dict[str, Any] = {}  # of the estimator: part of the state, in its own precision and place
         self._transient: dict[str, Any] = {}  # of the estimator: saves work, never changes a result
         self._still: set[int] = set()  # buffers known not to move
         self._half: torch.dtype | None = None  # precision in which losses were seen to be computed
@@ -118,9 +119,9 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         return isinstance(self.composition.estimator, Backpropagation) and self.composition.estimator.checkpoint
 
     def held(self) -> list[Tensor]:
-        """What is kept from step to step besides the model's own: master copies, moments, history, snapshot, mask."""
+        """What is kept from step to step besides the model's own: master copies, moments, history, covariance, mask..."""
         moments = [value for state in self.inner.state.values() for value in state.values()]
-        kept = [self.flat.vector, self._mask, *self._memory.values(), *moments]
+        kept = [self.flat.vector, self._mask, *self._memory.values(), *self._adapted.values(), *moments]
         return [value for value in kept if isinstance(value, Tensor)]
 
     @property
@@ -199,7 +200,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         return torch.tensor(estimate.loss, dtype=torch.float64)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch. Moments, history and mask of the parameters so far stay; a new snapshot is taken where one is kept.
+        """As in torch. Moments, history and mask of the parameters so far stay; a snapshot and a distribution start anew.
 
         Raises:
             ValueError, TypeError: parameters that cannot be trained together with those so far; nothing is added then.
@@ -224,6 +225,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
             "steps": self.steps, "forwards": self.forwards, "equivalents": self.equivalents, "skipped": self.skipped,
             "seed": self.seed,
             "queries": self.queries, "size": self.flat.size, "memory": self._memory, "mask": self._mask,
+            "estimator": dict(self._adapted),
             "masters": self.flat.vector if self.flat.half is not None else None, "rule": self.inner.state_dict(),
         }  # fmt: skip
         return {**super().state_dict(), "zeroflow": own}
@@ -247,6 +249,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         self.equivalents = own["equivalents"]
         self.seed, self.queries = own["seed"], own["queries"]
         self._memory = {k: self._placed(v) for k, v in copy.deepcopy(own["memory"]).items()}
+        self._adapted = copy.deepcopy(own.get("estimator", {}))
         self._mask = None if own["mask"] is None else self._placed(own["mask"].clone())
         if self.flat.half is not None and own["masters"] is not None:
             self.flat.vector.copy_(own["masters"])
@@ -281,6 +284,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
             raise ValueError(
                 f"sparsity={self.composition.sparsity}: none of {self.flat.size} components would be trained"
             )
+        self.composition.estimator.check(self.flat.size if self._mask is None else int(self._mask.sum()))
         self._master = dict(zip(self.flat.parameters, self.flat.masters, strict=True))
         self.inner = self._rule()
         for parameter, master in self._master.items():
@@ -308,6 +312,8 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
             if "history" in self._memory:
                 self._memory["history"] = carried(torch.zeros_like(self.flat.vector), self._memory["history"])
             self._memory.pop("snapshot", None)
+            if list(map(id, before.parameters)) != list(map(id, self.flat.parameters)):
+                self._adapted.clear()  # it is of those components together
 
     def _placed(self, value: Any) -> Any:
         """A tensor beside the vector, in its precision; anything else as it is, and counters too."""
@@ -368,7 +374,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
             self.flat, closure, self._eps(),
             noise.Directions(method.estimator.distribution, self.seed, mask, self.queries),
             self.steps, self.executor, Buffers(self._buffers(), self._still), method.estimator.per_example,
-            self._ask, self._transient,
+            self._ask, self._transient, self._adapted,
         )  # fmt: skip
 
     def _ask(self, closure: Closure) -> Tensor | float:

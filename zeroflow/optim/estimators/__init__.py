@@ -3,6 +3,7 @@
 from zeroflow.optim.estimators.backpropagation import Backpropagation
 from zeroflow.optim.estimators.cars import CARS
 from zeroflow.optim.estimators.cge import CGE
+from zeroflow.optim.estimators.cma_es import CMAES
 from zeroflow.optim.estimators.estimator import Estimate, Estimator, Slopes
 from zeroflow.optim.estimators.forward_gradient import ForwardGradient
 from zeroflow.optim.estimators.fzoo import FZOO
@@ -12,6 +13,6 @@ from zeroflow.optim.estimators.scd import SCD
 from zeroflow.optim.estimators.spsa import SPSA
 
 __all__ = [
-    "CARS", "CGE", "FZOO", "RGE", "SCD", "SPSA", "Backpropagation", "Estimate", "Estimator", "ForwardGradient",
+    "CARS", "CGE", "CMAES", "FZOO", "RGE", "SCD", "SPSA", "Backpropagation", "Estimate", "Estimator", "ForwardGradient",
     "PerExample", "Slopes",
 ]  # fmt: skip

@@ -87,6 +87,8 @@ class Estimator(ABC):
     """Whether the perturbation size matters."""
     per_example: ClassVar[bool] = False
     """Whether a closure may return one loss for every example of its mini-batch."""
+    least_queries: ClassVar[int] = 1
+    """The smallest number of queries that it works with."""
     differentiates: ClassVar[bool] = False
     """Whether it asks for derivatives, backwards or forwards, instead of values of the loss."""
     cost: ClassVar[str]
@@ -115,6 +117,18 @@ class Estimator(ABC):
         carries a tangent 2, activations computed again 1.
         """
         return self.forwards(queries)
+
+    def usual_queries(self, size: int) -> int | None:
+        """How many queries to take for so many parameters where nobody says; None: it does not depend on that."""
+        return None
+
+    def check(self, size: int) -> None:
+        """Refuse a number of components that may move before the first step.
+
+        Raises:
+            ConfigError: too many. ImportError: a package is missing.
+        """
+        return None
 
     @abstractmethod
     def estimate(self, objective: Objective, queries: int) -> Estimate:

@@ -377,13 +377,14 @@ def check_trajectory_follows_the_formula(subject: Subject, steps: int = 12) -> N
 
 
 def check_memory_is_that_of_a_forward_pass(subject: Subject) -> None:
-    """No graph, no ``param.grad``, no noise kept, and with 16 queries the peak memory of one.
+    """No graph, no ``param.grad``, no noise kept, and with 16 queries the peak memory of one (unless it is a population's).
 
     After steps ``Subject.kept`` vectors of the parameters' size are left besides the model, in all that torch and
     Python allocate. Catches stored noise (one vector a query) and evaluations with gradients on.
     """
     peaks: list[float] = []
-    for queries in (1, 16) if subject.takes("queries") else (subject.queries,):
+    assert subject.kept is not None, "needs the number of vectors that it keeps"
+    for queries in (1, 16) if subject.takes("queries") and not subject.population else (subject.queries,):
         options = {"queries": queries} if subject.takes("queries") else {}
 
         def train(options: dict[str, int] = options) -> tuple[nn.Module, Loss, Stepper]:

@@ -21,7 +21,7 @@ CHECKS: Mapping[Callable[[Subject], None], Callable[[Subject], bool]] = {
     checks.check_results_do_not_depend_on_who_evaluates: lambda s: s.takes("executor"),
     checks.check_order_of_parameters_does_not_matter: lambda s: True,
     checks.check_trajectory_follows_the_formula: lambda s: s.reference is not None and not s.per_example,
-    checks.check_memory_is_that_of_a_forward_pass: lambda s: s.forward_only,
+    checks.check_memory_is_that_of_a_forward_pass: lambda s: s.forward_only and s.kept is not None,
     checks.check_resumes_bit_for_bit: lambda s: s.resumes,
 }
 """Each check with the question whether it applies to a subject."""

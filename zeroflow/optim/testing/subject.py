@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from zeroflow.optim.directions import SVRG, Identity
-from zeroflow.optim.estimators import CGE, RGE, SCD, SPSA, Backpropagation, ForwardGradient, PerExample
+from zeroflow.optim.estimators import CGE, CMAES, RGE, SCD, SPSA, Backpropagation, ForwardGradient, PerExample
 from zeroflow.optim.factory import create_optimizer, optimizers
 from zeroflow.optim.names import SGD, Adam
 from zeroflow.optim.updates import AdaMM, Conserve, KeepBest, Plain, RAdaZO
@@ -54,7 +54,8 @@ class Subject:
         snapshot: SVRG on two-sided differences, with a snapshot at the first step and none at the next two.
         resumes: it has ``state_dict()`` and ``load_state_dict(state)``.
         kept: vectors as large as all parameters that it may keep from step to step (moments, history,
-            snapshot, mask, a master copy).
+            snapshot, mask, a master copy); None: it keeps a matrix, and its memory is not that of a forward pass.
+        population: a step holds the places of all its queries at once.
         reference: ``reference(loss, gradient, theta, seed, steps)`` gives the parameters after so many steps, in NumPy.
     """
 
@@ -71,7 +72,8 @@ class Subject:
     keeps_best: bool = False
     snapshot: bool = False
     resumes: bool = False
-    kept: int = 0
+    kept: int | None = 0
+    population: bool = False
     reference: Reference | None = None
 
     def takes(self, name: str) -> bool:
@@ -117,6 +119,9 @@ def subject(
     forward_only = not isinstance(estimator, Backpropagation) and not chosen["hybrid"]
     moments_of: dict[Any, int] = {SGD: int(bool(chosen.get("momentum"))), Adam: 2, AdaMM: 3, RAdaZO: 2}
     moments = moments_of.get(info.rule, 0)
+    kept: int | None = 1 + moments + snapshot + bool(chosen["history"]) + bool(chosen["sparsity"])
+    if isinstance(estimator, CMAES):  # a diagonal and two paths in float64 beside parameters in float32
+        kept = kept + 3 * 2 if chosen["separable"] and kept else None
     return Subject(
         build_searching if isinstance(info.update, KeepBest) else build,
         name=" ".join([name, *(f"{key}={value}" for key, value in options.items()), *["[N]"] * per_example]),
@@ -139,6 +144,7 @@ def subject(
         and not (moments or chosen["history"] or chosen["hybrid"])
         and chosen["snapshot_every"] > 2,
         resumes=True,
-        kept=1 + moments + snapshot + bool(chosen["history"]) + bool(chosen["sparsity"]),
+        kept=kept,
+        population=isinstance(estimator, CMAES),
         reference=reference,
     )
