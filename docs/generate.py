@@ -272,11 +272,12 @@ def optimizer_list() -> str:
 
 FAMILIES = {
     "reference": ("simplecil", "finetune", "joint"),
+    "closed form": ("slda", "acil", "ranpac", "fecam"),
     "memory": ("replay", "generative-replay"),
     "regularisation": ("ewc", "lwf", "l2-sp"),
     "extension": (
         "ease", "adapter-per-task", "shared-adapter", "aper-adapter", "aper-vpt-shallow", "aper-vpt-deep", "aper-ssf",
-        "aper-finetune", "aper-input-prompt", "aper-input-filter", "aper-block-shift", "aper-norm-affine",
+        "aper-finetune", "aper-input-prompt", "aper-input-filter", "aper-block-shift", "aper-norm-affine", "foro",
     ),
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from zeroflow.methods.ease import EASE
 from zeroflow.methods.ewc import EWC
 from zeroflow.methods.experience_replay import ExperienceReplay
 from zeroflow.methods.finetune import FineTuning
+from zeroflow.methods.foro import FoRo
 from zeroflow.methods.generative_replay import GenerativeReplay
 from zeroflow.methods.joint import Joint
 from zeroflow.methods.l2sp import L2SP
@@ -27,7 +28,7 @@ from zeroflow.methods.simplecil import SimpleCIL
 
 __all__ = [
     "ACIL", "APERSSF", "EASE", "EWC", "L2SP", "SLDA", "APERAdapter", "APERBlockShift", "APERDeepPrompts", "APERFineTune", "APERInputFilter",
-    "APERInputPrompt", "APERNormAffine", "APERPrompts", "AdapterPerTask", "ExperienceReplay", "FeCAM", "FineTuning", "GenerativeReplay",
+    "APERInputPrompt", "APERNormAffine", "APERPrompts", "AdapterPerTask", "ExperienceReplay", "FeCAM", "FineTuning", "FoRo", "GenerativeReplay",
     "Joint", "LwF", "Method", "MethodInfo", "MiniBatch", "RanPAC",
     "SharedAdapter", "SimpleCIL", "methods", "register_method",
 ]  # fmt: skip

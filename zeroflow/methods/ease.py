@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class EASE(Method):
         self.head: nn.Module | None = None
         self.tasks: list[range] = []
         self.first = int(self.options.frozen_space)  # number of the first task's space
-        self.discriminants = nn.ModuleList()  # of the spaces, where the classifier is not class means
+        self.spaces = nn.ModuleList()  # a discriminant for each, where the classifier is not class means
         self.register_buffer("prototypes", torch.empty(0, 0, backbone.width))
 
     @classmethod
@@ -84,8 +84,8 @@ class EASE(Method):
         )  # fmt: skip
         self.head = self.new_head(len(classes), generator)
         if isinstance(self.classifier, LDA):
-            fresh = 1 if self.discriminants else 1 + self.first
-            self.discriminants.extend(copy.deepcopy(self.classifier) for _ in range(fresh))
+            fresh = 1 if self.spaces else 1 + self.first
+            self.spaces.extend(copy.deepcopy(self.classifier) for _ in range(fresh))
             for discriminant in self.discriminants:
                 seen = range(classes.stop) if not len(discriminant.count) else classes
                 discriminant.begin_task(seen, backbone.width, generator)
@@ -136,6 +136,11 @@ class EASE(Method):
                 own = slice(classes.start, classes.stop)
                 total[:, own] += self._weight(task, number) * similar[:, own]
         return total
+
+    @property
+    def discriminants(self) -> list[LDA]:
+        """Of all spaces; none where the classifier is class means."""
+        return cast(list[LDA], [*self.spaces])
 
     def _similar(self, features: Tensor, space: int) -> Tensor:
         """How much features ``[N, d]`` in a space belong to each class, ``[N, classes]``."""

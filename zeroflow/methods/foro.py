@@ -1,0 +1,30 @@
+"""FoRo: prompts found by evolution, then a random projection of the features and recursive least squares.
+
+Source: Chen et al., "Forward-Only Continual Learning", arXiv 2509.01533. Its text fixes the three parts: prompts at the input
+layer, optimised by CMA-ES; a nonlinear random projection; a classifier by recursive least squares that no earlier data is
+needed for. Ours, where it leaves things open: prompts are found on the first task alone, so that features stand still and least
+squares stay exact; their loss is the cell's (``loss: class-means`` needs no head); the projection is RanPAC's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zeroflow.methods.aper import APERPrompts
+from zeroflow.methods.method import register_method
+
+
+@register_method("foro", "prompts trained on the first task, best by es-cma; ridge regression on a random projection")
+class FoRo(APERPrompts):
+    """APER with visual prompts at the input, the prompted features alone, and RanPAC's classifier."""
+
+    own_classifier = "random-projection"
+    takes_classifiers = ("random-projection",)
+    why_these = "that is what it is; aper-vpt-shallow takes any"
+
+    @dataclass(frozen=True)
+    class Options(APERPrompts.Options):
+        """tokens: learnable tokens at the input. merge: classify ``[frozen; prompted]`` features, or the prompted alone."""
+
+        tokens: int = 3
+        merge: bool = False
