@@ -110,7 +110,7 @@ def test_methods_that_touch_nothing_inside_run(method: str, options: dict[str, A
     ("values", "message"),
     [
         ({"method": "ease", "method_options": {}}, "it trains 'adapter', and a black box takes images and gives features"),
-        ({"method": "aper-vpt-deep", "method_options": {}}, "can be trained: none, input-prompt"),
+        ({"method": "aper-vpt-deep", "method_options": {}}, "can be trained: none, input-prompt, input-filter"),
         ({"optimizer": "fo-sgd"}, "optimizer 'fo-sgd' differentiates"),
         ({"optimizer": "forward-grad"}, "optimizer 'forward-grad' differentiates"),
         ({"optimizer": "zo-per-example"}, "moves every example of a mini-batch on its own"),

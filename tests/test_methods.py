@@ -413,7 +413,10 @@ def test_every_optimizer_trains_every_method_or_is_refused_before(name: str) -> 
         except ConfigError as error:
             assert f"method '{name}' cannot be trained with optimizer '{optimizer}': " in str(error)
             refused.add(optimizer)
-    per_example_cannot = {"replay", "aper-vpt-shallow", "aper-vpt-deep", "aper-finetune", "aper-input-prompt"}
+    per_example_cannot = {
+        "replay", "aper-vpt-shallow", "aper-vpt-deep", "aper-finetune", "aper-input-prompt", "aper-input-filter",
+        "aper-norm-affine",
+    }  # fmt: skip
     assert refused == ({"zo-per-example"} if name in per_example_cannot else set())
 
 
