@@ -34,7 +34,7 @@ def seconds(config: TrialConfig, place: Placement) -> tuple[float, list[list[flo
 
 @click.command(help=__doc__)
 @click.option("--dataset", default="quickdraw100", show_default=True)
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--tasks-run", default=10, show_default=True, help="Of ten tasks, how many a cell runs.")
 @click.option("--output", type=click.Path(path_type=Path), help=f"Write the result there too, e.g. {OUTPUT}.")
 def main(dataset: str, rounds: int, tasks_run: int, output: Path | None) -> None:
