@@ -177,7 +177,7 @@ class Finished:
             found = next((self._means[prefix] for prefix in _prefixes(key) if prefix in self._means), None)
             self._likest[key] = None if found is None else (float(found[1] / found[0]), float(found[2] / found[0]))
         parts = self._likest[key]
-        return None if parts is None else parts[0] + parts[1] * _work(cell) / _shared(cell, workers)
+        return None if parts is None else parts[0] + parts[1] * work(cell) / _shared(cell, workers)
 
     def forward_passes(self, cell: Mapping[str, Any]) -> int:
         """Forward passes of a cell's training; 0 for one that does not train, or is like no finished one."""
@@ -212,7 +212,7 @@ class _Kind:
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> _Kind:
         seconds, training = (np.array(row[name], dtype=float) for name in ("seconds", "training_seconds"))
-        units = _work(row) / _shared(row, row["workers"] or 1)
+        units = work(row) / _shared(row, row["workers"] or 1)
         training = (
             np.nan_to_num(training) if units else np.zeros_like(seconds)
         )  # None is NaN: all of it counts as fixed
@@ -280,7 +280,7 @@ def _passes(cell: Mapping[str, Any]) -> float:
     return float(passes * (1 - cell["validation"]) / cell["batch_size"])
 
 
-def _work(cell: Mapping[str, Any]) -> float:
+def work(cell: Mapping[str, Any]) -> float:
     """Work of a cell's training per sample of its data set, in forward passes; 0: it does not train."""
     if cell["optimizer"] is None:
         return 0.0

@@ -1,6 +1,6 @@
 """The queue: which cell runs next, as Ray Tune asks for one.
 
-The most demanding cells come first. A cell starts when its workers fit beside those that run and beside what more demanding
+The most demanding cells come first, of those that need as much the cheapest: a sweep's first rows appear early. A cell starts when its workers fit beside those that run and beside what more demanding
 ones wait for; where several sweeps write into one store, when no other one has claimed it. One that ran out of memory comes
 again with what the grid allows.
 """
@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 from zeroflow.errors import ConfigError
 from zeroflow.results.claims import Claims
 from zeroflow.results.store import Store
+from zeroflow.sweep.estimate import work
 from zeroflow.sweep.placement import CellPlacement, Node, SweepPlacement, cells_that_fit, on_cluster
 from zeroflow.trial.config import TrialConfig
 
@@ -84,7 +85,7 @@ class CellQueue(Searcher):  # type: ignore[misc]
                 self._most(self._placed(config, tries))
         jobs = [Job(config, self._placed(config)) for config in cells]
         self._waiting: dict[CellPlacement, deque[Job]] = defaultdict(deque)
-        for job in sorted(jobs, key=lambda job: self._most(job.placement)):
+        for job in sorted(jobs, key=lambda job: (self._most(job.placement), work(vars(job.config)))):
             self._waiting[job.placement].append(job)
 
     @property
