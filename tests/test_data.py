@@ -640,3 +640,39 @@ def test_importing_the_package_stays_cheap() -> None:
     code = "import sys, zeroflow.data; print([m for m in ('torchvision', 'PIL', 'timm', 'ray') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_shifts_are_the_same_drawings_rendered_in_another_way(drawings: ImageDataset) -> None:
+    def pixels(name: str, part: str = "train") -> torch.Tensor:
+        data = drawings if name == "plain" else load_dataset(f"quickdraw100-{name}")
+        samples = getattr(data, part)
+        assert data.class_names == drawings.class_names
+        np.testing.assert_array_equal(samples.labels, getattr(drawings, part).labels)
+        return samples.images(np.arange(0, len(samples.labels), 40)).int()
+
+    plain = pixels("plain")
+    assert (pixels("thin") <= plain).all() and (plain <= pixels("marker")).all()
+    assert pixels("thin").sum() < 0.7 * plain.sum() and pixels("marker").sum() > 1.5 * plain.sum()
+    torch.testing.assert_close(pixels("negative"), 255 - plain)
+    # A pixel of a rotated image stands where a quarter turn about the middle takes it.
+    turned = pixels("rotated")
+    assert all(torch.equal(turned[..., 27 - x, y], plain[..., y, x]) for x, y in ((0, 0), (3, 9), (27, 5), (14, 20)))
+    blocks = pixels("coarse").unflatten(-1, (14, 2)).unflatten(-3, (14, 2))
+    assert (blocks.amax((-3, -1)) == blocks.amin((-3, -1))).all()
+    means = plain.float().unflatten(-1, (14, 2)).unflatten(-3, (14, 2)).mean((-3, -1))
+    assert (blocks.amax((-3, -1)) - means).abs().max() < 1
+
+
+def test_noise_hits_a_tenth_of_the_pixels_and_differs_between_training_and_test(drawings: ImageDataset) -> None:
+    noisy = load_dataset("quickdraw100-noise")
+    empty = {}
+    for part in ("train", "test"):
+        chosen = np.arange(2000)
+        before, after = (getattr(data, part).images(chosen) for data in (drawings, noisy))
+        assert set(after[before != after].unique().tolist()) == {0, 255}
+        blank = before == 0
+        assert abs(float((after[blank] == 255).float().mean()) - 0.05) < 0.003
+        assert abs(float((after[before == 255] == 0).float().mean()) - 0.05) < 0.003
+        empty[part] = after == 255
+    both = (empty["train"] & empty["test"]).float().mean()
+    assert both < 0.06  # strokes apart, hits of one part would be hits of the other

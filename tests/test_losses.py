@@ -236,3 +236,15 @@ def test_a_mini_batch_that_is_compared_is_not_cut() -> None:
         run_trial(config, executor=executor)
     assert parse_placement({"workers_per_trial": 4}, "grid").of(config).workers_per_trial == 4
     assert cut.of(TrialConfig.from_dict({**SMALL, "method": "ease", "loss": None})).data_shards == 2
+
+
+def test_the_error_of_left_out_examples_is_the_share_that_another_class_mean_is_nearer_to() -> None:
+    x, y = features([0, 0, 1, 1, 1, 2, 2, 2, 2, 3], seed=4)
+    wrong = []
+    for i, label in enumerate(y.tolist()):
+        means = {c: x[[j for j in range(len(y)) if y[j] == c and j != i]].mean(0) for c in range(4) if c != 3 or label != 3}
+        cosines = {c: float(torch.cosine_similarity(x[i], mean, dim=0)) for c, mean in means.items()}
+        wrong += [max(cosines, key=lambda c: cosines[c]) != label] if label != 3 else []  # alone in its class
+    found = criteria["class-means-error"](x, y)
+    assert 0 < sum(wrong) < len(wrong)
+    assert float(found.mean()) == pytest.approx(sum(wrong) / len(wrong), abs=1e-12)

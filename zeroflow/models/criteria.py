@@ -12,6 +12,10 @@ from torch.nn import functional as F
 from zeroflow.models.heads import cosine
 
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Losses ``[N]`` from what a model answers ``[N, ...]`` and labels ``[N]``."""
+
+
 @dataclass(frozen=True)
 class Criterion:
     """Losses ``[N]`` of the examples of a mini-batch, called with what a model answers and with labels ``[N]``.
@@ -22,7 +26,7 @@ class Criterion:
             must meet: such a mini-batch is neither cut among processes, nor are its examples moved one by one.
     """
 
-    losses: Callable[[Tensor, Tensor], Tensor]
+    losses: Loss
     headless: bool = False
 
     def __call__(self, answers: Tensor, labels: Tensor) -> Tensor:
@@ -47,8 +51,8 @@ SCALE = 16.0
 """Of cosines, before the softmax of ``class_means``."""
 
 
-def class_means(features: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy on ``SCALE`` x cosine to the mini-batch's own class means, the example left out of its own class's.
+def class_means(features: Tensor, labels: Tensor, judge: Loss = cross_entropy) -> Tensor:
+    """Cross-entropy (or what else is to ``judge``) on ``SCALE`` x cosine to the mini-batch's own class means, the example left out of its own class's.
 
     It is what SimpleCIL will do with these features, asked of examples that it has not seen. Ours; the means are those of
     prototypical networks (Snell et al. 2017), which part a mini-batch into examples to average and examples to ask instead.
@@ -59,7 +63,12 @@ def class_means(features: Tensor, labels: Tensor) -> Tensor:
     sums = member.T @ features  # a mean's length means nothing to a cosine
     others = (sums[own] - features, features)
     logits = SCALE * torch.where(member.bool(), F.cosine_similarity(*others, dim=1)[:, None], cosine(features, sums))
-    return mean_of(cross_entropy(logits, own), member.sum(0)[own] > 1)
+    return mean_of(judge(logits, own), member.sum(0)[own] > 1)
+
+
+def class_means_error(features: Tensor, labels: Tensor) -> Tensor:
+    """The 0-1 error of the same classifier."""
+    return class_means(features, labels, error_rate)
 
 
 def ridge(features: Tensor, labels: Tensor) -> Tensor:
@@ -107,6 +116,7 @@ criteria: Mapping[str, Criterion] = {
     "cross-entropy": Criterion(cross_entropy),
     "error-rate": Criterion(error_rate),
     "class-means": Criterion(class_means, headless=True),
+    "class-means-error": Criterion(class_means_error, headless=True),
     "ridge": Criterion(ridge, headless=True),
 }
 """By the name that the key ``loss`` of a cell has; the first one is the default."""

@@ -50,7 +50,7 @@ class TrialConfig:
         schedule: ``cosine`` (per epoch, to zero) or ``constant``. epochs, batch_size: per task. hybrid_epochs: how many of
             the epochs, from the first, take the exact gradient (ZeroFlow's hybrid enhancement); their learning rate is
             ``optimizer_options.hybrid_lr``.
-        loss: ``error-rate``: what is trained is the 0-1 error itself; ``class-means`` or ``ridge``: there is no head, a
+        loss: ``error-rate``: what is trained is the 0-1 error itself; ``class-means``, ``class-means-error`` or ``ridge``: there is no head, a
             mini-batch's examples are classified by each other (see ``zeroflow.models.criteria``), and each mini-batch has
             nearly as many of every class; default: ``cross-entropy``.
         seed: of initial values, batch order, augmentation and directions. probe_every: steps between two looks at the loss
