@@ -48,11 +48,11 @@ def test_a_classifier_that_is_the_methods_own_changes_no_id() -> None:
     assert config(**STREAM, method="ranpac", classifier_options={"dimension": 0, "ridge": 0}).classifier_options == {}
 
 
-def test_every_row_beats_class_means_on_drawings_it_was_not_made_for() -> None:
-    """On a stream as it is used: 20 classes of real drawings, the embedded backbone."""
-    plain = run(**STREAM, method="simplecil").summary["avg"]
-    for name in NAMED:
-        assert run(**STREAM, method=name).summary["avg"] > plain, name
+def test_second_order_statistics_beat_class_means_where_the_backbone_is_far_from_home() -> None:
+    """On the stream and the backbone that users see first, its first two tasks."""
+    stream = {"dataset": "quickdraw100-marker", "transform": "plain", "stop_after": 2}
+    gained = {name: run(**stream, method=name).summary["avg"] for name in ("simplecil", "slda", "acil", "ranpac")}
+    assert min(gained[name] - gained["simplecil"] for name in ("slda", "acil", "ranpac")) > 8, gained
 
 
 def test_seeds_are_cells_of_their_own_only_where_something_is_drawn() -> None:

@@ -109,7 +109,7 @@ def mean_of(losses: Tensor, kept: Tensor) -> Tensor:
 
     Where none is kept, all are zero and so is any derivative: the mini-batch teaches nothing.
     """
-    return torch.where(kept, losses, 0.0) * (len(losses) / kept.sum().clamp(min=1))
+    return torch.where(kept, losses, 0.0) * (len(losses) / kept.sum().clamp(min=1).to(losses))
 
 
 criteria: Mapping[str, Criterion] = {
