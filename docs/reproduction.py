@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,46 @@ def rows_page(results: Path, table: str) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} | {verified} | `{row.published.command}` |")
     ran = sum(row.verified for row in found)
     return "\n".join([*lines, "", f"Run: {ran} of {len(found)} rows.", ""])
+
+
+def what_training_changed() -> str:
+    """The paper's own APER rows on each data set beside what others publish without any training."""
+    rows = [row for row in published.rows("table1") if row.label[0] == "APER"]
+    lines = ["| data set | APER with | Avg | Last |", "|---|---|---:|---:|"]
+    for name in dict.fromkeys(row.label[-1] for row in rows):
+        own = [row for row in rows if row.label[-1] == name]
+        kinds = {
+            "exact gradients": [r for r in own if "FO" in r.label],
+            "forward passes": [r for r in own if "FO" not in r.label],
+        }
+        for kind, group in kinds.items():
+            spans = [_span([row.values[metric] for row in group]) for metric in ("avg", "last")]
+            lines.append(f"| {name} | {kind} ({len(group)} rows) | {' | '.join(spans)} |")
+        if found := published.pilot_simplecil().get(name):
+            lines.append(f"| {name} | no training: class means, PILOT's figure | about {found[0]} | about {found[1]} |")
+    return "\n".join([*lines, ""])
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def ranpac_page() -> str:
+    """RanPAC's published values beside the best of the paper's rows."""
+    rows, found = published.rows("table1"), published.ranpac()
+    names = list(next(iter(found.values())))
+    lines = [f"| Last, percent | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    lines += [f"| {name} | {' | '.join(f'{values[data]:.1f}' for data in names)} |" for name, values in found.items()]
+    kinds = {"exact gradients": True, "forward passes": False}
+    for kind, exact in kinds.items():
+        best = [
+            max(r.values["last"] for r in rows if r.label[-1] == data and ("FO" in r.label) == exact) for data in names
+        ]
+        lines.append(
+            f"| the paper's best row with {kind}, EASE or APER | {' | '.join(f'{value:.1f}' for value in best)} |"
+        )
+    return "\n".join([*lines, ""])
 
 
 def efficiency_page(results: Path) -> str:
@@ -155,6 +195,8 @@ def _order_lines(trials: pa.Table) -> list[str]:
 def blocks(results: Callable[[], Path]) -> dict[str, Callable[[], str]]:
     """By name; ``results`` gives the folder of the committed stores."""
     return {
+        "reproduction-training": what_training_changed,
+        "reproduction-ranpac": ranpac_page,
         **{f"reproduction-{t}": lambda t=t: rows_page(results(), t) for t in ("table1", "table3", "table4", "ease")},  # type: ignore[misc]
         **{f"effects-{t}": lambda t=t: effects_page(results(), t) for t in TWINS},  # type: ignore[misc]
         "reproduction-table2": lambda: efficiency_page(results()),

@@ -218,6 +218,21 @@ def _ease() -> Iterator[Published]:
         yield Published("ease", (row["method"], row["dataset"], row["tasks"]), config, _values(row))
 
 
+def ranpac() -> dict[str, dict[str, float]]:
+    """Last accuracies published for RanPAC and what it is compared with, percent: row -> data set -> value.
+
+    On CUB and ImageNet-A of another checkpoint than the paper's, see ``paper/ATTRIBUTION.md``.
+    """
+    return {
+        row.pop("row"): {dataset: float(value) for dataset, value in row.items()} for row in map(dict, _read("ranpac"))
+    }
+
+
+def pilot_simplecil() -> dict[str, tuple[float, float]]:
+    """Avg and Last of SimpleCIL in PILOT's own figure, read off to about 0.1, percent, by data set; ten equal tasks."""
+    return {row["dataset"]: (float(row["avg"]), float(row["last"])) for row in _read("pilot_simplecil")}
+
+
 # Effects: what changes by changing one thing, which small data can show too.
 
 
