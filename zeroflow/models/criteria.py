@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from zeroflow.models.heads import cosine
 
-
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Losses ``[N]`` from what a model answers ``[N, ...]`` and labels ``[N]``."""
 
