@@ -4,6 +4,9 @@
 over the task's training images, and every classifier's update, choice of lambda and solution on their features; then scores.
 Medians over tasks of ratios to that forward pass: a machine's speed drops out.
 
+Whole cells are timed too, in turns: those without training on the first five tasks of the marker stream, features computed anew
+in each, as ratios to SimpleCIL's.
+
 Beside random projection's time stands its bound: the floating point operations that it cannot do without, at the speed of a
 float64 product of the same size in the same run. ``--published`` also times width 768, M = 10,000, 100 classes and 5,000
 samples (3 GB, some minutes), in seconds.
@@ -22,6 +25,7 @@ import torch
 from optimizers import seconds
 from torch import Tensor
 
+from zeroflow import Placement, TrialConfig, run_trial
 from zeroflow.classifiers import Classifier, RandomProjection, classifiers
 from zeroflow.data import class_incremental, class_order, datasets, even_increments, load_dataset, transforms
 from zeroflow.models.backbone import create_backbone
@@ -102,6 +106,22 @@ def measure_embedded(tasks: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def measure_cells(rounds: int) -> list[dict[str, Any]]:
+    """Seconds of whole cells, in turns; medians of their ratios to SimpleCIL's of the same round."""
+    spent: dict[str, list[float]] = {name: [] for name in ("simplecil", "slda", "acil", "ranpac", "fecam")}
+    for number in range(rounds + 1):
+        for name, own in spent.items():
+            cell = {"dataset": "quickdraw100-marker", "transform": "plain", "stop_after": 5, "method": name}
+            found = seconds(lambda: run_trial(TrialConfig.from_dict(cell), Placement(cache_bytes=0)), CPU)  # noqa: B023
+            if number:  # the first round imports what is needed
+                own.append(found)
+    first = spent["simplecil"]
+    return [
+        {"method": name, "seconds": statistics.median(own), "over_simplecil": statistics.median(a / b for a, b in zip(own, first, strict=True))}
+        for name, own in spent.items()
+    ]  # fmt: skip
+
+
 @torch.no_grad()
 def measure_published(samples: int, width: int, size: int, classes: int) -> dict[str, Any]:
     """Random projection at its published size: seconds of the update, the solution, and all of it with the choice."""
@@ -143,6 +163,8 @@ def report(result: dict[str, Any]) -> None:
         f"random projection: {found['random_projection_seconds']:.2f} s a task, "
         f"{found['random_projection_over_bound']:.2f} times its bound of {found['random_projection_bound_seconds']:.2f} s"
     )
+    for row in result["cells"]:
+        click.echo(f"cell {row['method']:12} {row['seconds']:6.1f} s, {row['over_simplecil']:.2f} times SimpleCIL's")
     if big := result["published"]:
         click.echo(
             f"width {big['width']}, M = {big['size']:,}, {big['classes']} classes, {big['samples']:,} samples: update "
@@ -153,14 +175,15 @@ def report(result: dict[str, Any]) -> None:
 @click.command(help=__doc__)
 @click.option("--tasks", default=TASKS, show_default=True, help="tasks of the embedded stream")
 @click.option("--published", is_flag=True, help="also time random projection at its published size")
+@click.option("--rounds", default=3, show_default=True, help="of whole cells")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file for the result")
-def main(tasks: int, published: bool, threads: int, output: Path | None) -> None:
+def main(tasks: int, published: bool, rounds: int, threads: int, output: Path | None) -> None:
     torch.set_num_threads(threads)
     command = " ".join(["python benchmarks/classifiers.py", *(a for a in sys.argv[1:] if a == "--published")])
     facts = {key: value for key, value in provenance(CPU, {"threads": threads}).items() if key != "finished_at"}
     result = {
-        "command": command, **facts, "embedded": measure_embedded(tasks),
+        "command": command, **facts, "embedded": measure_embedded(tasks), "cells": measure_cells(rounds),
         "published": measure_published(5_000, 768, 10_000, 100) if published else None,
     }  # fmt: skip
     report(result)

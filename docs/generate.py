@@ -24,7 +24,8 @@ import gallery
 import reproduction
 import torch
 
-from zeroflow import cli
+from zeroflow import cli, options
+from zeroflow.classifiers import classifiers
 from zeroflow.methods import MethodInfo, methods
 from zeroflow.models.backbone import Backbone, create_backbone
 from zeroflow.models.tuning import tunings
@@ -309,6 +310,52 @@ def method_list() -> str:
     )
 
 
+def classifier_list() -> str:
+    """Every built-in classifier with its options and the method that is SimpleCIL with it."""
+    lines = ["| classifier | what it is | options | on frozen features |", "|---|---|---|---|"]
+    by_classifier = {info.build.own_classifier: name for name, info in methods.items() if not info.build.trains}
+    for name, info in classifiers.items():
+        own = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in options.defaults(info.options).items())
+        lines.append(f"| `{name}` | {info.description} | {own} | `{by_classifier.get(name, 'simplecil')}` |")
+    return "\n".join([*lines, ""])
+
+
+def classifier_cost() -> str:
+    """What learning and asking a classifier costs, in forward passes of the backbone over the same images."""
+    file = RESULTS / "benchmarks" / "classifiers.json"
+    if not file.exists():
+        return f"Not measured yet: `python benchmarks/classifiers.py --output results/benchmarks/{file.name}`.\n"
+    result = json.loads(file.read_text())
+    found, big = result["embedded"], result["published"]
+    cells = {row["method"]: row["over_simplecil"] for row in result["cells"]}
+    lines = [
+        "| classifier | learning a task | scores | MiB after the last task | whole cell over SimpleCIL's |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in found["classifiers"]:
+        name = row["classifier"]
+        method = next(
+            (method for method, info in methods.items() if not info.build.trains and info.build.own_classifier == name),
+            "",
+        )
+        cell = f"{cells[method]:.2f}" if method in cells else "-"
+        lines.append(
+            f"| `{name}` | {row['learning_in_forwards']:.3f} | {row['scoring_in_forwards']:.3f} | {row['mib']:,.1f} | {cell} |"
+        )
+    what = (
+        f"Learning and scores: in forward passes of the embedded backbone over the same {found['images']} images; medians over "
+        "tasks. Whole cells: medians of cells in turns, features computed anew in each; targets: 1.1 for `slda` and `acil`, 1.6 "
+        f"for `ranpac`. A task's random projection takes {found['random_projection_over_bound']:.2f} times the time of its floating "
+        "point operations at the speed of a plain product."
+    )
+    size = (
+        f"At the published size (width {big['width']}, M = {big['size']:,}, {big['classes']} classes, {big['samples']:,} images), "
+        f"one thread: update {big['update_seconds']:.0f} s, solution {big['solution_seconds']:.0f} s, choice of lambda "
+        f"{big['choice_seconds']:.0f} s."
+    ) if big else ""  # fmt: skip
+    return "\n".join([*lines, "", what, *([size] if size else []), "", source(result), ""])
+
+
 def trained_values(info: MethodInfo, backbone: Backbone) -> list[int]:
     """How many numbers the first and the second task of ten classes train."""
     method, generator, sizes = info.build(backbone), torch.Generator().manual_seed(0), []
@@ -511,6 +558,8 @@ def commands() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "optimizer-list": optimizer_list,
     "method-list": method_list,
+    "classifier-list": classifier_list,
+    "classifier-cost": classifier_cost,
     "method-refusals": method_refusals,
     "estimators": estimators,
     "optimizers": lambda: sweep_table("optimizers"),

@@ -242,7 +242,9 @@ def test_the_error_of_left_out_examples_is_the_share_that_another_class_mean_is_
     x, y = features([0, 0, 1, 1, 1, 2, 2, 2, 2, 3], seed=4)
     wrong = []
     for i, label in enumerate(y.tolist()):
-        means = {c: x[[j for j in range(len(y)) if y[j] == c and j != i]].mean(0) for c in range(4) if c != 3 or label != 3}
+        means = {
+            c: x[[j for j in range(len(y)) if y[j] == c and j != i]].mean(0) for c in range(4) if c != 3 or label != 3
+        }
         cosines = {c: float(torch.cosine_similarity(x[i], mean, dim=0)) for c, mean in means.items()}
         wrong += [max(cosines, key=lambda c: cosines[c]) != label] if label != 3 else []  # alone in its class
     found = criteria["class-means-error"](x, y)
