@@ -378,13 +378,13 @@ def method_refusals() -> str:
     reasons: dict[tuple[str, str], list[str]] = {}
     for name, cases in variants.items():
         info, always = methods.get(name), set()
-        for text, options in cases:
+        for text, own in cases:
             refused: dict[str, list[str]] = {}
             for optimizer in list_optimizers(details=True):
-                if (optimizer.name, name) not in always and (why := info.build.refusal(optimizer, info.parse(options))):
+                if (optimizer.name, name) not in always and (why := info.build.refusal(optimizer, info.parse(own))):
                     refused.setdefault(why, []).append(optimizer.name)
             for why, names in refused.items():
-                always |= {(one, name) for one in names if not options}
+                always |= {(one, name) for one in names if not own}
                 reasons.setdefault((why, ", ".join(f"`{one}`" for one in names)), []).append(f"`{name}`{text}")
     lines = ["| optimizer | cannot train | because |", "|---|---|---|"]
     lines += [f"| {names} | {'; '.join(cells)} | {why} |" for (why, names), cells in reasons.items()]
