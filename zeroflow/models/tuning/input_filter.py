@@ -19,7 +19,8 @@ SLOPE = 0.1
 class InputFilter(Tuning):
     """Every image passes a ``size`` x ``size`` filter, a gain and an offset, and is bent back into its own range.
 
-    The filter has one weight for each distance from its centre, so it does the same in all directions: 5 x 5 has six. At first
+    The filter has one weight for each distance from its centre, so it does the same in all directions: 5 x 5 has six. A weight is
+    shared by all pixels at its distance, so that one step changes an image as much whatever their number. At first
     it gives every image back, bit for bit. Few values, which every pixel of every image feels alike, are what an estimate from
     function values finds reliably. Ours; no paper.
 
@@ -38,8 +39,9 @@ class InputFilter(Tuning):
         self.channels, self.margin = channels, size // 2
         steps = torch.arange(size) - self.margin
         distances = steps[:, None] ** 2 + steps**2
-        rings, ring_of = torch.unique(distances, return_inverse=True)
+        rings, ring_of, pixels = torch.unique(distances, return_inverse=True, return_counts=True)
         self.register_buffer("_ring_of", ring_of, persistent=False)
+        self.register_buffer("_pixels", pixels, persistent=False)
         filters = 1 if shared else channels
         self.rings = nn.Parameter(torch.zeros(filters, len(rings)))
         self.gain, self.offset = nn.Parameter(torch.ones(filters)), nn.Parameter(torch.zeros(filters))
@@ -51,7 +53,8 @@ class InputFilter(Tuning):
 
     def kernel(self) -> Tensor:
         """The filter ``[1 or C, size, size]``, gain included."""
-        return (self.gain[:, None] * self.rings)[:, cast(Tensor, self._ring_of)]
+        weights = self.gain[:, None] * self.rings / cast(Tensor, self._pixels)
+        return weights[:, cast(Tensor, self._ring_of)]
 
     def filtered(self, images: Tensor) -> Tensor:
         """What enters the model, ``[N, C, H, W]``."""
