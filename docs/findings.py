@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zeroflow.methods import methods
 from zeroflow.results import load
 from zeroflow.results.tables import BASELINE, Estimate, estimate, holm
 
@@ -30,7 +31,7 @@ class Group:
     """The cells of one configuration by seed; ``values``: of the keys that tell it from others."""
 
     values: Mapping[str, Any]
-    seeds: Mapping[int, Cell]
+    seeds: Mapping[int, Cell]  # or whatever the replicates are
 
     @property
     def is_baseline(self) -> bool:
@@ -51,8 +52,12 @@ class Group:
         return estimate([mine - theirs for mine, theirs in pairs]) if pairs else None
 
 
-def groups(store: Path, keys: Sequence[str]) -> list[Group]:
-    """The finished cells of a store by some keys of their configuration, in the order of those."""
+def groups(store: Path, keys: Sequence[str], replicate: str = "seed") -> list[Group]:
+    """The finished cells of a store by some keys of their configuration, in the order of those.
+
+    Args:
+        replicate: the key that intervals are over.
+    """
     found: dict[Key, dict[int, Cell]] = {}
     for cell in load(store, "trials").to_pylist():
         options = json.loads(cell["optimizer_options"] or "{}")
@@ -60,7 +65,7 @@ def groups(store: Path, keys: Sequence[str]) -> list[Group]:
         method = json.loads(cell["method_options"] or "{}")
         cell |= {"tune": method.get("tune"), "start": "random" if method.get("imprint") is False else None}
         cell |= {"subspace": method.get("subspace")}
-        found.setdefault(tuple(cell[key] for key in keys), {})[cell["seed"]] = cell
+        found.setdefault(tuple(cell[key] for key in keys), {})[cell[replicate]] = cell
     ordered = sorted(
         found.items(),
         key=lambda item: [
@@ -96,6 +101,8 @@ def compared(
     references: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]],
     where: Callable[[Mapping[str, Any]], bool] = lambda values: True,
     costs: Sequence[str] = ("forward_equivalents",),
+    by_accuracy: bool = False,
+    replicate: str = "seed",
 ) -> str:
     """A table of a small grid: accuracies, the gain over SimpleCIL, and what each row has over its references.
 
@@ -104,16 +111,21 @@ def compared(
     Args:
         results: where stores are. name: of the grid. keys: that tell rows apart.
         references: by heading: from a row's keys to those of the row it is held against.
-        where: which rows, by their keys. costs: the columns at the end, means over seeds.
+        where: which rows, by their keys. costs: the columns at the end, means over seeds. by_accuracy: the best row first.
+        replicate: see ``groups``.
     """
     store = results / name
     if not (store / "trials").is_dir():
         return NOT_RUN.format(name=name)
     found = [
-        group for group in groups(store, ["method", *(key for key in keys if key != "method")]) if where(group.values)
+        group
+        for group in groups(store, ["method", *(key for key in keys if key != "method")], replicate)
+        if where(group.values)
     ]
     baselines = {_problem(group): group for group in found if group.is_baseline}
     rows = [group for group in found if not group.is_baseline]
+    if by_accuracy:
+        rows.sort(key=lambda row: -row.estimate("avg").mean)
     by_key = {tuple(group.values.items()): group for group in found}
     differences: dict[str, list[Estimate | None]] = {
         "over SimpleCIL": [row.minus(baselines[_problem(row)]) if _problem(row) in baselines else None for row in rows]
@@ -192,6 +204,59 @@ def _text(key: str, value: Any) -> str:
     return USUAL.get(key, "-") if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def untrained(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a row's keys those of the row without training that classifies alike; a head of one's own has none."""
+    own = values.get("classifier") or methods.get(values["method"]).build.own_classifier
+    alike = [name for name, info in methods.items() if not info.build.trains and info.build.own_classifier == own]
+    return {**dict.fromkeys(values), "method": next(iter(alike), None), "dataset": values.get("dataset")}
+
+
+def shifts(results: Path, name: str) -> str:
+    """What some rows gain on every stream: over SimpleCIL, and training over none with the same classifier."""
+    if not (results / name / "trials").is_dir():
+        return NOT_RUN.format(name=name)
+    found = groups(results / name, ["dataset", "method", "classifier", "optimizer"])
+    by_key = {tuple(group.values.values()): group for group in found}
+    rows = dict.fromkeys(key[1:] for key in by_key)
+    wanted = [key for key in rows if key[0] != BASELINE and all((data, *key) in by_key for data in _streams(found))]
+    gains, trained = {}, {}
+    for data in _streams(found):
+        for key in wanted:
+            group = by_key[data, *key]
+            gains[data, key] = group.minus(by_key[data, BASELINE, None, None])
+            reference = by_key.get(tuple(untrained(group.values).values()))
+            trained[data, key] = group.minus(reference) if key[2] and reference else None
+    judged = dict(zip(gains, verdicts(list(gains.values())), strict=True))
+    judged_training = dict(zip(trained, verdicts(list(trained.values())), strict=True))
+    heads = [" ".join(filter(None, key)) for key in wanted]
+    lines = [_line(["stream", "SimpleCIL", *heads]), _line(["---", "---:", *["---:"] * len(wanted)])]
+    for data in _streams(found):
+        base = by_key[data, BASELINE, None, None].estimate("avg")
+        lines.append(_line([data, str(base), *(_marked(gains[data, key], judged[data, key]) for key in wanted)]))
+    learned = [key for key in wanted if key[2]]
+    own = [
+        _line(["stream", *(" ".join(filter(None, key)) for key in learned)]),
+        _line(["---", *["---:"] * len(learned)]),
+    ]
+    for data in _streams(found):
+        own.append(_line([data, *(_marked(trained[data, key], judged_training[data, key]) for key in learned)]))
+    return "\n".join(
+        ["Gain in Avg over SimpleCIL:", "", *lines, "", "Of it, what training adds to the same classifier on frozen features:", "", *own, "", source(results, name)]
+    )  # fmt: skip
+
+
+def _streams(found: Sequence[Group]) -> list[str]:
+    return sorted({group.values["dataset"] for group in found})
+
+
+def _marked(gain: Estimate | None, verdict: str) -> str:
+    return (
+        "-"
+        if gain is None
+        else signed(gain) + {"gain": " **gain**", "loss": " **loss**", "n.s.": " n.s."}.get(verdict, "")
+    )
+
+
 def share_of_first_order(results: Path) -> str:
     """How much of what first order gains over no training each forward-pass optimizer gains, as sentences."""
     store = results / "table1_quickdraw"
@@ -230,7 +295,16 @@ def blocks(results: Callable[[], Path]) -> dict[str, Callable[[], str]]:
     def fewest(values: Mapping[str, Any]) -> dict[str, Any]:
         return {"queries": 1}
 
+    few = ("trainable_parameters", "forward_passes", "forward_equivalents")
     return {
+        "findings-forward-only": lambda: compared(
+            results(), "forward_only", ["method", "classifier", "optimizer", "dataset"], {"over no training, same classifier": untrained},
+            where=lambda values: values["dataset"] == "quickdraw100-marker", costs=few, by_accuracy=True,
+        ),
+        "findings-shifts": lambda: shifts(results(), "forward_only"),
+        "findings-class-orders": lambda: compared(
+            results(), "class_orders", ["method", "classifier", "optimizer"], {}, by_accuracy=True, replicate="class_order_seed",
+        ),
         "findings-optimizers": lambda: compared(
             results(), "table1_quickdraw", ["method", "optimizer"], {"over fo-sgd": first_order}
         ),

@@ -112,17 +112,22 @@ def test_derivatives_are_what_differences_show(name: str, subspace: int, backbon
 
 
 def filtered(images: np.ndarray, tuning: InputFilter) -> np.ndarray:
-    """With SciPy: the kernel spelled out pixel by pixel, edges repeated, and what leaves an image's range shrunk to a tenth."""
+    """With SciPy: the kernel spelled out pixel by pixel, edges repeated, and what leaves an image's range shrunk to a tenth.
+
+    A weight is shared by all pixels at its distance.
+    """
     rings, gain, offset = (value.detach().numpy() for value in (tuning.rings, tuning.gain, tuning.offset))
     size = 2 * tuning.margin + 1
     middle = size // 2
-    distances = sorted({(y - middle) ** 2 + (x - middle) ** 2 for y in range(size) for x in range(size)})
+    everywhere = [(y - middle) ** 2 + (x - middle) ** 2 for y in range(size) for x in range(size)]
+    distances, pixels = np.unique(everywhere, return_counts=True)
+    weights, distances = rings / pixels, distances.tolist()
     found = np.empty_like(images)
     for n in range(len(images)):
         for c in range(images.shape[1]):
             own = c if len(gain) > 1 else 0
             kernel = np.array([
-                [rings[own, distances.index((y - middle) ** 2 + (x - middle) ** 2)] for x in range(size)] for y in range(size)
+                [weights[own, distances.index((y - middle) ** 2 + (x - middle) ** 2)] for x in range(size)] for y in range(size)
             ])  # fmt: skip
             image = images[n, c]
             values = gain[own] * ndimage.correlate(image, kernel, mode="nearest") + offset[own]
