@@ -68,7 +68,7 @@ def captured(store: str, table: str) -> str:
     """What the terminal showed while a store was filled; ``table``: stands for the result table."""
     lines = (RESULTS / store / "terminal.txt").read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("dataset "))
-    last = next(i for i, line in enumerate(lines) if line.startswith("vs_simplecil:"))
+    last = next(i for i, line in enumerate(lines) if line.startswith(("gain:", "vs_simplecil:")))
     return "\n".join(["```console", *lines[:first], table, *lines[last + 1 :], "```", ""])
 
 

@@ -749,7 +749,7 @@ def test_the_table_fits_a_terminal(store: Store) -> None:
     assert max(map(len, text.splitlines())) <= 120
     _, _, first, second, *_ = text.splitlines()
     assert first.split()[:4] == ["simplecil", "-", "-", "1"]
-    assert re.search(r"zo-adam-conserve +4 +3 +75\.00 ± 2\.48 .* \+10\.00 +12,000 +3\.0 +4\.5$", second)
+    assert re.search(r"zo-adam-conserve +4 +3 +75\.00 ± 2\.48 .* \+10\.00 +700 +12,000 +3\.0 +4\.5$", second)
 
 
 def test_markdown_keeps_its_columns_whatever_the_names(store: Store) -> None:

@@ -84,7 +84,8 @@ def summary_sheet(rows: Sequence[Row]) -> Sheet:
         "Avg",
         "Last",
         "Fgt",
-        "vs_simplecil",
+        "gain",
+        "values",
         "forwards",
         "MiB",
         "seconds",
@@ -93,7 +94,8 @@ def summary_sheet(rows: Sequence[Row]) -> Sheet:
         Line(
             (
                 *(Cell(text, row.config[key]) for key, text in row.shown.items()), _integer(row.seeds),
-                *map(_estimated, (row.avg, row.last, row.fgt)), _signed(row.vs_simplecil), _integer(row.forward_passes),
+                *map(_estimated, (row.avg, row.last, row.fgt)), _signed(row.vs_simplecil),
+                _integer(row.trainable_parameters), _integer(row.forward_passes),
                 _decimal(row.peak_memory, 1), _decimal(row.seconds, 1),
             ),
             row.filters, same_problem(row.config), row.is_baseline,

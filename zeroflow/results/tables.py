@@ -14,7 +14,16 @@ from zeroflow.results.schema import CONFIG_KEYS, SCHEMAS
 
 BASELINE = "simplecil"
 
-_MEASURED = ("avg", "last", "fgt", "forward_passes", "forward_equivalents", "peak_memory_bytes", "seconds")
+_MEASURED = (
+    "avg",
+    "last",
+    "fgt",
+    "trainable_parameters",
+    "forward_passes",
+    "forward_equivalents",
+    "peak_memory_bytes",
+    "seconds",
+)
 FILTERS = ("dataset", "method", "optimizer", "queries")
 """The keys that a reader of a report filters by."""
 
@@ -100,7 +109,7 @@ class Row:
     Attributes:
         config: every key but the seed. shown: the keys that tell this row from others, as text. cells: ids, by seed.
         avg, last, fgt: percent. vs_simplecil: Avg minus that of SimpleCIL on the same problem, percentage points; None
-            where there is none, and for SimpleCIL itself. forward_passes, forward_equivalents, peak_memory (MiB), seconds:
+            where there is none, and for SimpleCIL itself. trainable_parameters: values trained in a task. forward_passes, forward_equivalents, peak_memory (MiB), seconds:
             means over cells.
     """
 
@@ -111,6 +120,7 @@ class Row:
     last: Estimate | None
     fgt: Estimate | None
     vs_simplecil: float | None
+    trainable_parameters: float | None
     forward_passes: float | None
     forward_equivalents: float | None
     peak_memory: float | None
@@ -179,6 +189,7 @@ def _row(config: dict[str, Any], trials: list[dict[str, Any]], shown: list[str],
         last=_estimate(trials, "last"),
         fgt=_estimate(trials, "fgt"),
         vs_simplecil=gain,
+        trainable_parameters=_mean(trials, "trainable_parameters"),
         forward_passes=_mean(trials, "forward_passes"),
         forward_equivalents=_mean(trials, "forward_equivalents"),
         peak_memory=None if memory is None else memory / 2**20,
@@ -236,7 +247,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
     """The table as text: a line of headings, then a line per row; ``-`` for what was not measured."""
     shown = list(rows[0].shown) if rows else list(_ALWAYS_SHOWN)
     headings = [{"queries": "q"}.get(key, key) for key in shown]
-    lines = [[*headings, "n", "Avg", "Last", "Fgt", "vs_simplecil", "forwards", "MiB", "seconds"]]
+    lines = [[*headings, "n", "Avg", "Last", "Fgt", "gain", "values", "forwards", "MiB", "seconds"]]
     for row in rows:
         lines.append(
             [
@@ -244,6 +255,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
                 str(row.seeds),
                 *("-" if value is None else str(value) for value in (row.avg, row.last, row.fgt)),
                 "-" if row.vs_simplecil is None else f"{row.vs_simplecil:+.2f}",
+                "-" if row.trainable_parameters is None else f"{row.trainable_parameters:,.0f}",
                 "-" if row.forward_passes is None else f"{row.forward_passes:,.0f}",
                 "-" if row.peak_memory is None else f"{row.peak_memory:,.1f}",
                 "-" if row.seconds is None else f"{row.seconds:,.1f}",
@@ -254,7 +266,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
 
 LEGEND = (
     "q: queries per step. n: seeds. Avg, Last, Fgt: percent, ± half width of the 95 % t-interval over seeds.",
-    "vs_simplecil: Avg minus SimpleCIL's. forwards: forward passes in training. MiB: peak memory of a step.",
+    "gain: Avg minus SimpleCIL's. values: trained in a task. forwards: forward passes in training. MiB: peak memory.",
 )
 
 
