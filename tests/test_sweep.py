@@ -36,6 +36,27 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+def test_the_cheapest_cells_begin_first_among_those_that_need_as_much(tmp_path: Path) -> None:
+    from zeroflow.sweep.queue import CellQueue
+
+    grid = parse_grid(
+        {
+            "name": "mixed",
+            "base": {"checkpoint": "none", "image_size": 14, "epochs": 2},
+            "grid": [
+                {"method": "ease", "optimizer": ["fo-sgd", "zo-sgd"], "lr": 0.1, "queries": [2]},
+                {"method": "ease", "optimizer": "zo-sgd", "lr": 0.1, "queries": 1, "epochs": [9, 1]},
+                {"method": "simplecil"},
+            ],
+            "placement": {"gpus_per_worker": 0},
+        },
+        where="mixed.yaml",
+    )
+    queue = CellQueue(grid.cells, grid.placement, lambda: [{"CPU": 2.0}], Store(tmp_path), {})
+    began = [(job.config.optimizer, job.config.queries, job.config.epochs) for job in queue.waiting]
+    assert began == [(None, None, None), ("zo-sgd", 1, 1), ("fo-sgd", None, 2), ("zo-sgd", 2, 2), ("zo-sgd", 1, 9)]
+
+
 def full_grid(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     return subprocess.run(
