@@ -175,7 +175,7 @@ def report(result: dict[str, Any]) -> None:
 @click.command(help=__doc__)
 @click.option("--tasks", default=TASKS, show_default=True, help="tasks of the embedded stream")
 @click.option("--published", is_flag=True, help="also time random projection at its published size")
-@click.option("--rounds", default=3, show_default=True, help="of whole cells")
+@click.option("--rounds", default=3, show_default=True, help="of whole cells; 0: none")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file for the result")
 def main(tasks: int, published: bool, rounds: int, threads: int, output: Path | None) -> None:
@@ -183,7 +183,7 @@ def main(tasks: int, published: bool, rounds: int, threads: int, output: Path | 
     command = " ".join(["python benchmarks/classifiers.py", *(a for a in sys.argv[1:] if a == "--published")])
     facts = {key: value for key, value in provenance(CPU, {"threads": threads}).items() if key != "finished_at"}
     result = {
-        "command": command, **facts, "embedded": measure_embedded(tasks), "cells": measure_cells(rounds),
+        "command": command, **facts, "embedded": measure_embedded(tasks), "cells": measure_cells(rounds) if rounds else [],
         "published": measure_published(5_000, 768, 10_000, 100) if published else None,
     }  # fmt: skip
     report(result)

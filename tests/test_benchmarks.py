@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from zeroflow.classifiers import classifiers
 from zeroflow.optim import list_optimizers, optimizers
 
 ROOT = Path(__file__).parent.parent
@@ -106,3 +107,29 @@ def test_loading_of_data_is_timed_each_way(tmp_path: Path) -> None:
     program = PROGRAM.split("for name")[0] + "print(generate.BLOCKS['data-loading']())"
     table = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
     assert table.returncode == 0 and "| cached | 0 |" in table.stdout, table.stderr
+
+
+@pytest.mark.slow
+def test_classifiers_are_timed_beside_the_backbone(tmp_path: Path) -> None:
+    output = tmp_path / "benchmarks" / "classifiers.json"
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "classifiers.py"),
+        "--tasks",
+        "1",
+        "--rounds",
+        "0",
+        "--output",
+        str(output),
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert str(tmp_path) not in output.read_text()
+    found = json.loads(output.read_text())["embedded"]
+    rows = {row["classifier"]: row for row in found["classifiers"]}
+    assert rows.keys() == set(classifiers.names())
+    assert all(row["learning_in_forwards"] > 0 and row["scoring_in_forwards"] > 0 for row in rows.values())
+    assert rows["random-projection"]["mib"] > 2000 * 2000 * 8 / 2**20
+    program = PROGRAM.split("for name")[0] + "print(generate.BLOCKS['classifier-cost']())"
+    table = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert table.returncode == 0 and "| `lda` |" in table.stdout, table.stderr
