@@ -184,7 +184,7 @@ def test_the_projection_is_as_wide_as_published_or_narrower_for_narrow_features(
         classifier = RandomProjection(RandomProjection.Options(dimension=dimension))
         classifier.begin_task(range(2), width, torch.Generator().manual_seed(0))
         assert classifier.gram.shape == (expected, expected)
-    assert RandomProjection().expanded_width(384, torch.Generator()) == 10_000
+    assert RandomProjection().expanded_width(512, torch.Generator()) == 10_000
 
 
 @pytest.mark.parametrize("options", [{}, {"shrinkage": 10.0, "off_diagonal": 0.5}])

@@ -28,7 +28,7 @@ class RandomProjection(Ridge):
 
     @dataclass(frozen=True)
     class Options(Ridge.Options):
-        """And: dimension: M; 0: the published 10,000, or 2,000 for features narrower than 384.
+        """And: dimension: M; 0: the published 10,000, or 2,000 for features narrower than 512.
 
         Statistics are M x M numbers: 800 MB for 10,000.
         """
@@ -45,7 +45,7 @@ class RandomProjection(Ridge):
         self.register_buffer("projection", torch.zeros(0, 0), persistent=False)
 
     def expanded_width(self, width: int, generator: torch.Generator) -> int:
-        size = self.options.dimension or (10_000 if width >= 384 else 2_000)
+        size = self.options.dimension or (10_000 if width >= 512 else 2_000)
         # On the CPU, where generators are: the same numbers on every device.
         self.projection = torch.randn(width, size, generator=generator).to(self.gram.device)
         return size
