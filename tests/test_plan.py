@@ -258,7 +258,7 @@ def test_ids_are_those_of_the_committed_results() -> None:
             assert TrialConfig(**json.loads(row["config"])).cell_id == row["cell_id"], (folder, row["config"])
             rows += 1
     assert rows > 100
-    for name in ("quick", "optimizers"):
+    for name in ("quick", "adapters", "optimizers"):
         cells = load_grid(ROOT / "sweeps" / f"{name}.yaml").cells
         assert {config.cell_id for config in cells} == Store(ROOT / "results" / name).done()
 

@@ -25,7 +25,7 @@ from zeroflow.results.sheets import render, sheets
 from zeroflow.trial.metrics import DEFINITIONS
 
 ROOT = Path(__file__).parent.parent
-QUICK = ROOT / "results" / "quick"
+QUICK = ROOT / "results" / "adapters"
 
 
 @pytest.fixture
