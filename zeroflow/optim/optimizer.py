@@ -18,6 +18,8 @@ from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.groups import Parameters, parameter_groups
 from zeroflow.optim.objective import Buffers, Closure, Executor, LocalExecutor, NonFiniteLoss, Objective
 from zeroflow.optim.precision import PrecisionWatch, check_eps, half_precision
+from zeroflow.optim.surroundings import Surroundings, undisturbed
+from zeroflow.optim.symptoms import Symptoms
 from zeroflow.optim.updates import Plain, Rule, Update
 
 
@@ -85,6 +87,10 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
     equivalents: int
     """Work done so far in forward passes, over all processes; see ``Estimator.equivalents``."""
 
+    around: Surroundings
+    """What the caller of the present step has switched on in torch."""
+
+    @undisturbed
     def __init__(
         self,
         params: Parameters,
@@ -104,6 +110,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         self._adapted: dict[str, Any] = {}  # of the estimator: part of the state, in its own precision and place
         self._transient: dict[str, Any] = {}  # of the estimator: saves work, never changes a result
         self._still: set[int] = set()  # buffers known not to move
+        self._symptoms, self._rounding = Symptoms(), 0.0
         self._half: torch.dtype | None = None  # precision in which losses were seen to be computed
         self._watched = not (composition.estimator.uses_eps and composition.check_precision)
         # The inner rule tells which hyper-parameters groups have; its own parameters are the master copies.
@@ -135,6 +142,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         """Whether ``closure`` may return one loss for each example, and should."""
         return self.composition.estimator.per_example
 
+    @undisturbed
     def step(self, closure: Closure, full: Sequence[Closure] = ()) -> Tensor:  # type: ignore[override]
         """One step.
 
@@ -168,6 +176,8 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         objective = self._objective(closure, mask)
         estimate = estimator.estimate(objective, self.queries)
         objective.settle()
+        if self.executor.rank == 0:
+            self._look_at(estimate)
         if estimate.usable:
             self.skipped = 0
             with torch.no_grad():
@@ -199,6 +209,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
             )
         return torch.tensor(estimate.loss, dtype=torch.float64)
 
+    @undisturbed
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch. Moments, history and mask of the parameters so far stay; a snapshot and a distribution start anew.
 
@@ -230,6 +241,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         }  # fmt: skip
         return {**super().state_dict(), "zeroflow": own}
 
+    @undisturbed
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As in torch. For half-precision parameters the float32 master copy is part of it.
 
@@ -374,19 +386,29 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
             self.flat, closure, self._eps(),
             noise.Directions(method.estimator.distribution, self.seed, mask, self.queries),
             self.steps, self.executor, Buffers(self._buffers(), self._still), method.estimator.per_example,
-            self._ask, self._transient, self._adapted,
+            self._ask, self._transient, self._adapted, self.around,
         )  # fmt: skip
 
     def _ask(self, closure: Closure) -> Tensor | float:
         """The closure's answer; the first time, find out whether it is made in a precision that eps is too small for."""
         if self._watched:
-            return closure()
+            answer = closure()
+            if isinstance(answer, Tensor) and answer.is_floating_point():
+                self._rounding = torch.finfo(answer.dtype).eps
+            return answer
         watch = PrecisionWatch()
         with watch:
             answer = closure()
         self._watched, self._half = True, watch.half or half_precision(answer)
         self._check_eps()
         return answer
+
+    def _look_at(self, estimate: Estimate) -> None:
+        group = self.param_groups[0]
+        eps = float(group["eps_zo"]) if self.composition.estimator.uses_eps else None
+        self._symptoms.see(
+            estimate.loss, estimate.differences(), lr=float(group["lr"]), eps=eps, rounding=self._rounding
+        )
 
     def _buffers(self) -> list[Tensor]:
         if self._module is None:

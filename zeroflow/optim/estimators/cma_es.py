@@ -84,6 +84,10 @@ class Population(Estimate):
     vectors: list[Tensor]
     distribution: Distribution
 
+    def differences(self) -> list[float]:
+        finite = [loss for loss in self.losses if math.isfinite(loss)]
+        return [loss - finite[0] for loss in finite]
+
     def vector(self) -> Tensor:
         """Minus the mean's move, ``[d]``. The optimizer keeps the distribution as it has adapted, from here on."""
         before, eps = self.distribution, self.objective.eps

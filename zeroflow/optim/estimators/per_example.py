@@ -169,6 +169,9 @@ class ExampleSlopes(Estimate):
     def usable(self) -> bool:
         return bool(self.slopes.isfinite().any())
 
+    def differences(self) -> list[float]:
+        return list(self.slopes[self.slopes.isfinite()].tolist())
+
     def vector(self) -> Tensor:
         return self._combine(self.slopes).div_(self.objective.eps)
 
