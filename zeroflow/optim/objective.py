@@ -28,6 +28,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zeroflow.optim import noise
+from zeroflow.optim.explain import explained
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.noise import Directions
 from zeroflow.optim.surroundings import Surroundings, forget_copies
@@ -297,7 +298,9 @@ class Objective:
                 raise TypeError("closure: a first-order optimizer needs a loss tensor that depends on the parameters")
             value = scalar(loss.detach())
             wanted = [p for p in self.flat.parameters if p.requires_grad]
-            found = dict(zip(wanted, torch.autograd.grad(loss, wanted, allow_unused=True), strict=True))
+            with explained():
+                gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+            found = {p: None if g is None else g.to_dense() for p, g in zip(wanted, gradients, strict=True)}
         return value, [found.get(p) for p in self.flat.parameters]
 
     def _shared_gradient(self) -> tuple[float, list[Tensor | None]]:
@@ -370,7 +373,7 @@ class Objective:
     def call(self, differentiates: bool = False) -> Tensor | float:
         """The closure's own answer at the model's parameters, under this step's dropout masks; buffers do not move."""
         self._seed()
-        with self._around.entered(differentiates), self._buffers.held():
+        with explained(), self._around.entered(differentiates), self._buffers.held():
             return self._ask(self.closure)
 
     def mean(self, answer: Tensor | float) -> Tensor | float:
