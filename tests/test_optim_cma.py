@@ -77,7 +77,7 @@ def test_its_samples_have_the_covariance_that_it_has_learnt() -> None:
     optimizer.step(closure)
     spread = (torch.stack(places) - before).std(0)
     assert float(spread[1:].mean() / spread[0]) == pytest.approx(100, rel=0.6)
-    kept = optimizer.state_dict()["zeroflow"]["estimator"]
+    kept = optimizer._adapted
     assert kept["generation"] == 151 and kept["C"].shape == (6, 6)
 
 
@@ -96,9 +96,9 @@ def test_losses_that_are_not_finite_are_the_worst() -> None:
         ends.append(theta.detach().clone())
     assert all(torch.equal(end, ends[0]) for end in ends)
     optimizer = create_optimizer("es-cma", [theta], lr=1.0, max_skipped=1)
-    before, state = theta.detach().clone(), copy.deepcopy(optimizer.state_dict()["zeroflow"]["estimator"])
+    before, state = theta.detach().clone(), copy.deepcopy(optimizer._adapted)
     assert math.isnan(float(optimizer.step(lambda: math.nan)))
-    assert torch.equal(theta, before) and optimizer.state_dict()["zeroflow"]["estimator"] == state
+    assert torch.equal(theta, before) and optimizer._adapted == state
     with pytest.raises(NonFiniteLoss):
         optimizer.step(lambda: math.nan)
 
@@ -117,10 +117,10 @@ def test_an_error_in_a_step_leaves_the_distribution_as_it_was(separable: bool) -
         return model(x).square().mean()
 
     optimizer.step(closure)
-    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["zeroflow"]["estimator"]))
+    before = copy.deepcopy((model.state_dict(), optimizer._adapted))
     with pytest.raises(KeyError):
         optimizer.step(closure)
-    after = model.state_dict(), optimizer.state_dict()["zeroflow"]["estimator"]
+    after = model.state_dict(), optimizer._adapted
     for old, new in zip(before, after, strict=True):
         assert all(torch.equal(torch.as_tensor(old[k]), torch.as_tensor(new[k])) for k in old if old[k] is not None)
 
@@ -185,7 +185,7 @@ def test_groups_may_search_in_their_own_widths_and_lr_shortens_the_means_step_al
         optimizer.step(closure)
         spread = torch.stack(places).std((0, 2))
         assert float(spread[0]) == pytest.approx(0.01, rel=0.1) and float(spread[1]) == pytest.approx(1.0, rel=0.1)
-        ends[lr] = torch.cat([narrow, wide]).detach() - 2, optimizer.state_dict()["zeroflow"]["estimator"]
+        ends[lr] = torch.cat([narrow, wide]).detach() - 2, optimizer._adapted
     torch.testing.assert_close(0.25 * ends[1.0][0], ends[0.25][0])
     assert torch.equal(ends[1.0][1]["C"], ends[0.25][1]["C"])
 
@@ -201,5 +201,5 @@ def test_the_distribution_starts_anew_when_other_components_move() -> None:
         still = copy.deepcopy(model[frozen].state_dict()) if frozen is not None else {}
         optimizer.step(lambda: model(x).square().mean())
         assert all(torch.equal(value, model[frozen].state_dict()[key]) for key, value in still.items())
-        generations.append(optimizer.state_dict()["zeroflow"]["estimator"]["generation"])
+        generations.append(optimizer._adapted["generation"])
     assert generations == [1, 1, 2, 1, 1]

@@ -14,11 +14,12 @@ from typing import Any, Literal, TypeVar, overload
 import torch
 
 from zeroflow.errors import ConfigError
+from zeroflow.optim.composition import Composition
 from zeroflow.optim.directions import Direction, History, Identity
 from zeroflow.optim.estimators import Estimator
 from zeroflow.optim.groups import Parameters
 from zeroflow.optim.objective import Executor
-from zeroflow.optim.optimizer import Composition, ThreeStepOptimizer
+from zeroflow.optim.optimizer import ThreeStepOptimizer
 from zeroflow.optim.updates import Plain, Update
 from zeroflow.registry import Registry
 
@@ -102,11 +103,7 @@ class OptimizerInfo:
         direction = _with(self.direction, chosen)
         history = [History(float(chosen["history"]))] if chosen["history"] else []
         directions: list[Direction] = [direction, *history] if direction.before_history else [*history, direction]
-        rule, rule_options = self.rule, {name: chosen[name] for name in self.rule_options}
-
-        def inner(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-            return rule(groups, lr=lr, **rule_options)
-
+        inner = functools.partial(self.rule, lr=lr, **{name: chosen[name] for name in self.rule_options})
         return Composition(
             _with(self.estimator, chosen), directions, inner, _with(self.update, chosen),
             sparsity=float(chosen["sparsity"]), first_order_steps=chosen["hybrid"],

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from zeroflow.optim.surroundings import forget_copies
+
 _FULL, _HALF = (torch.float32, torch.float64), (torch.bfloat16, torch.float16)
 
 
@@ -44,6 +46,7 @@ class FlatParameters:
         self.vector = torch.cat([p.detach().reshape(-1).to(dtype) for p in parameters])
         self.masters = [nn.Parameter(view, requires_grad=False) for view in self.views(self.vector)]
         self._kinds = self._seen()
+        self._made_in_inference = any(p.is_inference() for p in parameters)
 
     def bind(self) -> None:
         """Make the masters slices of the vector again, which a deep copy does not preserve."""
@@ -76,7 +79,10 @@ class FlatParameters:
     @torch.no_grad()
     def show(self, vector: Tensor | None = None) -> None:
         """Let the model's parameters be ``vector`` ``[d]``, rounded where they are half precision; default: the masters."""
-        torch._foreach_copy_(tuple(self.parameters), tuple(self.views(self.vector if vector is None else vector)))
+        # Parameters that were made in inference mode change only there.
+        with torch.inference_mode() if self._made_in_inference else torch.no_grad():
+            torch._foreach_copy_(tuple(self.parameters), tuple(self.views(self.vector if vector is None else vector)))
+        forget_copies()
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -1,7 +1,8 @@
 """The function an estimator may ask: loss values at displaced parameters, slopes along directions, or the gradient.
 
 All evaluations of a step see the same function: the same mini-batch (the closure's business), the same dropout masks
-(torch's generators are seeded per step) and the same buffers. Parameters are restored bit for bit afterwards, also when a
+(the global generators of torch, NumPy and Python are seeded per step; the caller's numbers go on afterwards) and the same
+buffers. Nothing that torch has cached of the parameters outlives one. Parameters are restored bit for bit afterwards, also when a
 closure raises.
 
 Where evaluations run is an ``Executor``'s business. It is given the number of evaluations and a function that makes one,
@@ -13,20 +14,24 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zeroflow.optim import noise
+from zeroflow.optim.explain import explained
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.noise import Directions
+from zeroflow.optim.surroundings import Surroundings, forget_copies
 
 Closure = Callable[[], Tensor | float]
 Numbers = tuple[float, ...]
@@ -158,6 +163,7 @@ class Objective:
         per_example: whether a closure may give one loss for each example; their mean is then the loss.
         ask: calls a closure, ``ask(closure)``. memory: of the estimator, what only saves it work.
         state: of the estimator, kept from step to step and part of the optimizer's state; plain numbers and tensors.
+        around: what the caller has switched on, for the closure.
     """
 
     def __init__(
@@ -173,6 +179,7 @@ class Objective:
         ask: Callable[[Closure], Tensor | float] | None = None,
         memory: dict[str, Any] | None = None,
         state: dict[str, Any] | None = None,
+        around: Surroundings | None = None,
     ) -> None:
         self.flat, self.closure, self.eps, self.step, self.executor = flat, closure, eps, step, executor
         self.directions, self.per_example = directions, per_example
@@ -180,6 +187,7 @@ class Objective:
         self.state: dict[str, Any] = {} if state is None else state
         self.forwards = 0
         self.cache: dict[str, Any] = {}  # of the estimator, for this step
+        self._around = around or Surroundings()
         self._ask = ask or (lambda closure: closure())
         self._base = flat.vector
         self._held = _Held(torch.empty_like(flat.vector))
@@ -258,7 +266,7 @@ class Objective:
                     # In place on purpose: a closure sees the module's own parameters, whatever module that is.
                     dual = forward_ad.make_dual(parameter.detach().clone(), tangent.to(parameter.dtype))  # type: ignore[no-untyped-call]
                     parameter.copy_(dual)
-                loss = self.mean(self.call())
+                loss = self.mean(self.call(differentiates=True))
                 if not isinstance(loss, Tensor):
                     raise TypeError("closure: forward-mode differentiation needs a tensor loss, got a plain number")
                 primal, slope = forward_ad.unpack_dual(loss)  # type: ignore[no-untyped-call]
@@ -284,12 +292,15 @@ class Objective:
     def _own_gradient(self) -> tuple[float, list[Tensor | None]]:
         with self._same_function(), torch.enable_grad():
             self._seed()
-            loss = self.mean(self.closure())
+            with self._around.entered(differentiates=True):
+                loss = self.mean(self.closure())
             if not isinstance(loss, Tensor) or loss.grad_fn is None:
                 raise TypeError("closure: a first-order optimizer needs a loss tensor that depends on the parameters")
             value = scalar(loss.detach())
             wanted = [p for p in self.flat.parameters if p.requires_grad]
-            found = dict(zip(wanted, torch.autograd.grad(loss, wanted, allow_unused=True), strict=True))
+            with explained():
+                gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+            found = {p: None if g is None else g.to_dense() for p, g in zip(wanted, gradients, strict=True)}
         return value, [found.get(p) for p in self.flat.parameters]
 
     def _shared_gradient(self) -> tuple[float, list[Tensor | None]]:
@@ -359,10 +370,10 @@ class Objective:
             moved = torch.add(base, self.direction(shift.query), alpha=shift.scale * self.eps)
         self.flat.show(moved)
 
-    def call(self) -> Tensor | float:
+    def call(self, differentiates: bool = False) -> Tensor | float:
         """The closure's own answer at the model's parameters, under this step's dropout masks; buffers do not move."""
         self._seed()
-        with self._buffers.held():
+        with explained(), self._around.entered(differentiates), self._buffers.held():
             return self._ask(self.closure)
 
     def mean(self, answer: Tensor | float) -> Tensor | float:
@@ -385,7 +396,7 @@ class Objective:
                 return ()
             if buffers.seen_still and self.executor.shards == 1:
                 return buffers.still
-            with torch.no_grad(), buffers.remembered():
+            with torch.no_grad(), self._around.entered(), buffers.remembered():
                 self._seed()
                 self.closure()
             return buffers.numbers(self.share, self._has_first)
@@ -397,7 +408,8 @@ class Objective:
 
     def finish(self) -> None:
         """The step is over: let buffers have the values that ``settle()`` found."""
-        self._buffers.release()
+        with self._around.entered():
+            self._buffers.release()
 
     def _weighted(self, evaluate: Callable[[int], Numbers], width: int = 1) -> Callable[[int], Numbers]:
         """``evaluate`` with its numbers multiplied by the share; without examples there is no forward pass."""
@@ -417,14 +429,20 @@ class Objective:
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
 
     @contextmanager
     def _same_function(self) -> Iterator[None]:
         devices = [self._base.device] if self._base.device.type == "cuda" else []
+        forget_copies()
+        drawn = random.getstate(), np.random.get_state()
         with torch.random.fork_rng(devices=devices):
             try:
                 yield
             finally:
+                random.setstate(drawn[0])
+                np.random.set_state(drawn[1])
                 self.flat.show()
 
 

@@ -3,60 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zeroflow.optim import noise
-from zeroflow.optim.directions import Direction, Step
+from zeroflow.optim.composition import Composition
+from zeroflow.optim.directions import Step
 from zeroflow.optim.estimators import Backpropagation, Estimate, Estimator
 from zeroflow.optim.estimators.backpropagation import Exact
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.groups import Parameters, parameter_groups
 from zeroflow.optim.objective import Buffers, Closure, Executor, LocalExecutor, NonFiniteLoss, Objective
 from zeroflow.optim.precision import PrecisionWatch, check_eps, half_precision
-from zeroflow.optim.updates import Plain, Rule, Update
-
-
-@dataclass(frozen=True)
-class Composition:
-    """A method: how it estimates, which direction it takes, and how it updates.
-
-    Attributes:
-        estimator: step 1. directions: step 2, one after the other.
-        inner: ``inner(param_groups) -> torch.optim.Optimizer``, the rule of step 3. update: how the rule is applied.
-        sparsity: share of the components that a seed-made mask holds still (ZeroFlow, Section 6): they are zero in the
-            perturbation and in the update alike. The same ones in every step.
-        first_order_steps: how many steps at the beginning take the exact gradient instead (ZeroFlow, Section 6, "hybrid").
-        first_order_lr: multiple of the learning rate during those; moments start anew after them.
-        max_skipped: how many steps in a row may be without any finite loss; one more raises ``NonFiniteLoss``.
-        check_precision: refuse an eps that the half precision of parameters or of the loss would swallow.
-
-    Raises:
-        TypeError: pieces that do not go together.
-    """
-
-    estimator: Estimator
-    directions: Sequence[Direction]
-    inner: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-    update: Update = field(default_factory=Plain)
-    sparsity: float = 0.0
-    first_order_steps: int = 0
-    first_order_lr: float = 1.0
-    max_skipped: int = 10
-    check_precision: bool = True
-
-    def __post_init__(self) -> None:
-        pieces: list[Direction | Update] = [*self.directions, self.update]
-        for piece in pieces:
-            if piece.needs and not isinstance(self.estimator, piece.needs):
-                raise TypeError(
-                    f"{type(piece).__name__} needs the estimator {' or '.join(n.__name__ for n in piece.needs)}, "
-                    f"got {type(self.estimator).__name__}"
-                )
+from zeroflow.optim.saved import OWN, packed, unpacked
+from zeroflow.optim.surroundings import Surroundings, undisturbed
+from zeroflow.optim.symptoms import Symptoms
+from zeroflow.optim.updates import Plain, Rule
 
 
 class ThreeStepOptimizer(torch.optim.Optimizer):
@@ -80,11 +46,17 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         ValueError, TypeError: parameters that cannot be trained. ConfigError: an eps too small for half-precision ones.
     """
 
+    inner: torch.optim.Optimizer
+    """The rule of step 3, on the master copies."""
     forwards: int
     """Forward passes made so far, over all processes."""
     equivalents: int
     """Work done so far in forward passes, over all processes; see ``Estimator.equivalents``."""
 
+    around: Surroundings
+    """What the caller of the present step has switched on in torch."""
+
+    @undisturbed
     def __init__(
         self,
         params: Parameters,
@@ -104,11 +76,13 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         self._adapted: dict[str, Any] = {}  # of the estimator: part of the state, in its own precision and place
         self._transient: dict[str, Any] = {}  # of the estimator: saves work, never changes a result
         self._still: set[int] = set()  # buffers known not to move
+        self._symptoms, self._rounding = Symptoms(), 0.0
         self._half: torch.dtype | None = None  # precision in which losses were seen to be computed
         self._watched = not (composition.estimator.uses_eps and composition.check_precision)
         # The inner rule tells which hyper-parameters groups have; its own parameters are the master copies.
         probe = composition.inner([{**group, "params": list(group["params"])} for group in groups])
         super().__init__(probe.param_groups, {**probe.defaults, "eps_zo": eps})
+        self.param_groups[0][OWN] = b""
         self._lay_out()
         if self.checkpoint:
             _checkpoint(self._module)
@@ -135,7 +109,8 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         """Whether ``closure`` may return one loss for each example, and should."""
         return self.composition.estimator.per_example
 
-    def step(self, closure: Closure, full: Sequence[Closure] = ()) -> Tensor:  # type: ignore[override]
+    @undisturbed
+    def step(self, closure: Closure | None = None, full: Sequence[Closure] = ()) -> Tensor:  # type: ignore[override]
         """One step.
 
         Args:
@@ -155,19 +130,23 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
             TypeError: the loss is not a scalar, or carries a graph it should not carry.
             ConfigError: the loss is computed in half precision and eps is too small for that.
         """
+        if closure is None and self._asked_for_state():
+            return torch.tensor(math.nan, dtype=torch.float64)
         if not callable(closure):
             raise TypeError(
                 "step: expected a closure that returns the loss, as in optimizer.step(lambda: loss(model(x), y))"
             )
         self._catch_up()
         method, first_order = self.composition, self.steps < self.composition.first_order_steps
-        if self.steps == method.first_order_steps > 0:
+        if self.steps in (0, method.first_order_steps) and self.inner.state:
             self.inner = self._rule()  # moments start anew
         estimator: Estimator = Backpropagation(self.checkpoint) if first_order else method.estimator
         mask = self._trained()
         objective = self._objective(closure, mask)
         estimate = estimator.estimate(objective, self.queries)
         objective.settle()
+        if self.executor.rank == 0:
+            self._look_at(estimate)
         if estimate.usable:
             self.skipped = 0
             with torch.no_grad():
@@ -199,6 +178,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
             )
         return torch.tensor(estimate.loss, dtype=torch.float64)
 
+    @undisturbed
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch. Moments, history and mask of the parameters so far stay; a snapshot and a distribution start anew.
 
@@ -220,31 +200,36 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         self._lay_out()
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch, with the counters that key the randomness and all that a step looks back to: resumes bit for bit."""
+        """As in torch, with the counters that key the randomness and all that a step looks back to: resumes bit for bit.
+
+        What is no parameter's own stands in the first group's ``"zeroflow"`` as bytes, for which every way of saving
+        optimizers has a place (``torch.distributed.checkpoint`` and others keep what is in groups and drop the rest).
+        """
+        rounded = self.flat.half is not None  # torch rounds moments to the parameters' precision
         own = {
             "steps": self.steps, "forwards": self.forwards, "equivalents": self.equivalents, "skipped": self.skipped,
-            "seed": self.seed,
-            "queries": self.queries, "size": self.flat.size, "memory": self._memory, "mask": self._mask,
-            "estimator": dict(self._adapted),
-            "masters": self.flat.vector if self.flat.half is not None else None, "rule": self.inner.state_dict(),
+            "seed": self.seed, "queries": self.queries, "size": self.flat.size, "memory": self._memory, "mask": self._mask,
+            "estimator": self._adapted, "masters": self.flat.vector if rounded else None,
+            "rule": self.inner.state_dict()["state"] if rounded else None,
         }  # fmt: skip
-        return {**super().state_dict(), "zeroflow": own}
+        state = super().state_dict()
+        state["param_groups"][0][OWN] = packed(own)
+        return state
 
+    @undisturbed
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As in torch. For half-precision parameters the float32 master copy is part of it.
 
         Raises:
             ValueError: the state is another optimizer's, or of other parameters.
         """
-        own = state_dict.get("zeroflow")
-        if own is None:
-            raise ValueError(
-                "state_dict: expected one of a zeroflow optimizer (key 'zeroflow'), found only torch's keys"
-            )
+        own, torchs = unpacked(state_dict)
         if own["size"] != self.flat.size:
             raise ValueError(f"state_dict: of {own['size']} trained components, this optimizer has {self.flat.size}")
-        super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
-        self.inner.load_state_dict(copy.deepcopy(own["rule"]))  # unrounded, where parameters are half precision
+        super().load_state_dict(torchs)
+        self.param_groups[0][OWN] = b""
+        self.inner = self._rule()
+        self._give_moments(own["rule"])
         self.steps, self.forwards, self.skipped = own["steps"], own["forwards"], own["skipped"]
         self.equivalents = own["equivalents"]
         self.seed, self.queries = own["seed"], own["queries"]
@@ -287,10 +272,18 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         self.composition.estimator.check(self.flat.size if self._mask is None else int(self._mask.sum()))
         self._master = dict(zip(self.flat.parameters, self.flat.masters, strict=True))
         self.inner = self._rule()
+        self._give_moments(None)
+        self._check_eps()
+
+    def _give_moments(self, unrounded: Mapping[Any, Any] | None) -> None:
+        """Let the inner rule remember what is in ``self.state``, or its own saved state where that is given."""
+        if unrounded is not None:
+            saved = self.inner.state_dict()
+            self.inner.load_state_dict({**saved, "state": copy.deepcopy(unrounded.get("state", unrounded))})
+            return
         for parameter, master in self._master.items():
             if parameter in self.state:
                 self.inner.state[master] = {k: self._placed(v) for k, v in self.state[parameter].items()}
-        self._check_eps()
 
     def _carry_over(self, before: FlatParameters, mask: Tensor | None) -> None:
         """From the layout before: unrounded values, history and mask of parameters that were there already."""
@@ -322,7 +315,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         return value.to(self.flat.vector) if value.is_floating_point() else value.to(self.flat.vector.device)
 
     def _rule(self) -> torch.optim.Optimizer:
-        groups = [{k: v for k, v in group.items() if k != "param_names"} for group in self.param_groups]
+        groups = [{k: v for k, v in group.items() if k not in ("param_names", OWN)} for group in self.param_groups]
         return self.composition.inner(
             [{**group, "params": [self._master[p] for p in group["params"]]} for group in groups]
         )
@@ -357,7 +350,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
     def _hand_over(self, lr_factor: float) -> None:
         """Give the inner rule the groups' hyper-parameters, as a user or a scheduler may have changed them."""
         for inner, group in zip(self.inner.param_groups, self.param_groups, strict=True):
-            inner.update({k: v for k, v in group.items() if k not in ("params", "param_names")})
+            inner.update({k: v for k, v in group.items() if k not in ("params", "param_names", OWN)})
             inner["lr"] = group["lr"] * lr_factor
 
     def _take_back(self) -> None:
@@ -374,19 +367,43 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
             self.flat, closure, self._eps(),
             noise.Directions(method.estimator.distribution, self.seed, mask, self.queries),
             self.steps, self.executor, Buffers(self._buffers(), self._still), method.estimator.per_example,
-            self._ask, self._transient, self._adapted,
+            self._ask, self._transient, self._adapted, self.around,
         )  # fmt: skip
 
     def _ask(self, closure: Closure) -> Tensor | float:
         """The closure's answer; the first time, find out whether it is made in a precision that eps is too small for."""
         if self._watched:
-            return closure()
+            answer = closure()
+            if isinstance(answer, Tensor) and answer.is_floating_point():
+                self._rounding = torch.finfo(answer.dtype).eps
+            return answer
         watch = PrecisionWatch()
         with watch:
             answer = closure()
         self._watched, self._half = True, watch.half or half_precision(answer)
         self._check_eps()
         return answer
+
+    def _asked_for_state(self) -> bool:
+        """Whether torch's checkpoint functions make this step, with zero gradients and lr, to have the moments made."""
+        asked = all(group["lr"] == 0 for group in self.param_groups) and all(
+            parameter.grad is not None and not parameter.grad.any()
+            for parameter in self.flat.parameters
+            if parameter.requires_grad
+        )
+        if asked:
+            self._hand_over(1.0)
+            with torch.no_grad():
+                Rule(self.inner, self.flat, None).apply(torch.zeros_like(self.flat.vector))
+            self._take_back()
+        return asked
+
+    def _look_at(self, estimate: Estimate) -> None:
+        group = self.param_groups[0]
+        eps = float(group["eps_zo"]) if self.composition.estimator.uses_eps else None
+        self._symptoms.see(
+            estimate.loss, estimate.differences(), lr=float(group["lr"]), eps=eps, rounding=self._rounding
+        )
 
     def _buffers(self) -> list[Tensor]:
         if self._module is None:

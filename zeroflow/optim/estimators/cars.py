@@ -26,6 +26,9 @@ class Line(Estimate):
     newton: float
     visited: tuple[tuple[Shift, float], ...]
 
+    def differences(self) -> list[float]:
+        return [loss - self.loss for _, loss in self.visited if math.isfinite(loss)]
+
     def vector(self) -> Tensor:
         vector = self.objective.combine({0: self.newton})
         return vector.mul_(self.objective.eps)

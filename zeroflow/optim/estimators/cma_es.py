@@ -84,6 +84,10 @@ class Population(Estimate):
     vectors: list[Tensor]
     distribution: Distribution
 
+    def differences(self) -> list[float]:
+        finite = [loss for loss in self.losses if math.isfinite(loss)]
+        return [loss - finite[0] for loss in finite]
+
     def vector(self) -> Tensor:
         """Minus the mean's move, ``[d]``. The optimizer keeps the distribution as it has adapted, from here on."""
         before, eps = self.distribution, self.objective.eps
@@ -114,7 +118,7 @@ class Distribution:
         """What an optimizer has kept; a new one where that is nothing, or of other components (some were frozen since)."""
         state, size, free = objective.state, objective.dimensions, objective.directions.free
         if state and len(state["C"]) == size and _equal(state["free"], free):
-            C, p_sigma, p_c = (state[key].numpy() for key in ("C", "p_sigma", "p_c"))
+            C, p_sigma, p_c = (state[key].numpy(force=True) for key in ("C", "p_sigma", "p_c"))
             return cls(state["sigma"], C, p_sigma, p_c, free, state["generation"])
         diagonal = separable and size > 1
         return cls(1.0, np.ones(size) if diagonal else np.eye(size), np.zeros(size), np.zeros(size), free)

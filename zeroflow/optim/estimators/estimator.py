@@ -32,6 +32,10 @@ class Estimate(ABC):
     def vector(self) -> Tensor:
         """The estimate itself, ``[d]``, a new tensor."""
 
+    def differences(self) -> Collection[float] | None:
+        """Differences of losses that it is made of (or slopes), finite ones; None: it is made of something else."""
+        return None
+
     def scalar_sign(self) -> Tensor:
         """The estimate with each slope replaced by its sign, ``[d]``: mean over queries of sign(g_i) z_i.
 
@@ -62,6 +66,9 @@ class Slopes(Estimate):
     @property
     def usable(self) -> bool:
         return bool(self.slopes)
+
+    def differences(self) -> Collection[float]:
+        return self.slopes.values()
 
     def vector(self) -> Tensor:
         return self.of(self.slopes)

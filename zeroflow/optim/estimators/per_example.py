@@ -169,6 +169,9 @@ class ExampleSlopes(Estimate):
     def usable(self) -> bool:
         return bool(self.slopes.isfinite().any())
 
+    def differences(self) -> list[float]:
+        return list(self.slopes[self.slopes.isfinite()].tolist())
+
     def vector(self) -> Tensor:
         return self._combine(self.slopes).div_(self.objective.eps)
 
@@ -315,6 +318,8 @@ class _Displaced(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.linear and self._is_parameter(args[1]):
             return self._linear(*args, **kwargs)
+        if func is torch.addmm and not kwargs and (rows := self._rows(*args)) is not None:
+            return rows
         if not self._concerned(args) and not (kwargs and self._concerned(tuple(kwargs.values()))):
             return func(*args, **kwargs)
         inputs = list(_tensors((args, kwargs)))
@@ -359,6 +364,23 @@ class _Displaced(TorchFunctionMode):
             _, shift = self.parameters[id(bias)]
             moved += (shift * self.signs.full(bias).to(input.dtype)).view(shape)
         return moved.add_(F.linear(input, weight, bias))
+
+    def _rows(self, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor | None:
+        """``addmm`` with a weight ``[in, out]``, rows being the positions of one example after the other; None: it is not that.
+
+        So is Hugging Face's Conv1D, a linear layer with its weight the other way around.
+        """
+        if not self._is_parameter(weight) or self._concerned((input,)) or type(bias) is _PerExampleTensor:
+            return None
+        if len(input) == self.examples or len(input) % self.examples:
+            return None
+        weight, displacement = self.parameters[id(weight)]
+        rows, columns = (s.to(input.dtype)[:, None] for s in self.signs.matrix(weight))
+        moved = ((input.view(self.examples, -1, len(weight)) * rows) @ displacement).mul_(columns)
+        if self._is_parameter(bias):
+            bias, shift = self.parameters[id(bias)]
+            moved += (shift * self.signs.full(bias).to(input.dtype))[:, None]
+        return moved.view(len(input), -1).add_(torch.addmm(bias, input, weight))
 
     def _mapped(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
         """``func`` for every example by ``torch.vmap``: over displaced parameters and over activations.

@@ -402,7 +402,8 @@ def check_memory_is_that_of_a_forward_pass(subject: Subject) -> None:
         _expect(
             kept <= subject.kept + 0.5,
             f"{kept:.2f} vectors of the parameters' size stay besides the model after two steps of {queries} queries; "
-            f"expected {subject.kept}. Released code: noise stored instead of regenerated",
+            f"expected {subject.kept}. A master copy of the parameters, moments, a snapshot, a mask are one each (two where they "
+            "are float64): count them in Subject.kept. Released code: noise stored instead of regenerated",
         )
         saved = _Saved()
         with saved:

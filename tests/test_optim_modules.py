@@ -1,0 +1,112 @@
+"""Modules of other people's models: sparse gradients, weights the other way around, no forward-mode rules, backward() in a closure."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zeroflow.optim import create_optimizer
+
+
+class Conv1D(nn.Module):
+    """As in Hugging Face's GPT-2: a linear layer whose weight is ``[in, out]`` and whose input is flattened to rows."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.3 * torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(0.3 * torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
+        return rows.view(*x.shape[:-1], -1)
+
+
+class Matmul(Conv1D):
+    """The same as most people would write it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+class Unflat(Conv1D):
+    """The same by ``F.linear``, which was always understood."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.T, self.bias)
+
+
+def step_of(kind: type[Conv1D], frozen_bias: bool = False) -> Tensor:
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(6, 8), nn.GELU(), kind(8, 3)).double()
+    for module in model:
+        if frozen_bias and isinstance(module, Conv1D):
+            module.bias.requires_grad_(False)
+    x, y = torch.randn(7, 5, 6, dtype=torch.float64), torch.randint(3, (7, 5))
+    optimizer = create_optimizer("zo-per-example", model, lr=0.1, queries=2)
+    for _ in range(3):
+        optimizer.step(lambda: F.cross_entropy(model(x).transpose(1, 2), y, reduction="none").mean(1))
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+@pytest.mark.parametrize("frozen_bias", [False, True])
+def test_weights_the_other_way_around_are_displaced_for_each_example(frozen_bias: bool) -> None:
+    expected = step_of(Unflat, frozen_bias)
+    for kind in (Conv1D, Matmul):
+        torch.testing.assert_close(step_of(kind, frozen_bias), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "options"), [("fo-sgd", {}), ("fo-adam", {}), ("zo-sgd", {"hybrid": 2})])
+def test_sparse_gradients_are_those_of_a_dense_embedding(name: str, options: dict) -> None:
+    ends = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(9, 4, sparse=sparse), nn.Flatten(), nn.Linear(12, 3))
+        tokens, y = torch.randint(9, (8, 3)), torch.randint(3, (8,))
+        optimizer = create_optimizer(name, model, lr=0.1, **options)
+        for _ in range(4):
+            optimizer.step(lambda model=model, tokens=tokens, y=y: F.cross_entropy(model(tokens), y))
+        ends.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+    assert torch.equal(*ends)
+
+
+class Rounded(torch.autograd.Function):
+    """A function of its own, with a backward rule and no forward-mode one."""
+
+    @staticmethod
+    def forward(context, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class Quantized(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return Rounded.apply(super().forward(x))
+
+
+def test_forward_mode_names_the_module_that_has_no_rule() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), Quantized(4, 2)), torch.randn(5, 4)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = create_optimizer("forward-grad", model, lr=0.1)
+    with pytest.raises(TypeError, match=r"forward-grad: Quantized has no forward-mode derivative .*zo-sgd"):
+        optimizer.step(lambda: model(x).square().mean())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["zo-sgd", "forward-grad", "es-cma", "fo-sgd"])
+def test_a_closure_that_calls_backward_is_told_so(name: str) -> None:
+    model, x = nn.Linear(4, 2), torch.randn(5, 4)
+
+    def closure() -> Tensor:
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    with pytest.raises(TypeError, match=r"closure: it calls backward\(\); expected only the loss"):
+        create_optimizer(name, model, lr=0.1).step(closure)

@@ -1,0 +1,88 @@
+"""What is switched on around a step (inference mode, a default device) holds for the closure, not for the optimizer itself.
+
+A tensor that an optimizer keeps must not depend on the mode in which it happened to be made: one of inference mode, or one on a
+default device, could not be worked on in the next step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch.nn.utils import parametrize
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a caller has switched on.
+
+    Attributes:
+        inference: inference mode. device: the default one of new tensors.
+    """
+
+    inference: bool = False
+    device: torch.device = _CPU
+
+    @classmethod
+    def here(cls) -> Surroundings:
+        return cls(torch.is_inference_mode_enabled(), torch.get_default_device())
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """Without them."""
+        with _inference(False, self.inference), _default(_CPU, self.device):
+            yield
+
+    @contextmanager
+    def entered(self, differentiates: bool = False) -> Iterator[None]:
+        """With them again; without inference mode where derivatives are asked for, since it has none."""
+        with _inference(True, self.inference and not differentiates), _default(self.device, self.device):
+            yield
+
+
+@contextmanager
+def _inference(mode: bool, switch: bool) -> Iterator[None]:
+    if switch:
+        with torch.inference_mode(mode), torch.no_grad():
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def _default(device: torch.device, usual: torch.device) -> Iterator[None]:
+    if usual.type == "cpu":
+        yield
+    else:
+        with device:
+            yield
+
+
+def undisturbed(method: Method) -> Method:
+    """A method of an optimizer that runs without its caller's surroundings, which stand in ``self.around`` meanwhile."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *arguments: Any, **named: Any) -> Any:
+        around = Surroundings.here()
+        with around.left():
+            self.around, before = around, getattr(self, "around", around)
+            try:
+                return method(self, *arguments, **named)
+            finally:
+                self.around = before
+
+    return cast(Method, wrapped)
+
+
+def forget_copies() -> None:
+    """Drop what torch has kept of parameters that have changed: autocast's casts, and cached parametrizations."""
+    torch.clear_autocast_cache()
+    # There is no other way into the cache of torch.nn.utils.parametrize.cached().
+    getattr(parametrize, "_cache", {}).clear()

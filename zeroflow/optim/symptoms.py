@@ -1,0 +1,77 @@
+"""What a run shows when nothing is learnt: each symptom is told once, with what to change."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+IN_A_ROW = 10
+"""Steps that must show the same symptom; one alone can be chance."""
+ROUNDING = 4
+"""Differences of at most so many roundings of the loss mean nothing."""
+GROWN = 1e3
+"""A loss that is so many times the first one has run away."""
+
+
+@dataclass
+class Symptoms:
+    """Looks at every step's losses and warns once of each symptom."""
+
+    _first: float | None = None
+    _told: set[str] = field(default_factory=set)
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def see(
+        self, loss: float, differences: Collection[float] | None, *, lr: float, eps: float | None, rounding: float
+    ) -> None:
+        """Look at one step.
+
+        Args:
+            loss: of the step. differences: of losses at different places, or slopes; None where none were measured.
+            lr, eps: for the message; eps is None where no place is displaced by it. rounding: relative, of the loss; 0: unknown.
+        """
+        if not math.isfinite(loss):
+            return
+        if self._first is None:
+            self._first = loss
+        grown = self._first != 0 and loss > GROWN * abs(self._first)
+        if self._lasts("grown", grown):
+            self._tell(
+                "grown",
+                f"the loss has grown from {self._first:.3g} to {loss:.3g}: lower lr (it is {lr:g}), or take more queries or a "
+                "-conserve optimizer, which never makes a mini-batch worse",
+            )
+        if differences is None or grown:
+            return
+        largest = max((abs(difference) for difference in differences), default=0.0)
+        flat = self._lasts("flat", largest == 0)
+        noise = ROUNDING * rounding * abs(loss) if eps is not None else 0.0
+        if self._lasts("blind", largest <= noise):
+            self._tell("blind", _flat(eps) if flat else _rounding(largest, loss, eps))
+
+    def _lasts(self, symptom: str, shows: bool) -> bool:
+        self._counts[symptom] = self._counts.get(symptom, 0) + 1 if shows else 0
+        return self._counts[symptom] >= IN_A_ROW
+
+    def _tell(self, symptom: str, message: str) -> None:
+        if symptom not in self._told:
+            self._told.add(symptom)
+            warnings.warn(message, stacklevel=6)
+
+
+def _flat(eps: float | None) -> str:
+    small = f"eps={eps:g} is too small for it, " if eps is not None else ""
+    return (
+        f"no difference between the losses of different parameters in {IN_A_ROW} steps: nothing is learnt. Either the weights "
+        "that the closure uses are cached or compiled in (frozen), or the loss moves in steps (as an accuracy does) and "
+        f"{small}or the closure does not use the parameters given to the optimizer. Try a larger eps first"
+    )
+
+
+def _rounding(largest: float, loss: float, eps: float | None) -> str:
+    return (
+        f"the differences of losses in {IN_A_ROW} steps are as small as the loss's rounding (the last: {largest:.1g} of a loss of "
+        f"{loss:.3g}, with eps={eps or 0:g}): steps are random. Take a larger eps, or compute the loss in float64"
+    )
