@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zeroflow.classifiers import classifiers
 from zeroflow.methods import methods
 from zeroflow.results import load
 from zeroflow.results.tables import BASELINE, Estimate, estimate, holm
@@ -38,13 +39,20 @@ class Group:
         """Whether it is SimpleCIL with class means."""
         return self.values["method"] == BASELINE and not self.values.get("classifier")
 
+    @property
+    def fixed(self) -> bool:
+        """Whether it is the same whatever the seed."""
+        cell = next(iter(self.seeds.values()))
+        build = methods.get(cell["method"]).build
+        return not build.trains and not classifiers.get(cell["classifier"] or str(build.own_classifier)).draws
+
     def estimate(self, metric: str) -> Estimate:
         return estimate([cell[metric] for cell in self.seeds.values()])
 
     def minus(self, other: Group, metric: str = "avg") -> Estimate | None:
-        """The difference seed by seed; a method that does not train is the same whatever the seed."""
+        """The difference seed by seed; what neither trains nor draws is the same whatever the seed."""
         own = self.seeds.keys()
-        if len(other.seeds) == 1:
+        if len(other.seeds) == 1 and other.fixed:
             (fixed,) = other.seeds.values()
             return estimate([self.seeds[seed][metric] - fixed[metric] for seed in own])
         both = own & other.seeds.keys()
@@ -65,7 +73,10 @@ def groups(store: Path, keys: Sequence[str], replicate: str = "seed") -> list[Gr
         method = json.loads(cell["method_options"] or "{}")
         cell |= {"tune": method.get("tune"), "start": "random" if method.get("imprint") is False else None}
         cell |= {"subspace": method.get("subspace")}
-        found.setdefault(tuple(cell[key] for key in keys), {})[cell[replicate]] = cell
+        replicates = found.setdefault(tuple(cell[key] for key in keys), {})
+        if cell[replicate] in replicates:
+            raise ValueError(f"{store}: two cells with {replicate}={cell[replicate]} and alike in {', '.join(keys)}")
+        replicates[cell[replicate]] = cell
     ordered = sorted(
         found.items(),
         key=lambda item: [
@@ -264,6 +275,10 @@ def share_of_first_order(results: Path) -> str:
         return NOT_RUN.format(name="table1_quickdraw")
     found = groups(store, ["method", "optimizer"])
     baseline = next(group for group in found if group.values["method"] == BASELINE)
+    trained = [group for group in found if not group.is_baseline]
+    judged_of = dict(
+        zip(map(id, trained), verdicts([group.minus(baseline) for group in trained]), strict=True)
+    )  # of the whole table, as there
     lines = []
     for method in dict.fromkeys(group.values["method"] for group in found):
         own = {group.values["optimizer"]: group.minus(baseline) for group in found if group.values["method"] == method}
@@ -272,7 +287,11 @@ def share_of_first_order(results: Path) -> str:
         if not exact or not forward:
             continue
         best, first = max(forward, key=lambda name: forward[name].mean), max(exact, key=lambda name: exact[name].mean)
-        judged = dict(zip(forward, verdicts(list(forward.values())), strict=True))
+        judged = {
+            g.values["optimizer"]: judged_of[id(g)]
+            for g in trained
+            if g.values["method"] == method and g.values["optimizer"] in forward
+        }
         told = [name for name, verdict in judged.items() if verdict == "gain"]
         worse = [name for name, verdict in judged.items() if verdict == "loss"]
         gain, whole = forward[best].mean, exact[first].mean

@@ -141,7 +141,7 @@ def test_bits_do_not_depend_on_the_threads_of_blas() -> None:
 
 def test_too_many_parameters_for_a_matrix_are_refused_and_a_diagonal_takes_them() -> None:
     theta = parameter(3000, dtype=torch.float32)
-    with pytest.raises(ConfigError, match=r"es-cma: 3,000 trained components .* at most 2,048.*separable=True"):
+    with pytest.raises(ConfigError, match=r"es-cma: 3,000 trained components .* at most 2,560.*separable=True"):
         create_optimizer("es-cma", [theta], lr=1.0)
     create_optimizer("es-cma", [theta], lr=1.0, sparsity=0.5)
     optimizer, start = create_optimizer("es-cma", [theta], lr=1.0, separable=True), float(sphere(theta.detach()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -36,7 +36,7 @@ def parse(options: type, given: Mapping[str, Any], *, owner: str, where: str) ->
         if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
             expected = "a number" if isinstance(default, float) else f"a {type(default).__name__}"
             raise ConfigError(f"{where}.{key}={value!r}: expected {expected}")
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(default, float) and not abs(value) <= sys.float_info.max:
             raise ConfigError(f"{where}.{key}={value!r}: expected a finite number")
     try:
         return options(**given)

@@ -26,6 +26,7 @@ class APER(SimpleCIL):
     """Task 0 trains a tuning and a cosine head; afterwards a SimpleCIL over ``[backbone(x); tuned(x)]``, or ``tuned(x)``."""
 
     trains = True
+    first_task_only = True
     any_loss = True
     needs_head = ""
     tuned_by: ClassVar[str]

@@ -28,6 +28,8 @@ class ExperienceReplay(FineTuning):
     The memory holds positions in the stream's training data; the trial looks their images up and transforms them anew.
     """
 
+    needs_head = "class means of old tasks would not follow what is trained on stored samples of them"
+
     memory: Tensor
     seen: Tensor
 

@@ -64,6 +64,9 @@ class Method(nn.Module, ABC):
     all_tasks: ClassVar[bool] = False
     """Whether a task is trained on the samples of all tasks so far."""
 
+    first_task_only: ClassVar[bool] = False
+    """Whether no task after the first is trained."""
+
     any_loss: ClassVar[bool] = False
     """Whether ``losses`` is made of ``criterion``; if not, it has a loss of its own, and none can be chosen."""
 

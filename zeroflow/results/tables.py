@@ -71,11 +71,9 @@ class Estimate:
 
     @property
     def p_value(self) -> float | None:
-        """Of the two-sided t-test that the mean is 0; None for a single value."""
-        if self.half_width is None:
+        """Of the two-sided t-test that the mean is 0; None where values do not differ, which are no independent draws."""
+        if self.half_width is None or self.half_width <= 1e-9 * max(1.0, abs(self.mean)):
             return None
-        if not self.half_width:
-            return float(self.mean == 0)
         t = self.mean / self.half_width * stats.t.ppf(0.975, self.n - 1)
         return float(2 * stats.t.sf(abs(t), self.n - 1))
 

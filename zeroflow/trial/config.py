@@ -10,8 +10,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from zeroflow.methods import MethodInfo
 
 BASELINE = "simplecil"
+LARGEST = sys.float_info.max
 SCHEDULES = ("cosine", "constant")
 DTYPES = ("float32", "float64")
 
@@ -204,6 +205,10 @@ class TrialConfig:
         )  # fmt: skip
         if isinstance(info.estimator, Backpropagation):
             changes["hybrid_epochs"] = 0
+        if dataset.classes is not None:
+            from zeroflow.data import even_increments
+
+            self.check_batches(stream["increments"] or even_increments(dataset.classes, tasks, stream["base_classes"]))
         changes["lr"] = float(lr)
         changes["queries"] = queries if info.estimator.uses_queries else None
         changes["eps"] = float(eps) if info.estimator.uses_eps else None
@@ -260,6 +265,10 @@ class TrialConfig:
         build, where = method.build, f"loss={self.loss!r} with method {self.method!r}"
         if build.needs_head:
             raise ConfigError(f"{where}: the loss needs no head, but {build.needs_head}; leave loss out")
+        if self.probe_every:
+            raise ConfigError(
+                f"probe_every={self.probe_every}: it looks at a head's loss, and loss={self.loss!r} trains none"
+            )
         if build.tunes(chosen) == "none":
             raise ConfigError(f"{where}: the loss needs no head, and there is nothing else to train")
         if per_example:
@@ -267,6 +276,27 @@ class TrialConfig:
                 f"{where}: optimizer {self.optimizer!r} moves every example of a mini-batch on its own, and the loss compares "
                 "them with each other"
             )
+
+    def check_batches(self, counts: Sequence[int]) -> None:
+        """Refuse mini-batches in which a loss without a head finds classes with a single example.
+
+        Args:
+            counts: classes of every task.
+        """
+        from zeroflow.methods import methods
+        from zeroflow.models.criteria import criteria
+
+        if self.loss is None or not criteria[self.loss].headless:
+            return
+        trained = counts[:1] if methods.get(self.method).build.first_task_only else counts[: self.stop_after]
+        least = 2 * max(trained)
+        if (self.batch_size or 0) < least:
+            raise ConfigError(
+                f"batch_size={self.batch_size!r}: loss={self.loss!r} classifies the examples of a mini-batch by each other; expected "
+                f"at least {least}, two of each of {max(trained)} classes"
+            )
+        if min(trained) < 2:
+            raise ConfigError(f"loss={self.loss!r}: expected tasks of at least two classes, to tell one from the other")
 
     def uncut(self, shards: int) -> str | None:
         """Why a mini-batch cannot be cut into so many slices; None: it can."""
@@ -391,7 +421,7 @@ def _changed(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _integers(values: Any) -> bool:

@@ -363,9 +363,11 @@ def scenario_of(config: TrialConfig, dataset: ImageDataset, size: int, threads: 
         chosen = class_order(classes, config.class_order_seed)
     else:
         chosen = np.arange(classes) if order == "sorted" else np.array(order)
+    increments = config.increments or even_increments(classes, config.tasks, config.base_classes)
+    config.check_batches(increments)
     whole = class_incremental(
         dataset,
-        config.increments or even_increments(classes, config.tasks, config.base_classes),
+        increments,
         transforms.get(config.transform or info.transform),
         size,
         order=chosen,

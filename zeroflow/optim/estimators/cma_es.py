@@ -20,8 +20,8 @@ from zeroflow.optim.objective import Objective, Shift, mean_finite
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
-MOST_COMPONENTS = 2_048
-"""For a full covariance matrix. The package adds up one matrix for each query: 0.9 GB at this size with 27 queries."""
+MOST_COMPONENTS = 2_560
+"""For a full covariance matrix. The package adds up one matrix for each query: 1.4 GB at this size with 27 queries."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class CMAES(Estimator):
             _package(name)
         if size > MOST_COMPONENTS and not self.separable:
             raise ConfigError(
-                f"es-cma: {size:,} trained components need a covariance matrix of {8 * size**2 / 2**30:.1f} GiB; expected at "
+                f"es-cma: {size:,} trained components need a covariance matrix of {8 * size**2 / 2**20:,.0f} MiB; expected at "
                 f"most {MOST_COMPONENTS:,}. Give separable=True for a diagonal one, or train fewer parameters (a prompt, a "
                 "subspace, sparsity=...)"
             )
