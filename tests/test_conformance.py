@@ -129,6 +129,7 @@ def reference(
     queries: int | None = None,
     eps: float | None = None,
     distribution: str | None = None,
+    combine: str = "mean",
     sign: str = "elementwise",
     history: float = 0.0,
     sparsity: float = 0.0,
@@ -157,6 +158,8 @@ def reference(
 
         def estimate(f: Callable, x: Vector, zs: list[Vector]) -> Vector:
             weights = slopes(kind, f, gradient, x, zs, eps)
+            if combine == "span":
+                return np.linalg.pinv(np.stack(zs)) @ weights
             scale = 1 / len(zs)
             if kind_of_z == "sphere":
                 scale *= mask.sum()
@@ -247,6 +250,7 @@ SUBJECTS = [
     *(referred(name) for name in list_optimizers()),
     referred("zo-per-example", per_example=True, queries=2), referred("zo-sgd", queries=3),
     referred("zo-svrg", queries=2, snapshot_every=3), referred("es-cma", lr=1.0, separable=True),
+    referred("zo-sgd", queries=3, combine="span"),
     # The three enhancements.
     referred("zo-sgd", history=0.6), referred("zo-sgd", sparsity=0.5), referred("zo-adam", hybrid=3),
 ]  # fmt: skip
@@ -267,6 +271,10 @@ VARIANTS = [
     referred("zo-adamm", betas=(0.5, 0.5), weight_decay=0.1), referred("zo-radazo", betas=(0.5, 0.9)),
     # All coordinates: a finite-difference gradient.
     referred("zo-cge", queries=5000), referred("zo-scd", queries=5000),
+    # The span of the directions.
+    referred("zo-rge", queries=4, combine="span", distribution="sphere"), referred("zo-adam", queries=50, combine="span"),
+    referred("forward-grad", queries=4, combine="span", distribution="rademacher", sparsity=0.5),
+    referred("zo-svrg", queries=3, combine="span"),
     # A population: the published step, another size, components held still.
     referred("es-cma", lr=1.0), referred("es-cma", lr=1.0, queries=7, eps=0.5),
     *(referred("es-cma", lr=1.0, sparsity=0.5, separable=separable) for separable in (False, True)),

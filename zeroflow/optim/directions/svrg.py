@@ -51,7 +51,7 @@ class SVRG(Direction):
         objective.forwards += there.forwards
         assert isinstance(before, Slopes)
         both = now.slopes.keys() & before.slopes.keys()
-        full = Slopes(0.0, objective, memory["full_slopes"], now.factor, memory["snapshot_eps"])
+        full = Slopes(0.0, objective, memory["full_slopes"], now.factor, memory["snapshot_eps"], now.span)
         return now.of(both) - before.of(both) + full.of(full.slopes, step=memory["snapshot_step"])
 
     @staticmethod

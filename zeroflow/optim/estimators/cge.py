@@ -21,6 +21,7 @@ class CGE(RGE):
 
     distributions: ClassVar[tuple[str, ...]] = ("coordinate",)
     distribution: ClassVar[str] = "coordinate"  # type: ignore[misc]
+    combine: ClassVar[str] = "mean"  # type: ignore[misc]  # coordinates are at right angles
 
     def factor(self, objective: Objective, slopes: dict[int, float]) -> float:
         return float(len(slopes))  # the formula has a sum where the others have a mean

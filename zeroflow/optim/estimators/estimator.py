@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +56,7 @@ class Slopes(Estimate):
             loss was not finite, the mean is over the others.
         factor: of the distribution; see ``zeroflow.optim.estimators``.
         eps: what the slopes are still multiplied with, one number or ``[d]``.
+        span: whether it is the projection on the span of the directions instead of their mean; the factor is then 1.
     """
 
     loss: float
@@ -62,6 +64,7 @@ class Slopes(Estimate):
     slopes: dict[int, float]
     factor: float = 1.0
     eps: float | Tensor = 1.0
+    span: bool = False
 
     @property
     def usable(self) -> bool:
@@ -77,8 +80,23 @@ class Slopes(Estimate):
         """The estimate from some of the queries, ``[d]``; ``step``: where its directions are another step's."""
         if not queries:
             return torch.zeros_like(self.objective.flat.vector)
-        weights = {query: self.factor * self.slopes[query] / len(queries) for query in queries}
+        if self.span:
+            weights = self._projected(sorted(queries), step)
+        else:
+            weights = {query: self.factor * self.slopes[query] / len(queries) for query in queries}
         return self.objective.combine(weights, step).div_(self.eps)
+
+    def _projected(self, queries: list[int], step: int | None) -> dict[int, float]:
+        """Weights w of directions V ``[q, d]`` with V V^T w = slopes; the smallest ones where q > d. Two directions at a time."""
+        products = np.empty((len(queries), len(queries)))
+        for row, query in enumerate(queries):
+            one = self.objective.direction(query, step).to(torch.float64, copy=True)  # its buffer is shared
+            for column in range(row, len(queries)):
+                other = self.objective.direction(queries[column], step).double()
+                products[row, column] = products[column, row] = float((one * other).sum())
+        slopes = np.array([self.slopes[query] for query in queries])
+        weights = np.linalg.lstsq(products, slopes, rcond=1e-10)[0]
+        return dict(zip(queries, weights.tolist(), strict=True))
 
     def scalar_sign(self) -> Tensor:
         signs = {query: float((g > 0) - (g < 0)) for query, g in self.slopes.items()}
@@ -107,7 +125,19 @@ class Estimator(ABC):
     distribution: str = "gaussian"
     """Of the directions; see ``zeroflow.optim.noise.Directions``."""
 
+    combine: str = "mean"
+    """How the slopes of several queries become one estimate: ``"mean"``, or ``"span"`` where it is an option.
+
+    ``"span"`` is the projection of the gradient on the span of the directions, V^T (V V^T)^-1 (slopes) with V ``[q, d]``, instead
+    of the mean of slope times direction. Its cosine to the gradient is better where q is not small against d (1.14 times at
+    d = 50, q = 16; the same from q < d / 100 on), and it is never longer than the gradient: about sqrt(q / d) of its length instead
+    of sqrt(d / q), so lr is larger by about d / q. Source: multi-tangent forward gradients (2410.17764). Cost: q (q + 1) / 2
+    directions generated again.
+    """
+
     def __post_init__(self) -> None:
+        if self.combine not in ("mean", "span"):
+            raise ValueError(f"combine={self.combine!r}: expected 'mean' or 'span'")
         if self.distributions and self.distribution not in self.distributions:
             *others, last = map(repr, self.distributions)
             expected = f"{', '.join(others)} or {last}" if others else last

@@ -25,6 +25,7 @@ class ForwardGradient(Estimator):
     distributions: ClassVar[tuple[str, ...]] = ("gaussian", "rademacher")
 
     distribution: str = "gaussian"
+    combine: str = "mean"
 
     def forwards(self, queries: int) -> int:
         return queries
@@ -35,4 +36,4 @@ class ForwardGradient(Estimator):
     def estimate(self, objective: Objective, queries: int) -> Estimate:
         answers = objective.slopes(queries)
         slopes = {i: slope for i, (loss, slope) in enumerate(answers) if math.isfinite(loss + slope)}
-        return Slopes(mean_finite([loss for loss, _ in answers]), objective, slopes)
+        return Slopes(mean_finite([loss for loss, _ in answers]), objective, slopes, span=self.combine == "span")

@@ -24,6 +24,7 @@ class RGE(Estimator):
     distributions: ClassVar[tuple[str, ...]] = ("gaussian", "rademacher", "sphere")
 
     distribution: str = "gaussian"
+    combine: str = "mean"
 
     def forwards(self, queries: int) -> int:
         return queries + 1
@@ -36,4 +37,4 @@ class RGE(Estimator):
         here, *there = objective.losses([HERE, *(Shift(1.0, query) for query in range(queries))])
         slopes = differences(there, [here] * queries)
         loss = here if math.isfinite(here) else math.nan
-        return Slopes(loss, objective, slopes, self.factor(objective, slopes), objective.eps)
+        return Slopes(loss, objective, slopes, self.factor(objective, slopes), objective.eps, self.combine == "span")

@@ -20,6 +20,7 @@ class SCD(SPSA):
 
     distributions: ClassVar[tuple[str, ...]] = ("coordinate",)
     distribution: ClassVar[str] = "coordinate"  # type: ignore[misc]
+    combine: ClassVar[str] = "mean"  # type: ignore[misc]
 
     def estimate(self, objective: Objective, queries: int) -> Estimate:
         estimate = super().estimate(objective, min(queries, objective.dimensions))

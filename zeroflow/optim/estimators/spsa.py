@@ -14,7 +14,7 @@ class SPSA(Estimator):
     """Two-sided simultaneous perturbation with q queries.
 
     g_i = (L(theta + eps z_i) - L(theta - eps z_i)) / 2 eps;  estimate = mean over i of g_i z_i.
-    z_i ~ N(0, I), or signs where ``distribution="rademacher"``.
+    z_i ~ N(0, I), or signs where ``distribution="rademacher"``; ``combine="span"`` projects instead of averaging.
     Source: Spall 1992; MeZO (Malladi et al. 2023), definition 1; ZeroFlow, Eq. 1. Cost: 2q forward passes.
     """
 
@@ -23,6 +23,7 @@ class SPSA(Estimator):
     distributions: ClassVar[tuple[str, ...]] = ("gaussian", "rademacher")
 
     distribution: str = "gaussian"
+    combine: str = "mean"
 
     def forwards(self, queries: int) -> int:
         return 2 * queries
@@ -30,4 +31,4 @@ class SPSA(Estimator):
     def estimate(self, objective: Objective, queries: int) -> Estimate:
         losses = objective.losses([Shift(sign, query) for query in range(queries) for sign in (1.0, -1.0)])
         slopes = {query: both / 2 for query, both in differences(losses[::2], losses[1::2]).items()}
-        return Slopes(mean_finite(losses), objective, slopes, eps=objective.eps)
+        return Slopes(mean_finite(losses), objective, slopes, eps=objective.eps, span=self.combine == "span")

@@ -133,7 +133,8 @@ def subject(
         and isinstance(info.update, Plain)
         and isinstance(estimator, SPSA | SCD | RGE | ForwardGradient | PerExample | Backpropagation)
         and (not coordinates or usual_queries >= 1000)
-        and not chosen["sparsity"],
+        and not chosen["sparsity"]
+        and chosen.get("combine") != "span",
         along=plain_rule and (straight or chosen.get("sign") == "scalar") and forward_only and not per_example,
         forward_only=forward_only,
         per_example=per_example,
