@@ -185,9 +185,7 @@ def test_a_method_learns_without_a_head(method: str, loss: str, optimizer: str) 
     found, plain = (run_trial(TrialConfig.from_dict({**config, "loss": name})) for name in (loss, None))
     assert len(found.steps) and np.isfinite([step.loss for step in found.steps]).all()
     assert [step.loss for step in found.steps] != [step.loss for step in plain.steps]
-    head = {"finetune": 32 * 4 + 1, "l2-sp": 32 * 4 + 1, "lwf": 32 * 4 + 1}.get(
-        method, 32 * 2 + 1
-    )
+    head = {"finetune": 32 * 4 + 1, "l2-sp": 32 * 4 + 1, "lwf": 32 * 4 + 1}.get(method, 32 * 2 + 1)
     difference = plain.summary["trainable_parameters"] - found.summary["trainable_parameters"]
     assert difference == head, "no value of a head is trained"
 

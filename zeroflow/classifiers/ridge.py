@@ -17,7 +17,9 @@ CHUNK = 1024
 """Samples whose expanded features exist at once."""
 
 
-@register_classifier("ridge", "ridge regression on one-hot labels: recursive least squares, for one lambda exactly the joint solution")
+@register_classifier(
+    "ridge", "ridge regression on one-hot labels: recursive least squares, for one lambda exactly the joint solution"
+)
 class Ridge(Classifier):
     """Score = (G + lambda I)^-1 Q applied to the feature, with G = X^T X and Q = X^T Y over all samples so far.
 
