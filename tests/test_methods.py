@@ -415,7 +415,7 @@ def test_every_optimizer_trains_every_method_or_is_refused_before(name: str) -> 
             refused.add(optimizer)
     per_example_cannot = {
         "replay", "aper-vpt-shallow", "aper-vpt-deep", "aper-finetune", "aper-input-prompt", "aper-input-filter",
-        "aper-norm-affine",
+        "aper-norm-affine", "foro",
     }  # fmt: skip
     assert refused == ({"zo-per-example"} if name in per_example_cannot else set())
 

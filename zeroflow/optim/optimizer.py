@@ -206,7 +206,9 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         optimizers has a place (``torch.distributed.checkpoint`` and others keep what is in groups and drop the rest).
         """
         rounded = self.flat.half is not None  # torch rounds moments to the parameters' precision
-        wraps = type(self.inner).state_dict is not torch.optim.Optimizer.state_dict  # a rule around a rule, as Lookahead
+        wraps = (
+            type(self.inner).state_dict is not torch.optim.Optimizer.state_dict
+        )  # a rule around a rule, as Lookahead
         own = {
             "steps": self.steps, "forwards": self.forwards, "equivalents": self.equivalents, "skipped": self.skipped,
             "seed": self.seed, "queries": self.queries, "size": self.flat.size, "memory": self._memory, "mask": self._mask,
