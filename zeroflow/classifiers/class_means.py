@@ -33,7 +33,7 @@ class ClassMeans(Classifier):
     @property
     def means(self) -> Tensor:
         """Mean feature of each class, float64 ``[classes, width]``."""
-        return self.total / self.count[:, None]
+        return self.total / self.count.clamp(min=1)[:, None]
 
     def begin_task(self, classes: range, width: int, generator: torch.Generator) -> None:
         old = self.total.reshape(-1, width)[: classes.start]

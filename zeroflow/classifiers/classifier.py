@@ -9,7 +9,6 @@ in any way, then ``end_task``; at any time after that ``scores``.
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,10 +101,6 @@ class ClassifierInfo:
     @property
     def draws(self) -> bool:
         return self.build.draws
-
-    def defaults(self) -> dict[str, Any]:
-        """Every option with its default."""
-        return {f.name: f.default for f in dataclasses.fields(self.options)}
 
 
 classifiers: Registry[ClassifierInfo] = Registry("classifier")

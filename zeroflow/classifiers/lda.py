@@ -7,14 +7,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from zeroflow.classifiers.classifier import Classifier, register_classifier
+from zeroflow.classifiers.class_means import ClassMeans
+from zeroflow.classifiers.classifier import register_classifier
 from zeroflow.classifiers.normal_equations import solve
 
 
 @register_classifier("lda", "linear discriminant: class means and one covariance within classes, shrunk")
-class LDA(Classifier):
+class LDA(ClassMeans):
     """Score c = x^T S^-1 mu_c - mu_c^T S^-1 mu_c / 2, classes equally likely, x and mu_c as seen from the mean sample.
 
     Where one looks from changes all scores of a sample alike, and spares them the rounding of large, equal parts.
@@ -25,13 +25,11 @@ class LDA(Classifier):
     without its terms in 2 / width, as scikit-learn has it.
 
     Attributes:
-        total: sums of features, float64 ``[classes, width]``. count: samples, float64 ``[classes]``.
+        total, count: as of ``ClassMeans``.
         moment: sum of x x^T over all samples, float64 ``[width, width]``.
         weight: S^-1 mu_c, float64 ``[classes, width]``. offset: float64 ``[classes]``. center: the mean sample, float64 ``[width]``.
     """
 
-    total: Tensor
-    count: Tensor
     moment: Tensor
     weight: Tensor
     offset: Tensor
@@ -60,35 +58,29 @@ class LDA(Classifier):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        for name in ("total", "moment", "weight"):
+        for name in ("moment", "weight"):
             self.register_buffer(name, torch.zeros(0, 0, dtype=torch.float64))
-        for name in ("count", "offset", "center"):
+        for name in ("offset", "center"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
 
     def begin_task(self, classes: range, width: int, generator: torch.Generator) -> None:
-        old = self.total.reshape(-1, width)[: classes.start]
-        self.total = torch.cat([old, old.new_zeros(len(classes), width)])
-        self.count = torch.cat([self.count[: classes.start], self.count.new_zeros(len(classes))])
+        super().begin_task(classes, width, generator)
         if not classes.start:
             self.moment = self.total.new_zeros(width, width)
 
     def add(self, features: Tensor, labels: Tensor) -> None:
-        x = self.finite(features).to(self.total)
-        member = F.one_hot(labels, len(self.count)).to(x)
-        self.total += member.T @ x
-        self.count += member.sum(0)
+        super().add(features, labels)
+        x = features.detach().to(self.total)
         self.moment.addmm_(x.T, x)
 
     def merge(self, other: Self) -> None:
-        self.total += other.total
-        self.count += other.count
+        super().merge(other)
         self.moment += other.moment
 
     def covariance(self) -> Tensor:
         """S, float64 ``[width, width]``."""
         n, width = float(self.count.sum()), len(self.moment)
-        means = self.total / self.count.clamp(min=1)[:, None]
-        covariance = torch.addmm(self.moment, means.T, self.total, alpha=-1).div_(n)
+        covariance = torch.addmm(self.moment, self.means.T, self.total, alpha=-1).div_(n)
         variance = float(covariance.trace()) / width
         amount = self.options.amount
         if self.options.shrinkage == "oas":
@@ -99,7 +91,7 @@ class LDA(Classifier):
         return covariance
 
     def end_task(self) -> None:
-        self.fit(self.total / self.count.clamp(min=1)[:, None])
+        self.fit(self.means)
 
     def fit(self, means: Tensor) -> None:
         """Get ready to give scores to classes with these means, float64 ``[classes, width]``."""

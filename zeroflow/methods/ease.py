@@ -6,7 +6,7 @@ Source: Zhou et al., "Expandable Subspace Ensemble for Pre-Trained Model-Based C
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -105,18 +105,19 @@ class EASE(Method):
         self.frozen_spaces = self.first + len(self.tasks)
 
     def end_task(self, batches: Iterable[Batch]) -> None:
-        images_of_task = list(batches) if self.discriminants else batches
-        means = class_means(
-            lambda images: self.features(images, range(self.frozen_spaces)), images_of_task, self.tasks[-1]
-        )
+        means = class_means(lambda features: features, self._taken_up(batches), self.tasks[-1])
         self._add(means.transpose(0, 1))
         self._complete()
-        for images, labels in images_of_task if self.discriminants else ():
+        for space, discriminant in enumerate(self.discriminants):
+            discriminant.fit(self.prototypes[space].double())
+
+    def _taken_up(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Features ``[N, spaces, d]`` in the place of images, once the discriminants have seen them."""
+        for images, labels in batches:
             features = self.features(images, range(self.frozen_spaces))
             for space, discriminant in enumerate(self.discriminants):
                 discriminant.add(features[:, space], labels)
-        for space, discriminant in enumerate(self.discriminants):
-            discriminant.fit(self.prototypes[space].double())
+            yield features, labels
 
     @torch.no_grad()
     def features(self, images: Tensor, spaces: range) -> Tensor:
