@@ -10,8 +10,9 @@ from typing import Any
 
 from zeroflow.classifiers import classifiers
 from zeroflow.methods import methods
+from zeroflow.methods.closed_form import NAMED
 from zeroflow.results import load
-from zeroflow.results.tables import BASELINE, Estimate, estimate, holm
+from zeroflow.results.tables import BASELINE, Estimate, estimate, holm, is_baseline
 
 Cell = dict[str, Any]
 Key = tuple[Any, ...]
@@ -37,7 +38,7 @@ class Group:
     @property
     def is_baseline(self) -> bool:
         """Whether it is SimpleCIL with class means."""
-        return self.values["method"] == BASELINE and not self.values.get("classifier")
+        return is_baseline(self.values)
 
     @property
     def fixed(self) -> bool:
@@ -218,8 +219,7 @@ def _text(key: str, value: Any) -> str:
 def untrained(values: Mapping[str, Any]) -> dict[str, Any]:
     """Of a row's keys those of the row without training that classifies alike; a head of one's own has none."""
     own = values.get("classifier") or methods.get(values["method"]).build.own_classifier
-    alike = [name for name, info in methods.items() if not info.build.trains and info.build.own_classifier == own]
-    return {**dict.fromkeys(values), "method": next(iter(alike), None), "dataset": values.get("dataset")}
+    return {**dict.fromkeys(values), "method": NAMED.get(own), "dataset": values.get("dataset")}
 
 
 def shifts(results: Path, name: str) -> str:
@@ -275,25 +275,22 @@ def share_of_first_order(results: Path) -> str:
         return NOT_RUN.format(name="table1_quickdraw")
     found = groups(store, ["method", "optimizer"])
     baseline = next(group for group in found if group.values["method"] == BASELINE)
-    trained = [group for group in found if not group.is_baseline]
-    judged_of = dict(
-        zip(map(id, trained), verdicts([group.minus(baseline) for group in trained]), strict=True)
-    )  # of the whole table, as there
+    gains = {
+        (group.values["method"], group.values["optimizer"]): group.minus(baseline)
+        for group in found
+        if group is not baseline
+    }
+    judged = dict(zip(gains, verdicts(list(gains.values())), strict=True))  # of the whole table, as there
     lines = []
-    for method in dict.fromkeys(group.values["method"] for group in found):
-        own = {group.values["optimizer"]: group.minus(baseline) for group in found if group.values["method"] == method}
-        exact = {name: gain for name, gain in own.items() if name and name.startswith("fo-") and gain}
-        forward = {name: gain for name, gain in own.items() if name and not name.startswith("fo-") and gain}
+    for method in dict.fromkeys(method for method, _ in gains):
+        own = {optimizer: gain for (trained, optimizer), gain in gains.items() if trained == method}
+        exact = {name: gain for name, gain in own.items() if name.startswith("fo-") and gain}
+        forward = {name: gain for name, gain in own.items() if not name.startswith("fo-") and gain}
         if not exact or not forward:
             continue
         best, first = max(forward, key=lambda name: forward[name].mean), max(exact, key=lambda name: exact[name].mean)
-        judged = {
-            g.values["optimizer"]: judged_of[id(g)]
-            for g in trained
-            if g.values["method"] == method and g.values["optimizer"] in forward
-        }
-        told = [name for name, verdict in judged.items() if verdict == "gain"]
-        worse = [name for name, verdict in judged.items() if verdict == "loss"]
+        told = [name for name in forward if judged[method, name] == "gain"]
+        worse = [name for name in forward if judged[method, name] == "loss"]
         gain, whole = forward[best].mean, exact[first].mean
         lines.append(
             f"- {method}: first order gains {signed(exact[first])} points of Avg over SimpleCIL ({first}); the best forward-pass "

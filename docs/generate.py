@@ -27,6 +27,7 @@ import torch
 from zeroflow import cli, options
 from zeroflow.classifiers import classifiers
 from zeroflow.methods import MethodInfo, methods
+from zeroflow.methods.closed_form import NAMED
 from zeroflow.models.backbone import Backbone, create_backbone
 from zeroflow.models.tuning import tunings
 from zeroflow.optim import ENHANCEMENTS, list_optimizers
@@ -68,7 +69,7 @@ def captured(store: str, table: str) -> str:
     """What the terminal showed while a store was filled; ``table``: stands for the result table."""
     lines = (RESULTS / store / "terminal.txt").read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("dataset "))
-    last = next(i for i, line in enumerate(lines) if line.startswith(("gain:", "vs_simplecil:")))
+    last = next(i for i, line in enumerate(lines) if line.startswith("gain:"))
     return "\n".join(["```console", *lines[:first], table, *lines[last + 1 :], "```", ""])
 
 
@@ -313,10 +314,9 @@ def method_list() -> str:
 def classifier_list() -> str:
     """Every built-in classifier with its options and the method that is SimpleCIL with it."""
     lines = ["| classifier | what it is | options | on frozen features |", "|---|---|---|---|"]
-    by_classifier = {info.build.own_classifier: name for name, info in methods.items() if not info.build.trains}
     for name, info in classifiers.items():
         own = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in options.defaults(info.options).items())
-        lines.append(f"| `{name}` | {info.description} | {own} | `{by_classifier.get(name, 'simplecil')}` |")
+        lines.append(f"| `{name}` | {info.description} | {own} | `{NAMED.get(name, 'simplecil')}` |")
     return "\n".join([*lines, ""])
 
 
@@ -334,10 +334,7 @@ def classifier_cost() -> str:
     ]
     for row in found["classifiers"]:
         name = row["classifier"]
-        method = next(
-            (method for method, info in methods.items() if not info.build.trains and info.build.own_classifier == name),
-            "",
-        )
+        method = NAMED.get(name, "simplecil")
         cell = f"{cells[method]:.2f}" if method in cells else "-"
         lines.append(
             f"| `{name}` | {row['learning_in_forwards']:.3f} | {row['scoring_in_forwards']:.3f} | {row['mib']:,.1f} | {cell} |"

@@ -15,6 +15,11 @@ def defaults(options: type) -> dict[str, Any]:
     return {f.name: f.default for f in fields(options)}
 
 
+def finite(value: float) -> bool:
+    """Whether a number is one that a float can be; an integer may be too large for that."""
+    return abs(value) <= sys.float_info.max
+
+
 def parse(options: type, given: Mapping[str, Any], *, owner: str, where: str) -> Any:
     """Build ``options`` from a mapping.
 
@@ -36,7 +41,7 @@ def parse(options: type, given: Mapping[str, Any], *, owner: str, where: str) ->
         if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
             expected = "a number" if isinstance(default, float) else f"a {type(default).__name__}"
             raise ConfigError(f"{where}.{key}={value!r}: expected {expected}")
-        if isinstance(default, float) and not abs(value) <= sys.float_info.max:
+        if isinstance(default, float) and not finite(value):
             raise ConfigError(f"{where}.{key}={value!r}: expected a finite number")
     try:
         return options(**given)

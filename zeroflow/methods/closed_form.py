@@ -5,6 +5,8 @@ Each is ``simplecil`` with another classifier, whose file has the definition: ``
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from zeroflow.methods.method import register_method
 from zeroflow.methods.simplecil import SimpleCIL
 
@@ -49,5 +51,7 @@ class FeCAM(SimpleCIL):
     why_these = "that is what it is; simplecil takes any"
 
 
-NAMED = {method.own_classifier: method for method in (SLDA, ACIL, RanPAC, FeCAM)}
-"""The method that is ``simplecil`` with a classifier, by the classifier's name."""
+NAMED: Mapping[str, str] = {
+    "class-means": "simplecil", "lda": "slda", "ridge": "acil", "random-projection": "ranpac", "qda": "fecam",
+}  # fmt: skip
+"""The method that is ``simplecil`` with a classifier, both by name."""

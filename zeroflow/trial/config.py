@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +21,6 @@ from zeroflow.errors import ConfigError, unknown
 if TYPE_CHECKING:
     from zeroflow.methods import MethodInfo
 
-BASELINE = "simplecil"
-LARGEST = sys.float_info.max
 SCHEDULES = ("cosine", "constant")
 DTYPES = ("float32", "float64")
 
@@ -245,10 +242,10 @@ class TrialConfig:
             return {}, False
         info = classifiers.get(name)
         options.parse(info.options, self.classifier_options, owner=f"classifier {name!r}", where="classifier_options")
-        own = NAMED.get(name) if self.method == BASELINE else None
+        named = NAMED.get(name) if self.method == NAMED["class-means"] else None
         return {
-            "method": self.method if own is None else next(n for n, info in methods.items() if info.build is own),
-            "classifier": None if own or name == build.own_classifier else name,
+            "method": named or self.method,
+            "classifier": None if named or name == build.own_classifier else name,
             "classifier_options": _changed(self.classifier_options, options.defaults(info.options)),
         }, info.draws  # fmt: skip
 
@@ -421,7 +418,7 @@ def _changed(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+    return isinstance(value, int | float) and not isinstance(value, bool) and options.finite(value)
 
 
 def _integers(values: Any) -> bool:
