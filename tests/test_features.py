@@ -24,7 +24,7 @@ from torch import Tensor
 
 from zeroflow import ConfigError, Placement, TrialConfig, TrialResult, run_trial
 from zeroflow.data import ArraySamples, ImageDataset, class_incremental, class_order, load_dataset, transforms
-from zeroflow.methods.aper import APER
+from zeroflow.methods.aper import APERAdapter
 from zeroflow.methods.shared_adapter import SharedAdapter
 from zeroflow.methods.simplecil import SimpleCIL
 from zeroflow.models import endpoint
@@ -179,7 +179,13 @@ def test_a_class_with_features_of_its_own_takes_images_unless_it_says_otherwise(
     class Inherits(SimpleCIL):
         pass
 
-    assert (Moves.takes, Inherits.takes, SharedAdapter.takes, APER.takes) == ("images", "features", "images", "both")
+    assert (Moves.takes, Inherits.takes, SharedAdapter.takes) == ("images", "features", "images")
+
+
+@pytest.mark.parametrize(("merge", "takes"), [(True, "both"), (False, "images")])
+def test_aper_needs_frozen_features_where_it_keeps_them(merge: bool, takes: str) -> None:
+    backbone = create_backbone("zeroflow_tiny_vit", checkpoint="none", image_size=14)
+    assert APERAdapter(backbone, APERAdapter.Options(merge=merge)).takes == takes
 
 
 # What tells features apart
@@ -225,8 +231,8 @@ def test_a_fingerprint_changes_with_any_weight(access: str, tmp_path: Path) -> N
     assert len(set(prints)) == 4 and prints[0] == prints[-1]
 
 
-def test_another_pixel_or_label_is_another_data_set(cache: Path) -> None:
-    whole = load_dataset("some-drawings")
+def test_another_pixel_or_label_is_another_data_set(passed: list[int]) -> None:
+    whole, counts = load_dataset("some-drawings"), []
     pixels, labels = whole.test.images(np.arange(100)), whole.test.labels
     changed = pixels.clone()
     changed[99, 0, 0, 0] += 1
@@ -235,7 +241,9 @@ def test_another_pixel_or_label_is_another_data_set(cache: Path) -> None:
     for part in (ArraySamples(pixels, labels), ArraySamples(changed, labels), ArraySamples(pixels, turned)):
         dataset = ImageDataset(whole.name, whole.class_names, whole.train, part)
         by_image(dataset, features_of(dataset), [20])
-    assert len([path for path in cache.iterdir() if path.is_dir()]) == 3
+        counts.append(sum(passed))
+        passed.clear()
+    assert counts == [2 + 20 * 17, 2 + 5, 2 + 20 * 17], "beside two for the key: all, those of one class, all"
 
 
 # Files

@@ -1,6 +1,6 @@
-"""Features on this machine's disk: ``$XDG_CACHE_HOME/zeroflow/features/<key>/<part>-<class>.safetensors``.
+"""Features on this machine's disk: ``$XDG_CACHE_HOME/zeroflow/features/<key>/<part>-<class>-<images>.safetensors``.
 
-The key stands for all that the features depend on. A file appears whole, and holds a checksum: what is torn or damaged counts
+The key stands for all that the features depend on, beside the class's images. A file appears whole, and holds a checksum: what is torn or damaged counts
 as missing. Room is taken for a key as a whole, and the keys used least recently make it. Where there is none, or the folder
 cannot be written, nothing is kept: slower, same bits.
 """

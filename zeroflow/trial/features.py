@@ -28,7 +28,7 @@ from zeroflow.models.endpoint import BlackBox
 from zeroflow.models.frozen import Known, fingerprint, first_not_finite, tensor_bytes
 from zeroflow.trial.feature_files import FeatureFiles
 
-VERSION = 1
+VERSION = 2
 """Of how features are computed and stored; another one knows none of the files of this one."""
 
 _HASHED = 1024  # images at a time
@@ -109,10 +109,10 @@ class FrozenFeatures:
         if (known := self._known.get((part, label))) is not None:
             return known
         if not self._opened:
-            self._files, self._opened = self._open(view), True
+            self._files, self._opened = self._open(view, rows), True
         if not (files := self._files):
             return self._computed(view, rows, part, label)
-        name, shape = f"{part}-{label}", (len(rows), self.backbone.width)
+        name, shape = f"{part}-{label}-{_identity_of_class(view, rows)}", (len(rows), self.backbone.width)
         if (found := files.read(name, shape)) is None:
             with files.held(name):
                 if (found := files.read(name, shape)) is None:  # nor has another process made it meanwhile
@@ -138,15 +138,15 @@ class FrozenFeatures:
             found.append(features)
         return torch.cat(found)
 
-    def _open(self, view: View) -> FeatureFiles | None:
-        """The files of these features; None where none are kept."""
+    def _open(self, view: View, rows: npt.NDArray[np.int64]) -> FeatureFiles | None:
+        """The files of these features, where ``rows`` are some of a view's samples; None where none are kept."""
         if not self.cache_bytes:
             return None
         if isinstance(self.backbone, BlackBox) and (self.results is None or self.backbone.facts is None):
             return None
         parts = [self.dataset.train, self.dataset.test]
         count = sum(len(part.labels) for part in parts)
-        key = hashlib.sha256(json.dumps(self._identity(view), sort_keys=True).encode()).hexdigest()[:32]
+        key = hashlib.sha256(json.dumps(self._identity(view, rows), sort_keys=True).encode()).hexdigest()[:32]
         return FeatureFiles(
             key,
             files=len(parts) * len(self.dataset.class_names),
@@ -155,17 +155,15 @@ class FrozenFeatures:
         )
 
     @torch.no_grad()
-    def _identity(self, view: View) -> dict[str, Any]:
-        """All that features depend on.
+    def _identity(self, view: View, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """All that features depend on, beside what tells a class's images from others.
 
-        Of a black box what it says of itself and whose results they are for. Otherwise all weights and what computes with
-        them; two images, carried through the transform and the backbone, stand for the code that does both.
+        Of a black box what it says of itself and whose results they are for. Otherwise all weights, and what computes with
+        them: the features of two made images stand for that code, as no image of another class may be looked at.
         """
-        train = self.dataset.train
-        images = view.transform.test(train.images(np.arange(min(2, len(train.labels)))), view.size).contiguous()
         found: dict[str, Any] = {
-            "version": VERSION, "train": identity(train), "test": identity(self.dataset.test), "size": view.size,
-            "images": hashlib.sha256(tensor_bytes(images)).hexdigest(), "dtype": str(self.dtype), **self.names,
+            "version": VERSION, "train": _identity_of_part(self.dataset.train), "test": _identity_of_part(self.dataset.test),
+            "size": view.size, "dtype": str(self.dtype), **self.names,
         }  # fmt: skip
         if isinstance(self.backbone, BlackBox):
             facts = self.backbone.facts or {}
@@ -173,24 +171,33 @@ class FrozenFeatures:
             return {**found, "black box": said, "results": self.results}
         cuda = self.device.type == "cuda"
         device = torch.cuda.get_device_name(self.device) if cuda else torch.backends.cpu.get_cpu_capability()
-        features = self.backbone(images.to(self.device, self.dtype))
+        shape = (2, *view.transform.test(view.samples.images(rows[:1]), view.size).shape[1:])
+        made = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         return {
             **found, "weights": fingerprint(self.backbone), "class": type(self.backbone).__qualname__,
             "batch": self.batch_size, "device": [self.device.type, platform.machine(), device],
             "threads": torch.get_num_threads(), "torch": torch.__version__, "timm": version("timm"),
-            "features": hashlib.sha256(tensor_bytes(features)).hexdigest(),
+            "features": hashlib.sha256(tensor_bytes(self.backbone(made.to(self.device, self.dtype)))).hexdigest(),
         }  # fmt: skip
 
 
-def identity(samples: Samples) -> str:
-    """Changes with the labels and images of samples: what these say of themselves, or all of their pixels."""
+def _identity_of_part(samples: Samples) -> str:
+    """Changes with the labels of samples, and with their images where these say of themselves what they are."""
     digest = hashlib.sha256(samples.labels.astype(np.int64).tobytes())
     if callable(said := getattr(samples, "identity", None)):
         digest.update(said().encode())
-        return digest.hexdigest()
-    for first in range(0, len(samples.labels), _HASHED):
-        images = samples.images(np.arange(first, min(first + _HASHED, len(samples.labels))))
-        for part in [images] if isinstance(images, Tensor) else images:
-            digest.update(str(tuple(part.shape)).encode())
-            digest.update(tensor_bytes(part))
     return digest.hexdigest()
+
+
+def _identity_of_class(view: View, rows: npt.NDArray[np.int64]) -> str:
+    """Changes with the images of a class, which are ``rows`` ``[n]``, and with what the transform makes of the first two."""
+    samples = view.samples
+    first = view.transform.test(samples.images(rows[:2]), view.size).contiguous()
+    digest = hashlib.sha256(tensor_bytes(first))
+    if not callable(getattr(samples, "identity", None)):
+        for start in range(0, len(rows), _HASHED):
+            images = samples.images(rows[start : start + _HASHED])
+            for part in [images] if isinstance(images, Tensor) else images:
+                digest.update(str(tuple(part.shape)).encode())
+                digest.update(tensor_bytes(part))
+    return digest.hexdigest()[:16]

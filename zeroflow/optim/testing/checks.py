@@ -132,8 +132,8 @@ def check_mask_holds_the_same_components_still_everywhere(subject: Subject, step
 def check_snapshot_is_a_copy_and_both_estimates_share_directions(subject: Subject, steps: int = 3) -> None:
     """SVRG: step = -lr (e(theta; u) - e(snapshot; u) + e(snapshot; u')), with e from the perturbations that were seen.
 
-    e(x; u) = mean over u of (L(x + u) - L(x - u)) / 2 eps^2 * u, u being displacements; the snapshot is where the first
-    step was made. Catches a snapshot that aliases the live parameters and different directions in the two estimates.
+    e(x; u) = mean over u of (L(x + u) - L(x - u)) / 2 eps^2 * u, u being displacements, or the least vector of which these
+    are the differences, where ``subject.span``; the snapshot is where the first step was made. Catches a snapshot that aliases the live parameters and different directions in the two estimates.
     """
     assert subject.lr and subject.eps, "needs lr and eps"
     lr, eps = subject.lr, subject.eps
@@ -142,6 +142,8 @@ def check_snapshot_is_a_copy_and_both_estimates_share_directions(subject: Subjec
 
     def estimate(at: Tensor, directions: list[Tensor]) -> Tensor:
         slopes = [model.value((at + u).numpy()) - model.value((at - u).numpy()) for u in directions]
+        if subject.span:
+            return torch.linalg.pinv(torch.stack(directions)) @ torch.tensor(slopes, dtype=torch.float64) / 2
         parts = [slope / (2 * eps**2) * u for slope, u in zip(slopes, directions, strict=True)]
         return torch.stack(parts).mean(0)
 

@@ -52,6 +52,7 @@ class Subject:
         sparsity: share of the components that a random mask holds still.
         keeps_best: a step never makes the loss on its mini-batch larger.
         snapshot: SVRG on two-sided differences, with a snapshot at the first step and none at the next two.
+        span: an estimate is the projection on the span of its directions instead of their mean.
         resumes: it has ``state_dict()`` and ``load_state_dict(state)``.
         kept: vectors as large as all parameters that it may keep from step to step (moments, history,
             snapshot, mask, a master copy); None: it keeps a matrix, and its memory is not that of a forward pass.
@@ -71,6 +72,7 @@ class Subject:
     sparsity: float = 0.0
     keeps_best: bool = False
     snapshot: bool = False
+    span: bool = False
     resumes: bool = False
     kept: int | None = 0
     population: bool = False
@@ -144,6 +146,7 @@ def subject(
         and plain_rule
         and not (moments or chosen["history"] or chosen["hybrid"])
         and chosen["snapshot_every"] > 2,
+        span=chosen.get("combine") == "span",
         resumes=True,
         kept=kept,
         population=isinstance(estimator, CMAES),
