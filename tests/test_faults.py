@@ -403,11 +403,12 @@ mount -o remount,size=90m {out}
 def test_a_full_disk_ends_the_sweep_with_one_message_and_loses_nothing(tmp_path) -> None:
     file, out = tmp_path / "grid.yaml", tmp_path / "out"
     file.write_text(
-        "base: {checkpoint: none, image_size: 7, tasks: 5}\ngrid: [{method: simplecil, class_order_seed: [1, 2, 3, 4, 5]}]\n"
+        "base: {checkpoint: none, image_size: 7, tasks: 5}\n"
+        "grid: [{method: simplecil, class_order_seed: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]}]\n"
         "placement: {gpus_per_worker: 0, max_concurrent: 1}\n"
     )
     out.mkdir()
-    script = FULL.format(size=216, out=out, file=file, python=sys.executable, root=ROOT)
+    script = FULL.format(size=380, out=out, file=file, python=sys.executable, root=ROOT)
     run = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", script],
         capture_output=True, text=True, timeout=300,
@@ -417,9 +418,9 @@ def test_a_full_disk_ends_the_sweep_with_one_message_and_loses_nothing(tmp_path)
     first, _, then = run.stdout.partition("exit 1")
     assert "NOT WRITTEN, the sweep ends: " in first and "No space left on device" in first, run.stdout + run.stderr
     assert "the sweep was stopped: " in run.stderr and "Traceback" not in run.stderr
-    done = int(re.findall(r"(\d) of 5 cells done", first)[0])
-    assert 1 <= done < 5 and f"5 cells: {done} done, 0 failed, {5 - done} to run" in then, run.stdout
-    assert "5 of 5 cells done" in then and "exit 0" in then
+    done = int(re.findall(r"(\d+) of 12 cells done", first)[0])
+    assert 1 <= done < 12 and f"12 cells: {done} done, 0 failed, {12 - done} to run" in then, run.stdout
+    assert "12 of 12 cells done" in then and "exit 0" in then
 
 
 def test_the_record_of_a_sweep_says_how_it_ended(tmp_path) -> None:
