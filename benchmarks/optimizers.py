@@ -36,9 +36,10 @@ from zeroflow.methods import Method, MiniBatch, methods
 from zeroflow.models.backbone import Backbone, build_timm, create_backbone
 from zeroflow.optim import Composition, ThreeStepOptimizer, create_optimizer, list_optimizers, optimizers
 from zeroflow.optim.estimators import CARS, Backpropagation, ForwardGradient, PerExample
+from zeroflow.optim.executor import LocalExecutor
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.noise import Directions
-from zeroflow.optim.objective import LocalExecutor, Objective, Shift
+from zeroflow.optim.objective import Objective, Shift
 from zeroflow.trial.meters import Stopwatch, peak_memory
 from zeroflow.trial.result import provenance
 

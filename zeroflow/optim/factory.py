@@ -17,8 +17,8 @@ from zeroflow.errors import ConfigError
 from zeroflow.optim.composition import Composition
 from zeroflow.optim.directions import Direction, History, Identity
 from zeroflow.optim.estimators import Estimator
+from zeroflow.optim.executor import Executor
 from zeroflow.optim.groups import Parameters
-from zeroflow.optim.objective import Executor
 from zeroflow.optim.optimizer import ThreeStepOptimizer
 from zeroflow.optim.updates import Plain, Update
 from zeroflow.registry import Registry

@@ -85,12 +85,15 @@ class FlatParameters:
         forget_copies()
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Take over values that others gave to the parameters since, such as a loaded state dict."""
+    def refresh(self) -> bool:
+        """Take over values that others gave to the parameters since, such as a loaded state dict; whether there are any."""
+        changed = False
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             shown = master if parameter.dtype == master.dtype else master.to(parameter.dtype)
             if not torch.equal(parameter, shown):
                 master.copy_(torch.where(parameter == shown, master, parameter.to(master.dtype)))
+                changed = True
+        return changed
 
     def _seen(self) -> list[tuple[torch.dtype, torch.device, torch.Size]]:
         return [(p.dtype, p.device, p.shape) for p in self.parameters]

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from zeroflow.optim.objective import Executor, LocalExecutor, Numbers
+from zeroflow.optim.executor import Executor, LocalExecutor, Numbers
 
 
 class Journal(Executor):

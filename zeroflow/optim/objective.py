@@ -5,14 +5,11 @@ All evaluations of a step see the same function: the same mini-batch (the closur
 buffers. Nothing that torch has cached of the parameters outlives one. Parameters are restored bit for bit afterwards, also when a
 closure raises.
 
-Where evaluations run is an ``Executor``'s business. It is given the number of evaluations and a function that makes one,
-and returns all results in order: one process runs them all, several share them, and a log can replay them. Processes may
-also share the mini-batch: each evaluates the loss on its own slice, and the executor adds up what they found.
+Where evaluations run is an ``Executor``'s business.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from abc import ABC, abstractmethod
@@ -28,71 +25,14 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zeroflow.optim import noise
+from zeroflow.optim.buffers import Buffers
+from zeroflow.optim.executor import Executor, Numbers, PeerError
 from zeroflow.optim.explain import explained
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.noise import Directions
 from zeroflow.optim.surroundings import Surroundings, forget_copies
 
 Closure = Callable[[], Tensor | float]
-Numbers = tuple[float, ...]
-
-
-Together = Callable[[Sequence[int], Callable[[int], Numbers]], list[Numbers]]
-
-
-class PeerError(RuntimeError):
-    """Another process that shares the work has failed or is gone; its own error says why."""
-
-
-class Executor(ABC):
-    """Runs the evaluations of a step. Every process that takes part calls its methods in the same order, with the same counts.
-
-    Attributes:
-        rank: number of this process; process 0 writes files.
-        shards: into how many slices a mini-batch is cut. shard: which of them is this process's.
-        groups: of processes among which evaluations are divided, each with all slices.
-    """
-
-    rank: int = 0
-    shards: int = 1
-    shard: int = 0
-    groups: int = 1
-
-    together: Together | None = None
-    """What makes this process's own evaluations of a step, where they are to share something; default: one after the other."""
-
-    def make(self, indices: Sequence[int], evaluate: Callable[[int], Numbers]) -> list[Numbers]:
-        """``[evaluate(i) for i in indices]``, made in this process."""
-        return [evaluate(index) for index in indices] if self.together is None else self.together(indices, evaluate)
-
-    @abstractmethod
-    def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
-        """``[evaluate(0), ..., evaluate(count - 1)]``, in this order, each the sum of what the shards found.
-
-        Args:
-            count: how many. evaluate: makes one. width: how many numbers each gives; None: only evaluating it tells, and
-                all give the same, or none where a shard has nothing to add.
-        """
-
-    def broadcast(self, content: bytes) -> bytes:
-        """What process 0 gave, in all processes."""
-        return content
-
-    def total(self, vector: Tensor) -> Tensor:
-        """Sum over the shards of ``vector`` ``[n]``, which may be worked on in place; the same bits in all processes."""
-        return vector
-
-    def slice(self, samples: int) -> slice:
-        """The part of a mini-batch of so many samples that this process looks at. The first shard has at least one."""
-        first, last = (-(-samples * shard // self.shards) for shard in (self.shard, self.shard + 1))
-        return slice(first, last)
-
-
-class LocalExecutor(Executor):
-    """Makes every evaluation here, one after the other."""
-
-    def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
-        return self.make(range(count), evaluate)
 
 
 @dataclass(frozen=True)
@@ -124,6 +64,19 @@ class Slice:
     def share(self) -> float:
         """Its part of the mini-batch, 0 to 1."""
         return (self.stop - self.start) / self.samples
+
+
+class Elsewhere(ABC):
+    """Stands for a closure where losses are made elsewhere, and told."""
+
+    @abstractmethod
+    def losses(self, objective: Objective, shifts: Sequence[Shift]) -> list[float]:
+        """Loss at each shifted place."""
+
+    def __call__(self) -> Tensor | float:
+        raise TypeError(
+            "ask: this optimizer wants more than losses of whole places, such as derivatives; use step(closure)"
+        )
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -246,6 +199,10 @@ class Objective:
 
     def losses(self, shifts: Sequence[Shift]) -> list[float]:
         """Loss at each shifted place, non-finite ones included; as many forward passes."""
+        if isinstance(self.closure, Elsewhere):
+            losses = self.closure.losses(self, shifts)
+            self.forwards += len(shifts)
+            return losses
 
         def evaluate(index: int) -> Numbers:
             with torch.no_grad():
@@ -359,6 +316,15 @@ class Objective:
         self.forwards += count
         return results
 
+    @contextmanager
+    def shown(self, shift: Shift) -> Iterator[None]:
+        """The model's parameters are those at ``shift`` inside, and dropout draws what it draws in every evaluation."""
+        with self._same_function(), self._buffers.held():
+            with torch.no_grad():
+                self.move(shift)
+            self._seed()
+            yield
+
     def move(self, shift: Shift) -> None:
         """Let the model's parameters be those at ``shift``."""
         base = self._base
@@ -388,7 +354,7 @@ class Objective:
         values it is the weighted mean, where they are not integers: those are of the first shard.
         """
         buffers = self._buffers
-        if buffers.settled:
+        if buffers.settled or isinstance(self.closure, Elsewhere):
             return
 
         def evaluate(index: int) -> Numbers:
@@ -444,109 +410,6 @@ class Objective:
                 random.setstate(drawn[0])
                 np.random.set_state(drawn[1])
                 self.flat.show()
-
-
-class Buffers:
-    """A model's buffers, such as batch norm's statistics: put back after every evaluation, moved once a step.
-
-    Most never move. Those that did not in the first step are not copied again.
-
-    Args:
-        tensors: all of them. still: identities of those known not to move, the same in all processes; kept by the caller.
-
-    Attributes:
-        settled: whether it is known what this step makes of them.
-    """
-
-    def __init__(self, tensors: Sequence[Tensor], still: set[int] | None = None) -> None:
-        self._still = set() if still is None else still
-        self._tensors = [t for t in tensors if id(t) not in self._still]
-        self._moving: list[Tensor] | None = None  # in this step's first evaluation
-        self._after: list[tuple[Tensor, Tensor]] = []
-        self._moved: list[bool] = []
-        self.settled = not self._tensors
-
-    @property
-    def seen_still(self) -> bool:
-        """Whether an evaluation was made in this process, and moved none."""
-        return self._moving == []
-
-    @property
-    def still(self) -> Numbers:
-        """The ``numbers`` of buffers that did not move."""
-        return (0.0,) * len(self._tensors)
-
-    @property
-    def width(self) -> int:
-        """How many ``numbers`` there are at most."""
-        return len(self._tensors) + sum(len(_real(t)) for t in self._tensors)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Put back what changes inside."""
-        before = [(t, t.clone()) for t in (self._tensors if self._moving is None else self._moving)]
-        try:
-            yield
-            if self._moving is None:
-                # Version counters do not tell: batch norm moves its statistics behind them.
-                self._moving = [tensor for tensor, values in before if not torch.equal(tensor, values)]
-        finally:
-            for tensor, values in before:
-                tensor.detach().copy_(values)
-
-    @contextmanager
-    def remembered(self) -> Iterator[None]:
-        """Put back what changes inside, and remember what it became."""
-        before = [(tensor, tensor.clone()) for tensor in self._tensors]
-        try:
-            yield
-            self._after = [(tensor, tensor.clone()) for tensor in self._tensors]
-            self._moved = [not torch.equal(tensor, values) for tensor, values in before]
-        finally:
-            for tensor, values in before:
-                tensor.detach().copy_(values)
-
-    def numbers(self, share: float, first: bool) -> Numbers:
-        """What is remembered, so that the sum over shards is what ``take`` takes: which ones moved, then all values.
-
-        Args:
-            share: of the mini-batch. first: whether integers are taken from this shard.
-        """
-        weights = [share if not _integral(tensor) else float(first) for tensor, _ in self._after]
-        values = [(_real(after) * weight).tolist() for (_, after), weight in zip(self._after, weights, strict=True)]
-        return (*map(float, self._moved), *itertools.chain.from_iterable(values))
-
-    def take(self, numbers: Sequence[float]) -> bool:
-        """Remember what all shards found together; whether anything moved."""
-        moved, values = numbers[: len(self._tensors)], torch.tensor(numbers[len(self._tensors) :], dtype=torch.float64)
-        self._after, self.settled, place = [], True, 0
-        for tensor, flag in zip(self._tensors, moved, strict=True):
-            size = len(_real(tensor))
-            if flag:
-                after = torch.empty_like(tensor)
-                (torch.view_as_real(after) if after.is_complex() else after).view(-1).copy_(
-                    values[place : place + size]
-                )
-                self._after.append((tensor, after))
-            else:
-                self._still.add(id(tensor))
-            place += size
-        return bool(self._after)
-
-    def release(self) -> None:
-        """Let the tensors have the remembered values."""
-        for tensor, values in self._after:
-            tensor.detach().copy_(values)
-
-
-def _integral(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex())
-
-
-def _real(tensor: Tensor) -> Tensor:
-    """A tensor's real numbers, float64 ``[n]`` on the CPU."""
-    real = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
-    return real.reshape(-1).to("cpu", torch.float64)
 
 
 @dataclass

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from zeroflow.optim import noise
+from zeroflow.optim.asking import AskTell, Told
+from zeroflow.optim.buffers import Buffers
 from zeroflow.optim.composition import Composition
 from zeroflow.optim.directions import Step
 from zeroflow.optim.estimators import Backpropagation, Estimate, Estimator
 from zeroflow.optim.estimators.backpropagation import Exact
+from zeroflow.optim.executor import Executor, LocalExecutor
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.groups import Parameters, parameter_groups
-from zeroflow.optim.objective import Buffers, Closure, Executor, LocalExecutor, NonFiniteLoss, Objective
+from zeroflow.optim.objective import Closure, NonFiniteLoss, Objective
 from zeroflow.optim.precision import PrecisionWatch, check_eps, half_precision
 from zeroflow.optim.saved import OWN, packed, unpacked
 from zeroflow.optim.surroundings import Surroundings, undisturbed
@@ -25,7 +28,7 @@ from zeroflow.optim.symptoms import Symptoms
 from zeroflow.optim.updates import Plain, Rule
 
 
-class ThreeStepOptimizer(torch.optim.Optimizer):
+class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
     """A ``torch.optim`` optimizer whose ``step(closure)`` asks for function values (or slopes, or the gradient).
 
     Parameter groups may have their own ``lr``, ``eps_zo`` and whatever the inner rule knows; LR schedulers, ``state_dict``,
@@ -76,6 +79,8 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         self._adapted: dict[str, Any] = {}  # of the estimator: part of the state, in its own precision and place
         self._transient: dict[str, Any] = {}  # of the estimator: saves work, never changes a result
         self._still: set[int] = set()  # buffers known not to move
+        self._told: Told | None = None
+        self._candidates = []
         self._symptoms, self._rounding = Symptoms(), 0.0
         self._half: torch.dtype | None = None  # precision in which losses were seen to be computed
         self._watched = not (composition.estimator.uses_eps and composition.check_precision)
@@ -136,6 +141,11 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
             raise TypeError(
                 "step: expected a closure that returns the loss, as in optimizer.step(lambda: loss(model(x), y))"
             )
+        if self._told is not None and closure is not self._told:
+            raise RuntimeError("step: the losses of an ask are awaited: tell them first")
+        return self._made(closure, full)
+
+    def _made(self, closure: Closure, full: Sequence[Closure] = ()) -> Tensor:
         self._catch_up()
         method, first_order = self.composition, self.steps < self.composition.first_order_steps
         if self.steps in (0, method.first_order_steps) and self.inner.state:
@@ -160,9 +170,9 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
                 update = Plain() if first_order else method.update
                 try:
                     update(Rule(self.inner, self.flat, mask, self._without_gradient(estimate)), vector, step)
-                finally:
+                finally:  # what was tried before a closure failed has left no trace in the rule, and so none here
                     self.flat.show()
-                self._take_back()
+                    self._take_back()
         else:
             self.skipped += 1
         objective.finish()
@@ -214,6 +224,7 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
             "seed": self.seed, "queries": self.queries, "size": self.flat.size, "memory": self._memory, "mask": self._mask,
             "estimator": self._adapted, "masters": self.flat.vector if rounded else None,
             "rule": self.inner.state_dict()["state"] if rounded or wraps else None,
+            "told": self._told.rounds if self._told else None,
         }  # fmt: skip
         state = super().state_dict()
         state["param_groups"][0][OWN] = packed(own)
@@ -239,6 +250,8 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         self._memory = {k: self._placed(v) for k, v in copy.deepcopy(own["memory"]).items()}
         self._adapted = copy.deepcopy(own.get("estimator", {}))
         self._mask = None if own["mask"] is None else self._placed(own["mask"].clone())
+        self._candidates, told = [], own.get("told")
+        self._told = Told(told, self._names()) if told else None
         if self.flat.half is not None and own["masters"] is not None:
             self.flat.vector.copy_(own["masters"])
             self.flat.show()
@@ -246,7 +259,8 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own leaves out all that a step needs; a scheduler's patch of ``step`` must not come along.
-        return {key: value for key, value in self.__dict__.items() if key != "step"}
+        state = {key: value for key, value in self.__dict__.items() if key != "step"}
+        return {**state, "_candidates": []}  # which are asked again
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -277,6 +291,13 @@ class ThreeStepOptimizer(torch.optim.Optimizer):
         self.inner = self._rule()
         self._give_moments(None)
         self._check_eps()
+
+    def _names(self) -> list[str]:
+        """Of the parameters in the vector, as they were given; numbers where they were given without."""
+        every = [parameter for group in self.param_groups for parameter in group["params"]]
+        given = [name for group in self.param_groups for name in group.get("param_names", [])]
+        names = dict(zip(every, given or map(str, range(len(every))), strict=True))
+        return [names[parameter] for parameter in self.flat.parameters]
 
     def _give_moments(self, unrounded: Mapping[Any, Any] | None) -> None:
         """Let the inner rule remember what is in ``self.state``, or its own saved state where that is given."""

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, distributed
 
-from zeroflow.optim.objective import Executor, Numbers, PeerError
+from zeroflow.optim.executor import Executor, Numbers, PeerError
 
 
 @contextmanager

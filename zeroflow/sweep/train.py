@@ -89,7 +89,7 @@ def _shared(setting: Mapping[str, Any], placement: CellPlacement, desk: Any) -> 
 
 def work(task: Mapping[str, Any]) -> None:
     """The Ray Train loop of a group: one cell after the other, until an empty one comes."""
-    from zeroflow.optim.objective import PeerError
+    from zeroflow.optim.executor import PeerError
     from zeroflow.optim.parallel import DistributedExecutor
 
     desk, group, executor = task["desk"], task["group"], DistributedExecutor(shards=task["shards"])

@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_map
 
 from zeroflow.optim import noise
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
+from zeroflow.optim.executor import Numbers
 from zeroflow.optim.flat import FlatParameters
-from zeroflow.optim.objective import HERE, Numbers, Objective, Shift, mean_finite, scalar
+from zeroflow.optim.objective import HERE, Objective, Shift, mean_finite, scalar
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from zeroflow.optim.objective import Executor, Numbers
+from zeroflow.optim.executor import Executor, Numbers
 
 T = TypeVar("T")
 

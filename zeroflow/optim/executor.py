@@ -1,0 +1,73 @@
+"""Where the evaluations of a step run.
+
+An ``Executor`` is given the number of evaluations and a function that makes one, and returns all results in order: one process
+runs them all, several share them, and a log can replay them. Processes may also share the mini-batch: each evaluates the loss on
+its own slice, and the executor adds up what they found.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+Numbers = tuple[float, ...]
+
+
+Together = Callable[[Sequence[int], Callable[[int], Numbers]], list[Numbers]]
+
+
+class PeerError(RuntimeError):
+    """Another process that shares the work has failed or is gone; its own error says why."""
+
+
+class Executor(ABC):
+    """Runs the evaluations of a step. Every process that takes part calls its methods in the same order, with the same counts.
+
+    Attributes:
+        rank: number of this process; process 0 writes files.
+        shards: into how many slices a mini-batch is cut. shard: which of them is this process's.
+        groups: of processes among which evaluations are divided, each with all slices.
+    """
+
+    rank: int = 0
+    shards: int = 1
+    shard: int = 0
+    groups: int = 1
+
+    together: Together | None = None
+    """What makes this process's own evaluations of a step, where they are to share something; default: one after the other."""
+
+    def make(self, indices: Sequence[int], evaluate: Callable[[int], Numbers]) -> list[Numbers]:
+        """``[evaluate(i) for i in indices]``, made in this process."""
+        return [evaluate(index) for index in indices] if self.together is None else self.together(indices, evaluate)
+
+    @abstractmethod
+    def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
+        """``[evaluate(0), ..., evaluate(count - 1)]``, in this order, each the sum of what the shards found.
+
+        Args:
+            count: how many. evaluate: makes one. width: how many numbers each gives; None: only evaluating it tells, and
+                all give the same, or none where a shard has nothing to add.
+        """
+
+    def broadcast(self, content: bytes) -> bytes:
+        """What process 0 gave, in all processes."""
+        return content
+
+    def total(self, vector: Tensor) -> Tensor:
+        """Sum over the shards of ``vector`` ``[n]``, which may be worked on in place; the same bits in all processes."""
+        return vector
+
+    def slice(self, samples: int) -> slice:
+        """The part of a mini-batch of so many samples that this process looks at. The first shard has at least one."""
+        first, last = (-(-samples * shard // self.shards) for shard in (self.shard, self.shard + 1))
+        return slice(first, last)
+
+
+class LocalExecutor(Executor):
+    """Makes every evaluation here, one after the other."""
+
+    def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
+        return self.make(range(count), evaluate)
