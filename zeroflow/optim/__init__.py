@@ -19,10 +19,11 @@ from zeroflow.optim.factory import (
 from zeroflow.optim.journal import Journal
 from zeroflow.optim.objective import NonFiniteLoss, Slice
 from zeroflow.optim.optimizer import ThreeStepOptimizer
+from zeroflow.optim.tuning import Tuned, tune
 
 del _names
 
 __all__ = [
     "ENHANCEMENTS", "Composition", "Executor", "GradientBanned", "Journal", "LocalExecutor", "NonFiniteLoss", "OptimizerInfo",
-    "Slice", "ThreeStepOptimizer", "create_optimizer", "gradient_ban", "list_optimizers", "optimizers", "register_optimizer",
+    "Slice", "ThreeStepOptimizer", "Tuned", "create_optimizer", "gradient_ban", "list_optimizers", "optimizers", "register_optimizer", "tune",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -138,7 +139,7 @@ def create_optimizer(
     name: str,
     params: Parameters,
     *,
-    lr: float,
+    lr: float | None = None,
     queries: int | None = None,
     eps: float | None = None,
     seed: int = 0,
@@ -151,7 +152,9 @@ def create_optimizer(
         name: one of ``list_optimizers()``.
         params: a module, parameters, named parameters, or parameter groups. Prefer the module: its buffers are then kept
             from seeing each mini-batch several times.
-        lr: learning rate. queries: directions per step, q >= 1 (default 1; 8 for zo-fzoo; 4 + floor(3 ln d) for es-cma, its
+        lr: learning rate; None: the registered default, and a warning says so, since it was chosen on another model. ``tune``
+            chooses one for a model and a loss.
+        queries: directions per step, q >= 1 (default 1; 8 for zo-fzoo; 4 + floor(3 ln d) for es-cma, its
             population, which is at least 2).
         eps: perturbation size, > 0 (default 1e-3; .5 for zo-cars, 1e-4 for zo-fzoo, .1 for es-cma, the first step size).
         seed: key of all directions, >= 0. executor: where evaluations run (default: here).
@@ -169,6 +172,14 @@ def create_optimizer(
     info = optimizers.get(name)
     named = info.default_queries if queries is None else queries
     eps = info.default_eps if eps is None else eps
+    if lr is None:
+        lr = info.default_lr
+        if not info.estimator.scales_itself:
+            warnings.warn(
+                f"{name}: lr={lr:g}, the default, which was chosen on the embedded benchmark; zeroflow.optim.tune chooses lr and "
+                "eps for your model and loss",
+                stacklevel=2,
+            )
     check_settings(info, lr=lr, queries=named, eps=eps, seed=seed, options=options)
     made = ThreeStepOptimizer(params, info.compose(lr, options), queries=named, eps=eps, seed=seed, executor=executor)
     if queries is None:

@@ -45,6 +45,7 @@ class CARS(Estimator):
     eps = .5, where r must be as long as the curvature is constant.
     """
 
+    scales_itself: ClassVar[bool] = True
     uses_queries: ClassVar[bool] = False
     cost: ClassVar[str] = "3"
     distribution: ClassVar[str] = "sphere"  # type: ignore[misc]

@@ -40,6 +40,7 @@ class CMAES(Estimator):
     ``cmaes``. Cost: q forward passes; published q = 4 + floor(3 ln d).
     """
 
+    scales_itself: ClassVar[bool] = True
     cost: ClassVar[str] = "q"
     least_queries: ClassVar[int] = 2
 

@@ -114,6 +114,8 @@ class Estimator(ABC):
     """Whether a closure may return one loss for every example of its mini-batch."""
     least_queries: ClassVar[int] = 1
     """The smallest number of queries that it works with."""
+    scales_itself: ClassVar[bool] = False
+    """Whether an estimate is a step already, whose length goes with eps; lr then only damps it."""
     differentiates: ClassVar[bool] = False
     """Whether it asks for derivatives, backwards or forwards, instead of values of the loss."""
     cost: ClassVar[str]
