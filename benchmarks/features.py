@@ -6,7 +6,6 @@ empty one, and with what the second time left there. The ratios are medians over
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import tempfile
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
+from written import write
 
 from zeroflow import Placement, TrialConfig, run_trial
-from zeroflow.trial.result import provenance
 
 OUTPUT = Path("results/benchmarks/features.json")
 WAYS = ("none", "first", "second")
@@ -59,11 +57,8 @@ def main(dataset: str, rounds: int, tasks_run: int, output: Path | None) -> None
         "dataset": dataset, "rounds": rounds, "tasks_run": tasks_run, "bytes": size,
         **{f"{way}_seconds": statistics.median(found[way]) for way in WAYS},
         "first_to_none": ratio("first", "none"), "second_to_first": ratio("second", "first"),
-        **{k: str(v) if k == "finished_at" else v for k, v in provenance(torch.device("cpu"), asdict(place)).items()},
     }  # fmt: skip
-    click.echo(json.dumps(result, indent=1))
-    if output:
-        output.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, output, asdict(place))
 
 
 if __name__ == "__main__":

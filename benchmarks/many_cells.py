@@ -8,7 +8,6 @@ after the first ones with that of the last ones.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import statistics
 import subprocess
@@ -19,11 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-import torch
+from written import write
 
 import zeroflow.results
 from zeroflow.trial.loop import Placement
-from zeroflow.trial.result import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path("results/benchmarks/many_cells.json")
@@ -83,11 +81,8 @@ def main(cells: int, concurrent: int, output: Path | None) -> None:
         "command": f"python benchmarks/many_cells.py --cells {cells} --concurrent {concurrent}",
         "cells": cells, "concurrent": concurrent, "seconds": seconds, "seconds_inside_a_cell": inside,
         "early_seconds_per_cell": early, "late_seconds_per_cell": late, "late_to_early": late / early,
-        **{k: str(v) if k == "finished_at" else v for k, v in provenance(torch.device("cpu"), asdict(Placement())).items()},
     }  # fmt: skip
-    click.echo(json.dumps(result, indent=1))
-    if output:
-        output.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, output, asdict(Placement()))
 
 
 if __name__ == "__main__":

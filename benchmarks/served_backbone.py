@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import statistics
@@ -13,11 +12,11 @@ from typing import Any
 
 import click
 import torch
+from written import write
 
 from zeroflow.models.backbone import create_backbone
 from zeroflow.models.endpoint import TOKEN, open_black_box
 from zeroflow.sweep import serve
-from zeroflow.trial.result import provenance
 
 TARGET = 0.8
 
@@ -49,11 +48,8 @@ def main(batch: int, rounds: int, output: Path | None) -> None:
         "command": f"python benchmarks/served_backbone.py --batch {batch} --rounds {rounds}", "batch": batch, "rounds": rounds,
         "local_images_per_second": batch / own, "served_images_per_second": batch / served, "ratio": ratio,
         "target": TARGET, "largest_difference": difference, "load_average": os.getloadavg()[0],
-        **{k: v for k, v in provenance(torch.device("cpu"), {"threads": 1}).items() if k != "finished_at"},
     }  # fmt: skip
-    click.echo(json.dumps(found, indent=1))
-    if output:
-        output.write_text(json.dumps(found, indent=1) + "\n")
+    write(found, output, {"threads": 1})
 
 
 if __name__ == "__main__":
