@@ -30,7 +30,9 @@ def script(name: str, precision: str | None = None, folder: Path | None = None) 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Tanh(), nn.Linear(16, 3))
     images, labels, losses = torch.randn(64, 8), torch.randint(3, (64,)), []
-    optimizer: Any = create_optimizer(name, model, lr=0.01, eps=0.03, **({"momentum": 0.9} if "sgd" in name else {}))
+    optimizer: Any = create_optimizer(
+        name, model, lr=0.01, eps=0.03, queries=8, **({"momentum": 0.9} if "sgd" in name else {})
+    )
     schedule: Any = OneCycleLR(optimizer, 0.03, total_steps=STEPS + 5)
     if precision:
         accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision)
