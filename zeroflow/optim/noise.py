@@ -118,12 +118,23 @@ class Directions:
         return number if self.free is None else int(self.free[number])
 
 
+_SIGNS = {
+    kind: 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(number) - 1
+    for kind, number in ((torch.float32, np.float32), (torch.float64, np.float64))
+}
+"""The eight signs of every byte ``[256, 8]``."""
+
+
 def _signs_(out: Tensor, seed: int, step: int, query: int, domain: int) -> Tensor:
     if _numpy_can(out):
-        size = out.numel()
-        drawn = np.frombuffer(_numpy(seed, step, query, domain).bytes((size + 7) // 8), np.uint8)
-        bits = torch.from_numpy(np.unpackbits(drawn, count=size)).view(out.shape)
-        return out.copy_(bits).mul_(2).sub_(1)
+        whole, rest = divmod(out.numel(), 8)
+        words = _philox(seed, step, query, domain).random_raw(whole // 8 + 1)
+        drawn = words.astype("<u8", copy=False).view(np.uint8)
+        values, signs = out.numpy().reshape(-1), _SIGNS[out.dtype]
+        np.take(signs, drawn[:whole], axis=0, out=values[: 8 * whole].reshape(whole, 8), mode="clip")  # "raise" would copy
+        if rest:
+            values[8 * whole :] = signs[drawn[whole], :rest]
+        return out
     return out.bernoulli_(0.5, generator=_torch(out.device, seed, step, query, domain)).mul_(2).sub_(1)
 
 
@@ -132,9 +143,13 @@ def _numpy_can(out: Tensor) -> bool:
 
 
 def _numpy(seed: int, step: int, query: int, domain: int) -> np.random.Generator:
+    return np.random.Generator(_philox(seed, step, query, domain))
+
+
+def _philox(seed: int, step: int, query: int, domain: int) -> np.random.Philox:
     # As uint64: a plain list with a number above 2^63 would become floats, and seeds would collide.
     key, counter = np.array([seed, domain], np.uint64), np.array([0, 0, query, step], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    return np.random.Philox(key=key, counter=counter)
 
 
 def _torch(device: torch.device, *words: int) -> torch.Generator:
