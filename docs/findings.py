@@ -167,10 +167,13 @@ def compared(
         lines.append(_line([*first, *_accuracies(baseline), *["", ""] * len(differences), *_costs(baseline, costs)]))
     for number, row in enumerate(rows):
         told = [part for head in differences for part in (signed(differences[head][number]), judged[head][number])]
-        lines.append(
-            _line([*(_text(key, row.values[key]) for key in keys), *_accuracies(row), *told, *_costs(row, costs)])
-        )
+        lines.append(_line([*(_told(row, key) for key in keys), *_accuracies(row), *told, *_costs(row, costs)]))
     return "\n".join([_counted(judged), "", *lines, "", source(results, name)])
+
+
+def _told(row: Group, key: str) -> str:
+    """What a row's cell says of a key; what trains nothing has no loss."""
+    return "-" if key == "loss" and row.values.get("optimizer") is None else _text(key, row.values[key])
 
 
 def _problem(group: Group) -> tuple[Any, ...]:
