@@ -193,7 +193,12 @@ def facts() -> dict[str, Any]:
     expected = torch.rand(3).tolist()
     torch.manual_seed(5)
     drawing.step()
+    try:
+        Recorder("zo_sgd_conserve", q=2).step()
+    except AssertionError as error:
+        conserve = type(error).__name__
     return {
+        "a conservative step of two queries": conserve,
         "share that sparsity holds still": shares,
         "training mode after a step": training.model.training,
         "losses of a step in training mode with dropout": training.losses[0],
