@@ -52,7 +52,7 @@ MODELS: dict[str, Callable[[], Backbone]] = {
 }
 LONG = "vit-tiny"
 """Here more than one query is measured only for ``TYPICAL``, the most queries only for ``BEST``, in half the rounds."""
-TYPICAL = ("zo-sgd", "zo-rge", "zo-per-example", "forward-grad", "mezo-loop")
+TYPICAL = ("zo-sgd", "zo-rge", "zo-per-example", "forward-grad", "mezo-loop", "infty-zo-sgd")
 BEST = ("zo-sgd", "zo-per-example")
 OPTIONS: dict[str, dict[str, Any]] = {"es-cma": {"separable": True}}
 """Of candidates that refuse this many parameters as they are."""
