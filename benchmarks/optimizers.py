@@ -3,8 +3,11 @@
 ``python benchmarks/optimizers.py`` measures everything in units of one plain no-grad forward pass of the same method,
 from the images to the loss: a machine's speed drops out. A step computes the adapters' prefix once, as a trial does.
 
-Beside the named optimizers stands ``mezo-loop``, the published algorithm as it is usually written: the seed is set anew
-and the noise drawn tensor by tensor, four times a query, with whole forward passes (Malladi et al. 2023, Algorithm 1).
+Beside the named optimizers stand others' (``peers.py``): ``mezo-loop``, the published algorithm as it is usually written (the
+seed is set anew and the noise drawn tensor by tensor, four times a query, with whole forward passes; Malladi et al. 2023,
+Algorithm 1), and the authors' own package, ``infty-*``, where it can be imported. ``--peers`` measures them and what does
+the same here, on the embedded backbone alone, and how many times faster ours are: medians over rounds in which both had
+their turn.
 
 Memory is the peak of live tensor bytes in a step above the model's own parameters and buffers: activations, the prefix,
 directions, moments and snapshots. CPU: from torch's profiler; CUDA: from the allocator.
@@ -28,6 +31,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from peers import FASTER, PAIRS, Peer, infty_version, make_peer, peers, shift_per_tensor
 from torch import Tensor
 
 from zeroflow.data import class_incremental, class_order, datasets, even_increments, load_dataset, transforms
@@ -49,17 +53,20 @@ MODELS: dict[str, Callable[[], Backbone]] = {
 }
 LONG = "vit-tiny"
 """Here more than one query is measured only for ``TYPICAL``, the most queries only for ``BEST``, in half the rounds."""
-TYPICAL = ("zo-sgd", "zo-rge", "zo-per-example", "forward-grad", "mezo-loop")
+TYPICAL = ("zo-sgd", "zo-rge", "zo-per-example", "forward-grad", "mezo-loop", "infty-zo-sgd")
 BEST = ("zo-sgd", "zo-per-example")
 OPTIONS: dict[str, dict[str, Any]] = {"es-cma": {"separable": True}}
 """Of candidates that refuse this many parameters as they are."""
 QUERIES = (1, 4, 16)
 BUDGETS = (2, 8, 32)
+WHOLE = {"zo-sgd, whole passes": "zo-sgd"}
+"""Candidates that make whole forward passes, as peers do, instead of sharing the prefix; and what they are registered as."""
 TARGETS = {
-    "two-sided, plain forwards per query": {"embedded": 1.95, "vit-tiny": 1.92},
+    "two-sided, plain forwards per query": {"with the prefix shared": 1.92, "without": 2.01},
+    "two-sided, q = 16 over q = 4 per query": 1.0,
     "one-sided, plain forwards per query": "(q + 1) / q",
-    "perturbation, share of a forward": 0.001,
-    "two-sided, memory of a plain forward": 1.05,
+    "perturbation, share of the embedded backbone's forward": 0.005,
+    "two-sided, memory of a plain forward": {"SGD": 1.05, "Adam": 1.08},
 }
 MIB = 2**20
 
@@ -100,37 +107,59 @@ class Candidate:
     bench: Bench
     name: str
     method: Method
-    optimizer: ThreeStepOptimizer | None
+    optimizer: ThreeStepOptimizer | Peer
 
     @classmethod
     def make(cls, bench: Bench, name: str) -> Candidate:
-        method = bench.method()
-        if name == "mezo-loop":
-            return cls(bench, name, method, None)
-        made = create_optimizer(name, list(method.trainable().items()), lr=1e-6, **OPTIONS.get(name, {}))
-        return cls(bench, name, method, made)
+        method, registered = bench.method(), WHOLE.get(name, name)
+        if name in PAIRS:
+            return cls(bench, name, method, make_peer(name, method, lr=1e-6))
+        named = list(method.trainable().items())
+        return cls(bench, name, method, create_optimizer(registered, named, lr=1e-6, **OPTIONS.get(name, {})))
 
     @property
     def fewest(self) -> int:
         """The smallest number of queries that it works with."""
-        return self.optimizer.composition.estimator.least_queries if self.optimizer else 1
+        return 1 if isinstance(self.optimizer, Peer) else self.optimizer.composition.estimator.least_queries
+
+    @property
+    def whole(self) -> bool:
+        """Whether every evaluation is a whole forward pass."""
+        return self.name in PAIRS or self.name in WHOLE
+
+    def query_counts(self, most: int) -> list[int]:
+        """Numbers of queries at which it is measured."""
+        optimizer, name = self.optimizer, self.name
+        one = optimizer.one_query if isinstance(optimizer, Peer) else not optimizer.composition.estimator.uses_queries
+        if one:
+            return [1]
+        counts = [q for q in QUERIES if self.fewest <= q <= most and not (q > 4 and name == "forward-grad")]
+        if self.bench.name == LONG:
+            counts = [q for q in counts if q == counts[0] or (name in TYPICAL and (q <= 4 or name in BEST))]
+        return counts
 
     def forwards(self, queries: int) -> int:
-        return optimizers.get(self.name).forwards(queries) if self.optimizer else 2 * queries
+        """Forward passes of a step."""
+        if isinstance(self.optimizer, Peer):
+            return self.optimizer.forwards(queries)
+        return optimizers.get(WHOLE.get(self.name, self.name)).forwards(queries)
 
     def step(self, queries: int) -> float:
         bench, method, optimizer = self.bench, self.method, self.optimizer
-        if optimizer is None:
-            return mezo_step(list(method.trainable().values()), lambda: bench.forward(method), queries)
+        batch = MiniBatch(bench.images, bench.labels)
+        if isinstance(optimizer, Peer):
+            return optimizer.step(lambda: method.loss(method.prepare(batch)), queries)
         optimizer.queries = queries
         bench.backbone.set_grad_checkpointing(optimizer.checkpoint)
-        inputs = method.prepare(MiniBatch(bench.images, bench.labels))
+        if self.whole:
+            return float(optimizer.step(lambda: method.loss(method.prepare(batch))))
+        inputs = method.prepare(batch)
         loss = method.losses if optimizer.per_example else method.loss
         return float(optimizer.step(lambda: loss(inputs)))
 
     def held(self) -> list[Tensor]:
         """What is kept from step to step: the flat vector, moments, snapshots."""
-        return [] if self.optimizer is None else self.optimizer.held()
+        return self.optimizer.held()
 
 
 def new_method(backbone: Backbone, **options: Any) -> Method:
@@ -139,43 +168,6 @@ def new_method(backbone: Backbone, **options: Any) -> Method:
     method = info.build(backbone, info.parse({"bottleneck": 16, **options}))
     method.begin_task(range(10), torch.Generator().manual_seed(0))
     return method.to(next(backbone.parameters()).device)
-
-
-def shift_per_tensor(parameters: Sequence[Tensor], seed: int, scale: float) -> None:
-    """theta + scale * z, drawn and added tensor by tensor."""
-    torch.manual_seed(seed)
-    for p in parameters:
-        z = torch.normal(mean=0.0, std=1.0, size=p.size(), device=p.device, dtype=p.dtype)
-        p.data.add_(z, alpha=scale)
-
-
-def mezo_step(
-    parameters: Sequence[Tensor], loss: Callable[[], float], queries: int, lr: float = 1e-6, eps: float = 1e-3
-) -> float:
-    """MeZO (Malladi et al. 2023, Algorithm 1 and its extension to n queries), in place and tensor by tensor."""
-    slopes = {}
-    value = math.nan
-    for seed in np.random.randint(1_000_000_000, size=queries).tolist():
-        shift_per_tensor(parameters, seed, eps)
-        value = loss()
-        shift_per_tensor(parameters, seed, -2 * eps)
-        slopes[seed] = (value - loss()) / (2 * eps)
-        shift_per_tensor(parameters, seed, eps)
-    for seed, slope in slopes.items():
-        shift_per_tensor(parameters, seed, -lr / queries * slope)
-    return value
-
-
-def query_counts(model: str, name: str, most: int) -> list[int]:
-    """Numbers of queries at which a candidate is measured."""
-    info = None if name == "mezo-loop" else optimizers.get(name)
-    if info is not None and not info.estimator.uses_queries:
-        return [1]
-    fewest = 1 if info is None else info.estimator.least_queries
-    counts = [q for q in QUERIES if fewest <= q <= most and not (q > 4 and name == "forward-grad")]
-    if model == LONG:
-        counts = [q for q in counts if q == counts[0] or (name in TYPICAL and (q <= 4 or name in BEST))]
-    return counts
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -204,7 +196,7 @@ def measure_time(bench: Bench, names: Sequence[str], rounds: int, most: int) -> 
     before = min(forward() for _ in range(3))
     for number in range(rounds):
         for candidate in candidates:
-            for queries in query_counts(bench.name, candidate.name, most):
+            for queries in candidate.query_counts(most):
                 if number % math.isqrt(queries):
                     continue
                 spent = seconds(functools.partial(candidate.step, queries), device)
@@ -217,12 +209,12 @@ def measure_time(bench: Bench, names: Sequence[str], rounds: int, most: int) -> 
     share = statistics.median(prefixes)
     rows = []
     for candidate in candidates:
-        for queries in query_counts(bench.name, candidate.name, most):
+        for queries in candidate.query_counts(most):
             found, count = ratios[candidate.name, queries], candidate.forwards(queries)
             ratio = statistics.median(found)
             rows.append({
                 "optimizer": candidate.name, "queries": queries, "forwards": count, "in_forwards": ratio,
-                "per_query": ratio / queries, "limit": share + count * (1 - share), "samples": found,
+                "per_query": ratio / queries, "limit": float(count) if candidate.whole else share + count * (1 - share), "samples": found,
             })  # fmt: skip
     return {"forward_seconds": statistics.median(forwards), "prefix_share": share, "time": rows}
 
@@ -266,7 +258,7 @@ def measure_memory(bench: Bench, names: Sequence[str], most: int) -> dict[str, A
     unit = peak(lambda: bench.forward(plain), plain) - own
     rows = []
     for name in names:
-        for queries in query_counts(bench.name, name, most):
+        for queries in Candidate.make(bench, name).query_counts(most):
             if bench.device.type == "cuda":
                 gc.collect()  # its allocator counts what only awaits collection, too
             base = peak(lambda: None, bench.method())
@@ -279,6 +271,23 @@ def measure_memory(bench: Bench, names: Sequence[str], most: int) -> dict[str, A
                 "ratio_with_model": (above + own) / (unit + own),
             })  # fmt: skip
     return {"model_mib": own / MIB, "forward_mib": unit / MIB, "memory": rows}
+
+
+def against_peers(time: Sequence[dict[str, Any]], memory: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How many times faster ours are than each peer, medians over the rounds that both had a turn in, and their memory."""
+    samples = {(row["optimizer"], row["queries"]): row["samples"] for row in time}
+    mib = {(row["optimizer"], row["queries"]): row["mib"] for row in memory}
+    rows = []
+    for (peer, queries), theirs in samples.items():
+        for ours in (PAIRS.get(peer), *(whole for whole, name in WHOLE.items() if name == PAIRS.get(peer))):
+            if (ours, queries) in samples:
+                ratios = [a / b for a, b in zip(theirs, samples[ours, queries], strict=True)]
+                rows.append({
+                    "ours": ours, "theirs": peer, "queries": queries, "faster": statistics.median(ratios),
+                    "target": FASTER.get(queries) if peer.startswith("infty-") and ours not in WHOLE else None,
+                    "memory": mib[peer, queries] / mib[ours, queries],
+                })  # fmt: skip
+    return rows
 
 
 @dataclass
@@ -303,6 +312,9 @@ class Sample:
 
     def estimates(self, name: str, queries: int, seeds: int) -> Iterator[tuple[Tensor, float]]:
         """Estimates ``[d]`` and their seconds: the step that SGD with lr 1 takes; the parameters are put back."""
+        if name in PAIRS:
+            yield from self.estimates_of(make_peer(name, self.method, lr=1.0), queries, seeds)
+            return
         info = optimizers.get(name)
         estimator = dataclasses.replace(info.estimator, **OPTIONS.get(name, {}))  # type: ignore[type-var]
         composition = Composition(estimator, [], lambda groups: torch.optim.SGD(groups, lr=1.0))
@@ -314,11 +326,20 @@ class Sample:
             optimizer.load_state_dict(fresh)
             optimizer.seed = seed
             spent = seconds(lambda: optimizer.step(loss), device)
-            with torch.no_grad():
-                found = torch.cat([(old - p).reshape(-1) for old, (_, p) in zip(before, named, strict=True)])
-                for old, (_, p) in zip(before, named, strict=True):
-                    p.copy_(old)
-            yield found, spent
+            yield put_back(before, [p for _, p in named]), spent
+
+    def estimates_of(self, peer: Peer, queries: int, seeds: int) -> Iterator[tuple[Tensor, float]]:
+        """A peer's estimates, likewise, with whole forward passes."""
+        parameters, device = list(self.method.trainable().values()), self.prefix.output.device
+        before = [p.detach().clone() for p in parameters]
+        np.random.seed(0)
+        for _ in range(seeds):
+            spent = seconds(
+                lambda: peer.step(lambda: self.method.loss(self.method.prepare(MiniBatch(*self.batch))), queries),
+                device,
+            )
+            yield put_back(before, parameters), spent
+        self.method.train()
 
     def example_lengths(self) -> float:
         """Root mean square over the examples of the length of their gradients."""
@@ -328,6 +349,15 @@ class Sample:
             gradient = torch.autograd.grad(loss, parameters, retain_graph=True)
             squares.append(sum(float(g.square().sum()) for g in gradient))
         return math.sqrt(statistics.fmean(squares))
+
+
+@torch.no_grad()
+def put_back(before: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """By how much the parameters have fallen, ``[d]``; afterwards they are as before."""
+    fallen = torch.cat([(old - p).reshape(-1) for old, p in zip(before, parameters, strict=True)])
+    for old, p in zip(before, parameters, strict=True):
+        p.copy_(old)
+    return fallen
 
 
 def drawings(backbone: Backbone, batch: int, number: int) -> Batch:
@@ -356,10 +386,11 @@ def states(batch: int, steps: int, device: torch.device) -> Iterator[tuple[str, 
     yield f"after {steps} first-order steps", sample
 
 
-def budgeted(seeds: Mapping[int, int]) -> Iterator[tuple[str, int, int, int]]:
+def budgeted(names: Sequence[str], seeds: Mapping[int, int]) -> Iterator[tuple[str, int, int, int]]:
     """(name, queries, forward passes, seeds): one name for each estimator, at each budget; ``seeds`` by budget."""
     seen = set()
-    for info in sorted(list_optimizers(details=True), key=lambda info: (info.name != "zo-sgd", info.name)):
+    known = [info for info in list_optimizers(details=True) if info.name in names]
+    for info in sorted(known, key=lambda info: (info.name != "zo-sgd", info.name)):
         estimator = info.estimator
         if type(estimator) in seen or isinstance(estimator, Backpropagation):
             continue
@@ -372,6 +403,9 @@ def budgeted(seeds: Mapping[int, int]) -> Iterator[tuple[str, int, int, int]]:
             if typical or budget < BUDGETS[-1]:
                 queries = max(q for q in range(1, budget + 1) if estimator.forwards(q) <= budget)
                 yield info.name, queries, estimator.forwards(queries), count
+    for peer, ours in PAIRS.items():
+        if peer in names and ours == "zo-sgd":
+            yield from ((peer, budget // 2, budget, count) for budget, count in seeds.items())
 
 
 def expected_cosine(name: str, queries: int, size: int, gain: float) -> float | None:
@@ -379,7 +413,7 @@ def expected_cosine(name: str, queries: int, size: int, gain: float) -> float | 
 
     ``gain`` is sqrt(N) times the gradient's length over the root mean square length of the N examples' own gradients.
     """
-    estimator = optimizers.get(name).estimator
+    estimator = optimizers.get(PAIRS.get(name, name)).estimator
     if isinstance(estimator, PerExample):
         return gain * math.sqrt(queries / size)
     if estimator.distribution == "coordinate" or isinstance(estimator, CARS):
@@ -387,7 +421,9 @@ def expected_cosine(name: str, queries: int, size: int, gain: float) -> float | 
     return math.sqrt(2) * math.exp(math.lgamma((queries + 1) / 2) - math.lgamma(queries / 2)) / math.sqrt(size)
 
 
-def measure_quality(seeds: Mapping[int, int], batch: int, steps: int, device: torch.device) -> dict[str, Any]:
+def measure_quality(
+    names: Sequence[str], seeds: Mapping[int, int], batch: int, steps: int, device: torch.device
+) -> dict[str, Any]:
     """Cosine of estimates to the true gradient of the same mini-batch, and what they really cost, in plain forwards."""
     rows, summary = [], []
     for state, sample in states(batch, steps, device):
@@ -395,7 +431,7 @@ def measure_quality(seeds: Mapping[int, int], batch: int, steps: int, device: to
         length = float(torch.linalg.vector_norm(gradient))
         gain = math.sqrt(batch) * length / sample.example_lengths()
         by_name: dict[tuple[str, int], float] = {}
-        for name, queries, forwards, count in budgeted(seeds):
+        for name, queries, forwards, count in budgeted(names, seeds):
             found = list(sample.estimates(name, queries, count))
             cosines = [float(torch.nn.functional.cosine_similarity(vector, gradient, dim=0)) for vector, _ in found]
             unit = statistics.median(seconds(sample.forward, device) for _ in range(5))
@@ -409,8 +445,9 @@ def measure_quality(seeds: Mapping[int, int], batch: int, steps: int, device: to
         summary.append({
             "state": state, "gradient_length": length, "example_gain": gain,
             "spsa_expected": math.sqrt(2 / math.pi / len(gradient)),
-            "per_example_over_spsa": by_name["zo-per-example", 2] / by_name["zo-sgd", 2],
         })  # fmt: skip
+        if ("zo-per-example", 2) in by_name:
+            summary[-1]["per_example_over_spsa"] = by_name["zo-per-example", 2] / by_name["zo-sgd", 2]
     return {"batch": batch, "size": len(gradient), "states": summary, "quality": rows}
 
 
@@ -426,19 +463,31 @@ def report(result: dict[str, Any]) -> None:
         )
         for name, share in model["perturbation"].items():
             click.echo(f"  one perturbation, {name:22} {share:8.3%} of a forward")
-        click.echo(f"  {'optimizer':20} {'q':>3} {'forwards':>9} {'limit':>7} {'per q':>7} {'MiB':>8} {'ratio':>6}")
+        click.echo(
+            f"  {'optimizer':20} {'q':>3} {'forwards':>9} {'limit':>7} {'per q':>7} {'MiB':>8} {'ratio':>6} {'whole':>6}"
+        )
         memory = {(row["optimizer"], row["queries"]): row for row in model["memory"]}
         for row in model["time"]:
             kept = memory[row["optimizer"], row["queries"]]
             click.echo(
                 f"  {row['optimizer']:20} {row['queries']:3} {row['in_forwards']:9.2f} {row['limit']:7.2f} "
-                f"{row['per_query']:7.3f} {kept['mib']:8.2f} {kept['ratio']:6.2f}"
+                f"{row['per_query']:7.3f} {kept['mib']:8.2f} {kept['ratio']:6.2f} {kept['ratio_with_model']:6.2f}"
+            )
+        for row in model["peers"]:
+            target = f"target {row['target']:.2f}" if row["target"] else ""
+            click.echo(
+                f"  {row['ours']:20} q = {row['queries']:2}: {row['faster']:5.2f} times faster than "
+                f"{row['theirs']:21} {target:12} whose memory is {row['memory']:.2f} times ours"
             )
     quality = result["quality"]
     for state in quality["states"]:
         click.echo(
-            f"\ncosine to the gradient, {state['state']}: batch {quality['batch']}, d = {quality['size']}; "
-            f"per-example / SPSA at 2 forwards: {state['per_example_over_spsa']:.2f}"
+            f"\ncosine to the gradient, {state['state']}: batch {quality['batch']}, d = {quality['size']}"
+            + (
+                f"; per-example / SPSA at 2 forwards: {ratio:.2f}"
+                if (ratio := state.get("per_example_over_spsa"))
+                else ""
+            )
         )
         for row in quality["quality"]:
             if row["state"] == state["state"]:
@@ -460,8 +509,15 @@ def report(result: dict[str, Any]) -> None:
 @click.option("--seeds", default=30, show_default=True, help="Estimates of each kind, for quality.")
 @click.option("--most-seeds", default=10, show_default=True, help="The same for the largest budget, 32 forward passes.")
 @click.option("--threads", default=1, show_default=True, help="CPU threads.")
+@click.option(
+    "--peers", "against", is_flag=True, help="Only others' optimizers and ours like them, on the embedded backbone."
+)
 @click.option("--quick", is_flag=True, help="A smoke run: few rounds, seeds, images, and at most 4 queries.")
-@click.option("--output", default=Path("results/benchmarks/optimizers.json"), type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Default: results/benchmarks/optimizers.json, with --peers peers.json.",
+)
 def main(
     device: str,
     models: tuple[str, ...],
@@ -470,34 +526,39 @@ def main(
     seeds: int,
     most_seeds: int,
     threads: int,
+    against: bool,
     quick: bool,
-    output: Path,
+    output: Path | None,
 ) -> None:
     command = f"python benchmarks/optimizers.py --device {device} --batch {batch} --rounds {rounds} --seeds {seeds}"
     command += f" --most-seeds {most_seeds}"
     command += "".join(f" --model {name}" for name in models) + (f" --threads {threads}" if threads != 1 else "")
-    command += " --quick" if quick else ""
+    command += (" --peers" if against else "") + (" --quick" if quick else "")
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     on, most, steps, examples = torch.device(device), max(QUERIES), 50, 64
     by_budget = {budget: most_seeds if budget == max(BUDGETS) else seeds for budget in BUDGETS}
     if quick:
         batch, rounds, most, steps, examples, by_budget = min(batch, 4), 2, 4, 2, 8, {2: 2}
-    names = [*list_optimizers(), "mezo-loop"]
+    names = [*(dict.fromkeys((*PAIRS.values(), *WHOLE)) if against else list_optimizers()), *peers()]
+    if missing := [name for name in PAIRS if name not in names]:
+        click.echo(f"not measured: {', '.join(missing)} (no package infty here; see benchmarks/peers.py)")
+    output = output or Path("results/benchmarks") / ("peers.json" if against else "optimizers.json")
     found = []
-    for name in models or tuple(MODELS):
+    for name in models or (("embedded",) if against else tuple(MODELS)):
         bench = Bench.make(name, batch, on)
         trainable = bench.method().trainable().values()
-        found.append({
+        measured: dict[str, Any] = {
             "model": name, "size": sum(p.numel() for p in trainable), "tensors": len(trainable),
             **measure_time(bench, names, rounds if name != LONG else (rounds + 1) // 2, most),
             "perturbation": measure_perturbation(bench, rounds),
             **measure_memory(bench, names, most),
-        })  # fmt: skip
+        }  # fmt: skip
+        found.append({**measured, "peers": against_peers(measured["time"], measured["memory"])})
     facts = {key: value for key, value in provenance(on, {"threads": threads}).items() if key != "finished_at"}
     result = {
         "command": command, **facts, "dtype": "float32", "batch": batch, "rounds": rounds, "quick": quick,
-        "targets": TARGETS, "models": found, "quality": measure_quality(by_budget, examples, steps, on),
+        "targets": TARGETS, "infty_version": infty_version(), "models": found, "quality": measure_quality(names, by_budget, examples, steps, on),
     }  # fmt: skip
     report(result)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -212,6 +212,36 @@ def optimizer_time() -> str:
     ])  # fmt: skip
 
 
+def optimizer_peers() -> str:
+    """How many times faster a step is than others'."""
+    found = next((name for name in ("peers", "optimizers") if _file(name).exists() and _peers(measured(name))), None)
+    command = f"python benchmarks/optimizers.py --peers --output {_file('peers').relative_to(RESULTS.parent)}"
+    if found is None:
+        return f"Not measured yet: `{command}`.\n"
+    result = measured(found)
+    lines = [
+        f"| {model} | {row['ours']} | {row['theirs']} | {row['queries']} | {row['faster']:.2f} | "
+        f"{'' if row['target'] is None else format(row['target'], '.2f')} | {row['memory']:.2f} |"
+        for model, row in _peers(result)
+    ]
+    version = result.get("infty_version")
+    return "\n".join([
+        f"Mini-batch of {result['batch']}; medians over rounds in which both had their turn; authors' package: "
+        f"{f'infty {version}' if version else 'absent'}.", "",
+        "| model | ours | theirs | q | times faster | target | their peak memory over ours |",
+        "|---|---|---|---:|---:|---:|---:|", *lines, "", optimizer_source(result), "",
+    ])  # fmt: skip
+
+
+def _file(benchmark: str) -> Path:
+    return RESULTS / "benchmarks" / f"{benchmark}.json"
+
+
+def _peers(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(model, comparison with a peer); measurements from before there were peers have none."""
+    return [(model["model"], row) for model in result["models"] for row in model.get("peers", [])]
+
+
 def optimizer_memory() -> str:
     """Peak bytes of a step beside the model's own."""
     result = measured("optimizers")
@@ -606,6 +636,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "model-card": model_card,
     "optimizer-time": optimizer_time,
     "optimizer-memory": optimizer_memory,
+    "optimizer-peers": optimizer_peers,
     "optimizer-quality": optimizer_quality,
     "own-model": own_model,
     **reproduction.blocks(lambda: RESULTS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,12 +40,16 @@ def test_every_optimizer_is_measured(tmp_path: Path) -> None:
     for model in result["models"]:
         ratios = list(model["perturbation"].values())
         for part, keys in (("time", ("in_forwards", "per_query", "limit")), ("memory", ("mib", "ratio"))):
-            assert {row["optimizer"] for row in model[part]} == names
+            assert {row["optimizer"] for row in model[part] if not row["optimizer"].startswith("infty-")} == names
             ratios += [row[key] for row in model[part] for key in keys]
         assert 0 < model["prefix_share"] < 1
         assert all(math.isfinite(ratio) and ratio > 0 for ratio in ratios)
     quality = result["quality"]
-    kinds = {type(optimizers.get(row["optimizer"]).estimator) for row in quality["quality"]}
+    kinds = {
+        type(optimizers.get(row["optimizer"]).estimator)
+        for row in quality["quality"]
+        if row["optimizer"] in list_optimizers()
+    }
     assert kinds == {type(info.estimator) for info in list_optimizers("[!f]*", details=True)} | {
         type(optimizers.get("forward-grad").estimator)
     }
@@ -54,6 +59,79 @@ def test_every_optimizer_is_measured(tmp_path: Path) -> None:
 
     run = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
+
+
+STAND_IN = """
+import torch
+
+class ZeroFlow:
+    def __init__(self, params, base_optimizer, model, args):
+        self.q, self.state, self.base = 1, {}, base_optimizer
+        assert args["inftyopt"] in ("zo_sgd", "zo_adam", "zo_sgd_conserve") and len(list(params))
+
+    def set_closure(self, closure):
+        self.closure = closure
+
+    def step(self):
+        for group in self.base.param_groups:
+            for p in group["params"]:
+                p.grad = torch.ones_like(p)
+        self.base.step()
+        return self.closure()
+"""
+PEERS_PROGRAM = """
+import pathlib, sys
+sys.path.insert(0, "docs")
+import generate
+generate.RESULTS = pathlib.Path(sys.argv[1])
+print(generate.BLOCKS["optimizer-peers"]())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("there", [True, False])
+def test_others_optimizers_are_measured_where_they_are_there(there: bool, tmp_path: Path) -> None:
+    (tmp_path / "infty").mkdir()
+    (tmp_path / "infty" / "optim.py").write_text(STAND_IN)
+    (tmp_path / "infty-0.0.1.dist-info").mkdir()
+    (tmp_path / "infty-0.0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: infty\nVersion: 0.0.1\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path)] * there + [str(ROOT)])}
+    output = tmp_path / "benchmarks" / "peers.json"
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "optimizers.py"),
+        "--peers",
+        "--quick",
+        "--output",
+        str(output),
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
+    assert run.returncode == 0, run.stderr
+    (model,) = (result := json.loads(output.read_text()))["models"]
+    ours, theirs = {"zo-sgd", "zo-sgd, whole passes", "zo-adam", "zo-sgd-conserve"}, {"mezo-loop"}
+    if there:
+        theirs |= {"infty-zo-sgd", "infty-zo-adam", "infty-zo-sgd-conserve"}
+    assert ("not measured: infty-zo-sgd, infty-zo-adam, infty-zo-sgd-conserve" in run.stdout) != there
+    assert {row["optimizer"] for row in model["time"]} == {row["optimizer"] for row in model["memory"]} == ours | theirs
+    assert {row["theirs"] for row in model["peers"]} == theirs
+    targets = {
+        (row["ours"], row["queries"]): row["target"] for row in model["peers"] if row["theirs"] == "infty-zo-sgd"
+    }
+    wanted = {("zo-sgd", 1): 1.15, ("zo-sgd", 4): 1.25}
+    assert {pair: target for pair, target in targets.items() if target} == (wanted if there else {})
+    assert result["infty_version"] == ("0.0.1" if there else None)
+    quality = {(row["optimizer"], row["queries"]) for row in result["quality"]["quality"]}
+    assert quality == {("zo-sgd", 1), ("mezo-loop", 1), *([("infty-zo-sgd", 1)] if there else [])}
+
+    for results, expected in (
+        (tmp_path, "| embedded | zo-sgd | mezo-loop | 4 |"),
+        (tmp_path / "none", "Not measured yet"),
+    ):
+        run = subprocess.run(
+            [sys.executable, "-c", PEERS_PROGRAM, str(results)], capture_output=True, text=True, cwd=ROOT
+        )
+        assert run.returncode == 0, run.stderr
+        assert expected in run.stdout and ("infty-zo-sgd" in run.stdout) == (there and results == tmp_path)
 
 
 @pytest.mark.slow

@@ -132,6 +132,7 @@ def reference(
     combine: str = "mean",
     sign: str = "elementwise",
     history: float = 0.0,
+    history_of: str = "estimates",
     sparsity: float = 0.0,
     hybrid: int = 0,
     hybrid_lr: float | None = None,
@@ -156,7 +157,7 @@ def reference(
         def move(x: Vector, g: Vector) -> Vector:
             return np.where(mask > 0, rule(x, g, state), x)
 
-        def estimate(f: Callable, x: Vector, zs: list[Vector]) -> Vector:
+        def estimate(f: Callable, x: Vector, zs: list[Vector], along: list[Vector] | None = None) -> Vector:
             weights = slopes(kind, f, gradient, x, zs, eps)
             if combine == "span":
                 return np.linalg.pinv(np.stack(zs)) @ weights
@@ -167,7 +168,7 @@ def reference(
                 scale = mask.sum() / len(zs) if name == "zo-scd" else 1.0
             if sign == "scalar":
                 weights = [np.sign(g) for g in weights]
-            return scale * sum(g * z for g, z in zip(weights, zs, strict=True))
+            return scale * sum(g * z for g, z in zip(weights, along or zs, strict=True))
 
         for t in range(steps):
             f = batch(t) if batch else loss
@@ -184,12 +185,16 @@ def reference(
                 d, h = (f(x + r * u) - f(x - r * u)) / (2 * r), (f(x + r * u) + f(x - r * u) - 2 * f(x)) / r**2
                 x = min((x, x + r * u, x - r * u, x - lr * d / h * u), key=f)
                 continue
-            h = estimate(f, x, zs)
+            along = []
+            for z in zs if history_of == "directions" else ():
+                before = z if before is None else (1 - history) * z + history * before
+                along.append(before)
+            h = estimate(f, x, zs, along)
             if name == "zo-svrg":
                 if taken is None or t - taken >= snapshot_every:
                     taken, snapshot, at_snapshot = t, x.copy(), estimate(full or f, x, zs)
                 h = h - estimate(f, snapshot, zs) + at_snapshot
-            if history:
+            if history and history_of == "estimates":
                 before = h if before is None else (1 - history) * h + history * before
                 h = before
             if name.endswith("-sign") and sign == "elementwise":
@@ -253,6 +258,7 @@ SUBJECTS = [
     referred("zo-sgd", queries=3, combine="span"),
     # The three enhancements.
     referred("zo-sgd", history=0.6), referred("zo-sgd", sparsity=0.5), referred("zo-adam", hybrid=3),
+    referred("zo-adam", history=0.6, history_of="directions", queries=2),
 ]  # fmt: skip
 """All checks are made of these."""
 
@@ -281,6 +287,10 @@ VARIANTS = [
     # History, sparsity, hybrid.
     referred("zo-adam-sign", history=0.8, queries=2),
     referred("zo-sgd-sign", history=0.4, sign="scalar"), referred("zo-svrg", history=0.5, snapshot_every=3),
+    *(referred(name, history=0.7, history_of="directions", queries=3) for name in ("zo-sgd", "zo-sgd-sign", "forward-grad")),
+    referred("zo-sgd-sign", sign="scalar", history=0.7, history_of="directions", queries=2, sparsity=0.5),
+    referred("zo-rge", history=0.5, history_of="directions", queries=2, distribution="sphere"),
+    referred("zo-sgd-conserve", history=0.5, history_of="directions", hybrid=2, lr=0.5),
     *(referred("zo-sgd", sparsity=s) for s in (0.1, 0.9)),
     referred("zo-sgd", sparsity=0.3, momentum=0.9, weight_decay=0.5),
     referred("zo-adam", sparsity=0.5, weight_decay=0.5),

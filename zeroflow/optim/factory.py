@@ -16,7 +16,7 @@ import torch
 
 from zeroflow.errors import ConfigError
 from zeroflow.optim.composition import Composition
-from zeroflow.optim.directions import Direction, History, Identity
+from zeroflow.optim.directions import Direction, DirectionHistory, History, Identity
 from zeroflow.optim.estimators import Estimator
 from zeroflow.optim.executor import Executor
 from zeroflow.optim.groups import Parameters
@@ -27,11 +27,13 @@ from zeroflow.registry import Registry
 Piece = TypeVar("Piece")
 
 ENHANCEMENTS: Mapping[str, Any] = {
-    "history": 0.0, "sparsity": 0.0, "hybrid": 0, "hybrid_lr": None, "max_skipped": 10, "check_precision": True,
+    "history": 0.0, "history_of": "estimates", "sparsity": 0.0, "hybrid": 0, "hybrid_lr": None, "max_skipped": 10,
+    "check_precision": True,
 }  # fmt: skip
 """Options of every optimizer.
 
-history: share a of earlier estimates mixed into each. sparsity: share of the components that a random mask holds still.
+history: share a of earlier estimates mixed into each. history_of: what is mixed, the estimates, or only their directions while
+the slopes stay this step's own (``"directions"``, as the authors' package does). sparsity: share of the components that a random mask holds still.
 hybrid: steps at the beginning that take the exact gradient; hybrid_lr: their learning rate where lr is the other steps'
 (groups and schedules keep their ratios; default: the same). max_skipped: steps in a row that may be without any finite loss.
 check_precision: refuse an eps that half precision would swallow.
@@ -101,16 +103,31 @@ class OptimizerInfo:
         hybrid_lr = chosen["hybrid_lr"]
         if hybrid_lr is not None and not (chosen["hybrid"] and lr and _is_number(hybrid_lr) and hybrid_lr > 0):
             raise ValueError(f"hybrid_lr={hybrid_lr!r}: expected a number > 0, together with hybrid and lr > 0")
-        direction = _with(self.direction, chosen)
-        history = [History(float(chosen["history"]))] if chosen["history"] else []
-        directions: list[Direction] = [direction, *history] if direction.before_history else [*history, direction]
         inner = functools.partial(self.rule, lr=lr, **{name: chosen[name] for name in self.rule_options})
         return Composition(
-            _with(self.estimator, chosen), directions, inner, _with(self.update, chosen),
+            _with(self.estimator, chosen), self._directions(chosen), inner, _with(self.update, chosen),
             sparsity=float(chosen["sparsity"]), first_order_steps=chosen["hybrid"],
             first_order_lr=1.0 if hybrid_lr is None else hybrid_lr / lr, max_skipped=chosen["max_skipped"],
             check_precision=chosen["check_precision"],
         )  # fmt: skip
+
+    def _directions(self, chosen: Mapping[str, Any]) -> list[Direction]:
+        """The optimizer's own direction and the history, in their order."""
+        direction, share, of = _with(self.direction, chosen), float(chosen["history"]), chosen["history_of"]
+        if of not in ("estimates", "directions"):
+            raise ValueError(f"history_of={of!r}: expected 'estimates' or 'directions'")
+        if of == "directions":
+            if not share:
+                raise ValueError("history_of='directions': expected together with history > 0")
+            if chosen.get("sign") == "scalar":
+                return [DirectionHistory(share, signs=True)]
+            if direction.before_history:
+                raise ValueError(
+                    f"history_of='directions': {self.name} needs the estimate itself, expected 'estimates'"
+                )
+            return [DirectionHistory(share), direction]
+        history = [History(share)] if share else []
+        return [direction, *history] if direction.before_history else [*history, direction]
 
 
 optimizers: Registry[OptimizerInfo] = Registry("optimizer")

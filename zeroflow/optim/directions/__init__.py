@@ -1,8 +1,8 @@
 """Step 2: from the estimates so far to the vector handed to the update, one direction a file."""
 
 from zeroflow.optim.directions.direction import Direction, Identity, Step
-from zeroflow.optim.directions.history import History
+from zeroflow.optim.directions.history import DirectionHistory, History
 from zeroflow.optim.directions.sign import Sign
 from zeroflow.optim.directions.svrg import SVRG
 
-__all__ = ["SVRG", "Direction", "History", "Identity", "Sign", "Step"]
+__all__ = ["SVRG", "Direction", "DirectionHistory", "History", "Identity", "Sign", "Step"]

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from zeroflow.optim.directions.direction import Direction, Step
+from zeroflow.optim.estimators.estimator import Estimator, Slopes
+from zeroflow.optim.estimators.forward_gradient import ForwardGradient
+from zeroflow.optim.estimators.fzoo import FZOO
+from zeroflow.optim.estimators.rge import RGE
+from zeroflow.optim.estimators.spsa import SPSA
 
 
 @dataclass(frozen=True)
@@ -30,3 +36,42 @@ class History(Direction):
             return vector
         before.mul_(self.a).add_(vector, alpha=1 - self.a)
         return vector.copy_(before)
+
+
+@dataclass(frozen=True)
+class DirectionHistory(Direction):
+    """mean over i of g_i h_i, where h_i = (1 - a) z_i + a h_{i-1} goes on from query to query and from step to step.
+
+    The slopes are those along z_i, but the step goes along the history h_i of directions; the first h is the first z. Most of
+    a step then lies along directions that g_i says nothing about: it is no estimate of the gradient for a > 0, and here to
+    run the settings of the authors' package. A query without a finite loss leaves no trace.
+
+    Source: class ``ZeroFlow`` of the Python package ``infty`` 0.1.2 (``use_history_grad``, ``alpha``). Memory: one vector
+    ``[d]``. Cost: no forward pass.
+
+    Attributes:
+        a: share of the history. signs: sign(g_i) instead of g_i, as ``sign="scalar"``.
+    """
+
+    needs: ClassVar[tuple[type[Estimator], ...]] = (SPSA, RGE, FZOO, ForwardGradient)
+
+    a: float = 0.0
+    signs: bool = False
+
+    def __call__(self, vector: Tensor, step: Step) -> Tensor:
+        estimate, memory = step.estimate, step.memory
+        assert isinstance(estimate, Slopes)
+        slopes, total = estimate.slopes, vector.zero_()
+        weights = (
+            {i: ((g > 0) - (g < 0)) / len(slopes) for i, g in slopes.items()}
+            if self.signs
+            else estimate.weights(slopes)
+        )
+        for query in sorted(weights):
+            z = step.objective.direction(query)
+            if "history" in memory:
+                memory["history"].mul_(self.a).add_(z, alpha=1 - self.a)
+            else:
+                memory["history"] = z.clone()
+            total.add_(memory["history"], alpha=weights[query])
+        return total if self.signs else total.div_(estimate.eps)

@@ -80,11 +80,13 @@ class Slopes(Estimate):
         """The estimate from some of the queries, ``[d]``; ``step``: where its directions are another step's."""
         if not queries:
             return torch.zeros_like(self.objective.flat.vector)
+        return self.objective.combine(self.weights(queries, step), step).div_(self.eps)
+
+    def weights(self, queries: Collection[int], step: int | None = None) -> dict[int, float]:
+        """eps times the estimate from some of the queries, as multiples of their directions."""
         if self.span:
-            weights = self._projected(sorted(queries), step)
-        else:
-            weights = {query: self.factor * self.slopes[query] / len(queries) for query in queries}
-        return self.objective.combine(weights, step).div_(self.eps)
+            return self._projected(sorted(queries), step)
+        return {query: self.factor * self.slopes[query] / len(queries) for query in queries}
 
     def _projected(self, queries: list[int], step: int | None) -> dict[int, float]:
         """Weights w of directions V ``[q, d]`` with V V^T w = slopes; the smallest ones where q > d. Two directions at a time."""

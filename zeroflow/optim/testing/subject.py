@@ -136,6 +136,7 @@ def subject(
         and isinstance(estimator, SPSA | SCD | RGE | ForwardGradient | PerExample | Backpropagation)
         and (not coordinates or usual_queries >= 1000)
         and not chosen["sparsity"]
+        and chosen["history_of"] == "estimates"
         and chosen.get("combine") != "span",
         along=plain_rule and (straight or chosen.get("sign") == "scalar") and forward_only and not per_example,
         forward_only=forward_only,
