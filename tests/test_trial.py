@@ -32,6 +32,45 @@ SMALL = {"dataset": "some-drawings", "tasks": 4, "epochs": 2, "batch_size": 16}
 pytestmark = pytest.mark.usefixtures("some_drawings")
 
 
+SPELLINGS = [
+    ["seed: 0", "seed: 0x0", "seed: +0"],
+    ["lr: 1", "lr: 1.0", "lr: 1.", "lr: 1.0e+0"],
+    ["eps: 0.02", "eps: 2.0e-2", "eps: .02"],
+    ["class_order_seed: 0", "class_order_seed: 00"],
+    ["optimizer_options: {hybrid: 2, hybrid_lr: 1}", "optimizer_options: {hybrid_lr: 1.0, hybrid: 2}"],
+    ["optimizer_options: {betas: [0, 0.5]}", "optimizer_options: {betas: [0.0, .5]}"],
+    [
+        "optimizer_options: {history: 0.5, sparsity: 0}",
+        "optimizer_options: {sparsity: 0.0, history: 5.0e-1, hybrid: 0}",
+    ],
+    ["method_options: {alpha: 1, bottleneck: 8}", "method_options: {bottleneck: 8, alpha: 1.0}"],
+    ["validation: 0.25", "validation: 2.5e-1"],
+]
+"""Ways to write one meaning in YAML."""
+WRONG = [
+    "seed: true", "seed: 1.0", "class_order_seed: 0.0", "class_order_seed: off", "class_order_seed: -1", "hybrid_epochs: 0.0",
+    "hybrid_epochs: no", "lr: yes", "lr: '1'", "queries: 2.0", "epochs: true", "tasks: 5.0", "optimizer_options: {hybrid_lr: yes, hybrid: 2}",
+    "optimizer_options: {history: on}", "optimizer_options: {hybrid: 2.0}", "method_options: {alpha: no}", "method_options: {bottleneck: 8.0}",
+    "optimizer_options: {betas: [0.1, on]}", "validation: off",
+]  # fmt: skip
+"""Values of another type than a key has, though they equal a right one in Python."""
+
+
+@pytest.mark.parametrize("ways", SPELLINGS, ids=lambda ways: ways[0])
+def test_one_meaning_is_one_cell_however_it_is_written(ways: list[str]) -> None:
+    trained = {"method": "ease", "optimizer": "zo-adam"}
+    found = [TrialConfig.from_dict({**trained, **yaml.safe_load(text)}) for text in ways]
+    assert len({config.cell_id for config in found}) == 1
+    assert len({json.dumps(config.canonical()) for config in found}) == 1
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_value_of_another_type_is_refused_though_it_equals_a_right_one(text: str) -> None:
+    (key,) = yaml.safe_load(text)
+    with pytest.raises(ConfigError, match=key.split("_options")[0]):
+        TrialConfig.from_dict({"method": "ease", "optimizer": "zo-adam", **yaml.safe_load(text)})
+
+
 def test_labels_tell_what_grids_compare() -> None:
     trained = {"method": "ease", "optimizer": "zo-sgd", "queries": 8, "lr": 0.001, "epochs": 10, "hybrid_epochs": 7}
     cell = TrialConfig.from_dict({**trained, "optimizer_options": {"history": 0.2}, "seed": 2})

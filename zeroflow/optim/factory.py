@@ -94,6 +94,9 @@ class OptimizerInfo:
             ValueError: an option out of range.
         """
         chosen = {**self.options, **options}
+        for name, default in self.options.items():
+            if isinstance(default, tuple):  # torch wants floats, as in betas=(0.0, 0.9)
+                chosen[name] = tuple(map(float, chosen[name]))
         for name in ("sparsity", "history"):
             if not 0 <= chosen[name] < 1:
                 raise ValueError(f"{name}={chosen[name]!r}: expected a share in [0, 1)")

@@ -131,7 +131,9 @@ def _signs_(out: Tensor, seed: int, step: int, query: int, domain: int) -> Tenso
         words = _philox(seed, step, query, domain).random_raw(whole // 8 + 1)
         drawn = words.astype("<u8", copy=False).view(np.uint8)
         values, signs = out.numpy().reshape(-1), _SIGNS[out.dtype]
-        np.take(signs, drawn[:whole], axis=0, out=values[: 8 * whole].reshape(whole, 8), mode="clip")  # "raise" would copy
+        np.take(
+            signs, drawn[:whole], axis=0, out=values[: 8 * whole].reshape(whole, 8), mode="clip"
+        )  # "raise" would copy
         if rest:
             values[8 * whole :] = signs[drawn[whole], :rest]
         return out

@@ -122,7 +122,7 @@ class TrialConfig:
             value, optional = getattr(self, name), name in ("transform", "checkpoint", "optimizer", "schedule")
             _require(name, value, isinstance(value, str) or (optional and value is None), "a text")
         dataset, method = datasets.get(self.dataset), methods.get(self.method)
-        _require("seed", self.seed, isinstance(self.seed, int) and 0 <= self.seed < 2**63, "an integer >= 0")
+        _require("seed", self.seed, _natural(self.seed) and self.seed < 2**63, "an integer >= 0")
         stream = {**self._tasks(dataset.classes), **self._class_order(dataset.classes)}
         _require(
             "validation", self.validation, _number(self.validation) and 0 <= self.validation < 1, "a share in [0, 1)"
@@ -197,7 +197,7 @@ class TrialConfig:
         check_settings(info, lr=lr, queries=queries, eps=eps, seed=self.seed, options=given)
         _require(
             "hybrid_epochs", self.hybrid_epochs,
-            self.hybrid_epochs == 0 or (_whole(self.hybrid_epochs) and self.hybrid_epochs <= int(self.epochs or 0)),
+            _natural(self.hybrid_epochs) and self.hybrid_epochs <= int(self.epochs or 0),
             f"an integer from 0 to epochs={self.epochs}",
         )  # fmt: skip
         if isinstance(info.estimator, Backpropagation):
@@ -346,7 +346,7 @@ class TrialConfig:
         from zeroflow.data.scenario import check_order, class_order
 
         seed, fixed = self.class_order_seed, self.fixed_class_order
-        _require("class_order_seed", seed, seed == 0 or (_whole(seed) and seed < 2**32), "0..2^32-1")
+        _require("class_order_seed", seed, _natural(seed) and seed < 2**32, "an integer in 0..2^32-1")
         if fixed is None:
             return {}
         _require(
@@ -412,9 +412,17 @@ def _plain(value: Any) -> Any:
 
 
 def _changed(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that differ from their defaults, whole numbers as floats where the default is one."""
-    typed = {k: float(v) if isinstance(defaults[k], float) else v for k, v in given.items()}
-    return {k: v for k, v in typed.items() if v != defaults[k]}
+    """The options that differ from their defaults, each number in the one form that its default has."""
+    typed = {key: _like(value, defaults[key]) for key, value in given.items()}
+    return {key: value for key, value in typed.items() if value != defaults[key]}
+
+
+def _like(value: Any, default: Any) -> Any:
+    if isinstance(default, float):
+        return float(value)
+    if isinstance(default, list) and isinstance(value, list) and len(value) == len(default):
+        return [_like(one, usual) for one, usual in zip(value, default, strict=True)]
+    return int(value) if default is None and isinstance(value, float) and value.is_integer() else value
 
 
 def _number(value: Any) -> bool:
@@ -425,8 +433,12 @@ def _integers(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
 
 
+def _natural(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return _natural(value) and value >= 1
 
 
 def _require(key: str, value: Any, right: bool, expected: str) -> None:
