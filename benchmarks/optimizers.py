@@ -35,7 +35,6 @@ from zeroflow.data.scenario import Batch
 from zeroflow.methods import Method, MiniBatch, methods
 from zeroflow.models.backbone import Backbone, build_timm, create_backbone
 from zeroflow.optim import Composition, ThreeStepOptimizer, create_optimizer, list_optimizers, optimizers
-from zeroflow.optim.estimators import CARS, Backpropagation, ForwardGradient, PerExample
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.noise import Directions
 from zeroflow.optim.objective import LocalExecutor, Objective, Shift
@@ -360,17 +359,17 @@ def budgeted(seeds: Mapping[int, int]) -> Iterator[tuple[str, int, int, int]]:
     seen = set()
     for info in sorted(list_optimizers(details=True), key=lambda info: (info.name != "zo-sgd", info.name)):
         estimator = info.estimator
-        if type(estimator) in seen or isinstance(estimator, Backpropagation):
+        if type(estimator) in seen or estimator.exact:
             continue
         seen.add(type(estimator))
         if not estimator.uses_queries:
-            yield info.name, 1, estimator.forwards(1), seeds[BUDGETS[0]]
+            yield info.name, 1, estimator.cost(1), seeds[BUDGETS[0]]
             continue
-        typical = info.name in TYPICAL and not isinstance(estimator, ForwardGradient)
+        typical = info.name in TYPICAL and not estimator.differentiates
         for budget, count in seeds.items():
             if typical or budget < BUDGETS[-1]:
-                queries = max(q for q in range(1, budget + 1) if estimator.forwards(q) <= budget)
-                yield info.name, queries, estimator.forwards(queries), count
+                queries = max(q for q in range(1, budget + 1) if estimator.cost(q) <= budget)
+                yield info.name, queries, estimator.cost(queries), count
 
 
 def expected_cosine(name: str, queries: int, size: int, gain: float) -> float | None:
@@ -379,10 +378,10 @@ def expected_cosine(name: str, queries: int, size: int, gain: float) -> float | 
     ``gain`` is sqrt(N) times the gradient's length over the root mean square length of the N examples' own gradients.
     """
     estimator = optimizers.get(name).estimator
-    if isinstance(estimator, PerExample):
+    if estimator.per_example:
         return gain * math.sqrt(queries / size)
-    if estimator.distribution == "coordinate" or isinstance(estimator, CARS):
-        return None  # too few components; CARS turns round where the loss is concave
+    if estimator.distribution == "coordinate" or not estimator.uses_queries:
+        return None  # too few components; CARS, on its one line, turns round where the loss is concave
     return math.sqrt(2) * math.exp(math.lgamma((queries + 1) / 2) - math.lgamma(queries / 2)) / math.sqrt(size)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from zeroflow.errors import ConfigError
 from zeroflow.optim.composition import Composition
+from zeroflow.optim.cost import Cost
 from zeroflow.optim.directions import Direction, History, Identity
 from zeroflow.optim.estimators import Estimator
 from zeroflow.optim.groups import Parameters
@@ -68,17 +69,17 @@ class OptimizerInfo:
         return {**self.rule_options, **pieces, **ENHANCEMENTS}
 
     @property
-    def cost(self) -> str:
-        """Forward passes of a step as a formula in q."""
-        return " + ".join(filter(None, (self.estimator.cost, self.direction.cost, self.update.cost)))
+    def cost(self) -> Cost:
+        """Forward passes of a step, as a formula in q."""
+        return self.estimator.cost + self.direction.cost + self.update.cost
 
     def forwards(self, queries: int) -> int:
         """Forward passes per step as a function of q."""
-        return self.estimator.forwards(queries) + self.direction.forwards(queries) + self.update.forwards()
+        return self.cost(queries)
 
     def equivalents(self, queries: int) -> int:
         """Work per step in forward passes as a function of q; see ``Estimator.equivalents``."""
-        return self.forwards(queries) - self.estimator.forwards(queries) + self.estimator.equivalents(queries)
+        return self.forwards(queries) - self.estimator.cost(queries) + self.estimator.equivalents(queries)
 
     def snapshot_forwards(self, queries: int, steps: int, batches: int, options: Mapping[str, Any]) -> int:
         """Forward passes besides those of ``forwards``, of all snapshots of so many steps; see ``Direction``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ class History(Direction):
     Unlike momentum it keeps the length of the estimate, and it comes before the sign and the update rule. Source: ZeroFlow,
     Section 6, "historical information" (a = 0 to .8). Memory: one vector ``[d]``. Cost: no forward pass.
     """
+
+    kept: ClassVar[int] = 1
 
     a: float = 0.0
 

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from zeroflow.optim import noise
+from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.objective import HERE, Numbers, Objective, Shift, mean_finite, scalar
@@ -41,11 +42,12 @@ class PerExample(Estimator):
     """
 
     per_example: ClassVar[bool] = True
-    cost: ClassVar[str] = "2q"
+    cost: ClassVar[Cost] = Cost(2)
     distribution: ClassVar[str] = "rademacher"  # type: ignore[misc]
 
-    def forwards(self, queries: int) -> int:
-        return 2 * queries
+    @property
+    def unbiased(self) -> bool:
+        return True
 
     def estimate(self, objective: Objective, queries: int) -> Estimate:
         census = objective.memory.setdefault("census", Census())
