@@ -16,7 +16,9 @@ import scipy.linalg
 
 Vector = np.ndarray
 Function = Callable[[Vector], float]
-DIRECTIONS, MASK, COORDINATES, EXAMPLES = 0, 2, 3, 4
+DIRECTIONS, MASK, COORDINATES, EXAMPLES, BASES = 0, 2, 3, 4, 5
+SHAPES = [(1, 8), (4, 8)]
+"""Of the quadratic's parameters as matrices."""
 
 
 def stream(seed: int, step: int, query: int, domain: int) -> np.random.Generator:
@@ -238,10 +240,31 @@ def fzoo(s: Step, x: Vector) -> Vector:
 
 
 @method("zo-per-example", sgd)
-def per_example(s: Step, x: Vector) -> Vector:
+def per_example(s: Step, x: Vector, normalize: bool = False) -> Vector:
     """Of a closure with one loss for all: signs, one direction for the whole mini-batch."""
     zs = s.directions("rademacher")
-    return s.moved(x, s.mixed(combined(s.two_sided(x, zs), zs)))
+    slopes = s.two_sided(x, zs)
+    return s.moved(x, s.mixed(combined(np.sign(slopes) if normalize else slopes, zs)))
+
+
+@method("zo-muon", sgd, queries=16)
+def muon(s: Step, x: Vector, rank: int = 64, resample_every: int = 100, combine: str = "mean") -> Vector:
+    drawn = []
+    for query in range(s.queries):
+        normal, parts = stream(s.seed, s.t, query, DIRECTIONS), []
+        for number, (rows, columns) in enumerate(SHAPES):
+            raw = stream(s.seed, s.t // resample_every, number, BASES).standard_normal((rows, min(rank, rows)))
+            q, r = np.linalg.qr(raw)
+            parts.append((q * np.sign(np.diag(r)) @ normal.standard_normal((raw.shape[1], columns))).ravel())
+        drawn.append(s.mask * np.concatenate(parts))
+    h, parts = s.mixed(combined(s.one_sided(x, drawn), drawn, combine)), []
+    for (rows, columns), part in zip(SHAPES, np.split(h, [8]), strict=True):
+        u, singular, vt = np.linalg.svd(part.reshape(rows, columns), full_matrices=False)
+        singular = singular / np.sqrt((singular**2).sum())
+        for _ in range(5):  # the iteration acts on singular values alone
+            singular = 3.4445 * singular - 4.7750 * singular**3 + 2.0315 * singular**5
+        parts.append((u * singular @ vt).ravel())
+    return s.moved(x, np.concatenate(parts))
 
 
 @method("zo-cars", sgd, eps=0.5)

@@ -36,6 +36,7 @@ SUBJECTS = [
     referred("zo-per-example", per_example=True, queries=2), referred("zo-sgd", queries=3),
     referred("zo-svrg", queries=2, snapshot_every=3), referred("es-cma", lr=1.0, separable=True),
     referred("zo-sgd", queries=3, combine="span"),
+    referred("zo-per-example", per_example=True, queries=2, normalize=True),
     # The three enhancements.
     referred("zo-sgd", history=0.6), referred("zo-sgd", sparsity=0.5), referred("zo-adam", hybrid=3),
 ]  # fmt: skip
@@ -60,6 +61,9 @@ VARIANTS = [
     referred("zo-rge", queries=4, combine="span", distribution="sphere"), referred("zo-adam", queries=50, combine="span"),
     referred("forward-grad", queries=4, combine="span", distribution="rademacher", sparsity=0.5),
     referred("zo-svrg", queries=3, combine="span"),
+    # A subspace of low rank that changes.
+    *(referred("zo-muon", rank=2, resample_every=5, **options) for options in ({}, {"sparsity": 0.5, "history": 0.4})),
+    referred("zo-muon", rank=1, queries=3, combine="span", momentum=0.9),
     # A population: the published step, another size, components held still.
     referred("es-cma", lr=1.0), referred("es-cma", lr=1.0, queries=7, eps=0.5),
     *(referred("es-cma", lr=1.0, sparsity=0.5, separable=separable) for separable in (False, True)),
