@@ -615,13 +615,19 @@ def linear_problem(examples: int) -> tuple[nn.Linear, torch.Tensor, torch.Tensor
     return model, *(torch.randn(examples, width, generator=generator, dtype=torch.float64) for width in (4, 3))
 
 
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("queries", [1, 3])
-def test_per_example_directions_follow_their_formula_example_by_example(queries: int) -> None:
-    """z_n = Z * (r_n s_n^T) for the weight, Z * signs for the bias; the step is the mean of g_n z_n, by brute force."""
+def test_per_example_directions_follow_their_formula_example_by_example(queries: int, normalize: bool) -> None:
+    """z_n = Z * (r_n s_n^T) for the weight, Z * signs for the bias; the step is the mean of g_n z_n, by brute force.
+
+    With ``normalize`` of g_n over the standard deviation of g_1 ... g_N.
+    """
     n, lr, eps, seed = 6, 0.1, 1e-3, 9
     model, x, y = linear_problem(n)
     weight, bias = (p.detach().numpy().copy() for p in (model.weight, model.bias))
-    optimizer = create_optimizer("zo-per-example", model, lr=lr, eps=eps, seed=seed, queries=queries)
+    optimizer = create_optimizer(
+        "zo-per-example", model, lr=lr, eps=eps, seed=seed, queries=queries, normalize=normalize
+    )
     assert optimizer.per_example
     for step in range(4):
         optimizer.step(lambda: (model(x) - y).square().sum(1))
@@ -630,6 +636,7 @@ def test_per_example_directions_follow_their_formula_example_by_example(queries:
             base = signs(seed, step, query, 15)  # in the order of names: bias, then weight
             base_b, base_w = base[:3], base[3:].reshape(3, 4)
             own = signs(seed, step, query, n * (3 + 3 + 4), EXAMPLES).reshape(n, 10)  # of each: bias, rows, columns
+            slopes, places = [], []
             for i in range(n):
                 z_b, z_w = base_b * own[i, :3], base_w * np.outer(own[i, 3:6], own[i, 6:])
 
@@ -637,9 +644,12 @@ def test_per_example_directions_follow_their_formula_example_by_example(queries:
                 for side in (eps, -eps):
                     output = (weight + side * z_w) @ x[i].numpy() + bias + side * z_b
                     sides.append(np.sum((output - y[i].numpy()) ** 2))
-                g = (sides[0] - sides[1]) / (2 * eps)
-                change_w += g * z_w / (n * queries)
-                change_b += g * z_b / (n * queries)
+                slopes.append((sides[0] - sides[1]) / (2 * eps))
+                places.append((z_w, z_b))
+            spread = np.std(slopes) if normalize else 1.0
+            for g, (z_w, z_b) in zip(slopes, places, strict=True):
+                change_w += g / spread * z_w / (n * queries)
+                change_b += g / spread * z_b / (n * queries)
         weight, bias = weight - lr * change_w, bias - lr * change_b
         np.testing.assert_allclose(model.weight.detach().numpy(), weight, rtol=0, atol=1e-8)
         np.testing.assert_allclose(model.bias.detach().numpy(), bias, rtol=0, atol=1e-8)
