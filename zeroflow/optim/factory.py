@@ -152,8 +152,8 @@ def create_optimizer(
         name: one of ``list_optimizers()``.
         params: a module, parameters, named parameters, or parameter groups. Prefer the module: its buffers are then kept
             from seeing each mini-batch several times.
-        lr: learning rate. queries: directions per step, q >= 1 (default 1; 8 for zo-fzoo; 4 + floor(3 ln d) for es-cma, its
-            population, which is at least 2).
+        lr: learning rate. queries: directions per step, q >= 1 (default 1; 8 for zo-fzoo, 16 for zo-muon; 4 + floor(3 ln d)
+            for es-cma, its population, which is at least 2).
         eps: perturbation size, > 0 (default 1e-3; .5 for zo-cars, 1e-4 for zo-fzoo, .1 for es-cma, the first step size).
         seed: key of all directions, >= 0. executor: where evaluations run (default: here).
         **options: of the named optimizer, e.g. ``momentum`` or ``weight_decay``; of all: see ``ENHANCEMENTS``.

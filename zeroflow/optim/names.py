@@ -74,7 +74,7 @@ for _info in (
         "zo-per-example", "SGD on two-sided differences with a direction for each example", PerExample(), SGD, OF_SGD, 3e-2
     ),
     Info(
-        "zo-muon", "SGD on the orthogonalised one-sided estimate along directions of low rank", LowRank(), SGD, OF_SGD, 1e-2,
+        "zo-muon", "SGD on the orthogonalised one-sided estimate along directions of low rank", LowRank(), SGD, OF_SGD, 1e-1,
         direction=Orthogonal(), default_queries=16,
     ),
     Info(
