@@ -671,6 +671,7 @@ def test_per_example_refuses_examples_that_meet() -> None:
         ("zo-sgd", {"weight_decay": "1e-4"}, "weight_decay='1e-4'.*a number"),
         ("zo-sgd", {"weight_decay": math.nan}, "weight_decay=nan"),
         ("zo-sgd", {"nesterov": "yes"}, "True or False"),
+        ("zo-per-example", {"normalize": 1}, "normalize=1.*True or False"),
         ("zo-adam", {"betas": [0.9]}, "2 numbers"),
         ("zo-sgd", {"sparsity": 1.0}, "sparsity=1.0"),
         ("zo-sgd", {"sparsity": math.nan}, "sparsity=nan"),

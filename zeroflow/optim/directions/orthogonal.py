@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from zeroflow.optim.directions.direction import Direction, Step
@@ -40,8 +41,7 @@ def msign(matrix: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     rows, columns = matrix.shape
     x = matrix.T if rows > columns else matrix
-    length = x.norm()
-    x = x / length if length else x
+    x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
     for _ in range(ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
