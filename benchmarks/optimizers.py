@@ -39,7 +39,6 @@ from zeroflow.data.scenario import Batch
 from zeroflow.methods import Method, MiniBatch, methods
 from zeroflow.models.backbone import Backbone, build_timm, create_backbone
 from zeroflow.optim import Composition, ThreeStepOptimizer, create_optimizer, list_optimizers, optimizers
-from zeroflow.optim.estimators import CARS, Backpropagation, ForwardGradient, PerExample
 from zeroflow.optim.executor import LocalExecutor
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.noise import Directions
@@ -53,12 +52,14 @@ MODELS: dict[str, Callable[[], Backbone]] = {
 }
 LONG = "vit-tiny"
 """Here more than one query is measured only for ``TYPICAL``, the most queries only for ``BEST``, in half the rounds."""
-TYPICAL = ("zo-sgd", "zo-rge", "zo-per-example", "forward-grad", "mezo-loop", "infty-zo-sgd")
+TYPICAL = ("zo-sgd", "zo-rge", "zo-per-example", "zo-muon", "forward-grad", "mezo-loop", "infty-zo-sgd")
 BEST = ("zo-sgd", "zo-per-example")
 OPTIONS: dict[str, dict[str, Any]] = {"es-cma": {"separable": True}}
 """Of candidates that refuse this many parameters as they are."""
 QUERIES = (1, 4, 16)
-BUDGETS = (2, 8, 32)
+BUDGETS = (2, 8, 32, 128)
+LARGE = 32
+"""From this budget on quality is measured only for ``TYPICAL``, over fewer seeds."""
 WHOLE = {"zo-sgd, whole passes": "zo-sgd"}
 """Candidates that make whole forward passes, as peers do, instead of sharing the prefix; and what they are registered as."""
 TARGETS = {
@@ -392,17 +393,17 @@ def budgeted(names: Sequence[str], seeds: Mapping[int, int]) -> Iterator[tuple[s
     known = [info for info in list_optimizers(details=True) if info.name in names]
     for info in sorted(known, key=lambda info: (info.name != "zo-sgd", info.name)):
         estimator = info.estimator
-        if type(estimator) in seen or isinstance(estimator, Backpropagation):
+        if type(estimator) in seen or estimator.exact:
             continue
         seen.add(type(estimator))
         if not estimator.uses_queries:
-            yield info.name, 1, estimator.forwards(1), seeds[BUDGETS[0]]
+            yield info.name, 1, estimator.cost(1), seeds[BUDGETS[0]]
             continue
-        typical = info.name in TYPICAL and not isinstance(estimator, ForwardGradient)
+        typical = info.name in TYPICAL and not estimator.differentiates
         for budget, count in seeds.items():
-            if typical or budget < BUDGETS[-1]:
-                queries = max(q for q in range(1, budget + 1) if estimator.forwards(q) <= budget)
-                yield info.name, queries, estimator.forwards(queries), count
+            if typical or budget < LARGE:
+                queries = max(q for q in range(1, budget + 1) if estimator.cost(q) <= budget)
+                yield info.name, queries, estimator.cost(queries), count
     for peer, ours in PAIRS.items():
         if peer in names and ours == "zo-sgd":
             yield from ((peer, budget // 2, budget, count) for budget, count in seeds.items())
@@ -414,10 +415,11 @@ def expected_cosine(name: str, queries: int, size: int, gain: float) -> float | 
     ``gain`` is sqrt(N) times the gradient's length over the root mean square length of the N examples' own gradients.
     """
     estimator = optimizers.get(PAIRS.get(name, name)).estimator
-    if isinstance(estimator, PerExample):
+    if estimator.per_example:
         return gain * math.sqrt(queries / size)
-    if estimator.distribution == "coordinate" or isinstance(estimator, CARS):
-        return None  # too few components; CARS turns round where the loss is concave
+    if estimator.distribution in ("coordinate", "low-rank") or not estimator.uses_queries:
+        # Too few components; it depends on the matrices' shares of the gradient; CARS turns round where the loss is concave.
+        return None
     return math.sqrt(2) * math.exp(math.lgamma((queries + 1) / 2) - math.lgamma(queries / 2)) / math.sqrt(size)
 
 
@@ -507,7 +509,7 @@ def report(result: dict[str, Any]) -> None:
 @click.option("--batch", default=32, show_default=True, help="Images of a step, for time and memory.")
 @click.option("--rounds", default=6, show_default=True, help="How often each candidate has its turn.")
 @click.option("--seeds", default=30, show_default=True, help="Estimates of each kind, for quality.")
-@click.option("--most-seeds", default=10, show_default=True, help="The same for the largest budget, 32 forward passes.")
+@click.option("--most-seeds", default=10, show_default=True, help="The same from 32 forward passes on.")
 @click.option("--threads", default=1, show_default=True, help="CPU threads.")
 @click.option(
     "--peers", "against", is_flag=True, help="Only others' optimizers and ours like them, on the embedded backbone."
@@ -537,7 +539,7 @@ def main(
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     on, most, steps, examples = torch.device(device), max(QUERIES), 50, 64
-    by_budget = {budget: most_seeds if budget == max(BUDGETS) else seeds for budget in BUDGETS}
+    by_budget = {budget: most_seeds if budget >= LARGE else seeds for budget in BUDGETS}
     if quick:
         batch, rounds, most, steps, examples, by_budget = min(batch, 4), 2, 4, 2, 8, {2: 2}
     names = [*(dict.fromkeys((*PAIRS.values(), *WHOLE)) if against else list_optimizers()), *peers()]

@@ -7,15 +7,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cmaes
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
+from references import DIRECTIONS, EXAMPLES, reference, signs, stream
 from torch import nn
 
 from zeroflow.optim import create_optimizer, list_optimizers
@@ -23,232 +23,12 @@ from zeroflow.optim.testing import CHECKS, ConformanceError, Subject, checks, ru
 from zeroflow.optim.testing.problems import Quadratic, regression, theta
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "conformance.md"
-Vector = np.ndarray
-Rule = Callable[[Vector, Vector], Vector]
-
-# The references: formulas of the class docstrings in NumPy alone, with the documented noise scheme.
-
-DIRECTIONS, MASK, COORDINATES, EXAMPLES = 0, 2, 3, 4
-
-
-def stream(seed: int, step: int, query: int, domain: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, domain], counter=[0, 0, query, step]))
-
-
-def signs(seed: int, step: int, query: int, size: int, domain: int = DIRECTIONS) -> Vector:
-    drawn = np.frombuffer(stream(seed, step, query, domain).bytes((size + 7) // 8), np.uint8)
-    return np.unpackbits(drawn, count=size) * 2.0 - 1
-
-
-def directions(kind: str, seed: int, step: int, queries: int, mask: Vector) -> list[Vector]:
-    size = len(mask)
-    if kind == "coordinate":
-        free = np.flatnonzero(mask)
-        chosen = stream(seed, step, 0, COORDINATES).choice(len(free), min(queries, len(free)), replace=False)
-        return list(np.eye(size)[free[chosen]])
-    if kind == "rademacher":
-        return [mask * signs(seed, step, query, size) for query in range(queries)]
-    drawn = [mask * stream(seed, step, query, DIRECTIONS).standard_normal(size) for query in range(queries)]
-    return [z / np.linalg.norm(z) for z in drawn] if kind == "sphere" else drawn
-
-
-def sgd(lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False) -> dict:
-    def rule(x: Vector, g: Vector, s: dict) -> Vector:
-        g = g + weight_decay * x
-        if not momentum:
-            return x - s.get("lr", lr) * g
-        s["m"] = momentum * s["m"] + g if "m" in s else g
-        return x - s.get("lr", lr) * (g + momentum * s["m"] if nesterov else s["m"])
-
-    return rule
-
-
-def adam(lr: float, betas: tuple = (0.9, 0.999), eps_adam: float = 1e-8, weight_decay: float = 0.0) -> Callable:
-    def rule(x: Vector, g: Vector, s: dict) -> Vector:
-        g, t = g + weight_decay * x, s.get("t", 0) + 1
-        s.update(
-            t=t, m=betas[0] * s.get("m", 0) + (1 - betas[0]) * g, v=betas[1] * s.get("v", 0) + (1 - betas[1]) * g * g
-        )
-        mhat, vhat = s["m"] / (1 - betas[0] ** t), s["v"] / (1 - betas[1] ** t)
-        return x - s.get("lr", lr) * mhat / (np.sqrt(vhat) + eps_adam)
-
-    return rule
-
-
-def adamm(lr: float, betas: tuple = (0.9, 0.999), eps_adam: float = 1e-8, weight_decay: float = 0.0) -> Callable:
-    def rule(x: Vector, g: Vector, s: dict) -> Vector:
-        g = g + weight_decay * x
-        s["m"] = betas[0] * s.get("m", 0) + (1 - betas[0]) * g
-        s["v"] = betas[1] * s.get("v", 0) + (1 - betas[1]) * g * g
-        s["vhat"] = np.maximum(s.get("vhat", 0), s["v"])
-        return x - s.get("lr", lr) * s["m"] / (np.sqrt(s["vhat"]) + eps_adam)
-
-    return rule
-
-
-def radazo(lr: float, betas: tuple = (0.9, 0.999), eps_adam: float = 1e-8, weight_decay: float = 0.0) -> Callable:
-    def rule(x: Vector, g: Vector, s: dict) -> Vector:
-        s["m"] = betas[0] * s.get("m", 0) + (1 - betas[0]) * (g + weight_decay * x)
-        s["v"] = betas[1] * s.get("v", 0) + (1 - betas[1]) * s["m"] ** 2
-        return x - s.get("lr", lr) * s["m"] / np.sqrt(s["v"] + eps_adam)
-
-    return rule
-
-
-def slopes(kind: str, f: Callable, gradient: Callable, x: Vector, zs: list[Vector], eps: float) -> list[float]:
-    """The numbers g of an estimate sum_i g_i z_i, before any mean over queries."""
-    if kind == "forward":
-        return [float(gradient(x) @ z) for z in zs]
-    if kind == "one-sided":
-        return [(f(x + eps * z) - f(x)) / eps for z in zs]
-    if kind == "fzoo":
-        there = [f(x + eps * z) for z in zs]
-        sigma = np.std(there if len(there) > 1 else [*there, f(x)], ddof=1)
-        return [(loss - f(x)) / sigma for loss in there]
-    return [(f(x + eps * z) - f(x - eps * z)) / (2 * eps) for z in zs]
-
-
-# Of each name: kind of slopes, distribution, rule.
-METHODS = {
-    "zo-sgd": ("two-sided", "gaussian", sgd), "zo-sgd-sign": ("two-sided", "gaussian", sgd),
-    "zo-sgd-conserve": ("two-sided", "gaussian", sgd), "zo-svrg": ("two-sided", "gaussian", sgd),
-    "zo-adam": ("two-sided", "gaussian", adam), "zo-adam-sign": ("two-sided", "gaussian", adam),
-    "zo-adam-conserve": ("two-sided", "gaussian", adam), "zo-adamm": ("two-sided", "gaussian", adamm),
-    "zo-radazo": ("two-sided", "gaussian", radazo), "forward-grad": ("forward", "gaussian", sgd),
-    "zo-rge": ("one-sided", "gaussian", sgd), "zo-cge": ("one-sided", "coordinate", sgd),
-    "zo-scd": ("two-sided", "coordinate", sgd), "zo-fzoo": ("fzoo", "rademacher", sgd),
-    "zo-per-example": ("two-sided", "rademacher", sgd), "zo-cars": ("cars", "sphere", sgd),
-    "fo-sgd": ("exact", "gaussian", sgd), "fo-sgd-checkpoint": ("exact", "gaussian", sgd),
-    "fo-adam": ("exact", "gaussian", adam),
-}  # fmt: skip
-
-
-def reference(
-    name: str,
-    lr: float = 0.05,
-    queries: int | None = None,
-    eps: float | None = None,
-    distribution: str | None = None,
-    combine: str = "mean",
-    sign: str = "elementwise",
-    history: float = 0.0,
-    history_of: str = "estimates",
-    sparsity: float = 0.0,
-    hybrid: int = 0,
-    hybrid_lr: float | None = None,
-    snapshot_every: int = 50,
-    batch: Callable | None = None,
-    full: Callable | None = None,
-    **rule_options: Any,
-) -> Callable[..., Vector]:
-    """The trajectory of a named optimizer in NumPy. ``batch(t)``: the loss at step t; ``full``: of SVRG's snapshots."""
-    kind, usual, rule_of = METHODS[name]
-    kind_of_z = distribution or usual
-    queries = queries or (8 if name == "zo-fzoo" else 1)
-    eps = eps or {"zo-cars": 0.5, "zo-fzoo": 1e-4}.get(name, 1e-3)
-
-    def run(loss: Callable, gradient: Callable, x: Vector, seed: int, steps: int) -> Vector:
-        size, state, before, taken = len(x), {}, None, None
-        mask = np.ones(size)
-        if sparsity:
-            mask = (stream(seed, 0, 0, MASK).random(size, dtype=np.float32) >= sparsity).astype(float)
-        rule = rule_of(lr, **rule_options)
-
-        def move(x: Vector, g: Vector) -> Vector:
-            return np.where(mask > 0, rule(x, g, state), x)
-
-        def estimate(f: Callable, x: Vector, zs: list[Vector], along: list[Vector] | None = None) -> Vector:
-            weights = slopes(kind, f, gradient, x, zs, eps)
-            if combine == "span":
-                return np.linalg.pinv(np.stack(zs)) @ weights
-            scale = 1 / len(zs)
-            if kind_of_z == "sphere":
-                scale *= mask.sum()
-            if kind_of_z == "coordinate":
-                scale = mask.sum() / len(zs) if name == "zo-scd" else 1.0
-            if sign == "scalar":
-                weights = [np.sign(g) for g in weights]
-            return scale * sum(g * z for g, z in zip(weights, along or zs, strict=True))
-
-        for t in range(steps):
-            f = batch(t) if batch else loss
-            if t == hybrid > 0:
-                state.clear()
-            if kind == "exact" or t < hybrid:
-                if hybrid_lr and t < hybrid:
-                    state["lr"] = hybrid_lr
-                x = move(x, mask * gradient(x))
-                continue
-            zs = directions(kind_of_z, seed, t, queries, mask)
-            if kind == "cars":
-                (u,), r = zs[:1], eps / np.sqrt(t + 1)
-                d, h = (f(x + r * u) - f(x - r * u)) / (2 * r), (f(x + r * u) + f(x - r * u) - 2 * f(x)) / r**2
-                x = min((x, x + r * u, x - r * u, x - lr * d / h * u), key=f)
-                continue
-            along = []
-            for z in zs if history_of == "directions" else ():
-                before = z if before is None else (1 - history) * z + history * before
-                along.append(before)
-            h = estimate(f, x, zs, along)
-            if name == "zo-svrg":
-                if taken is None or t - taken >= snapshot_every:
-                    taken, snapshot, at_snapshot = t, x.copy(), estimate(full or f, x, zs)
-                h = h - estimate(f, snapshot, zs) + at_snapshot
-            if history and history_of == "estimates":
-                before = h if before is None else (1 - history) * h + history * before
-                h = before
-            if name.endswith("-sign") and sign == "elementwise":
-                h = np.sign(h)
-            if name.endswith("-conserve"):
-                moments = dict(state)
-                step = x - move(x, h)
-                best = int(np.argmin([f(x), f(x - step), f(x + step)]))
-                x = (x, x - step, x + step)[best]
-                if best != 1:
-                    state.clear()
-                    state.update(moments)
-                continue
-            x = move(x, h)
-        return x
-
-    return run
-
-
-def cma_es(
-    lr: float = 0.05, queries: int = 16, eps: float = 0.1, separable: bool = False, sparsity: float = 0.0
-) -> Callable[..., Vector]:
-    """The trajectory of the package ``cmaes``, given the library's noise; lr is the mean's own learning rate."""
-
-    def run(loss: Callable, gradient: Callable, x: Vector, seed: int, steps: int) -> Vector:
-        free = np.ones(len(x), bool)
-        if sparsity:
-            free = stream(seed, 0, 0, MASK).random(len(x), dtype=np.float32) >= sparsity
-        x = x.copy()
-
-        def at(part: Vector) -> float:
-            whole = x.copy()
-            whole[free] = part
-            return loss(whole)
-
-        strategy = (cmaes.SepCMA if separable else cmaes.CMA)(x[free].copy(), eps, population_size=queries)
-        for t in range(steps):
-            zs = [z[free] for z in directions("gaussian", seed, t, queries, free.astype(float))]
-            root = np.diag(np.sqrt(strategy._C)) if separable else scipy.linalg.sqrtm(strategy._C).real
-            places = [strategy.mean + strategy._sigma * root @ z for z in zs]
-            before = strategy.mean.copy()
-            strategy.tell([(place, at(place)) for place in places])
-            strategy._mean = before + lr * (strategy.mean - before)
-            x[free] = strategy.mean
-        return x
-
-    return run
 
 
 def referred(name: str, **options: Any) -> Subject:
     """A named optimizer as a subject, with its reference."""
     per_example = options.pop("per_example", False)
-    made = cma_es(**options) if name == "es-cma" else reference(name, **options)
-    return subject(name, **options, per_example=per_example, reference=made)
+    return subject(name, **options, per_example=per_example, reference=reference(name, **options))
 
 
 SUBJECTS = [
@@ -256,6 +36,7 @@ SUBJECTS = [
     referred("zo-per-example", per_example=True, queries=2), referred("zo-sgd", queries=3),
     referred("zo-svrg", queries=2, snapshot_every=3), referred("es-cma", lr=1.0, separable=True),
     referred("zo-sgd", queries=3, combine="span"),
+    referred("zo-per-example", per_example=True, queries=2, normalize=True),
     # The three enhancements.
     referred("zo-sgd", history=0.6), referred("zo-sgd", sparsity=0.5), referred("zo-adam", hybrid=3),
     referred("zo-adam", history=0.6, history_of="directions", queries=2),
@@ -276,11 +57,14 @@ VARIANTS = [
     referred("zo-sgd-conserve", momentum=0.9, lr=0.1), referred("zo-adam-conserve", lr=0.5, queries=2),
     referred("zo-adamm", betas=(0.5, 0.5), weight_decay=0.1), referred("zo-radazo", betas=(0.5, 0.9)),
     # All coordinates: a finite-difference gradient.
-    referred("zo-cge", queries=5000), referred("zo-scd", queries=5000),
+    replace(referred("zo-cge", queries=5000), unbiased=True), referred("zo-scd", queries=5000),
     # The span of the directions.
     referred("zo-rge", queries=4, combine="span", distribution="sphere"), referred("zo-adam", queries=50, combine="span"),
     referred("forward-grad", queries=4, combine="span", distribution="rademacher", sparsity=0.5),
     referred("zo-svrg", queries=3, combine="span"),
+    # A subspace of low rank that changes.
+    *(referred("zo-muon", rank=2, resample_every=5, **options) for options in ({}, {"sparsity": 0.5, "history": 0.4})),
+    referred("zo-muon", rank=1, queries=3, combine="span", momentum=0.9),
     # A population: the published step, another size, components held still.
     referred("es-cma", lr=1.0), referred("es-cma", lr=1.0, queries=7, eps=0.5),
     *(referred("es-cma", lr=1.0, sparsity=0.5, separable=separable) for separable in (False, True)),
@@ -836,13 +620,19 @@ def linear_problem(examples: int) -> tuple[nn.Linear, torch.Tensor, torch.Tensor
     return model, *(torch.randn(examples, width, generator=generator, dtype=torch.float64) for width in (4, 3))
 
 
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("queries", [1, 3])
-def test_per_example_directions_follow_their_formula_example_by_example(queries: int) -> None:
-    """z_n = Z * (r_n s_n^T) for the weight, Z * signs for the bias; the step is the mean of g_n z_n, by brute force."""
+def test_per_example_directions_follow_their_formula_example_by_example(queries: int, normalize: bool) -> None:
+    """z_n = Z * (r_n s_n^T) for the weight, Z * signs for the bias; the step is the mean of g_n z_n, by brute force.
+
+    With ``normalize`` of g_n over the standard deviation of g_1 ... g_N.
+    """
     n, lr, eps, seed = 6, 0.1, 1e-3, 9
     model, x, y = linear_problem(n)
     weight, bias = (p.detach().numpy().copy() for p in (model.weight, model.bias))
-    optimizer = create_optimizer("zo-per-example", model, lr=lr, eps=eps, seed=seed, queries=queries)
+    optimizer = create_optimizer(
+        "zo-per-example", model, lr=lr, eps=eps, seed=seed, queries=queries, normalize=normalize
+    )
     assert optimizer.per_example
     for step in range(4):
         optimizer.step(lambda: (model(x) - y).square().sum(1))
@@ -851,6 +641,7 @@ def test_per_example_directions_follow_their_formula_example_by_example(queries:
             base = signs(seed, step, query, 15)  # in the order of names: bias, then weight
             base_b, base_w = base[:3], base[3:].reshape(3, 4)
             own = signs(seed, step, query, n * (3 + 3 + 4), EXAMPLES).reshape(n, 10)  # of each: bias, rows, columns
+            slopes, places = [], []
             for i in range(n):
                 z_b, z_w = base_b * own[i, :3], base_w * np.outer(own[i, 3:6], own[i, 6:])
 
@@ -858,9 +649,12 @@ def test_per_example_directions_follow_their_formula_example_by_example(queries:
                 for side in (eps, -eps):
                     output = (weight + side * z_w) @ x[i].numpy() + bias + side * z_b
                     sides.append(np.sum((output - y[i].numpy()) ** 2))
-                g = (sides[0] - sides[1]) / (2 * eps)
-                change_w += g * z_w / (n * queries)
-                change_b += g * z_b / (n * queries)
+                slopes.append((sides[0] - sides[1]) / (2 * eps))
+                places.append((z_w, z_b))
+            spread = np.std(slopes) if normalize else 1.0
+            for g, (z_w, z_b) in zip(slopes, places, strict=True):
+                change_w += g / spread * z_w / (n * queries)
+                change_b += g / spread * z_b / (n * queries)
         weight, bias = weight - lr * change_w, bias - lr * change_b
         np.testing.assert_allclose(model.weight.detach().numpy(), weight, rtol=0, atol=1e-8)
         np.testing.assert_allclose(model.bias.detach().numpy(), bias, rtol=0, atol=1e-8)

@@ -70,6 +70,23 @@ def test_every_optimizer_says_what_it_works() -> None:
         assert info.equivalents(4) >= info.forwards(4) >= 1, info.name
 
 
+def test_the_text_of_a_cost_gives_its_number() -> None:
+    for info in list_optimizers(details=True):
+        formula = str(info.cost).split(",")[0].split(" (")[0]
+        for queries in (1, 5):
+            terms = [term.removesuffix("q") or "1" for term in formula.split(" + ")]
+            counts = [queries if term.endswith("q") else 1 for term in formula.split(" + ")]
+            assert sum(int(t) * c for t, c in zip(terms, counts, strict=True)) == info.forwards(queries), info.name
+    texts = {
+        name: str(zeroflow.optim.optimizers.get(name).cost)
+        for name in ("zo-sgd-conserve", "zo-cars", "fo-sgd", "zo-svrg")
+    }
+    assert texts == {
+        "zo-sgd-conserve": "2q + 3", "zo-cars": "4", "fo-sgd": "1, and a backward pass",
+        "zo-svrg": "4q (and 2q a mini-batch at each snapshot)",
+    }  # fmt: skip
+
+
 def test_a_trial_reports_its_work() -> None:
     steps = 2 * 4  # epochs; 5 classes of 12 drawings in mini-batches of 16
     for values, forwards, work in (

@@ -629,6 +629,31 @@ def test_per_example_losses_beside_hybrid_and_odd_batches() -> None:
         assert not torch.equal(flat(model), before)
 
 
+def test_normalized_slopes_leave_out_what_is_not_finite_and_do_not_know_the_scale_of_the_loss() -> None:
+    """Of a single example the sign is left; an example without a finite loss counts neither in the mean nor in the spread."""
+
+    def moved(scale: float, broken: bool = False, size: int = 8) -> torch.Tensor:
+        model, _ = problem()
+        torch.manual_seed(1)
+        x, y = torch.randn(8, 6), torch.randint(3, (8,))
+        optimizer = create_optimizer("zo-per-example", model, lr=1.0, normalize=True)
+        before = flat(model)
+
+        def losses() -> torch.Tensor:
+            found = scale * F.cross_entropy(model(x[:size]), y[:size], reduction="none")
+            return torch.where(torch.arange(size) == 2, math.nan, found) if broken else found
+
+        optimizer.step(losses)
+        return before - flat(model)
+
+    torch.testing.assert_close(moved(1.0), moved(1000.0), rtol=1e-2, atol=1e-2)
+    found = moved(1.0, broken=True)
+    assert found.isfinite().all() and found.any()
+    assert set(moved(1.0, size=1).abs().round(decimals=4).tolist()) == {1.0}
+    still = moved(0.0)
+    assert not still.any()
+
+
 def test_per_example_refuses_examples_that_meet() -> None:
     torch.manual_seed(0)
     model, x, y = nn.Linear(6, 3), torch.randn(8, 6), torch.randint(3, (8,))
@@ -646,6 +671,7 @@ def test_per_example_refuses_examples_that_meet() -> None:
         ("zo-sgd", {"weight_decay": "1e-4"}, "weight_decay='1e-4'.*a number"),
         ("zo-sgd", {"weight_decay": math.nan}, "weight_decay=nan"),
         ("zo-sgd", {"nesterov": "yes"}, "True or False"),
+        ("zo-per-example", {"normalize": 1}, "normalize=1.*True or False"),
         ("zo-adam", {"betas": [0.9]}, "2 numbers"),
         ("zo-sgd", {"sparsity": 1.0}, "sparsity=1.0"),
         ("zo-sgd", {"sparsity": math.nan}, "sparsity=nan"),

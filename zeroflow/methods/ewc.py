@@ -19,7 +19,6 @@ from zeroflow.methods.method import MiniBatch, one_of, positive, register_method
 from zeroflow.methods.penalty import Penalised
 from zeroflow.models.backbone import Backbone
 from zeroflow.optim import OptimizerInfo
-from zeroflow.optim.estimators import Backpropagation
 
 
 @register_method(
@@ -67,7 +66,7 @@ class EWC(Penalised):
 
     @classmethod
     def refusal(cls, optimizer: OptimizerInfo, options: Any) -> str | None:
-        if options.fisher == "backpropagation" and not isinstance(optimizer.estimator, Backpropagation):
+        if options.fisher == "backpropagation" and not optimizer.estimator.exact:
             return "its Fisher information is to be exact (fisher=backpropagation), which takes gradients; fisher=forward takes none"
         return super().refusal(optimizer, options)
 

@@ -16,6 +16,7 @@ import torch
 
 from zeroflow.errors import ConfigError
 from zeroflow.optim.composition import Composition
+from zeroflow.optim.cost import Cost
 from zeroflow.optim.directions import Direction, DirectionHistory, History, Identity
 from zeroflow.optim.estimators import Estimator
 from zeroflow.optim.executor import Executor
@@ -71,17 +72,17 @@ class OptimizerInfo:
         return {**self.rule_options, **pieces, **ENHANCEMENTS}
 
     @property
-    def cost(self) -> str:
-        """Forward passes of a step as a formula in q."""
-        return " + ".join(filter(None, (self.estimator.cost, self.direction.cost, self.update.cost)))
+    def cost(self) -> Cost:
+        """Forward passes of a step, as a formula in q."""
+        return self.estimator.cost + self.direction.cost + self.update.cost
 
     def forwards(self, queries: int) -> int:
         """Forward passes per step as a function of q."""
-        return self.estimator.forwards(queries) + self.direction.forwards(queries) + self.update.forwards()
+        return self.cost(queries)
 
     def equivalents(self, queries: int) -> int:
         """Work per step in forward passes as a function of q; see ``Estimator.equivalents``."""
-        return self.forwards(queries) - self.estimator.forwards(queries) + self.estimator.equivalents(queries)
+        return self.forwards(queries) - self.estimator.cost(queries) + self.estimator.equivalents(queries)
 
     def snapshot_forwards(self, queries: int, steps: int, batches: int, options: Mapping[str, Any]) -> int:
         """Forward passes besides those of ``forwards``, of all snapshots of so many steps; see ``Direction``."""
@@ -174,8 +175,8 @@ def create_optimizer(
             from seeing each mini-batch several times.
         lr: learning rate; None: the registered default, and a warning says so, since it was chosen on another model. ``tune``
             chooses one for a model and a loss.
-        queries: directions per step, q >= 1 (default 1; 8 for zo-fzoo; 4 + floor(3 ln d) for es-cma, its
-            population, which is at least 2).
+        queries: directions per step, q >= 1 (default 1; 8 for zo-fzoo, 16 for zo-muon; 4 + floor(3 ln d)
+            for es-cma, its population, which is at least 2).
         eps: perturbation size, > 0 (default 1e-3; .5 for zo-cars, 1e-4 for zo-fzoo, .1 for es-cma, the first step size).
         seed: key of all directions, >= 0. executor: where evaluations run (default: here).
         **options: of the named optimizer, e.g. ``momentum`` or ``weight_decay``; of all: see ``ENHANCEMENTS``.

@@ -99,5 +99,11 @@ class FlatParameters:
         return [(p.dtype, p.device, p.shape) for p in self.parameters]
 
 
+def matrix_shape(parameter: Tensor) -> tuple[int, int]:
+    """A parameter as a matrix: ``[m, all other dimensions]``; one row where it has fewer than two."""
+    rows = parameter.shape[0] if parameter.ndim > 1 else 1
+    return rows, parameter.numel() // max(rows, 1)
+
+
 def _names(kinds: set[torch.dtype]) -> str:
     return ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from zeroflow.optim.directions import SVRG, Sign
+from zeroflow.optim.directions import SVRG, Orthogonal, Sign
 from zeroflow.optim.estimators import (
     CARS,
     CGE,
@@ -18,6 +18,7 @@ from zeroflow.optim.estimators import (
     SPSA,
     Backpropagation,
     ForwardGradient,
+    LowRank,
     PerExample,
 )
 from zeroflow.optim.factory import OptimizerInfo as Info
@@ -71,6 +72,10 @@ for _info in (
     Info("zo-radazo", f"Adam with the second moment of the first on {_SPSA}", SPSA(), RAdaZO, OF_ADAM, 1e-3),
     Info(
         "zo-per-example", "SGD on two-sided differences with a direction for each example", PerExample(), SGD, OF_SGD, 3e-2
+    ),
+    Info(
+        "zo-muon", "SGD on the orthogonalised one-sided estimate along directions of low rank", LowRank(), SGD, OF_SGD, 1e-1,
+        direction=Orthogonal(), default_queries=16,
     ),
     Info(
         "es-cma", "CMA-ES: the mean of a population that adapts its size and shape", CMAES(), SGD, {}, 1.0,

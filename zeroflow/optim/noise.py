@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 # Domains: the uses of one seed must not share a stream.
-_DIRECTIONS, _CLOSURE, _MASK, _COORDINATES, _EXAMPLES = range(5)
+_DIRECTIONS, _CLOSURE, _MASK, _COORDINATES, _EXAMPLES, _BASES = range(6)
 
 
 def gaussian_(out: Tensor, seed: int, step: int, query: int) -> Tensor:
@@ -56,6 +56,22 @@ def coordinates(size: int, count: int, seed: int, step: int) -> list[int]:
     """``min(count, size)`` different numbers below ``size``, in random order; the same on every device."""
     chosen = _numpy(seed, step, 0, _COORDINATES).choice(size, min(count, size), replace=False)
     return [int(number) for number in chosen]
+
+
+def orthonormal(rows: int, columns: int, seed: int, period: int, number: int) -> Tensor:
+    """A matrix ``[rows, columns]`` with orthonormal columns, uniform among such; float64 on the CPU, the same for every device.
+
+    Args:
+        rows, columns: of it, rows >= columns. seed, period, number: its key.
+    """
+    basis = _numpy(seed, period, number, _BASES).standard_normal((rows, columns)).T.copy()
+    for place, column in enumerate(basis):
+        # Gram-Schmidt, twice for the rounding. Sums instead of products of matrices, whose last bits depend on BLAS's threads.
+        for _ in range(2):
+            before = basis[:place]
+            column -= ((before * column).sum(1)[:, None] * before).sum(0)
+        column /= np.sqrt(np.square(column).sum())
+    return torch.from_numpy(basis.T)
 
 
 def closure_seed(seed: int, step: int, shard: int = 0) -> int:

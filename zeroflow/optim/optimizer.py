@@ -16,7 +16,6 @@ from zeroflow.optim.buffers import Buffers
 from zeroflow.optim.composition import Composition
 from zeroflow.optim.directions import Step
 from zeroflow.optim.estimators import Backpropagation, Estimate, Estimator
-from zeroflow.optim.estimators.backpropagation import Exact
 from zeroflow.optim.executor import Executor, LocalExecutor
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.groups import Parameters, parameter_groups
@@ -95,7 +94,7 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
     @property
     def checkpoint(self) -> bool:
         """Whether the model should recompute activations on the way back instead of storing them."""
-        return isinstance(self.composition.estimator, Backpropagation) and self.composition.estimator.checkpoint
+        return self.composition.estimator.checkpoint
 
     def held(self) -> list[Tensor]:
         """What is kept from step to step besides the model's own: master copies, moments, history, covariance, mask..."""
@@ -106,8 +105,7 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
     @property
     def first_order(self) -> bool:
         """Whether the step before this was made with the exact gradient, as the first of a hybrid run are."""
-        exact = isinstance(self.composition.estimator, Backpropagation)
-        return exact or 0 < self.steps <= self.composition.first_order_steps
+        return self.composition.estimator.exact or 0 < self.steps <= self.composition.first_order_steps
 
     @property
     def per_example(self) -> bool:
@@ -180,7 +178,7 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
         self.forwards += objective.forwards
         # Counted forward passes and not the formula's: a snapshot or a census takes more.
         self.equivalents += objective.forwards
-        self.equivalents += estimator.equivalents(self.queries) - estimator.forwards(self.queries)
+        self.equivalents += estimator.equivalents(self.queries) - estimator.cost(self.queries)
         if self.skipped > method.max_skipped:
             raise NonFiniteLoss(
                 f"no finite loss in {self.skipped} steps in a row (the last: {estimate.loss}); parameters are those of the "
@@ -369,7 +367,7 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
 
     def _without_gradient(self, estimate: Estimate) -> frozenset[int]:
         frozen = {number for number, p in enumerate(self.flat.parameters) if not p.requires_grad}
-        return frozenset(frozen | (estimate.unused if isinstance(estimate, Exact) else frozenset()))
+        return frozenset(frozen | estimate.unused)
 
     def _hand_over(self, lr_factor: float) -> None:
         """Give the inner rule the groups' hyper-parameters, as a user or a scheduler may have changed them."""
@@ -389,7 +387,7 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
         method = self.composition
         return Objective(
             self.flat, closure, self._eps(),
-            noise.Directions(method.estimator.distribution, self.seed, mask, self.queries),
+            method.estimator.directions(self.flat, self.seed, mask, self.queries),
             self.steps, self.executor, Buffers(self._buffers(), self._still), method.estimator.per_example,
             self._ask, self._transient, self._adapted, self.around,
         )  # fmt: skip

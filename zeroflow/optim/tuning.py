@@ -154,7 +154,7 @@ class _Search:
         lr, eps = self.info.default_lr, self.info.default_eps
         if self.chooses_eps:
             eps, trace = self.straight(before)
-            if self.info.rule is torch.optim.SGD and trace > 0:
+            if self.info.rule is torch.optim.SGD and self.info.estimator.unbiased and trace > 0:
                 lr = (
                     self.settings["queries"] / trace
                 )  # the longest step that helps on a bowl, for the mean of so many directions

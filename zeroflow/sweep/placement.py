@@ -163,7 +163,7 @@ def _useful(placement: CellPlacement, config: TrialConfig) -> CellPlacement:
     if reason := config.uncut(placement.data_shards):
         raise ConfigError(f"{config.label()}: placement.{reason}")
     info = optimizers.get(config.optimizer)
-    evaluations = info.estimator.forwards(config.queries or 1)
+    evaluations = info.estimator.cost(config.queries or 1)
     groups = min(placement.workers_per_trial // placement.data_shards, evaluations)
     return dataclasses.replace(placement, workers_per_trial=groups * placement.data_shards)
 

@@ -115,7 +115,6 @@ class TrialConfig:
         from zeroflow.models.backbone import check_backbone, default_image_size
         from zeroflow.models.criteria import criteria
         from zeroflow.optim import optimizers
-        from zeroflow.optim.estimators import Backpropagation
         from zeroflow.optim.factory import check_settings
 
         for name in ("dataset", "transform", "backbone", "checkpoint", "method", "optimizer", "schedule", "dtype"):
@@ -200,7 +199,7 @@ class TrialConfig:
             _natural(self.hybrid_epochs) and self.hybrid_epochs <= int(self.epochs or 0),
             f"an integer from 0 to epochs={self.epochs}",
         )  # fmt: skip
-        if isinstance(info.estimator, Backpropagation):
+        if info.estimator.exact:
             changes["hybrid_epochs"] = 0
         if dataset.classes is not None:
             from zeroflow.data import even_increments

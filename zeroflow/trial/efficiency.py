@@ -25,7 +25,6 @@ from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, MiniBatch, methods
 from zeroflow.models.backbone import Backbone, create_backbone
 from zeroflow.optim import create_optimizer, optimizers
-from zeroflow.optim.estimators import Backpropagation
 from zeroflow.telling import Tell, silent
 from zeroflow.trial.loop import Placement, TaskTrainer
 from zeroflow.trial.meters import Stopwatch, peak_memory
@@ -191,7 +190,7 @@ class _Bench:
     def trainer(self, name: str, queries: int) -> TaskTrainer:
         info, method = optimizers.get(name), self.method()
         options: dict[str, Any] = {}
-        if isinstance(info.estimator, Backpropagation) and "momentum" in info.options:
+        if info.estimator.exact and "momentum" in info.options:
             options["momentum"] = 0.9
         named = list(method.trainable().items())
         return TaskTrainer(

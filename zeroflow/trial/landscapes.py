@@ -26,7 +26,6 @@ from zeroflow.methods import methods
 from zeroflow.methods.finetune import FineTuning
 from zeroflow.models.backbone import create_backbone
 from zeroflow.optim import ThreeStepOptimizer, create_optimizer, optimizers
-from zeroflow.optim.estimators import Backpropagation
 from zeroflow.trial import randomness
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.loop import Placement, TaskTrainer, scenario_of
@@ -292,7 +291,7 @@ class Adapter(Landscape):
 
 def exact(optimizer: str) -> bool:
     """Whether an optimizer follows the exact gradient."""
-    return isinstance(optimizers.get(optimizer).estimator, Backpropagation)
+    return optimizers.get(optimizer).estimator.exact
 
 
 def check_cells(cells: Sequence[TrialConfig]) -> None:

@@ -38,7 +38,6 @@ from zeroflow.optim import (
     gradient_ban,
     optimizers,
 )
-from zeroflow.optim.estimators import Backpropagation
 from zeroflow.optim.objective import Closure
 from zeroflow.telling import Tell, silent
 from zeroflow.trial import randomness
@@ -436,7 +435,7 @@ def forward_only(config: TrialConfig) -> bool:
     """Whether nothing in a cell needs a gradient of reverse mode: it runs under ``gradient_ban`` then."""
     if config.optimizer is None:
         return True
-    exact = isinstance(optimizers.get(config.optimizer).estimator, Backpropagation)
+    exact = optimizers.get(config.optimizer).estimator.exact
     return not (exact or config.hybrid_epochs or config.optimizer_options.get("hybrid"))
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
 from zeroflow.optim.objective import Closure, Objective
 
@@ -38,12 +39,17 @@ class Direction(ABC):
     """Whether it needs the estimate as it was measured, before it is mixed with earlier ones."""
     needs: ClassVar[tuple[type[Estimator], ...]] = ()
     """Estimators it works with; empty: all."""
-    cost: ClassVar[str] = ""
-    """Forward passes besides the estimator's, as a formula in q."""
+    cost: ClassVar[Cost] = Cost()
+    """Forward passes of one step besides the estimator's."""
+    kept: ClassVar[int] = 0
+    """Vectors ``[d]`` that it keeps from step to step."""
+    keeps_mean: ClassVar[bool] = True
+    """Whether it leaves the mean of the estimates where it is."""
+    keeps_span: ClassVar[bool] = True
+    """Whether what it makes of a combination of the step's directions is still one."""
 
-    def forwards(self, queries: int) -> int:
-        """Forward passes of one step besides the estimator's."""
-        return 0
+    snapshot_every: int = 0
+    """Steps from one snapshot of the parameters to the next; 0: it takes none."""
 
     def snapshot_forwards(self, queries: int, steps: int, batches: int) -> int:
         """Further forward passes in so many steps, where the training data is so many mini-batches."""

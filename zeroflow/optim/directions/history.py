@@ -23,6 +23,8 @@ class History(Direction):
     Section 6, "historical information" (a = 0 to .8). Memory: one vector ``[d]``. Cost: no forward pass.
     """
 
+    kept: ClassVar[int] = 1
+
     a: float = 0.0
 
     def __post_init__(self) -> None:
@@ -54,6 +56,9 @@ class DirectionHistory(Direction):
     """
 
     needs: ClassVar[tuple[type[Estimator], ...]] = (SPSA, RGE, FZOO, ForwardGradient)
+    kept: ClassVar[int] = 1
+    keeps_mean: ClassVar[bool] = False
+    keeps_span: ClassVar[bool] = False
 
     a: float = 0.0
     signs: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,6 +19,8 @@ class Sign(Direction):
     ``sign="scalar"``: mean over i of sign(g_i) z_i, which keeps the lengths of z. Cost: no forward pass.
     """
 
+    keeps_mean: ClassVar[bool] = False
+
     sign: str = "elementwise"
 
     def __post_init__(self) -> None:
@@ -27,6 +30,10 @@ class Sign(Direction):
     @property
     def before_history(self) -> bool:  # type: ignore[override]
         """The scalar form is made of the slopes as they were measured."""
+        return self.sign == "scalar"
+
+    @property
+    def keeps_span(self) -> bool:  # type: ignore[override]
         return self.sign == "scalar"
 
     def __call__(self, vector: Tensor, step: Step) -> Tensor:

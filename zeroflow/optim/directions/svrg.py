@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from zeroflow.optim.cost import Cost
 from zeroflow.optim.directions.direction import Direction, Step
 from zeroflow.optim.estimators.estimator import Estimator, Slopes
 from zeroflow.optim.estimators.rge import RGE
@@ -27,7 +28,10 @@ class SVRG(Direction):
 
     needs: ClassVar[tuple[type[Estimator], ...]] = (SPSA, RGE)
     before_history: ClassVar[bool] = True
-    cost: ClassVar[str] = "2q (and 2q a mini-batch at each snapshot)"
+    full: ClassVar[Cost] = Cost(2)
+    """Forward passes on each mini-batch of the whole training data, at a snapshot."""
+    cost: ClassVar[Cost] = Cost(2, beside=f" (and {full} a mini-batch at each snapshot)")
+    kept: ClassVar[int] = 1
 
     snapshot_every: int = 50
 
@@ -35,11 +39,8 @@ class SVRG(Direction):
         if isinstance(self.snapshot_every, bool) or not isinstance(self.snapshot_every, int) or self.snapshot_every < 1:
             raise ValueError(f"snapshot_every={self.snapshot_every!r}: expected an integer >= 1")
 
-    def forwards(self, queries: int) -> int:
-        return 2 * queries
-
     def snapshot_forwards(self, queries: int, steps: int, batches: int) -> int:
-        return -(-steps // self.snapshot_every) * 2 * queries * batches
+        return -(-steps // self.snapshot_every) * self.full(queries) * batches
 
     def __call__(self, vector: Tensor, step: Step) -> Tensor:
         objective, memory, now = step.objective, step.memory, step.estimate

@@ -7,6 +7,7 @@ from zeroflow.optim.estimators.cma_es import CMAES
 from zeroflow.optim.estimators.estimator import Estimate, Estimator, Slopes
 from zeroflow.optim.estimators.forward_gradient import ForwardGradient
 from zeroflow.optim.estimators.fzoo import FZOO
+from zeroflow.optim.estimators.low_rank import LowRank
 from zeroflow.optim.estimators.per_example import PerExample
 from zeroflow.optim.estimators.rge import RGE
 from zeroflow.optim.estimators.scd import SCD
@@ -14,5 +15,5 @@ from zeroflow.optim.estimators.spsa import SPSA
 
 __all__ = [
     "CARS", "CGE", "CMAES", "FZOO", "RGE", "SCD", "SPSA", "Backpropagation", "Estimate", "Estimator", "ForwardGradient",
-    "PerExample", "Slopes",
+    "LowRank",     "PerExample", "Slopes",
 ]  # fmt: skip

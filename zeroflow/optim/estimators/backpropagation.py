@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
 from zeroflow.optim.objective import Objective
 
@@ -19,12 +20,12 @@ class Exact(Estimate):
 
     Attributes:
         loss: see ``Estimate``. gradient: ``[d]``, zero where there is none.
-        unused: positions of the parameters that the loss does not depend on: as in torch, no rule moves them.
+        unused: positions of the parameters that are in no graph: as in torch, no rule moves them.
     """
 
     loss: float
     gradient: Tensor
-    unused: frozenset[int]
+    unused: frozenset[int] = frozenset()
 
     @property
     def usable(self) -> bool:
@@ -47,12 +48,14 @@ class Backpropagation(Estimator):
     uses_queries: ClassVar[bool] = False
     uses_eps: ClassVar[bool] = False
     differentiates: ClassVar[bool] = True
-    cost: ClassVar[str] = "1, and a backward pass"
+    exact: ClassVar[bool] = True
+    cost: ClassVar[Cost] = Cost(0, 1, ", and a backward pass")
 
     checkpoint: bool = False
 
-    def forwards(self, queries: int) -> int:
-        return 1
+    @property
+    def unbiased(self) -> bool:
+        return True
 
     def equivalents(self, queries: int) -> int:
         return 3 + int(self.checkpoint)

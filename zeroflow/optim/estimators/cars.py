@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
 from zeroflow.optim.objective import HERE, Objective, Shift
 
@@ -47,11 +48,8 @@ class CARS(Estimator):
 
     scales_itself: ClassVar[bool] = True
     uses_queries: ClassVar[bool] = False
-    cost: ClassVar[str] = "3"
+    cost: ClassVar[Cost] = Cost(0, 3)
     distribution: ClassVar[str] = "sphere"  # type: ignore[misc]
-
-    def forwards(self, queries: int) -> int:
-        return 3
 
     def estimate(self, objective: Objective, queries: int) -> Estimate:
         objective.eps = objective.eps / math.sqrt(objective.step + 1)

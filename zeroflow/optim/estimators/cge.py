@@ -23,6 +23,10 @@ class CGE(RGE):
     distribution: ClassVar[str] = "coordinate"  # type: ignore[misc]
     combine: ClassVar[str] = "mean"  # type: ignore[misc]  # coordinates are at right angles
 
+    @property
+    def unbiased(self) -> bool:
+        return False  # only with all coordinates
+
     def factor(self, objective: Objective, slopes: dict[int, float]) -> float:
         return float(len(slopes))  # the formula has a sum where the others have a mean
 

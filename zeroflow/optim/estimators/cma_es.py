@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zeroflow.errors import ConfigError
+from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
 from zeroflow.optim.objective import Objective, Shift, mean_finite
 
@@ -41,13 +42,16 @@ class CMAES(Estimator):
     """
 
     scales_itself: ClassVar[bool] = True
-    cost: ClassVar[str] = "q"
+    cost: ClassVar[Cost] = Cost(1)
+    population: ClassVar[bool] = True
     least_queries: ClassVar[int] = 2
 
     separable: bool = False
 
-    def forwards(self, queries: int) -> int:
-        return queries
+    @property
+    def kept(self) -> int | None:
+        # A diagonal and two paths, in float64.
+        return 3 * 2 if self.separable else None
 
     def usual_queries(self, size: int) -> int:
         return 4 + math.floor(3 * math.log(size))

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zeroflow.optim.cost import Cost
+from zeroflow.optim.flat import FlatParameters
+from zeroflow.optim.noise import Directions
 from zeroflow.optim.objective import Objective
 
 
@@ -20,9 +23,11 @@ class Estimate(ABC):
 
     Attributes:
         loss: the loss near theta, NaN where no evaluation was finite.
+        unused: positions of the parameters that the loss is known not to depend on; no rule moves them.
     """
 
     loss: float
+    unused: frozenset[int] = frozenset()
 
     @property
     def usable(self) -> bool:
@@ -120,8 +125,15 @@ class Estimator(ABC):
     """Whether an estimate is a step already, whose length goes with eps; lr then only damps it."""
     differentiates: ClassVar[bool] = False
     """Whether it asks for derivatives, backwards or forwards, instead of values of the loss."""
-    cost: ClassVar[str]
-    """Forward passes of one step, as a formula in q."""
+    exact: ClassVar[bool] = False
+    """Whether it gives the gradient itself, by backpropagation."""
+    population: ClassVar[bool] = False
+    """Whether a step holds the places of all its queries at once."""
+    cost: ClassVar[Cost]
+    """Forward passes of one step."""
+
+    checkpoint: bool = False
+    """Whether the model should recompute activations on the way back."""
 
     distributions: ClassVar[tuple[str, ...]] = ()
     """Those that a user may choose from; empty: there is nothing to choose."""
@@ -147,9 +159,15 @@ class Estimator(ABC):
             expected = f"{', '.join(others)} or {last}" if others else last
             raise ValueError(f"distribution={self.distribution!r}: expected {expected}")
 
-    @abstractmethod
-    def forwards(self, queries: int) -> int:
-        """Forward passes of one step."""
+    @property
+    def unbiased(self) -> bool:
+        """Whether the mean of its estimates over directions is the gradient (of finite differences), for any q."""
+        return False
+
+    @property
+    def kept(self) -> int | None:
+        """Float32 vectors ``[d]`` that it keeps from step to step; None: as much as a matrix."""
+        return 0
 
     def equivalents(self, queries: int) -> int:
         """Work of one step in forward passes of one mini-batch, by arithmetic: what else is done besides them is added.
@@ -157,7 +175,7 @@ class Estimator(ABC):
         A forward pass counts 1, a backward pass 2 (products with the weights and with the activations), a forward pass that
         carries a tangent 2, activations computed again 1.
         """
-        return self.forwards(queries)
+        return self.cost(queries)
 
     def usual_queries(self, size: int) -> int | None:
         """How many queries to take for so many parameters where nobody says; None: it does not depend on that."""
@@ -170,6 +188,10 @@ class Estimator(ABC):
             ConfigError: too many. ImportError: a package is missing.
         """
         return None
+
+    def directions(self, flat: FlatParameters, seed: int, mask: Tensor | None, queries: int) -> Directions:
+        """The directions of its queries on these parameters; see ``zeroflow.optim.noise.Directions``."""
+        return Directions(self.distribution, seed, mask, queries)
 
     @abstractmethod
     def estimate(self, objective: Objective, queries: int) -> Estimate:

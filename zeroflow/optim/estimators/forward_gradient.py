@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, Estimator, Slopes
 from zeroflow.optim.objective import Objective, mean_finite
 
@@ -20,15 +21,16 @@ class ForwardGradient(Estimator):
 
     uses_eps: ClassVar[bool] = False
     differentiates: ClassVar[bool] = True
-    cost: ClassVar[str] = "q"
+    cost: ClassVar[Cost] = Cost(1)
 
     distributions: ClassVar[tuple[str, ...]] = ("gaussian", "rademacher")
 
     distribution: str = "gaussian"
     combine: str = "mean"
 
-    def forwards(self, queries: int) -> int:
-        return queries
+    @property
+    def unbiased(self) -> bool:
+        return self.combine == "mean"
 
     def equivalents(self, queries: int) -> int:
         return 2 * queries

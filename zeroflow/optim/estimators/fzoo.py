@@ -7,6 +7,7 @@ import statistics
 from dataclasses import dataclass
 from typing import ClassVar
 
+from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, Estimator, Slopes, differences
 from zeroflow.optim.objective import HERE, Objective, Shift
 
@@ -21,11 +22,8 @@ class FZOO(Estimator):
     Source: Dang et al. 2025 (FZOO), Algorithm 1. Cost: q + 1 forward passes; published q = 8, eps = 1e-4.
     """
 
-    cost: ClassVar[str] = "q + 1"
+    cost: ClassVar[Cost] = Cost(1, 1)
     distribution: ClassVar[str] = "rademacher"  # type: ignore[misc]
-
-    def forwards(self, queries: int) -> int:
-        return queries + 1
 
     def estimate(self, objective: Objective, queries: int) -> Estimate:
         here, *there = objective.losses([HERE, *(Shift(1.0, query) for query in range(queries))])

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from zeroflow.optim import noise
+from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
 from zeroflow.optim.executor import Numbers
 from zeroflow.optim.flat import FlatParameters
@@ -37,16 +38,23 @@ class PerExample(Estimator):
     The closure returns the losses ``[N]`` (``reduction="none"``), and dimension 0 of the model's activations is the example.
     Examples must not meet: no batch statistics. This is verified on one example for every new size of a mini-batch. A closure
     that returns a single number gets plain SPSA along signs, with a warning.
-    Source: per-example directions of GRZO and EVA-0 (2026). Cost: 2q forward passes, and 3 more to count and verify a
+
+    With ``normalize`` the g_n of a repetition are divided by their standard deviation over n (about their mean, with 1/N), so that lr
+    does not depend on the scale of the loss or of eps; of a single example the sign is left.
+    Source: per-example directions of GRZO and EVA-0 (2026); ``normalize``: Tan et al. 2026 (GRZO, arXiv:2606.02857), whose lr is 2 eps
+    times the one here. Cost: 2q forward passes, and 3 more to count and verify a
     mini-batch of a new size (1 more where the size has been seen).
     """
 
     per_example: ClassVar[bool] = True
-    cost: ClassVar[str] = "2q"
+    cost: ClassVar[Cost] = Cost(2)
     distribution: ClassVar[str] = "rademacher"  # type: ignore[misc]
 
-    def forwards(self, queries: int) -> int:
-        return 2 * queries
+    normalize: bool = False
+
+    @property
+    def unbiased(self) -> bool:
+        return not self.normalize
 
     def estimate(self, objective: Objective, queries: int) -> Estimate:
         census = objective.memory.setdefault("census", Census())
@@ -67,7 +75,7 @@ class PerExample(Estimator):
         census.examples = losses.shape[1]
         census.verified.add(census.examples)
         slopes = (losses[::2] - losses[1::2]) / 2
-        return ExampleSlopes(mean_finite(losses.flatten().tolist()), objective, slopes)
+        return ExampleSlopes(mean_finite(losses.flatten().tolist()), objective, slopes, self.normalize)
 
 
 @dataclass
@@ -160,11 +168,13 @@ class ExampleSlopes(Estimate):
     Attributes:
         loss: see ``Estimate``. objective: regenerates the directions. slopes: times eps, ``[q, N]``; N = 1 where the closure
             returns a single number. Non-finite ones are left out of the mean.
+        normalize: whether the slopes of a query are divided by their standard deviation.
     """
 
     loss: float
     objective: Objective
     slopes: Tensor
+    normalize: bool = False
 
     @property
     def usable(self) -> bool:
@@ -174,7 +184,18 @@ class ExampleSlopes(Estimate):
         return list(self.slopes[self.slopes.isfinite()].tolist())
 
     def vector(self) -> Tensor:
+        if self.normalize:
+            return self._combine(self.slopes / self._spread())
         return self._combine(self.slopes).div_(self.objective.eps)
+
+    def _spread(self) -> Tensor:
+        """Standard deviation of each query's finite slopes ``[q, 1]``; of a single one its size; infinite where it is zero."""
+        kept = self.slopes.isfinite()
+        count = kept.sum(1, keepdim=True)
+        mean = torch.where(kept, self.slopes, 0.0).sum(1, keepdim=True) / count
+        about = torch.where(count > 1, mean, 0.0)
+        spread = torch.where(kept, self.slopes - about, 0.0).square().sum(1, keepdim=True).div(count).sqrt()
+        return torch.where(spread > 0, spread, math.inf)
 
     def scalar_sign(self) -> Tensor:
         return self._combine(self.slopes.sign())

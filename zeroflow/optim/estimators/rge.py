@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, Estimator, Slopes, differences
 from zeroflow.optim.objective import HERE, Objective, Shift
 
@@ -19,15 +20,16 @@ class RGE(Estimator):
     Source: Nesterov & Spokoiny 2017, Eq. 22; Liu et al. 2018 (ZO-SVRG), Eq. 2. Cost: q + 1 forward passes.
     """
 
-    cost: ClassVar[str] = "q + 1"
+    cost: ClassVar[Cost] = Cost(1, 1)
 
     distributions: ClassVar[tuple[str, ...]] = ("gaussian", "rademacher", "sphere")
 
     distribution: str = "gaussian"
     combine: str = "mean"
 
-    def forwards(self, queries: int) -> int:
-        return queries + 1
+    @property
+    def unbiased(self) -> bool:
+        return self.combine == "mean"
 
     def factor(self, objective: Objective, slopes: dict[int, float]) -> float:
         """c of the formula, given the finite slopes."""

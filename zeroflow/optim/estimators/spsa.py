@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, Estimator, Slopes, differences
 from zeroflow.optim.objective import Objective, Shift, mean_finite
 
@@ -18,15 +19,16 @@ class SPSA(Estimator):
     Source: Spall 1992; MeZO (Malladi et al. 2023), definition 1; ZeroFlow, Eq. 1. Cost: 2q forward passes.
     """
 
-    cost: ClassVar[str] = "2q"
+    cost: ClassVar[Cost] = Cost(2)
 
     distributions: ClassVar[tuple[str, ...]] = ("gaussian", "rademacher")
 
     distribution: str = "gaussian"
     combine: str = "mean"
 
-    def forwards(self, queries: int) -> int:
-        return 2 * queries
+    @property
+    def unbiased(self) -> bool:
+        return self.combine == "mean"
 
     def estimate(self, objective: Objective, queries: int) -> Estimate:
         losses = objective.losses([Shift(sign, query) for query in range(queries) for sign in (1.0, -1.0)])

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from zeroflow.optim.directions import SVRG, Identity
-from zeroflow.optim.estimators import CGE, CMAES, RGE, SCD, SPSA, Backpropagation, ForwardGradient, PerExample
+from zeroflow.optim.composition import Composition
 from zeroflow.optim.factory import create_optimizer, optimizers
-from zeroflow.optim.names import SGD, Adam
-from zeroflow.optim.updates import AdaMM, Conserve, KeepBest, Plain, RAdaZO
 
 Function = Callable[[np.ndarray], float]
 Reference = Callable[[Function, Callable[[np.ndarray], np.ndarray], np.ndarray, int, int], np.ndarray]
@@ -100,7 +98,6 @@ def subject(
         per_example, reference: see ``Subject``.
     """
     info = optimizers.get(name)
-    chosen = {**info.options, **options}
     usual_lr, usual_queries = lr, info.default_queries if queries is None else queries
     usual_eps = info.default_eps if eps is None else eps
 
@@ -114,42 +111,41 @@ def subject(
     def build_searching(model: Any, seed: int, *, queries: int = usual_queries, executor: Any = None) -> Any:
         return build(model, seed, queries=queries, executor=executor)  # moves to places it has seen, whatever lr is
 
-    estimator, keeps_best = info.estimator, isinstance(info.update, Conserve | KeepBest)
-    snapshot, coordinates = isinstance(info.direction, SVRG), isinstance(estimator, CGE)
-    plain_rule = info.rule is SGD and not chosen.get("weight_decay")
-    straight = isinstance(info.direction, Identity | SVRG)
-    forward_only = not isinstance(estimator, Backpropagation) and not chosen["hybrid"]
-    moments_of: dict[Any, int] = {SGD: int(bool(chosen.get("momentum"))), Adam: 2, AdaMM: 3, RAdaZO: 2}
-    moments = moments_of.get(info.rule, 0)
-    kept: int | None = 1 + moments + snapshot + bool(chosen["history"]) + bool(chosen["sparsity"])
-    if isinstance(estimator, CMAES):  # a diagonal and two paths in float64 beside parameters in float32
-        kept = kept + 3 * 2 if chosen["separable"] and kept else None
+    pieces = info.compose(lr, options)
+    estimator, directions, update = pieces.estimator, pieces.directions, pieces.update
+    moments, plain = _asked(pieces)
+    forward_only = not (estimator.exact or pieces.first_order_steps)
+    kept = 1 + moments + sum(direction.kept for direction in directions) + bool(pieces.sparsity)
     return Subject(
-        build_searching if isinstance(info.update, KeepBest) else build,
+        build if update.follows_lr else build_searching,
         name=" ".join([name, *(f"{key}={value}" for key, value in options.items()), *["[N]"] * per_example]),
         lr=usual_lr,
         eps=usual_eps,
         queries=usual_queries if estimator.uses_queries else 1,
-        unbiased=plain_rule
-        and straight
-        and isinstance(info.update, Plain)
-        and isinstance(estimator, SPSA | SCD | RGE | ForwardGradient | PerExample | Backpropagation)
-        and (not coordinates or usual_queries >= 1000)
-        and not chosen["sparsity"]
-        and chosen["history_of"] == "estimates"
-        and chosen.get("combine") != "span",
-        along=plain_rule and (straight or chosen.get("sign") == "scalar") and forward_only and not per_example,
+        unbiased=plain
+        and estimator.unbiased
+        and all(direction.keeps_mean for direction in directions)
+        and not (update.keeps_best or pieces.sparsity),
+        along=plain and forward_only and not per_example and all(direction.keeps_span for direction in directions),
         forward_only=forward_only,
         per_example=per_example,
-        sparsity=chosen["sparsity"],
-        keeps_best=keeps_best and not chosen["hybrid"],
-        snapshot=snapshot
-        and plain_rule
-        and not (moments or chosen["history"] or chosen["hybrid"])
-        and chosen["snapshot_every"] > 2,
-        span=chosen.get("combine") == "span",
+        sparsity=pieces.sparsity,
+        keeps_best=update.keeps_best and not pieces.first_order_steps,
+        snapshot=plain and forward_only and not moments and [d.snapshot_every > 2 for d in directions] == [True],
+        span=estimator.combine == "span",
         resumes=True,
-        kept=kept,
-        population=isinstance(estimator, CMAES),
+        kept=None if estimator.kept is None else kept + estimator.kept,
+        population=estimator.population,
         reference=reference,
     )
+
+
+def _asked(pieces: Composition) -> tuple[int, bool]:
+    """What a rule's first step shows: how many vectors it keeps, and whether it is -lr times the gradient."""
+    parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0, 4.0]))
+    rule = pieces.inner([{"params": [parameter]}])
+    before, parameter.grad = parameter.detach().clone(), torch.tensor([3.0, -2.0, 1.0])
+    rule.step()
+    kept = [value for value in rule.state[parameter].values() if torch.is_tensor(value) and value.shape == before.shape]
+    plain = torch.allclose(parameter.detach(), before - rule.param_groups[0]["lr"] * parameter.grad, rtol=1e-6)
+    return len(kept), plain

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from zeroflow.optim.cost import Cost
 from zeroflow.optim.directions.direction import Step
 from zeroflow.optim.estimators.cars import CARS, Line
 from zeroflow.optim.estimators.estimator import Estimator
@@ -24,10 +25,8 @@ class Conserve(Update):
     Source: ZeroFlow, Section 3.1; Kim et al. 2021 (CARS). Cost: 3 forward passes.
     """
 
-    cost: ClassVar[str] = "3"
-
-    def forwards(self) -> int:
-        return 3
+    cost: ClassVar[Cost] = Cost(0, 3)
+    keeps_best: ClassVar[bool] = True
 
     def __call__(self, rule: Rule, vector: Tensor, step: Step) -> None:
         theta = rule.flat.vector
@@ -48,10 +47,9 @@ class KeepBest(Update):
     """
 
     needs: ClassVar[tuple[type[Estimator], ...]] = (CARS,)
-    cost: ClassVar[str] = "1"
-
-    def forwards(self) -> int:
-        return 1
+    cost: ClassVar[Cost] = Cost(0, 1)
+    keeps_best: ClassVar[bool] = True
+    follows_lr: ClassVar[bool] = False  # a place that was visited may be the best
 
     def __call__(self, rule: Rule, vector: Tensor, step: Step) -> None:
         line, objective = step.estimate, step.objective

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from zeroflow.optim.cost import Cost
 from zeroflow.optim.directions.direction import Step
 from zeroflow.optim.estimators.estimator import Estimator
 from zeroflow.optim.flat import FlatParameters
@@ -74,12 +75,12 @@ class Update(ABC):
 
     needs: ClassVar[tuple[type[Estimator], ...]] = ()
     """Estimators it works with; empty: all."""
-    cost: ClassVar[str] = ""
-    """Forward passes of one update, as a formula."""
-
-    def forwards(self) -> int:
-        """Forward passes of one update."""
-        return 0
+    cost: ClassVar[Cost] = Cost()
+    """Forward passes of one update."""
+    keeps_best: ClassVar[bool] = False
+    """Whether the loss on the step's mini-batch never rises."""
+    follows_lr: ClassVar[bool] = True
+    """Whether nothing moves where the learning rate is 0."""
 
     @abstractmethod
     def __call__(self, rule: Rule, vector: Tensor, step: Step) -> None:

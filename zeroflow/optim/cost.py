@@ -1,0 +1,31 @@
+"""Forward passes as a formula in the number of queries, from which both the text and the number are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Forward passes of one step: ``per_query * q + fixed``.
+
+    Attributes:
+        per_query: for each query. fixed: whatever the number of queries. beside: in words, what comes on top and is counted
+            elsewhere.
+    """
+
+    per_query: int = 0
+    fixed: int = 0
+    beside: str = ""
+
+    def __call__(self, queries: int) -> int:
+        """The number for q queries."""
+        return self.per_query * queries + self.fixed
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.per_query + other.per_query, self.fixed + other.fixed, self.beside + other.beside)
+
+    def __str__(self) -> str:
+        by_query = f"{'' if self.per_query == 1 else self.per_query}q" if self.per_query else ""
+        fixed = str(self.fixed) if self.fixed or not by_query else ""
+        return " + ".join(filter(None, (by_query, fixed))) + self.beside
