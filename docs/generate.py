@@ -262,6 +262,29 @@ def optimizer_quality() -> str:
     ])  # fmt: skip
 
 
+def training_curves() -> str:
+    """Loss along training at equal forward passes, each optimizer with the lr and eps of its own search."""
+    result = measured("training_curves")
+    places = (2, 4, 6, 8)  # of the curves' eighths
+    passes = " | ".join(f"loss, {result['passes'] * place // 8:,}" for place in places)
+    lines = [
+        f"| optimizer | options | lr | eps | {passes} | accuracy % |",
+        "|---|---|---:|---:|" + "---:|" * (len(places) + 1),
+    ]
+
+    def mean(row: dict[str, Any], place: int, what: str) -> float:
+        return statistics.fmean(curve[place][what] for curve in row["curves"])
+
+    for row in sorted(result["curves"], key=lambda row: mean(row, -1, "loss")):
+        options = ", ".join(f"`{key}={value}`" for key, value in row["options"].items())
+        losses = " | ".join(f"{mean(row, place, 'loss'):.2f}" for place in places)
+        lines.append(
+            f"| `{row['optimizer']}` | {options} | {row['lr']:.2g} | {row['eps']:g} | {losses} | {mean(row, -1, 'accuracy'):.1f} |"
+        )
+    what = f"Means over {len(result['curves'][0]['curves'])} seeds, by number of forward passes: `{result['command']}`."
+    return "\n".join([*lines, "", what, ""])
+
+
 def optimizer_list() -> str:
     """Every named optimizer with its forward passes per step and its options."""
     lines = ["| name | what it is | forward passes a step | options |", "|---|---|---|---|"]
@@ -590,6 +613,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "optimizer-time": optimizer_time,
     "optimizer-memory": optimizer_memory,
     "optimizer-quality": optimizer_quality,
+    "training-curves": training_curves,
     **reproduction.blocks(lambda: RESULTS),
     **findings.blocks(lambda: RESULTS),
     **bans.blocks(lambda: RESULTS),
