@@ -262,6 +262,16 @@ def optimizer_quality() -> str:
     ])  # fmt: skip
 
 
+def optimizer_list() -> str:
+    """Every named optimizer with its forward passes per step and its options."""
+    lines = ["| name | what it is | forward passes a step | options |", "|---|---|---|---|"]
+    for info in list_optimizers(details=True):
+        options = ", ".join(f"`{name}`" for name in info.options if name not in ENHANCEMENTS)
+        lines.append(f"| `{info.name}` | {info.description} | {info.cost} | {options} |")
+    common = ", ".join(f"`{name}`" for name in ENHANCEMENTS)
+    return "\n".join([*lines, "", f"Options of all: {common}; `lr`, `eps`, `queries`, `seed`.", ""])
+
+
 def training_curves() -> str:
     """Loss along training at equal forward passes, each optimizer with the lr and eps of its own search."""
     result = measured("training_curves")
@@ -283,16 +293,6 @@ def training_curves() -> str:
         )
     what = f"Means over {len(result['curves'][0]['curves'])} seeds, by number of forward passes: `{result['command']}`."
     return "\n".join([*lines, "", what, ""])
-
-
-def optimizer_list() -> str:
-    """Every named optimizer with its forward passes per step and its options."""
-    lines = ["| name | what it is | forward passes a step | options |", "|---|---|---|---|"]
-    for info in list_optimizers(details=True):
-        options = ", ".join(f"`{name}`" for name in info.options if name not in ENHANCEMENTS)
-        lines.append(f"| `{info.name}` | {info.description} | {info.cost} | {options} |")
-    common = ", ".join(f"`{name}`" for name in ENHANCEMENTS)
-    return "\n".join([*lines, "", f"Options of all: {common}; `lr`, `eps`, `queries`, `seed`.", ""])
 
 
 FAMILIES = {
@@ -583,6 +583,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "method-refusals": method_refusals,
     "estimators": estimators,
     "optimizers": lambda: sweep_table("optimizers"),
+    "training-curves": training_curves,
     "optimizers-search": lambda: sweep_table("optimizers_search"),
     "quick-table": lambda: sweep_table("quick"),
     "quick-terminal": lambda: captured("quick", "(the table above)"),
@@ -613,7 +614,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "optimizer-time": optimizer_time,
     "optimizer-memory": optimizer_memory,
     "optimizer-quality": optimizer_quality,
-    "training-curves": training_curves,
     **reproduction.blocks(lambda: RESULTS),
     **findings.blocks(lambda: RESULTS),
     **bans.blocks(lambda: RESULTS),
