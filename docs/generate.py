@@ -322,6 +322,29 @@ def optimizer_list() -> str:
     return "\n".join([*lines, "", f"Options of all: {common}; `lr`, `eps`, `queries`, `seed`.", ""])
 
 
+def training_curves() -> str:
+    """Loss along training at equal forward passes, each optimizer with the lr and eps of its own search."""
+    result = measured("training_curves")
+    places = (2, 4, 6, 8)  # of the curves' eighths
+    passes = " | ".join(f"loss, {result['passes'] * place // 8:,}" for place in places)
+    lines = [
+        f"| optimizer | options | lr | eps | {passes} | accuracy % |",
+        "|---|---|---:|---:|" + "---:|" * (len(places) + 1),
+    ]
+
+    def mean(row: dict[str, Any], place: int, what: str) -> float:
+        return statistics.fmean(curve[place][what] for curve in row["curves"])
+
+    for row in sorted(result["curves"], key=lambda row: mean(row, -1, "loss")):
+        options = ", ".join(f"`{key}={value}`" for key, value in row["options"].items())
+        losses = " | ".join(f"{mean(row, place, 'loss'):.2f}" for place in places)
+        lines.append(
+            f"| `{row['optimizer']}` | {options} | {row['lr']:.2g} | {row['eps']:g} | {losses} | {mean(row, -1, 'accuracy'):.1f} |"
+        )
+    what = f"Means over {len(result['curves'][0]['curves'])} seeds, by number of forward passes: `{result['command']}`."
+    return "\n".join([*lines, "", what, ""])
+
+
 FAMILIES = {
     "reference": ("simplecil", "finetune", "joint"),
     "closed form": ("slda", "acil", "ranpac", "fecam"),
@@ -610,6 +633,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "method-refusals": method_refusals,
     "estimators": estimators,
     "optimizers": lambda: sweep_table("optimizers"),
+    "training-curves": training_curves,
     "optimizers-search": lambda: sweep_table("optimizers_search"),
     "quick-table": lambda: sweep_table("quick"),
     "quick-terminal": lambda: captured("quick", "(the table above)"),

@@ -211,3 +211,15 @@ def test_classifiers_are_timed_beside_the_backbone(tmp_path: Path) -> None:
     program = PROGRAM.split("for name")[0] + "print(generate.BLOCKS['classifier-cost']())"
     table = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
     assert table.returncode == 0 and "| `lda` |" in table.stdout, table.stderr
+
+
+@pytest.mark.slow
+def test_training_curves_are_of_equal_forward_passes_and_of_the_best_try(tmp_path: Path) -> None:
+    output = tmp_path / "curves.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "training_curves.py"), "--passes", "40", "--seeds", "1"]
+    subprocess.run([*command, "--output", str(output)], check=True, capture_output=True, timeout=300)
+    for row in json.loads(output.read_text())["curves"]:
+        (curve,) = row["curves"]
+        assert curve[0]["forwards"] == 0 and 40 <= curve[-1]["forwards"] <= 40 + 32, row["optimizer"]
+        best = min((one for one in row["tried"] if one["loss"] is not None), key=lambda one: one["loss"])
+        assert (row["lr"], row["eps"]) == (best["lr"], best["eps"])

@@ -59,6 +59,27 @@ def test_autocasts_cast_weights_do_not_outlive_an_evaluation(name: str) -> None:
     assert torch.equal(around, flat(model)) and not torch.equal(around, flat(problem()[0]))
 
 
+@pytest.mark.parametrize("name", ["zo-muon", "zo-per-example"])
+def test_autocast_does_not_round_an_optimizers_own_products(name: str) -> None:
+    """A closure that leaves autocast takes the step that it takes without one, where the step multiplies matrices too."""
+
+    def stepped(enabled: bool) -> Tensor:
+        model, _ = problem()
+        x, y = torch.randn(8, 6, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 3
+        optimizer = create_optimizer(name, model, lr=0.1)
+
+        def losses() -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return F.cross_entropy(model(x), y, reduction="none" if optimizer.per_example else "mean")
+
+        for _ in range(2):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                optimizer.step(losses)
+        return flat(model)
+
+    assert torch.equal(stepped(True), stepped(False))
+
+
 def test_a_model_asked_after_a_step_in_the_same_autocast_has_the_new_weights() -> None:
     model, loss = problem()
     optimizer = create_optimizer("zo-sgd", model, lr=0.1, eps=2e-2)

@@ -1,14 +1,14 @@
-"""What is switched on around a step (inference mode, a default device) holds for the closure, not for the optimizer itself.
+"""What is switched on around a step (inference mode, a default device, autocast) holds for the closure, not for the optimizer itself.
 
 A tensor that an optimizer keeps must not depend on the mode in which it happened to be made: one of inference mode, or one on a
-default device, could not be worked on in the next step.
+default device, could not be worked on in the next step, and autocast would round an optimizer's own products of matrices.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -24,26 +24,30 @@ class Surroundings:
     """What a caller has switched on.
 
     Attributes:
-        inference: inference mode. device: the default one of new tensors.
+        inference: inference mode. device: the default one of new tensors. autocast: device types with it, and its precision.
     """
 
     inference: bool = False
     device: torch.device = _CPU
+    autocast: tuple[tuple[str, torch.dtype], ...] = ()
 
     @classmethod
     def here(cls) -> Surroundings:
-        return cls(torch.is_inference_mode_enabled(), torch.get_default_device())
+        kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+        autocast = tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds)
+        return cls(torch.is_inference_mode_enabled(), torch.get_default_device(), autocast)
 
     @contextmanager
     def left(self) -> Iterator[None]:
         """Without them."""
-        with _inference(False, self.inference), _default(_CPU, self.device):
+        with _inference(False, self.inference), _default(_CPU, self.device), _autocast(False, self.autocast):
             yield
 
     @contextmanager
     def entered(self, differentiates: bool = False) -> Iterator[None]:
         """With them again; without inference mode where derivatives are asked for, since it has none."""
-        with _inference(True, self.inference and not differentiates), _default(self.device, self.device):
+        inference = self.inference and not differentiates
+        with _inference(True, inference), _default(self.device, self.device), _autocast(True, self.autocast):
             yield
 
 
@@ -63,6 +67,14 @@ def _default(device: torch.device, usual: torch.device) -> Iterator[None]:
     else:
         with device:
             yield
+
+
+@contextmanager
+def _autocast(enabled: bool, kinds: tuple[tuple[str, torch.dtype], ...]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for kind, dtype in kinds:
+            stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
+        yield
 
 
 def undisturbed(method: Method) -> Method:
