@@ -34,8 +34,9 @@ docs: $(VENV)/installed-docs
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
+# What is imported is compiled when it is imported: most of it never is.
 $(VENV)/installed: $(VENV)/bin/python setup.cfg pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e .
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
