@@ -34,9 +34,10 @@ docs: $(VENV)/installed-docs
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# What is imported is compiled when it is imported: most of it never is.
+# Most of what is installed is never imported: what is, is compiled once, before several processes want it at once.
 $(VENV)/installed: $(VENV)/bin/python setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e .
+	$(BIN)/python -c "import ray.train, ray.tune, timm, zeroflow.trial.loop"
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
