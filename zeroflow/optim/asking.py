@@ -21,7 +21,8 @@ from zeroflow.optim.symptoms import Symptoms
 class Seed(NamedTuple):
     """A candidate as a few numbers: theta + scale * eps * z.
 
-    z is the direction of ``query`` in ``step`` under ``seed``, see ``zeroflow.optim.noise.Directions``; scale 0 is theta.
+    z is the direction of ``query`` in ``step`` under ``seed``, as ``composition.estimator.directions`` makes it (of most names
+    ``zeroflow.optim.noise.Directions``); scale 0 is theta.
     """
 
     seed: int
