@@ -26,6 +26,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch computes with one thread: another number may change last bits, and small models only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def few_images() -> str:
     """A registered data set of 4 classes with 2 training and 1 test image each, 40 x 40 RGB."""

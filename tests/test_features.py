@@ -33,7 +33,7 @@ from zeroflow.models.backbone import Backbone, create_backbone
 from zeroflow.models.frozen import fingerprint
 from zeroflow.trial.features import FrozenFeatures
 
-pytestmark = pytest.mark.usefixtures("some_drawings", "tiny_vit")
+pytestmark = pytest.mark.usefixtures("some_drawings", "tiny_vit", "one_thread")
 TINY = {"backbone": "zeroflow_tiny_vit", "checkpoint": "none", "image_size": 14}
 SMALL = {**TINY, "dataset": "some-drawings", "tasks": 10, "stop_after": 2, "method": "simplecil"}
 IMAGES = 4 * (12 + 5)
@@ -46,14 +46,6 @@ BESIDE = 2 + 48 // 2
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "zeroflow" / "features"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

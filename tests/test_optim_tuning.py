@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,18 +16,11 @@ from torch import Tensor, nn
 from zeroflow.errors import ConfigError
 from zeroflow.optim import create_optimizer, list_optimizers, optimizers, tune
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DIGITS = load_digits()
 ORDER = torch.randperm(len(DIGITS.target), generator=torch.Generator().manual_seed(0))
 IMAGES, LABELS = torch.tensor(DIGITS.data / 16.0, dtype=torch.float32)[ORDER], torch.tensor(DIGITS.target)[ORDER]
 Closures = list[Callable[[], Tensor]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def network(*last: nn.Module, width: int = 16) -> nn.Module:

@@ -67,6 +67,9 @@ class FrozenFeatures:
         self._known: dict[tuple[str, int], Tensor] = {}
         self._last: tuple[View, Tensor] | None = None
         self._files: FeatureFiles | None = None
+        self._file_names: dict[
+            tuple[str, int], str
+        ] = {}  # of classes' files: a class of test data is asked for at every stage
         self._opened = False
 
     def batches(self, view: View, images: Iterable[Batch] | None = None) -> Iterator[Batch]:
@@ -112,7 +115,9 @@ class FrozenFeatures:
             self._files, self._opened = self._open(view, rows), True
         if not (files := self._files):
             return self._computed(view, rows, part, label)
-        name, shape = f"{part}-{label}-{_identity_of_class(view, rows)}", (len(rows), self.backbone.width)
+        if (part, label) not in self._file_names:
+            self._file_names[part, label] = f"{part}-{label}-{_identity_of_class(view, rows)}"
+        name, shape = self._file_names[part, label], (len(rows), self.backbone.width)
         if (found := files.read(name, shape)) is None:
             with files.held(name):
                 if (found := files.read(name, shape)) is None:  # nor has another process made it meanwhile
