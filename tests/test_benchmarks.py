@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,12 +27,18 @@ for name in ("optimizer-time", "optimizer-memory", "optimizer-quality"):
 """
 
 
+def printed(*arguments: str | Path, timeout: int = 300, **how: Any) -> str:
+    """What Python prints when it is run with these arguments and ends well."""
+    command = [sys.executable, *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=timeout, **how)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
 @pytest.mark.slow
 def test_every_optimizer_is_measured(tmp_path: Path) -> None:
     output = tmp_path / "benchmarks" / "optimizers.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "optimizers.py"), "--quick", "--output", str(output)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert run.returncode == 0, run.stderr
+    printed(ROOT / "benchmarks" / "optimizers.py", "--quick", "--output", output, timeout=500)
     assert str(tmp_path) not in output.read_text()
     result = json.loads(output.read_text())
     assert {"command", "device", "threads", "dtype", "torch_version", "git_commit", "targets"} <= result.keys()
@@ -57,8 +64,7 @@ def test_every_optimizer_is_measured(tmp_path: Path) -> None:
     assert all(-1 <= row["cosine"] <= 1 and row["standard_error"] >= 0 for row in quality["quality"])
     assert all(math.isfinite(state["per_example_over_spsa"]) for state in quality["states"])
 
-    run = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
-    assert run.returncode == 0, run.stderr
+    printed("-c", PROGRAM, tmp_path, cwd=ROOT)
 
 
 STAND_IN = """
@@ -97,21 +103,13 @@ def test_others_optimizers_are_measured_where_they_are_there(there: bool, tmp_pa
     (tmp_path / "infty-0.0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: infty\nVersion: 0.0.1\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path)] * there + [str(ROOT)])}
     output = tmp_path / "benchmarks" / "peers.json"
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "optimizers.py"),
-        "--peers",
-        "--quick",
-        "--output",
-        str(output),
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
-    assert run.returncode == 0, run.stderr
+    script = ROOT / "benchmarks" / "optimizers.py"
+    said = printed(script, "--peers", "--quick", "--output", output, timeout=500, env=environment)
     (model,) = (result := json.loads(output.read_text()))["models"]
     ours, theirs = {"zo-sgd", "zo-sgd, whole passes", "zo-adam", "zo-sgd-conserve"}, {"mezo-loop"}
     if there:
         theirs |= {"infty-zo-sgd", "infty-zo-adam", "infty-zo-sgd-conserve"}
-    assert ("not measured: infty-zo-sgd, infty-zo-adam, infty-zo-sgd-conserve" in run.stdout) != there
+    assert ("not measured: infty-zo-sgd, infty-zo-adam, infty-zo-sgd-conserve" in said) != there
     assert {row["optimizer"] for row in model["time"]} == {row["optimizer"] for row in model["memory"]} == ours | theirs
     assert {row["theirs"] for row in model["peers"]} == theirs
     targets = {
@@ -127,29 +125,22 @@ def test_others_optimizers_are_measured_where_they_are_there(there: bool, tmp_pa
         (tmp_path, "| embedded | zo-sgd | mezo-loop | 4 |"),
         (tmp_path / "none", "Not measured yet"),
     ):
-        run = subprocess.run(
-            [sys.executable, "-c", PEERS_PROGRAM, str(results)], capture_output=True, text=True, cwd=ROOT
-        )
-        assert run.returncode == 0, run.stderr
-        assert expected in run.stdout and ("infty-zo-sgd" in run.stdout) == (there and results == tmp_path)
+        table = printed("-c", PEERS_PROGRAM, results, cwd=ROOT)
+        assert expected in table and ("infty-zo-sgd" in table) == (there and results == tmp_path)
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_planning_runs() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "plan.py"), "--cells", "1", "--rounds", "1"]
-    run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-    found = json.loads(run.stdout)
+    found = json.loads(printed(ROOT / "benchmarks" / "plan.py", "--cells", "1", "--rounds", "1"))
     assert found["cells"] == 200 and len(found["seconds"]) == 4
 
 
 @pytest.mark.slow
 def test_workers_are_timed_and_more_of_them_forecast(tmp_path: Path) -> None:
     output = tmp_path / "query_workers.json"
-    program = [sys.executable, str(ROOT / "benchmarks" / "query_workers.py")]
     small = ["--queries", "2", "--batch", "4", "--rounds", "1", "--steps", "1"]
     for command in (["measure", *small], ["simulate", "--forward-ms", "100", "--hop-ms", "0", "--update-ms", "0"]):
-        run = subprocess.run([*program, *command, "--output", str(output)], capture_output=True, text=True, timeout=300)
-        assert run.returncode == 0, run.stderr
+        printed(ROOT / "benchmarks" / "query_workers.py", *command, "--output", output)
     result = json.loads(output.read_text())
     assert str(tmp_path) not in output.read_text()
     assert {"command", "device", "threads", "torch_version", "git_commit"} <= result.keys()
@@ -164,18 +155,8 @@ def test_workers_are_timed_and_more_of_them_forecast(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_loading_of_data_is_timed_each_way(tmp_path: Path) -> None:
     output = tmp_path / "benchmarks" / "data_loading.json"
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "data_loading.py"),
-        "--images",
-        "8",
-        "--batch",
-        "3",
-        "--rounds",
-        "1",
-    ]
-    run = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
+    script = ROOT / "benchmarks" / "data_loading.py"
+    printed(script, "--images", "8", "--batch", "3", "--rounds", "1", "--output", output)
     result = json.loads(output.read_text())
     assert str(tmp_path) not in output.read_text()
     assert {"command", "device", "cpus", "torch_version", "git_commit"} <= result.keys()
@@ -183,25 +164,14 @@ def test_loading_of_data_is_timed_each_way(tmp_path: Path) -> None:
     assert all(row["images_per_second"] > 0 and row["times_torchvision"] > 0 for row in result["ways"])
     assert 40 < result["kib_per_file"] < 160, "about as large as photos of that many pixels"
     program = PROGRAM.split("for name")[0] + "print(generate.BLOCKS['data-loading']())"
-    table = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
-    assert table.returncode == 0 and "| cached | 0 |" in table.stdout, table.stderr
+    assert "| cached | 0 |" in printed("-c", program, tmp_path, cwd=ROOT)
 
 
 @pytest.mark.slow
 def test_classifiers_are_timed_beside_the_backbone(tmp_path: Path) -> None:
     output = tmp_path / "benchmarks" / "classifiers.json"
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "classifiers.py"),
-        "--tasks",
-        "1",
-        "--rounds",
-        "0",
-        "--output",
-        str(output),
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
+    script = ROOT / "benchmarks" / "classifiers.py"
+    printed(script, "--tasks", "1", "--rounds", "0", "--output", output)
     assert str(tmp_path) not in output.read_text()
     found = json.loads(output.read_text())["embedded"]
     rows = {row["classifier"]: row for row in found["classifiers"]}
@@ -209,15 +179,13 @@ def test_classifiers_are_timed_beside_the_backbone(tmp_path: Path) -> None:
     assert all(row["learning_in_forwards"] > 0 and row["scoring_in_forwards"] > 0 for row in rows.values())
     assert rows["random-projection"]["mib"] > 2000 * 2000 * 8 / 2**20
     program = PROGRAM.split("for name")[0] + "print(generate.BLOCKS['classifier-cost']())"
-    table = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
-    assert table.returncode == 0 and "| `lda` |" in table.stdout, table.stderr
+    assert "| `lda` |" in printed("-c", program, tmp_path, cwd=ROOT)
 
 
 @pytest.mark.slow
 def test_training_curves_are_of_equal_forward_passes_and_of_the_best_try(tmp_path: Path) -> None:
     output = tmp_path / "curves.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "training_curves.py"), "--passes", "40", "--seeds", "1"]
-    subprocess.run([*command, "--output", str(output)], check=True, capture_output=True, timeout=300)
+    printed(ROOT / "benchmarks" / "training_curves.py", "--passes", "40", "--seeds", "1", "--output", output)
     for row in json.loads(output.read_text())["curves"]:
         (curve,) = row["curves"]
         assert curve[0]["forwards"] == 0 and 40 <= curve[-1]["forwards"] <= 40 + 32, row["optimizer"]
