@@ -70,7 +70,7 @@ import pyarrow as pa
 from zeroflow.results import Store, load
 source, target = sys.argv[1:]
 names = ("accuracy", "stages", "steps", "trials")
-cell = load(source, "trials")["cell_id"][0].as_py()
+cell = load(source, "steps")["cell_id"][0].as_py()
 tables = {name: Store(source).load(name) for name in names}
 tables = {name: table.filter(pa.compute.equal(table["cell_id"], cell)) for name, table in tables.items()}
 store = Store(target)
@@ -84,7 +84,7 @@ for number in itertools.count():
 @contextmanager
 def cells_being_written(target: Path) -> Iterator[dict[str, int]]:
     """A process that writes one cell after the other, and how many rows each of them has in each table."""
-    first = load(RESULTS / "quick", "trials")["cell_id"][0]
+    first = load(RESULTS / "quick", "steps")["cell_id"][0]
     rows = {
         name: pc.sum(pc.equal(load(RESULTS / "quick", name)["cell_id"], first)).as_py()
         for name in ("trials", "stages", "accuracy", "steps")

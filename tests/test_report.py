@@ -48,7 +48,8 @@ def without_plotly(page: str) -> str:
 def test_the_page_of_all_committed_results_is_small(tmp_path: Path) -> None:
     stores = [folder.parent for folder in sorted((ROOT / "results").glob("*/trials"))]
     out = write_report([*stores, ROOT / "results" / "trajectories"], tmp_path / "report.html")
-    assert len(stores) > 10 and 5e6 < out.stat().st_size < 8e6
+    # Plotly's library is 4.8 MB of it.
+    assert len(stores) > 10 and 5e6 < out.stat().st_size < 10e6
 
 
 def test_the_report_holds_everything_and_needs_no_network(store: Store, tmp_path: Path) -> None:
