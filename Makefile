@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 # By name: a package with __all__ does not show its modules.
 MODULES = $(shell find zeroflow -name '*.py' ! -name __main__.py | sed 's|/__init__.py||; s|\.py$$||; s|/|.|g' | sort)
 
+# Many processes import the same: what one has compiled, the next one reads, whatever the shell around says.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: sweep test check report docs clean
 
 sweep: $(VENV)/installed
