@@ -28,7 +28,7 @@ from torch import Tensor
 from zeroflow import Placement, TrialConfig, run_trial
 from zeroflow.classifiers import Classifier, RandomProjection, classifiers
 from zeroflow.data import class_incremental, class_order, datasets, even_increments, load_dataset, transforms
-from zeroflow.models.backbone import create_backbone
+from zeroflow.models.factory import create_backbone
 from zeroflow.trial.result import provenance
 
 CPU = torch.device("cpu")

@@ -12,7 +12,8 @@ import click
 import torch
 from torch import nn
 
-from zeroflow.models.backbone import FrozenLinear, create_backbone
+from zeroflow.models.factory import create_backbone
+from zeroflow.models.linear import FrozenLinear
 
 
 @click.command(help=__doc__)

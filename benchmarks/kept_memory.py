@@ -17,7 +17,7 @@ import time
 import click
 import torch
 
-from zeroflow.models.backbone import create_backbone
+from zeroflow.models.factory import create_backbone
 from zeroflow.sweep.driver import KEPT_MEMORY
 
 

@@ -37,7 +37,9 @@ from torch import Tensor
 from zeroflow.data import class_incremental, class_order, datasets, even_increments, load_dataset, transforms
 from zeroflow.data.scenario import Batch
 from zeroflow.methods import Method, MiniBatch, methods
-from zeroflow.models.backbone import Backbone, build_timm, create_backbone
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.factory import build_timm, create_backbone
+from zeroflow.models.timm_backbone import TransformerBackbone
 from zeroflow.optim import Composition, ThreeStepOptimizer, create_optimizer, list_optimizers, optimizers
 from zeroflow.optim.executor import LocalExecutor
 from zeroflow.optim.flat import FlatParameters
@@ -48,7 +50,7 @@ from zeroflow.trial.result import provenance
 
 MODELS: dict[str, Callable[[], Backbone]] = {
     "embedded": create_backbone,
-    "vit-tiny": lambda: Backbone(build_timm("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4})),
+    "vit-tiny": lambda: TransformerBackbone(build_timm("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4})),
 }
 LONG = "vit-tiny"
 """Here more than one query is measured only for ``TYPICAL``, the most queries only for ``BEST``, in half the rounds."""

@@ -28,7 +28,7 @@ from optimizers import drawings, new_method, seconds
 from torch import distributed
 
 from zeroflow.methods import Method, MiniBatch
-from zeroflow.models.backbone import create_backbone
+from zeroflow.models.factory import create_backbone
 from zeroflow.optim import Executor, Journal, LocalExecutor, Slice, ThreeStepOptimizer, create_optimizer
 from zeroflow.optim.parallel import DistributedExecutor
 from zeroflow.trial.config import TrialConfig

@@ -14,8 +14,8 @@ import click
 import torch
 from written import write
 
-from zeroflow.models.backbone import create_backbone
 from zeroflow.models.endpoint import TOKEN, open_black_box
+from zeroflow.models.factory import create_backbone
 from zeroflow.sweep import serve
 
 TARGET = 0.8

@@ -28,7 +28,8 @@ from zeroflow import cli, options
 from zeroflow.classifiers import classifiers
 from zeroflow.methods import MethodInfo, methods
 from zeroflow.methods.closed_form import NAMED
-from zeroflow.models.backbone import Backbone, create_backbone
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.factory import create_backbone
 from zeroflow.models.tuning import tunings
 from zeroflow.optim import ENHANCEMENTS, list_optimizers
 from zeroflow.results import load

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import zeroflow
 from zeroflow import GradientBanned, TrialConfig, gradient_ban, run_trial
 from zeroflow.methods import FineTuning
-from zeroflow.models.backbone import create_backbone
+from zeroflow.models.factory import create_backbone
 from zeroflow.optim import create_optimizer, list_optimizers
 from zeroflow.optim.ban import banned
 

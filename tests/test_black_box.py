@@ -23,8 +23,9 @@ from torch import Tensor
 from zeroflow import ConfigError, Placement, TrialConfig, run_trial
 from zeroflow.cli import main
 from zeroflow.models import endpoint
-from zeroflow.models.backbone import Backbone, create_backbone
+from zeroflow.models.backbone import Backbone
 from zeroflow.models.endpoint import BlackBox, EndpointError, HttpFeatures, open_black_box
+from zeroflow.models.factory import create_backbone
 from zeroflow.models.tuning import InputPrompt
 from zeroflow.optim import list_optimizers
 from zeroflow.sweep.grid import parse_grid

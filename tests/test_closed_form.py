@@ -13,7 +13,7 @@ import torch
 from zeroflow import ConfigError, TrialConfig, TrialResult, run_trial
 from zeroflow.classifiers import ClassMeans, classifiers
 from zeroflow.methods import EASE, SimpleCIL, methods
-from zeroflow.models.backbone import create_backbone
+from zeroflow.models.factory import create_backbone
 from zeroflow.results.tables import summary
 from zeroflow.sweep.grid import parse_grid
 

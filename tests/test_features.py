@@ -29,8 +29,10 @@ from zeroflow.methods.shared_adapter import SharedAdapter
 from zeroflow.methods.simplecil import SimpleCIL
 from zeroflow.models import endpoint
 from zeroflow.models.access import open_backbone
-from zeroflow.models.backbone import Backbone, create_backbone
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.factory import create_backbone
 from zeroflow.models.frozen import fingerprint
+from zeroflow.models.timm_backbone import TransformerBackbone
 from zeroflow.trial.features import FrozenFeatures
 
 pytestmark = pytest.mark.usefixtures("some_drawings", "tiny_vit", "one_thread")
@@ -90,7 +92,7 @@ def by_image(dataset: ImageDataset, found: FrozenFeatures, increments: list[int]
 # Bits
 
 
-class Together(Backbone):
+class Together(TransformerBackbone):
     """A backbone whose features tell which images were passed together, as a product's last bits may."""
 
     def forward(self, images: Any, adapters: Any = None) -> Tensor:
@@ -99,7 +101,7 @@ class Together(Backbone):
 
 def test_a_class_is_computed_alone_whatever_the_order_the_tasks_the_cache_and_what_is_held_out() -> None:
     dataset = load_dataset("some-drawings")
-    backbone = Together(create_backbone("zeroflow_tiny_vit", checkpoint="none", image_size=14).vit)
+    backbone = Together(create_backbone("zeroflow_tiny_vit", checkpoint="none", image_size=14).model)
     expected = {}
     with torch.no_grad():
         for part, samples in (("train", dataset.train), ("test", dataset.test)):
@@ -197,7 +199,7 @@ def test_what_changes_features_makes_them_anew(settings: dict[str, Any], place: 
 
 
 def test_weights_tell_features_apart_and_the_name_of_their_file_does_not(tmp_path: Path, cache: Path) -> None:
-    state, keys = create_backbone("zeroflow_tiny_vit", checkpoint="none", image_size=14).vit.state_dict(), []
+    state, keys = create_backbone("zeroflow_tiny_vit", checkpoint="none", image_size=14).model.state_dict(), []
     for number, change in enumerate((0.0, 0.0, 1e-6)):
         file = tmp_path / f"{number}.safetensors"
         safetensors.torch.save_file({**state, "norm.bias": state["norm.bias"] + change}, file)
@@ -210,7 +212,7 @@ def test_weights_tell_features_apart_and_the_name_of_their_file_does_not(tmp_pat
 def test_a_fingerprint_changes_with_any_weight(access: str, tmp_path: Path) -> None:
     if access == "exported":
         pytest.importorskip("onnxruntime")
-    state = create_backbone("zeroflow_tiny_vit", checkpoint="none", image_size=14).vit.state_dict()
+    state = create_backbone("zeroflow_tiny_vit", checkpoint="none", image_size=14).model.state_dict()
     prints = []
     for change in (None, "blocks.1.mlp.fc2.weight", "patch_embed.proj.bias", "norm.weight", None):
         other = {name: value.clone() for name, value in state.items()}
@@ -385,7 +387,7 @@ def test_a_full_disk_is_told_once_and_leaves_no_torn_file(monkeypatch: pytest.Mo
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
-    state = create_backbone("zeroflow_tiny_vit", checkpoint="none", image_size=14).vit.state_dict()
+    state = create_backbone("zeroflow_tiny_vit", checkpoint="none", image_size=14).model.state_dict()
     state["norm.weight"][3] = float("nan")
     safetensors.torch.save_file(state, tmp_path / "broken.safetensors")
     with pytest.raises(ConfigError, match=r"broken.safetensors: weights that are not finite: norm.weight$"):
@@ -405,8 +407,8 @@ def test_features_that_are_not_finite_are_refused_with_what_is_to_blame(name: st
         create_backbone("zeroflow_tiny_vit", checkpoint="none", image_size=14),
     )
     with torch.no_grad():
-        backbone.vit.get_parameter(name)[:] = value
-        backbone.vit.blocks[0].mlp.fc2.weight.fill_(1.0)
+        backbone.model.get_parameter(name)[:] = value
+        backbone.model.blocks[0].mlp.fc2.weight.fill_(1.0)
     first = class_order(20)[0]
     where = rf"data set 'some-drawings', train, class '{dataset.class_names[first]}', image 0: the backbone's features"
     for cache_bytes in (0, 10**9):
@@ -421,13 +423,13 @@ def test_the_image_is_named_whose_features_are_not_finite() -> None:
     )
     odd = transforms.get("plain").test(dataset.test.images(np.array([3 * 5 + 2])), 14)
 
-    class Odd(Backbone):
+    class Odd(TransformerBackbone):
         def forward(self, images: Any, adapters: Any = None) -> Tensor:
             same = (images == odd).flatten(1).all(1)
             return super().forward(images, adapters).masked_fill(same[:, None], float("inf"))
 
     with pytest.raises(ConfigError, match=rf"test, class '{dataset.class_names[3]}', image 2: .* not finite$"):
-        by_image(dataset, features_of(dataset, Odd(plain.vit), batch_size=2), [20])
+        by_image(dataset, features_of(dataset, Odd(plain.model), batch_size=2), [20])
 
 
 # A black box

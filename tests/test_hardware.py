@@ -48,7 +48,7 @@ def test_an_int8_layer_is_integer_arithmetic(biased: bool) -> None:
 
 
 def stack(inner: int, scale: float) -> AdapterStack:
-    found = AdapterStack(2, 32, inner, scale=scale, dropout=0.0, generator=torch.Generator().manual_seed(inner))
+    found = AdapterStack([32, 32], inner, scale=scale, dropout=0.0, generator=torch.Generator().manual_seed(inner))
     with torch.no_grad():
         for value in found.parameters():
             value += 0.2 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))

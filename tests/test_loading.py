@@ -17,7 +17,7 @@ from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.data.dataset import ArraySamples
 from zeroflow.data.scenario import View
 from zeroflow.methods import Method, methods
-from zeroflow.models.backbone import create_backbone
+from zeroflow.models.factory import create_backbone
 from zeroflow.sweep.grid import parse_grid
 from zeroflow.sweep.plan import check_data
 from zeroflow.trial.loading import Loader

@@ -16,7 +16,9 @@ from zeroflow.data import load_dataset
 from zeroflow.data.scenario import View
 from zeroflow.methods import EWC, L2SP, ExperienceReplay, FineTuning, GenerativeReplay, LwF, Method, MiniBatch, methods
 from zeroflow.methods.experience_replay import herding
-from zeroflow.models.backbone import Backbone, build_timm, create_backbone
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.factory import build_timm, create_backbone
+from zeroflow.models.timm_backbone import TransformerBackbone
 from zeroflow.models.tuning import SSF, Full, Prompts, tunings
 from zeroflow.optim import list_optimizers
 from zeroflow.trial.loop import Evaluation
@@ -112,7 +114,7 @@ def moved(method: Method, generator: torch.Generator, by: float = 0.05) -> None:
 
 def test_a_vision_transformer_of_the_paper_has_as_many_trained_values_as_published() -> None:
     with torch.device("meta"):
-        vit = Backbone(build_timm("vit_base_patch16_224", {"depth": 12}))
+        vit = TransformerBackbone(build_timm("vit_base_patch16_224", {"depth": 12}))
     counts = {
         name: sum(p.numel() for p in tunings.get(name).of(vit, torch.Generator(), {**SETTINGS, "bottleneck": 64}).parameters()
                   if p.requires_grad)
@@ -156,7 +158,7 @@ def test_prompts_enter_behind_the_patches_and_leave(name: str, backbone: Backbon
     tuning = tunings.get(name).of(backbone, torch.Generator(), SETTINGS)
     assert isinstance(tuning, Prompts) and not tuning.prompts.any()
     torch.nn.init.normal_(tuning.prompts)
-    images, vit = drawings(3).images, backbone.vit
+    images, vit = drawings(3).images, backbone.model
     with torch.no_grad():
         tokens = backbone.tokens(images)
         for number, block in enumerate(vit.blocks):

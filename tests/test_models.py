@@ -9,7 +9,8 @@ import torch
 
 from zeroflow.errors import ConfigError
 from zeroflow.models.adapters import AdapterStack
-from zeroflow.models.backbone import FrozenLinear, create_backbone
+from zeroflow.models.factory import create_backbone
+from zeroflow.models.linear import FrozenLinear
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.loop import run_trial
 
@@ -21,7 +22,7 @@ def test_without_adapters_the_features_are_timms_own(name: str) -> None:
     """Small, with a tag, and with pooled tokens instead of a class token."""
     backbone = create_backbone(name, checkpoint="none", image_size=64)
     reference = timm.create_model(name, num_classes=0, img_size=64).eval()
-    reference.load_state_dict(backbone.vit.state_dict())
+    reference.load_state_dict(backbone.model.state_dict())
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(backbone(images), reference(images), rtol=1e-4, atol=1e-5)
@@ -29,7 +30,7 @@ def test_without_adapters_the_features_are_timms_own(name: str) -> None:
 
 def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does() -> None:
     backbone = create_backbone(checkpoint="none")
-    stack = AdapterStack(backbone.depth, backbone.width, 8).eval()
+    stack = AdapterStack(backbone.widths, 8).eval()
     images = torch.rand(3, 3, 28, 28)
     with torch.no_grad():
         plain = backbone(images)
@@ -42,11 +43,11 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does() -> None:
 def test_the_adapter_formula() -> None:
     """scale * (U relu(D h + b_d) + b_u) beside the MLP, with h the residual stream before the MLP's LayerNorm."""
     backbone = create_backbone(checkpoint="none").double()
-    stack = AdapterStack(backbone.depth, backbone.width, 8, scale=0.3, dropout=0.0).double()
+    stack = AdapterStack(backbone.widths, 8, scale=0.3, dropout=0.0).double()
     with torch.no_grad():
         for number, p in enumerate(stack.parameters()):
             p.normal_(generator=torch.Generator().manual_seed(number)).mul_(0.1)
-        images, vit = torch.rand(2, 3, 28, 28, dtype=torch.float64), backbone.vit
+        images, vit = torch.rand(2, 3, 28, 28, dtype=torch.float64), backbone.model
         x = vit._pos_embed(vit.patch_embed(images))
         for block, adapter in zip(vit.blocks, stack, strict=True):
             h = x + block.attn(block.norm1(x))
@@ -57,7 +58,7 @@ def test_the_adapter_formula() -> None:
 
 
 def test_vit_base_adapters_have_the_published_size() -> None:
-    stack = AdapterStack(12, 768, 64)
+    stack = AdapterStack([768] * 12, 64)
     assert sum(p.numel() for p in stack.parameters()) == 1_189_632
 
 
@@ -76,7 +77,7 @@ def test_a_local_checkpoint_is_loaded(tmp_path, suffix: str) -> None:
     else:
         torch.save({"model": state}, path)
     backbone = create_backbone(TINY, checkpoint=str(path), image_size=32)
-    assert torch.equal(backbone.vit.blocks[3].mlp.fc1.weight, state["blocks.3.mlp.fc1.weight"])
+    assert torch.equal(backbone.model.blocks[3].mlp.fc1.weight, state["blocks.3.mlp.fc1.weight"])
 
 
 def test_a_checkpoint_of_another_size_or_channel_count_is_fitted(tmp_path) -> None:

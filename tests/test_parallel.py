@@ -18,7 +18,7 @@ from torch import distributed, nn
 from torch.nn import functional as F
 
 from zeroflow import ConfigError, Placement, TrialConfig, run_trial
-from zeroflow.models.backbone import create_backbone
+from zeroflow.models.factory import create_backbone
 from zeroflow.optim import Executor, Journal, LocalExecutor, Slice, create_optimizer, list_optimizers
 from zeroflow.optim.parallel import DistributedExecutor
 

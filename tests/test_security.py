@@ -23,7 +23,7 @@ import zeroflow.results
 from zeroflow.cli import main
 from zeroflow.data.sync import synchronise
 from zeroflow.errors import ConfigError
-from zeroflow.models.backbone import create_backbone
+from zeroflow.models.factory import create_backbone
 from zeroflow.results.store import Store
 from zeroflow.secrets import without_secrets
 from zeroflow.sweep.grid import load_grid, parse_override

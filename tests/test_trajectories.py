@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from zeroflow.cli import main
 from zeroflow.data import ArraySamples, load_dataset
-from zeroflow.models.backbone import create_backbone
+from zeroflow.models.factory import create_backbone
 from zeroflow.results import Store, load, merge, records
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.landscapes import Adapter, Run, TwoParameters

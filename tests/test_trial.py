@@ -23,7 +23,7 @@ import zeroflow.optim
 import zeroflow.results
 from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.cli import main
-from zeroflow.models.backbone import create_backbone
+from zeroflow.models.factory import create_backbone
 from zeroflow.results import records
 from zeroflow.sweep.grid import parse_grid
 from zeroflow.trial import metrics
@@ -412,7 +412,7 @@ def test_cached_features_score_as_fresh_ones_also_with_the_bare_backbone_as_a_sp
     """EASE's spaces only ever grow at the end, so what was computed at an earlier stage may be kept."""
     from zeroflow.data import class_incremental, even_increments, load_dataset, transforms
     from zeroflow.methods import EASE
-    from zeroflow.models.backbone import create_backbone
+    from zeroflow.models.factory import create_backbone
     from zeroflow.trial.loop import Evaluation
 
     for frozen_space in (False, True):

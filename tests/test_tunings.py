@@ -15,7 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from zeroflow import ConfigError, Placement, TrialConfig, run_trial
 from zeroflow.methods import methods
 from zeroflow.models.access import open_backbone
-from zeroflow.models.backbone import Backbone, build_timm
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.factory import build_timm
+from zeroflow.models.timm_backbone import TransformerBackbone
 from zeroflow.models.tuning import BlockShift, InputFilter, NormAffine, Subspace, Tuning, create_tuning, tunings
 from zeroflow.optim import gradient_ban
 
@@ -180,7 +182,7 @@ def test_paper_stays_paper_up_to_the_edge(backbone: Backbone) -> None:
 
 def test_a_vision_transformer_has_as_many_trained_values_as_its_blocks_and_norms_say() -> None:
     with torch.device("meta"):
-        vit = Backbone(build_timm("vit_base_patch16_224", {"depth": 12}))
+        vit = TransformerBackbone(build_timm("vit_base_patch16_224", {"depth": 12}))
     counts = {
         name: sum(
             p.numel() for p in tunings.get(name).of(vit, torch.Generator(), SETTINGS).parameters() if p.requires_grad
@@ -195,9 +197,9 @@ def test_shifts_are_added_behind_blocks(backbone: Backbone) -> None:
     assert isinstance(tuning, BlockShift)
     with torch.no_grad():
         tokens = backbone.tokens(images)
-        for block, shift in zip(backbone.vit.blocks, tuning.shifts, strict=True):
+        for block, shift in zip(backbone.model.blocks, tuning.shifts, strict=True):
             tokens = block(tokens) + shift
-        expected = backbone.vit.norm(tokens)[:, 0]
+        expected = backbone.model.norm(tokens)[:, 0]
         torch.testing.assert_close(features(tuning, backbone, images), expected)
 
 

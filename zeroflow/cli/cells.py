@@ -55,6 +55,7 @@ def run(
     from zeroflow.results import records
     from zeroflow.results.store import Store
     from zeroflow.sweep.grid import merge_overrides, parse_override
+    from zeroflow.trial.checks import check_backbone_of
     from zeroflow.trial.config import TrialConfig
     from zeroflow.trial.loop import Placement, run_trial
     from zeroflow.trial.metrics import stage_accuracy
@@ -66,6 +67,7 @@ def run(
             seen = stage_accuracy(accuracy[: stage + 1, : stage + 1], samples[: stage + 1])[-1]
             bar.echo(f"stage {stage + 1}/{len(samples)}: {seen:.2f} % of all classes seen so far")
 
+    check_backbone_of(config)
     store = Store(results) if results else None
     if store:
         store.check_writable()

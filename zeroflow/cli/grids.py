@@ -121,6 +121,7 @@ def plan(
 
     grid, folder = open_grid(grid_file, settings, data_dir)
     found = make_plan(grid, Store(_root(results, grid.name)), folder)
+    _check_backbones(found.runnable(False), grid.placement, None)
     if as_json:
         parts = {"done": found.done, "failed": found.failed, "missing": found.missing}
         ids = {name: [config.cell_id for config in part] for name, part in parts.items()}
@@ -327,15 +328,11 @@ def _placed(grid: Grid, workers_per_trial: int | None, max_concurrent: int | Non
 
 def _check_backbones(cells: Sequence[TrialConfig], placement: SweepPlacement, address: str | None) -> None:
     """Refuse backbones that cannot be built or reached."""
-    from zeroflow.models.access import accesses
-    from zeroflow.models.backbone import check_buildable
     from zeroflow.sweep.serve import wanted
+    from zeroflow.trial.checks import check_backbone_of
 
     for config in cells:
-        access = accesses[config.access or "white-box"]
-        access.check_installed()
-        if not access.remote:
-            check_buildable(config.backbone, config.checkpoint, config.image_size)
+        check_backbone_of(config)
     wanted(cells, placement, local=not (address or os.environ.get("RAY_ADDRESS")))
 
 

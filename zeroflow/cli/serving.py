@@ -45,8 +45,8 @@ def serve(
     The token is that of the environment variable ZEROFLOW_ENDPOINT_TOKEN, which is required.
     """
     from zeroflow.errors import ConfigError
-    from zeroflow.models.backbone import check_buildable
     from zeroflow.models.endpoint import TOKEN, valid_token
+    from zeroflow.models.probe import check_buildable
     from zeroflow.sweep import serve as serving
 
     if not valid_token():

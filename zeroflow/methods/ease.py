@@ -78,7 +78,7 @@ class EASE(Method):
         self.tasks.append(classes)
         self.adapters.append(
             AdapterStack(
-                backbone.depth, backbone.width, opt.bottleneck,
+                backbone.widths, opt.bottleneck,
                 scale=opt.scale, dropout=opt.dropout, generator=generator,
             )
         )  # fmt: skip

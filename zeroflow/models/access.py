@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from zeroflow.errors import ConfigError
-from zeroflow.models.backbone import Backbone, create_backbone
+from zeroflow.models.backbone import Backbone
 from zeroflow.models.endpoint import open_black_box
 from zeroflow.models.exported import ExportedBackbone
+from zeroflow.models.factory import create_backbone
 from zeroflow.models.int8 import quantised
 from zeroflow.models.spiking import SpikingBackbone
+from zeroflow.models.timm_backbone import TransformerBackbone
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,12 @@ class Access:
 
 
 def _spiking(*arguments: Any, **named: Any) -> Backbone:
-    return SpikingBackbone(create_backbone(*arguments, **named).vit)
+    backbone = create_backbone(*arguments, **named)
+    if not isinstance(backbone, TransformerBackbone):
+        raise ConfigError(
+            "access='spiking': spikes travel between the blocks of a plain vision transformer; expected one"
+        )
+    return SpikingBackbone(backbone.model, backbone.channels)
 
 
 def _int8(*arguments: Any, **named: Any) -> Backbone:

@@ -1,8 +1,9 @@
-"""Adapters: small trainable branches beside a frozen transformer's MLPs."""
+"""Adapters: small trainable branches beside the MLPs of a frozen backbone."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +32,16 @@ class Adapter(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``hidden`` ``[N, tokens, width]`` is the residual stream before the MLP's own LayerNorm."""
+        """``hidden`` ``[..., width]`` is the residual stream before the MLP's own norm."""
         return self.scale * self.up(self.dropout(torch.relu(self.down(hidden))))
 
 
 class AdapterStack(nn.ModuleList):
-    """One adapter for each of ``depth`` blocks."""
+    """One adapter for each block; ``widths`` are those of the streams that they stand beside."""
 
     def __init__(
         self,
-        depth: int,
-        width: int,
+        widths: Sequence[int],
         bottleneck: int,
         *,
         scale: float = 0.1,
@@ -49,5 +49,5 @@ class AdapterStack(nn.ModuleList):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(
-            Adapter(width, bottleneck, scale=scale, dropout=dropout, generator=generator) for _ in range(depth)
+            Adapter(width, bottleneck, scale=scale, dropout=dropout, generator=generator) for width in widths
         )

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from zeroflow.errors import ConfigError
-from zeroflow.models.backbone import EMBEDDED, Closed, Prefix, default_image_size
+from zeroflow.models.backbone import OpaqueBackbone, Prefix
+from zeroflow.models.factory import EMBEDDED, default_image_size
 
 TOKEN = "ZEROFLOW_ENDPOINT_TOKEN"
 """The environment variable that holds the token; it is stored nowhere."""
@@ -149,7 +150,7 @@ class HttpFeatures:
         return content
 
 
-class BlackBox(Closed):
+class BlackBox(OpaqueBackbone):
     """A backbone that is a ``Features``. What it was asked is counted.
 
     Args:

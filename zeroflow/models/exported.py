@@ -1,7 +1,8 @@
 """A backbone as an exported graph, run by ONNX Runtime: no parameters, no autograd, adapters' weights are inputs.
 
-Two graphs, so that what no adapter can change is computed once for all evaluations of a step: images -> ``Prefix``, and
-``Prefix`` and adapters -> features. An inner width of the adapters and a number of images are not part of them.
+Of a plain transformer two graphs, so that what no adapter can change is computed once for all evaluations of a step: images ->
+``Prefix``, and ``Prefix`` and adapters -> features. An inner width of the adapters and a number of images are not part of them.
+Of any other backbone one, images -> features.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 import hashlib
 import io
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,14 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zeroflow.models.adapters import Adapter
-from zeroflow.models.backbone import Backbone, Closed, Prefix, _halves, create_backbone
+from zeroflow.models.backbone import Backbone, BlockPass, OpaqueBackbone, Prefix, refuse_graphs
+from zeroflow.models.factory import create_backbone
+from zeroflow.models.timm_backbone import TransformerBackbone
 
 _WEIGHTS = ("down", "down_bias", "up", "up_bias")
 _INPUTS = ("hidden", "output", *_WEIGHTS, "scale")
 
 
-class ExportedBackbone(Closed):
-    """The two graphs of ``export``, loaded; as many threads as torch has."""
+class ExportedBackbone(OpaqueBackbone):
+    """The graphs of ``export``, loaded; as many threads as torch has."""
 
     unseen_bytes = None
 
@@ -33,36 +36,43 @@ class ExportedBackbone(Closed):
         import onnxruntime
 
         graphs = export(name, tuple(arguments.items()))
-        super().__init__(graphs.width, graphs.image_size, graphs.depth)
+        super().__init__(graphs.width, graphs.image_size, graphs.widths)
         self._digest = hashlib.sha256(graphs.front + graphs.rest).digest()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         self._front, self._rest = (
-            onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"]) if graph else None
             for graph in (graphs.front, graphs.rest)
         )
 
+    def lacks(self, part: str) -> str | None:
+        if part == "blocks" and not self.widths:
+            return "its graph takes images alone: it is not that of a plain vision transformer"
+        return None if part == "blocks" else super().lacks(part)
+
     def unseen_weights(self) -> dict[str, Tensor]:
-        """A digest of both graphs, which hold all weights."""
+        """A digest of all graphs, which hold all weights."""
         return {"graphs": torch.frombuffer(bytearray(self._digest), dtype=torch.uint8)}
 
-    def prefix(self, images: Tensor) -> Prefix:
-        _refuse_graphs(images)
-        found = self._front.run(None, {"images": images.detach().numpy()})
-        return Prefix(*map(torch.from_numpy, found))
+    def prefix(self, images: Tensor) -> Prefix | Tensor:
+        if self._rest is None:
+            return images
+        return Prefix(*self._run(self._front, {"images": images}))
 
     def forward(self, images: Tensor | Prefix, adapters: Iterable[nn.Module] | None = None) -> Tensor:
+        if self._rest is None:
+            assert isinstance(images, Tensor) and adapters is None, "its graph takes images alone"
+            return self._run(self._front, {"images": images})[0]
         first = images if isinstance(images, Prefix) else self.prefix(images)
         given = (*first, *weights(adapters, self.depth, self.width))
-        _refuse_graphs(*given)
-        inputs = {name: value.detach().numpy() for name, value in zip(_INPUTS, given, strict=True)}
-        return torch.from_numpy(self._rest.run(None, inputs)[0])
+        return self._run(self._rest, dict(zip(_INPUTS, given, strict=True)))[0]
 
-
-def _refuse_graphs(*given: Tensor) -> None:
-    if torch.is_grad_enabled() and any(value.requires_grad for value in given):
-        raise RuntimeError("an exported graph has no derivative; evaluate it under torch.no_grad()")
+    def _run(self, session: Any, given: Mapping[str, Tensor]) -> list[Tensor]:
+        refuse_graphs("an exported graph", *given.values())
+        return [
+            torch.from_numpy(out) for out in session.run(None, {name: x.detach().numpy() for name, x in given.items()})
+        ]
 
 
 def weights(adapters: Iterable[nn.Module] | None, depth: int, width: int) -> Sequence[Tensor]:
@@ -81,17 +91,22 @@ def weights(adapters: Iterable[nn.Module] | None, depth: int, width: int) -> Seq
 
 
 class Graphs:
-    """Both graphs as bytes, and the shape of the backbone they are of."""
+    """The graphs as bytes, ``rest`` empty where one is all; and the shape of the backbone they are of."""
 
     def __init__(self, backbone: Backbone) -> None:
-        self.width, self.depth, self.image_size = backbone.width, backbone.depth, backbone.image_size
+        self.width, self.image_size = backbone.width, backbone.image_size
         for module in backbone.modules():
             if isinstance(module, nn.Linear):
                 module.__class__ = nn.Linear  # oneDNN's kernel is no operator of ONNX
-        images = torch.zeros(2, backbone.vit.patch_embed.proj.in_channels, self.image_size, self.image_size)
+        images = torch.zeros(2, getattr(backbone, "channels", 3), self.image_size, self.image_size)
+        if not isinstance(backbone, TransformerBackbone):
+            self.widths: Sequence[int] = ()
+            self.front, self.rest = _graph(backbone, [images], ["images"], ["features"], {}), b""
+            return
+        self.widths, depth = backbone.widths, backbone.depth
         self.front = _graph(_Front(backbone), [images], ["images"], ["hidden", "output"], {})
-        adapters = [torch.zeros(self.depth, 2, self.width), torch.zeros(self.depth, 2)]
-        adapters += [torch.zeros(self.depth, self.width, 2), torch.zeros(self.depth, self.width), torch.tensor(1.0)]
+        adapters = [torch.zeros(depth, 2, self.width), torch.zeros(depth, 2)]
+        adapters += [torch.zeros(depth, self.width, 2), torch.zeros(depth, self.width), torch.tensor(1.0)]
         inner = {"down": {1: "inner"}, "down_bias": {1: "inner"}, "up": {2: "inner"}}
         given = [*backbone.prefix(images), *adapters]
         self.rest = _graph(_Rest(backbone), given, list(_INPUTS), ["features"], inner)
@@ -104,28 +119,24 @@ def export(name: str, arguments: tuple[tuple[str, Any], ...]) -> Graphs:
 
 
 class _Front(nn.Module):
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: TransformerBackbone) -> None:
         super().__init__()
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        hidden, output = _halves(self.backbone.vit.blocks[0], self.backbone.tokens(images))
-        return hidden, output
+        return tuple(self.backbone.prefix(images))  # type: ignore[return-value]
 
 
 class _Rest(_Front):
     def forward(self, hidden: Tensor, output: Tensor, *adapters: Tensor) -> Tensor:  # type: ignore[override]
         down, down_bias, up, up_bias, scale = adapters
 
-        def branch(number: int, hidden: Tensor) -> Tensor:
+        def adapted(number: int, block: BlockPass, tokens: Tensor) -> Tensor:
+            hidden, output = block.halves(tokens)
             inner = torch.relu(F.linear(hidden, down[number], down_bias[number]))
-            return scale * F.linear(inner, up[number], up_bias[number])
+            return block.added(output, scale * F.linear(inner, up[number], up_bias[number]))
 
-        def adapted(number: int, block: nn.Module, tokens: Tensor) -> Tensor:
-            hidden, output = _halves(block, tokens)
-            return output + branch(number, hidden)
-
-        return self.backbone.pooled(self.backbone.through(output + branch(0, hidden), adapted, first=1))
+        return self.backbone.stepped(Prefix(hidden, output), adapted)
 
 
 def _graph(

@@ -69,7 +69,7 @@ class Int8Linear(nn.Module):
 def quantised(backbone: Backbone) -> Backbone:
     """The backbone with an ``Int8Linear`` in the place of every linear layer, in place."""
     unseen = 0
-    for module in list(backbone.vit.modules()):
+    for module in list(backbone.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 layer = Int8Linear(child)

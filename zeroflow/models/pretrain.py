@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zeroflow.data.transforms import as_rgb, random_affine, random_erasing, to_unit
-from zeroflow.models.backbone import build_timm, embedded_architecture
+from zeroflow.models.factory import build_timm, embedded_architecture
 
 
 def mixup(images: Tensor, labels: Tensor, generator: torch.Generator, beta: float) -> tuple[Tensor, Tensor, float]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from zeroflow.models.backbone import Backbone
+from zeroflow.models.timm_backbone import TransformerBackbone
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -46,8 +46,8 @@ def firing_rate(current: Tensor, highest: Tensor, steps: int = STEPS) -> Tensor:
     return torch.sign(current) * spikes * (highest / steps)
 
 
-class SpikingBackbone(Backbone):
-    """A ``Backbone`` between whose blocks only spikes travel, and whose features are firing rates.
+class SpikingBackbone(TransformerBackbone):
+    """A ``TransformerBackbone`` between whose blocks only spikes travel, and whose features are firing rates.
 
     So nothing inside has a slope that could be followed: the derivative of the features with respect to any value trained
     inside is zero. ``calibrate`` comes first.
@@ -55,8 +55,8 @@ class SpikingBackbone(Backbone):
 
     highest: Tensor
 
-    def __init__(self, vit: VisionTransformer) -> None:
-        super().__init__(vit)
+    def __init__(self, vit: VisionTransformer, channels: int = 3) -> None:
+        super().__init__(vit, channels=channels)
         # Of each block's output and of the features; zero: not calibrated.
         self.register_buffer("highest", torch.zeros(self.depth + 1, self.width))
         # While calibrating: the largest values so far of every channel, in falling order, and the images in all.

@@ -18,8 +18,9 @@ import safetensors.torch
 import torch
 
 from zeroflow.errors import ConfigError
-from zeroflow.models.backbone import check_buildable, create_backbone
 from zeroflow.models.endpoint import MOST_BYTES, TOKEN, valid_token, weights_of
+from zeroflow.models.factory import create_backbone
+from zeroflow.models.probe import check_buildable
 from zeroflow.sweep.environment import changed_environment
 from zeroflow.sweep.placement import SweepPlacement
 from zeroflow.trial.config import TrialConfig

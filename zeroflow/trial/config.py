@@ -112,8 +112,8 @@ class TrialConfig:
         from zeroflow.data import datasets, transforms
         from zeroflow.methods import methods
         from zeroflow.models.access import accesses
-        from zeroflow.models.backbone import check_backbone, default_image_size
         from zeroflow.models.criteria import criteria
+        from zeroflow.models.factory import check_backbone, default_image_size
         from zeroflow.optim import optimizers
         from zeroflow.optim.factory import check_settings
 

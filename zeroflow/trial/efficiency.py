@@ -23,7 +23,8 @@ from zeroflow.data import transforms
 from zeroflow.data.scenario import View
 from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, MiniBatch, methods
-from zeroflow.models.backbone import Backbone, create_backbone
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.factory import create_backbone
 from zeroflow.optim import create_optimizer, optimizers
 from zeroflow.telling import Tell, silent
 from zeroflow.trial.loop import Placement, TaskTrainer

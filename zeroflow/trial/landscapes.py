@@ -24,7 +24,7 @@ from zeroflow.data.scenario import Batch, View, joined
 from zeroflow.errors import ConfigError
 from zeroflow.methods import methods
 from zeroflow.methods.finetune import FineTuning
-from zeroflow.models.backbone import create_backbone
+from zeroflow.models.factory import create_backbone
 from zeroflow.optim import ThreeStepOptimizer, create_optimizer, optimizers
 from zeroflow.trial import randomness
 from zeroflow.trial.config import TrialConfig

@@ -16,6 +16,8 @@ from zeroflow.models.tuning.tuning import Tuning
 class Adapters(Tuning):
     """A bottleneck beside every block's MLP; arguments as in ``AdapterStack``."""
 
+    needs = "blocks"
+
     def __init__(self, stack: AdapterStack) -> None:
         super().__init__()
         self.stack = stack
@@ -23,9 +25,9 @@ class Adapters(Tuning):
     @classmethod
     def of(cls, backbone: Backbone, generator: torch.Generator, settings: Mapping[str, Any]) -> Adapters:
         own = {name: settings[name] for name in ("scale", "dropout")}
-        return cls(AdapterStack(backbone.depth, backbone.width, settings["bottleneck"], **own, generator=generator))
+        return cls(AdapterStack(backbone.widths, settings["bottleneck"], **own, generator=generator))
 
-    def prefix(self, backbone: Backbone, images: Tensor) -> Prefix:
+    def prefix(self, backbone: Backbone, images: Tensor) -> Prefix | Tensor:
         return backbone.prefix(images)
 
     def forward(self, backbone: Backbone, prefix: Prefix | Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zeroflow.models.backbone import Backbone, Prefix
+from zeroflow.models.backbone import Backbone, BlockPass, Prefix
 from zeroflow.models.tuning.tuning import Tuning
 
 
@@ -19,20 +19,21 @@ class BlockShift(Tuning):
     travels between blocks, so that nothing inside one need be touched.
     """
 
-    def __init__(self, depth: int, width: int) -> None:
+    needs = "blocks"
+
+    def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        self.shifts = nn.ParameterList(torch.zeros(width) for _ in range(depth))
+        self.shifts = nn.ParameterList(torch.zeros(width) for width in widths)
 
     @classmethod
     def of(cls, backbone: Backbone, generator: torch.Generator, settings: Mapping[str, Any]) -> BlockShift:
-        return cls(backbone.depth, backbone.width)
+        return cls(backbone.widths)
 
-    def prefix(self, backbone: Backbone, images: Tensor) -> Prefix:
+    def prefix(self, backbone: Backbone, images: Tensor) -> Prefix | Tensor:
         return backbone.prefix(images)
 
-    def forward(self, backbone: Backbone, prefix: Prefix) -> Tensor:
-        def shifted(number: int, block: nn.Module, tokens: Tensor) -> Tensor:
-            return cast(Tensor, block(tokens)) + self.shifts[number]
+    def forward(self, backbone: Backbone, prefix: Prefix | Tensor) -> Tensor:
+        def shifted(number: int, block: BlockPass, values: Tensor) -> Tensor:
+            return block.added(block(values), self.shifts[number])
 
-        first = backbone.emitted(0, prefix.output + self.shifts[0])
-        return backbone.pooled(backbone.through(first, shifted, first=1))
+        return backbone.stepped(prefix, shifted)

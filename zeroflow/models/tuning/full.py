@@ -17,6 +17,7 @@ class Full(Tuning):
     """Every weight of a copy of the backbone."""
 
     per_example = False
+    needs = "weights"
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

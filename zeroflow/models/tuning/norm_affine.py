@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zeroflow.models.backbone import Backbone
+from zeroflow.models.timm_backbone import norms
 from zeroflow.models.tuning.tuning import Tuning
 
 
@@ -17,13 +18,14 @@ class NormAffine(Tuning):
     """Scale and shift of every norm, from where pretraining left them: 2 x width for each norm, nothing that was not there.
 
     Source: what TENT trains at test time (Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization", ICLR 2021,
-    Section 3.2), with layer norms.
+    Section 3.2), with whatever norms there are; batch norms keep their running statistics.
 
     Args:
         backbone: its other weights are shared, not copied.
     """
 
     per_example = False
+    needs = "norms"
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -42,8 +44,3 @@ class NormAffine(Tuning):
 
     def forward(self, backbone: Backbone, prefix: Tensor) -> Tensor:
         return self.tuned.whole(prefix)
-
-
-def norms(backbone: Backbone) -> list[nn.Module]:
-    """The normalisation layers, torch's and timm's; those without values of their own are among them."""
-    return [module for module in backbone.modules() if "norm" in type(module).__name__.lower()]

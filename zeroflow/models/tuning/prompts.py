@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from zeroflow.models.backbone import Backbone
+from zeroflow.models.backbone import Backbone, BlockPass
 from zeroflow.models.tuning.tuning import Tuning
 
 
@@ -23,29 +23,32 @@ class Prompts(Tuning):
     """
 
     per_example = False
+    needs = "sequence"
     deep: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, tokens: int) -> None:
         super().__init__()
-        self.prompts = nn.Parameter(torch.zeros(backbone.depth if self.deep else 1, tokens, backbone.width))
+        self.prompts = nn.Parameter(torch.zeros(backbone.depth if self.deep else 1, tokens, backbone.widths[0]))
 
     @classmethod
     def of(cls, backbone: Backbone, generator: torch.Generator, settings: Mapping[str, Any]) -> Prompts:
         return cls(backbone, settings["tokens"])
 
     def prefix(self, backbone: Backbone, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return backbone.tokens(images)
+        return backbone.entering(images)
 
     def forward(self, backbone: Backbone, prefix: Tensor) -> Tensor:
-        own = prefix.shape[1]
+        own, last = 0, backbone.depth - 1
 
-        def prompted(number: int, block: nn.Module, tokens: Tensor) -> Tensor:
+        def prompted(number: int, block: BlockPass, tokens: Tensor) -> Tensor:
+            nonlocal own
+            own = own or tokens.shape[1]
             if self.deep or number == 0:
                 tokens = torch.cat([tokens[:, :own], self.prompts[number].expand(len(tokens), -1, -1)], dim=1)
-            return cast(Tensor, block(tokens))
+            tokens = block(tokens)
+            return tokens[:, :own] if number == last else tokens
 
-        return backbone.pooled(backbone.through(prefix, prompted)[:, :own])
+        return backbone.stepped(prefix, prompted)
 
 
 class DeepPrompts(Prompts):

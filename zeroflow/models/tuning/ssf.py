@@ -35,24 +35,30 @@ class SSF(Tuning):
         backbone: its frozen weights are shared, not copied.
     """
 
+    needs = "layers"
+
     def __init__(self, backbone: Backbone, generator: torch.Generator | None = None) -> None:
         super().__init__()
         # The structure is copied, the weights are not: deepcopy takes what stands in its memo as copied already.
         shared: dict[int, Any] = {id(value): value for value in [*backbone.parameters(), *backbone.buffers()]}
         self.tuned = copy.deepcopy(backbone, shared)
-        vit: Any = self.tuned.vit
+        vit: Any = self.tuned.model
+        width = vit.embed_dim
 
         def followed(module: nn.Module, width: int) -> nn.Module:
             return nn.Sequential(module, ScaleAndShift(width, generator))
 
-        vit.patch_embed.norm = followed(vit.patch_embed.norm, backbone.width)
+        if hasattr(vit.patch_embed, "norm"):
+            vit.patch_embed.norm = followed(vit.patch_embed.norm, width)
+        else:  # a hybrid's
+            vit.patch_embed = followed(vit.patch_embed, width)
         for block in vit.blocks:
-            block.norm1, block.norm2 = followed(block.norm1, backbone.width), followed(block.norm2, backbone.width)
+            block.norm1, block.norm2 = followed(block.norm1, width), followed(block.norm2, width)
             for holder, names in ((block.attn, ("qkv", "proj")), (block.mlp, ("fc1", "fc2"))):
                 for name in names:
                     layer = getattr(holder, name)
                     setattr(holder, name, followed(layer, layer.out_features))
-        vit.norm = followed(vit.norm, backbone.width)
+        vit.norm = followed(vit.norm, width)
 
     @classmethod
     def of(cls, backbone: Backbone, generator: torch.Generator, settings: Mapping[str, Any]) -> SSF:

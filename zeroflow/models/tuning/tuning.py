@@ -19,6 +19,9 @@ class Tuning(nn.Module, ABC):
     per_example: ClassVar[bool] = True
     """Whether its values may differ from example to example of a mini-batch, as ``zo-per-example`` needs it."""
 
+    needs: ClassVar[str] = "features"
+    """What of a backbone it needs, one of ``zeroflow.models.backbone.PARTS``."""
+
     @classmethod
     def of(cls, backbone: Backbone, generator: torch.Generator, settings: Mapping[str, Any]) -> Tuning:
         """A fresh one for ``backbone``; ``generator`` makes its initial values, of the settings it takes what it knows."""

@@ -1,0 +1,204 @@
+"""Backbones by name: the embedded one, any model of timm, a file of ``torch.export``, or one of your own package's.
+
+Pretrained weights come from the hub where there is a network, or from a local file (safetensors, or a ``.pth`` read with
+``weights_only=True``). The embedded backbone is a small ViT whose checkpoint is part of the package.
+
+timm is imported where it is used: it takes longer to import than torch, and planning a grid needs little of it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib import resources
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zeroflow.errors import ConfigError, unknown
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.own import EXPORTED, ModuleBackbone, open_exported
+from zeroflow.models.timm_backbone import TimmBackbone, TransformerBackbone
+
+EMBEDDED = "quickdraw_vit"
+"""Name of the embedded backbone."""
+
+
+def embedded_architecture() -> tuple[str, dict[str, Any]]:
+    """timm name and arguments of the embedded backbone: width 192, depth 6, 3 heads, 28 x 28 in 7 x 7 patches."""
+    return "vit_tiny_patch16_224", {"img_size": 28, "patch_size": 7, "depth": 6}
+
+
+def build_timm(name: str, arguments: dict[str, Any], *, pretrained: bool = False) -> Any:
+    """Build a headless timm model, with random weights or the hub's. Where it takes images of any size, ``img_size`` is left out.
+
+    Raises:
+        ConfigError: no such model, arguments it does not take, or no weights to be had.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise unknown("backbone", name, _names())
+    try:
+        try:
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            free = {key: value for key, value in arguments.items() if key != "img_size"}
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, **free)
+    except Exception as error:
+        raise ConfigError(f"backbone {name!r} with {arguments}: {error}") from error
+
+
+@functools.cache
+def own_backbones() -> dict[str, Callable[[], nn.Module]]:
+    """Backbones of other packages: the entry points ``zeroflow.backbones``.
+
+    One that is callable makes a module under the entry point's name, images ``[N, 3, H, W]`` in, features ``[N, d]`` out; a
+    module of Python is imported, so that it can register models with timm.
+    """
+    found = {point.name: point.load() for point in entry_points(group="zeroflow.backbones")}
+    return {name: build for name, build in found.items() if callable(build)}
+
+
+def _names() -> list[str]:
+    """All names that could have been meant."""
+    import timm
+
+    return [EMBEDDED, *own_backbones(), *timm.list_models(), *timm.list_pretrained()]
+
+
+@functools.cache
+def check_backbone(name: str, checkpoint: str | None) -> None:
+    """Refuse an unknown name or a checkpoint that is not there, without building anything."""
+    if name.endswith(EXPORTED):
+        if not Path(name).is_file():
+            raise ConfigError(f"backbone: no file {name!r}; expected a program saved by torch.export")
+    elif name != EMBEDDED and name not in own_backbones():
+        import timm
+
+        if not timm.is_model(name):
+            raise unknown("backbone", name, _names())
+        architecture, _, tag = name.partition(".")
+        if tag and name not in timm.list_pretrained(architecture + ".*"):
+            raise unknown("backbone", name, timm.list_pretrained(architecture + "*"))
+    if brings_weights(name) and checkpoint is not None:
+        raise ConfigError(f"checkpoint={checkpoint!r}: backbone {name!r} brings its own weights; leave checkpoint out")
+    if checkpoint not in (None, "none", "hub") and not Path(str(checkpoint)).is_file():
+        raise ConfigError(f"checkpoint: no file {checkpoint!r}; expected .safetensors or .pth, 'hub', or 'none'")
+
+
+def brings_weights(name: str) -> bool:
+    """Whether a backbone is a module with weights of its own, so that no checkpoint is looked for."""
+    return name.endswith(EXPORTED) or name in own_backbones()
+
+
+@functools.cache
+def default_image_size(name: str) -> int | None:
+    """Side of the input that a backbone takes if none is asked for, pixels; None where only building it tells."""
+    if name == EMBEDDED:
+        return int(embedded_architecture()[1]["img_size"])
+    if brings_weights(name):
+        return None
+    import timm
+
+    settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return int(settings.input_size[-1]) if settings is not None else None
+
+
+def create_backbone(
+    name: str = EMBEDDED,
+    *,
+    checkpoint: str | None = None,
+    image_size: int | None = None,
+    channels: int = 3,
+    seed: int = 0,
+) -> Backbone:
+    """Build a frozen backbone.
+
+    Args:
+        name: ``"quickdraw_vit"``; any model of timm, best with its full tag; a ``.pt2`` file of ``torch.export``; or an entry
+            point of another package.
+        checkpoint: a ``.safetensors`` or ``.pth`` file; ``"hub"``: download; ``"none"``: random weights from ``seed``.
+            Default: the embedded checkpoint for the embedded backbone, the hub for any other of timm's.
+        image_size: side of the input in pixels; default: the model's own.
+        channels: input channels.
+        seed: of random weights.
+
+    Raises:
+        ConfigError: unknown name, weights that cannot be read, or that do not fit the model.
+    """
+    check_backbone(name, checkpoint)
+    if name.endswith(EXPORTED):
+        return open_exported(Path(name), image_size, channels)
+    if name in own_backbones():
+        return ModuleBackbone(own_backbones()[name](), name, image_size, channels)
+    arguments: dict[str, Any] = {} if channels == 3 else {"in_chans": channels}
+    source = checkpoint or ("embedded" if name == EMBEDDED else "hub")
+    architecture = name
+    if name == EMBEDDED:
+        if source == "hub":
+            raise ConfigError(f"checkpoint: {EMBEDDED!r} is not on the hub; leave checkpoint out for the embedded file")
+        architecture, embedded = embedded_architecture()
+        arguments = {**embedded, **arguments}
+    if image_size is not None:
+        arguments["img_size"] = image_size
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = build_timm(architecture, arguments, pretrained=source == "hub")
+    if source == "embedded":
+        with resources.as_file(resources.files("zeroflow.models").joinpath(f"embedded/{EMBEDDED}.safetensors")) as file:
+            load_checkpoint(model, file)
+    elif source not in ("hub", "none"):
+        load_checkpoint(model, Path(source))
+    return wrapped(model, image_size or default_image_size(name), channels)
+
+
+def wrapped(model: Any, image_size: int | None = None, channels: int = 3) -> TimmBackbone:
+    """The backbone of a timm model; the image size may be left out where the model knows its own."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    if isinstance(model, VisionTransformer):
+        return TransformerBackbone(model, channels=channels)
+    embedding = getattr(model, "patch_embed", None)
+    own = getattr(embedding, "img_size", None) or model.pretrained_cfg["input_size"][1:]
+    return TimmBackbone(model, image_size or int(own[0]), channels)
+
+
+def load_checkpoint(vit: Any, path: Path) -> None:
+    """Load a state dict with timm's parameter names into ``vit``; head weights are ignored, anything else must fit.
+
+    Raises:
+        ConfigError: the file cannot be read, a weight is not finite, or a parameter is missing, unknown or of another shape.
+    """
+    import safetensors.torch
+    from timm.models import adapt_input_conv
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"checkpoint {path}: cannot be read: {error}") from error
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ConfigError(f"checkpoint {path}: expected a state dict of tensors with timm's parameter names")
+    state = {key: value.float() for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
+    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise ConfigError(f"checkpoint {path}: weights that are not finite: {', '.join(broken[:10])}")
+    try:
+        # timm's own rules for another image size, patch size or number of channels than the file's.
+        projection = "patch_embed.proj.weight"
+        if projection in state and state[projection].ndim == 4:
+            state[projection] = adapt_input_conv(vit.patch_embed.proj.in_channels, state[projection])
+        vit.load_state_dict(checkpoint_filter_fn(state, vit))
+    except Exception as error:
+        raise ConfigError(f"checkpoint {path}: does not fit the model: {error}") from error

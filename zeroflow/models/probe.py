@@ -1,0 +1,134 @@
+"""Whether a backbone can do what a method will ask of it: seen on what is used, before any work, with nothing downloaded.
+
+A backbone with weights on this machine is built as a cell builds it; of any other the architecture alone, on torch's meta device,
+which computes shapes and no numbers. Then two empty images pass the tuning.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zeroflow.errors import ConfigError
+from zeroflow.models.access import accesses
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.factory import EMBEDDED, brings_weights, create_backbone
+from zeroflow.models.timm_backbone import TransformerBackbone
+from zeroflow.models.tuning import create_tuning, tunings
+
+IMAGES = 2
+
+
+def check_tuning(
+    name: str,
+    checkpoint: str | None,
+    image_size: int | None,
+    access: str | None,
+    tuning: str,
+    settings: Mapping[str, Any],
+) -> None:
+    """Refuse what could only fail in the cell.
+
+    Args:
+        name, checkpoint, image_size: as in ``create_backbone``. access: as in ``accesses``; None: white-box.
+        tuning: a name in ``tunings``. settings: its own, all of them.
+
+    Raises:
+        ConfigError: the backbone cannot be built, its weights do not fit, it lacks what the tuning needs, or a pass fails.
+    """
+    given = tuple(sorted((key, value) for key, value in settings.items() if isinstance(value, int | float | str)))
+    _check_tuning(name, checkpoint, image_size, access, tuning, given)
+
+
+@functools.cache
+def _check_tuning(
+    name: str,
+    checkpoint: str | None,
+    image_size: int | None,
+    access: str | None,
+    tuning: str,
+    settings: tuple[tuple[str, Any], ...],
+) -> None:
+    backbone = _built(name, checkpoint, image_size)
+    where = f"backbone {name!r}"
+    if access == "spiking" and not isinstance(backbone, TransformerBackbone):
+        raise ConfigError(
+            f"access='spiking' with {where}: spikes travel between the blocks of a plain vision transformer"
+        )
+    plain = isinstance(backbone, TransformerBackbone)
+    why = backbone.lacks(tunings.get(tuning).needs)
+    if access == "exported" and tuning == "adapter" and not plain:
+        why = "only a plain vision transformer's graph takes adapters"
+    if why:
+        able = accesses[access or "white-box"].tunings or [name for name, _ in tunings.items()]
+        left = [other for other in able if not backbone.lacks(tunings.get(other).needs)]
+        if access == "exported" and not plain:
+            left = [other for other in left if other != "adapter"]
+        raise ConfigError(f"{where}: it cannot be tuned by {tuning!r}: {why}; it can by {', '.join(left)}")
+    try:
+        shape = _pass(backbone, tuning, dict(settings))
+    except ConfigError:
+        raise
+    except Exception as error:
+        try:  # some models compute with numbers, which the meta device has none of
+            shape = _pass(_built_here(name, image_size), tuning, dict(settings)) if _meta(backbone) else _fail(error)
+        except Exception as real:
+            said = str(real).strip().partition("\n")[0]
+            raise ConfigError(
+                f"{where} with {IMAGES} images of {backbone.image_size} pixels, tuned by {tuning!r}: {said}"
+            ) from real
+    if shape != (IMAGES, backbone.width):
+        raise ConfigError(
+            f"{where}: {IMAGES} images give {shape}; expected features of shape {(IMAGES, backbone.width)}"
+        )
+
+
+def check_buildable(name: str, checkpoint: str | None, image_size: int | None) -> None:
+    """Refuse a backbone that cannot be built, or a local checkpoint that cannot be read or does not fit; see ``check_tuning``."""
+    check_tuning(name, checkpoint, image_size, None, "none", {})
+
+
+def _fail(error: Exception) -> tuple[int, ...]:
+    raise error
+
+
+def _meta(backbone: Backbone) -> bool:
+    return backbone.like.device.type == "meta"
+
+
+def _pass(backbone: Backbone, tuning: str, settings: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of the features of two empty images."""
+    like, channels = backbone.like, getattr(backbone, "channels", 3)
+    made = create_tuning(tuning, backbone, torch.Generator().manual_seed(0), settings).eval()
+    if _meta(backbone):
+        made = made.to("meta")
+    images = torch.zeros(
+        IMAGES, channels, backbone.image_size, backbone.image_size, device=like.device, dtype=like.dtype
+    )
+    with torch.no_grad():
+        return tuple(made(backbone, made.prefix(backbone, images)).shape)
+
+
+def _built(name: str, checkpoint: str | None, image_size: int | None) -> Backbone:
+    local = checkpoint if checkpoint not in (None, "hub", "none") else None
+    changed = Path(local).stat().st_mtime_ns if local and Path(local).exists() else None
+    return _built_as(name, local, image_size, changed)
+
+
+@functools.lru_cache(maxsize=2)
+def _built_as(name: str, local: str | None, image_size: int | None, changed: int | None) -> Backbone:
+    if local or name == EMBEDDED or brings_weights(name):
+        return create_backbone(name, checkpoint=local, image_size=image_size)
+    try:
+        with torch.device("meta"):
+            return create_backbone(name, checkpoint="none", image_size=image_size)
+    except Exception:
+        return _built_here(name, image_size)
+
+
+def _built_here(name: str, image_size: int | None) -> Backbone:
+    return create_backbone(name, checkpoint="none", image_size=image_size)
