@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from zeroflow.errors import ConfigError, unknown
+from zeroflow.models.weights import load_weights
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -340,42 +341,7 @@ def create_backbone(
         vit = build_timm(name, arguments, pretrained=source == "hub")
     if source == "embedded":
         with resources.as_file(resources.files("zeroflow.models").joinpath(f"embedded/{EMBEDDED}.safetensors")) as file:
-            load_checkpoint(vit, file)
+            load_weights(vit, file)
     elif source not in ("hub", "none"):
-        load_checkpoint(vit, Path(source))
+        load_weights(vit, Path(source))
     return Backbone(vit)
-
-
-def load_checkpoint(vit: VisionTransformer, path: Path) -> None:
-    """Load a state dict with timm's parameter names into ``vit``; head weights are ignored, anything else must fit.
-
-    Raises:
-        ConfigError: the file cannot be read, a weight is not finite, or a parameter is missing, unknown or of another shape.
-    """
-    import safetensors.torch
-    from timm.models import adapt_input_conv
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ConfigError(f"checkpoint {path}: cannot be read: {error}") from error
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ConfigError(f"checkpoint {path}: expected a state dict of tensors with timm's parameter names")
-    state = {key: value.float() for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
-    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
-        raise ConfigError(f"checkpoint {path}: weights that are not finite: {', '.join(broken[:10])}")
-    try:
-        # timm's own rules for another image size, patch size or number of channels than the file's.
-        projection = "patch_embed.proj.weight"
-        if projection in state and state[projection].ndim == 4:
-            state[projection] = adapt_input_conv(vit.patch_embed.proj.in_channels, state[projection])
-        vit.load_state_dict(checkpoint_filter_fn(state, vit))
-    except Exception as error:
-        raise ConfigError(f"checkpoint {path}: does not fit the model: {error}") from error
