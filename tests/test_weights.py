@@ -23,10 +23,10 @@ State = dict[str, Tensor]
 MODELS: dict[str, dict[str, Any]] = {
     "vit_tiny_patch16_224": {"img_size": 32, "depth": 2},
     "vit_tiny_r_s16_p8_224": {"img_size": 64, "depth": 2},
-    "resnet10t": {},
-    "convnext_atto": {"depths": (1, 1, 1, 1)},
+    "resnet10t": {"channels": (16, 16, 32, 32)},
+    "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (16, 16, 32, 32)},
     "eva02_tiny_patch14_224": {"img_size": 28, "depth": 2},
-    "swin_tiny_patch4_window7_224": {"img_size": 64, "window_size": 2, "depths": (1, 1, 1, 1)},
+    "swin_tiny_patch4_window7_224": {"img_size": 64, "window_size": 2, "depths": (1, 1, 1, 1), "embed_dim": 24},
 }
 VIT = "vit_tiny_patch16_224"
 
