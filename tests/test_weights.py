@@ -153,6 +153,24 @@ def test_any_prefix_in_any_container_is_found(seed: int, tmp_path: Path) -> None
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 
 
+def test_of_equal_prefixes_the_shortest_is_taken(tmp_path: Path) -> None:
+    model, other = Small(), Small()
+    state = model.state_dict()
+    load_weights(other, in_file({**under("copy.of.it.", elsewhere(state)), **under("net.", state)}, tmp_path))
+    assert torch.equal(other.inner["a"].weight, state["inner.a.weight"])
+
+
+def test_averages_and_optimizers_that_name_no_weights_are_passed_over(tmp_path: Path) -> None:
+    model, other = Small(), Small()
+    state = model.state_dict()
+    content = {
+        "ema": {"decay": torch.tensor(0.9), "shadow_params": list(state.values())}, "network": state,
+        "optim_g": {**under("exp_avg.", elsewhere(state)), **under("exp_avg_sq.", elsewhere(state))},
+    }  # fmt: skip
+    load_weights(other, in_file(content, tmp_path))
+    assert torch.equal(other.inner["a"].weight, state["inner.a.weight"])
+
+
 def test_what_a_model_can_do_without_may_be_missing_or_there(tmp_path: Path) -> None:
     """Tied weights saved once, no count of batches, and a buffer that is not saved any more."""
     model, other = Small(), Small()
@@ -275,6 +293,7 @@ def test_names_of_the_original_clip_fit(tmp_path: Path) -> None:
     [
         {"norm_pre.weight": torch.ones(192), "norm_pre.bias": torch.ones(192)},
         {"blocks.2.attn.qkv.weight": torch.ones(576, 192)},
+        {"blocks.0.adapter.down.weight": torch.ones(8, 192)},
         {"dist_token": torch.ones(1, 1, 192)},
         {"reg_token": torch.ones(1, 4, 192)},
         {"fc_norm.weight": torch.ones(192)},
