@@ -11,8 +11,9 @@ import torch
 
 from zeroflow.data import ArraySamples, ImageDataset, Transform, class_incremental
 from zeroflow.methods import EASE, APERAdapter, Method, SimpleCIL
-from zeroflow.models.factory import build_timm, load_checkpoint
+from zeroflow.models.factory import build_timm
 from zeroflow.models.timm_backbone import TransformerBackbone
+from zeroflow.models.weights import load_weights
 from zeroflow.optim import create_optimizer
 from zeroflow.trial.loop import Evaluation, TaskTrainer
 from zeroflow.trial.meters import Stopwatch
@@ -39,7 +40,7 @@ def scenario():
 def method(name: str) -> Method:
     geometry = META["geom"]
     vit = build_timm("vit_tiny_patch16_224", geometry)
-    load_checkpoint(vit, FIXTURES / "backbone.pt")
+    load_weights(vit, FIXTURES / "backbone.pt")
     backbone = TransformerBackbone(vit)
     options = {"bottleneck": META["bottleneck"], "dropout": 0.0}
     return {

@@ -74,7 +74,7 @@ def test_a_grid_runs_no_code(text: str, mark: Path, tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("name", ["net.pt", "net.pth", "net.safetensors"])
+@pytest.mark.parametrize("name", ["net.pt", "net.pth", "net.bin", "net.ckpt", "net.tar", "net.safetensors"])
 def test_a_checkpoint_runs_no_code(name: str, mark: Path, tmp_path: Path) -> None:
     file = tmp_path / name
     torch.save({"weight": Trap(mark)}, file)

@@ -1,7 +1,6 @@
 """Backbones by name: the embedded one, any model of timm, a file of ``torch.export``, or one of your own package's.
 
-Pretrained weights come from the hub where there is a network, or from a local file (safetensors, or a ``.pth`` read with
-``weights_only=True``). The embedded backbone is a small ViT whose checkpoint is part of the package.
+Pretrained weights come from the hub where there is a network, or from a local file (``zeroflow.models.weights``). The embedded backbone is a small ViT whose checkpoint is part of the package.
 
 timm is imported where it is used: it takes longer to import than torch, and planning a grid needs little of it.
 """
@@ -22,6 +21,7 @@ from zeroflow.errors import ConfigError, unknown
 from zeroflow.models.backbone import Backbone
 from zeroflow.models.own import EXPORTED, ModuleBackbone, open_exported
 from zeroflow.models.timm_backbone import TimmBackbone, TransformerBackbone
+from zeroflow.models.weights import load_weights
 
 EMBEDDED = "quickdraw_vit"
 """Name of the embedded backbone."""
@@ -89,7 +89,7 @@ def check_backbone(name: str, checkpoint: str | None) -> None:
     if brings_weights(name) and checkpoint is not None:
         raise ConfigError(f"checkpoint={checkpoint!r}: backbone {name!r} brings its own weights; leave checkpoint out")
     if checkpoint not in (None, "none", "hub") and not Path(str(checkpoint)).is_file():
-        raise ConfigError(f"checkpoint: no file {checkpoint!r}; expected .safetensors or .pth, 'hub', or 'none'")
+        raise ConfigError(f"checkpoint: no file {checkpoint!r}; expected a file of weights (.safetensors, .pth, .bin, ...), 'hub', or 'none'")
 
 
 def brings_weights(name: str) -> bool:
@@ -123,7 +123,7 @@ def create_backbone(
     Args:
         name: ``"quickdraw_vit"``; any model of timm, best with its full tag; a ``.pt2`` file of ``torch.export``; or an entry
             point of another package.
-        checkpoint: a ``.safetensors`` or ``.pth`` file; ``"hub"``: download; ``"none"``: random weights from ``seed``.
+        checkpoint: a file of weights; ``"hub"``: download; ``"none"``: random weights from ``seed``.
             Default: the embedded checkpoint for the embedded backbone, the hub for any other of timm's.
         image_size: side of the input in pixels; default: the model's own.
         channels: input channels.
@@ -152,9 +152,9 @@ def create_backbone(
         model = build_timm(architecture, arguments, pretrained=source == "hub")
     if source == "embedded":
         with resources.as_file(resources.files("zeroflow.models").joinpath(f"embedded/{EMBEDDED}.safetensors")) as file:
-            load_checkpoint(model, file)
+            load_weights(model, file)
     elif source not in ("hub", "none"):
-        load_checkpoint(model, Path(source))
+        load_weights(model, Path(source))
     return wrapped(model, image_size or default_image_size(name), channels)
 
 
@@ -167,38 +167,3 @@ def wrapped(model: Any, image_size: int | None = None, channels: int = 3) -> Tim
     embedding = getattr(model, "patch_embed", None)
     own = getattr(embedding, "img_size", None) or model.pretrained_cfg["input_size"][1:]
     return TimmBackbone(model, image_size or int(own[0]), channels)
-
-
-def load_checkpoint(vit: Any, path: Path) -> None:
-    """Load a state dict with timm's parameter names into ``vit``; head weights are ignored, anything else must fit.
-
-    Raises:
-        ConfigError: the file cannot be read, a weight is not finite, or a parameter is missing, unknown or of another shape.
-    """
-    import safetensors.torch
-    from timm.models import adapt_input_conv
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ConfigError(f"checkpoint {path}: cannot be read: {error}") from error
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ConfigError(f"checkpoint {path}: expected a state dict of tensors with timm's parameter names")
-    state = {key: value.float() for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
-    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
-        raise ConfigError(f"checkpoint {path}: weights that are not finite: {', '.join(broken[:10])}")
-    try:
-        # timm's own rules for another image size, patch size or number of channels than the file's.
-        projection = "patch_embed.proj.weight"
-        if projection in state and state[projection].ndim == 4:
-            state[projection] = adapt_input_conv(vit.patch_embed.proj.in_channels, state[projection])
-        vit.load_state_dict(checkpoint_filter_fn(state, vit))
-    except Exception as error:
-        raise ConfigError(f"checkpoint {path}: does not fit the model: {error}") from error
