@@ -9,7 +9,7 @@ timm is imported where it is used: it takes longer to import than torch, and pla
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -295,6 +295,25 @@ def default_image_size(name: str) -> int | None:
     _load_entry_points()
     settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return int(settings.input_size[-1]) if settings is not None else None
+
+
+@functools.cache
+def preprocessing_of(name: str) -> Mapping[str, Any]:
+    """What a backbone's weights expect of images, by the keys of ``zeroflow.data.Preprocessing``: those that its timm tag names."""
+    if name == EMBEDDED:  # see ``pretrain``: whole drawings in [0, 1]
+        return {
+            "mean": [0.0] * 3,
+            "std": [1.0] * 3,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+        }
+    import timm
+
+    _load_entry_points()
+    settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    keys = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return {key: value for key in keys if (value := getattr(settings, key, None))}
 
 
 @functools.cache
