@@ -57,7 +57,7 @@ _CONFIG = [
     _column(
         "preprocessing",
         _text,
-        "how images were cropped and normalised, JSON; null: as the transform does, or mean and std 0.5",
+        "how images were cropped and normalised, JSON; null: the transform takes none; older files: mean and std 0.5",
     ),
 ]
 

@@ -56,7 +56,8 @@ class Plan:
         if self.others:
             lines.append(f"the store holds {self.others} finished cells of other grids too; they stay as they are")
         made = Counter((c.backbone, str(Preprocessing.of(c.preprocessing))) for c in self.grid.cells if c.preprocessing)
-        lines += [f"preprocessing of {backbone}: {how} ({count} cells)" for (backbone, how), count in made.items()]
+        for (backbone, how), count in made.items():
+            lines.append(f"preprocessing of {backbone}: {how} ({count} cell{'s' if count > 1 else ''})")
         if cells:
             lines += [f"  {config.cell_id}  {config.label()}" for config in self.missing]
             lines += [f"  {config.cell_id}  {config.label()}  (failed before)" for config in self.failed]
