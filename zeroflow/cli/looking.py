@@ -15,7 +15,7 @@ from zeroflow.errors import ConfigError
 
 @click.command(
     cls=Command,
-    short_help="A sheet of the images that a grid's models see.",
+    short_help="The images that a grid's models see.",
     examples=(
         ("zeroflow look sweeps/quick.yaml", "a page with a few images of every task"),
         ("zeroflow look my_grid.yaml --set dataset=folder:birds --output birds.png", "one picture, of one data set"),
@@ -31,7 +31,7 @@ def look(grid_file: Path, output: Path, settings: tuple[str, ...], data_dir: str
     """Draw what the models of a grid see, before anything is run: images cropped and normalised, with their classes.
 
     For each data set, transform, image size and preprocessing of the grid: a few training and test images of every task, and
-    the smallest, mean and largest number that the model gets. Data sets that are not here are left out and named.
+    the numbers that the model gets, smallest to largest. Data sets that are not here are left out and named.
     """
     from zeroflow.data import datasets
     from zeroflow.trial.look_sheet import FORMATS

@@ -14,9 +14,10 @@ from zeroflow.trial.looks import IMAGES, PARTS, REACH, Look, as_it_is
 
 LEGEND = (
     "Above: what the model gets, mapped back to pixels, which shows crops, mirroring and classes; training images are as random "
-    f"as in training. Below: the model's own numbers on one scale for all, black is {-REACH:g}, grey 0, white {REACH:g}. Photos that "
-    "are normalised as their weights expect come out there around grey with strong contrast; where they are pale, dark or bright, "
-    "mean or std is not that of the weights. Numbers are of all images that are shown."
+    f"as in training. Below: the model's own numbers on one scale for all, black is {-REACH:g}, grey 0, white {REACH:g}. A photo lies "
+    "around grey there: from about -2 to 2 with the mean and std of ImageNet or CLIP, from -1 to 1 where both are 0.5. One that is "
+    "nowhere darker than grey is not normalised; one that is black and white alone has a std that is too small. The numbers are of "
+    "all images that are shown."
 )
 
 _LEAST = 96  # pixels of a picture's side, at least
