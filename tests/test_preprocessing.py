@@ -85,7 +85,7 @@ def test_test_images_are_timms_own(name: str, changes: dict[str, Any], height: i
     """Up to two of 256 grey values: timm resamples with Pillow, which rounds its weights and after each direction otherwise."""
     image = photo(height, width)
     made = config(backbone=name, image_size=64, preprocessing=changes).preprocessing
-    for size in (64, 63):
+    for size in (64, 61):
         expected = timms_own(name, size, **changes)(image)
         off = (transform_of("timm", made).test([tensor(image)], size)[0] - expected).abs()
         assert bool((off.amax((1, 2)) <= 2 / 255 / torch.tensor(made["std"]) + 1e-6).all())
