@@ -245,7 +245,7 @@ def test_photo_test_transforms_equal_torchvisions(height: int, width: int) -> No
     expected = v2.Compose(pipeline)(image) / 255
     for images in ([image], image[None]):
         assert torch.equal(transforms.get("pilot").test(images, 224)[0], expected)
-        normalised = v2.Normalize([0.5] * 3, [0.5] * 3)(expected)
+        normalised = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])(expected)
         assert torch.equal(transforms.get("timm").test(images, 224)[0], normalised)
 
 

@@ -54,14 +54,14 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def passed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images went through a backbone, each time."""
     counts: list[int] = []
-    plain = Backbone.forward
+    plain = TransformerBackbone.forward
 
     def counted(self: Backbone, images: Any, adapters: Any = None) -> Tensor:
         if isinstance(images, Tensor):
             counts.append(len(images))
         return plain(self, images, adapters)
 
-    monkeypatch.setattr(Backbone, "forward", counted)
+    monkeypatch.setattr(TransformerBackbone, "forward", counted)
     return counts
 
 
@@ -291,12 +291,12 @@ def test_a_damaged_file_counts_as_missing_and_is_made_anew(
 SCRIPT = """
 import sys, torch
 from zeroflow import Placement, TrialConfig, run_trial
-from zeroflow.models.backbone import Backbone
-plain, count = Backbone.forward, []
+from zeroflow.models.timm_backbone import TransformerBackbone
+plain, count = TransformerBackbone.forward, []
 def counted(self, images, adapters=None):
     count.append(len(images))
     return plain(self, images, adapters)
-Backbone.forward = counted
+TransformerBackbone.forward = counted
 config = TrialConfig.from_dict({"method": "simplecil", "stop_after": 1, "class_order_seed": 1993})
 print("ready", flush=True)
 sys.stdin.readline()
@@ -397,8 +397,8 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "value", "blame"),
     [
-        ("blocks.1.norm1.bias", float("nan"), "its weights vit.blocks.1.norm1.bias are not finite"),
-        ("blocks.0.mlp.fc1.bias", 3e38, "its weights are finite, the output of vit.blocks.0.mlp.fc2 is not"),
+        ("blocks.1.norm1.bias", float("nan"), "its weights model.blocks.1.norm1.bias are not finite"),
+        ("blocks.0.mlp.fc1.bias", 3e38, "its weights are finite, the output of model.blocks.0.mlp.fc2 is not"),
     ],
 )
 def test_features_that_are_not_finite_are_refused_with_what_is_to_blame(name: str, value: float, blame: str) -> None:

@@ -111,8 +111,6 @@ def test_unknown_backbones_name_the_nearest() -> None:
         create_backbone("vit_base_patch16_242")
     with pytest.raises(ConfigError, match="augreg_in21k"):
         create_backbone("vit_base_patch16_224.augreg_in21kk")
-    with pytest.raises(ConfigError, match="plain vision transformer"):
-        create_backbone("resnet18", checkpoint="none")
 
 
 @pytest.mark.slow

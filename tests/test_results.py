@@ -34,7 +34,7 @@ from zeroflow.results import SCHEMA_VERSION, SCHEMAS, Store, load, merge
 from zeroflow.results.records import failure, tables
 from zeroflow.results.schema import markdown
 from zeroflow.results.tables import estimate, render_markdown, render_text, summary
-from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.config import NESTED, TrialConfig
 from zeroflow.trial.metrics import DEFINITIONS
 from zeroflow.trial.result import Step, TrialResult
 
@@ -97,9 +97,10 @@ def test_what_is_written_is_read(store: Store) -> None:
     assert trial["cell_id"] == result.cell_id and trial["status"] == "done"
     assert trial["schema_version"] == SCHEMA_VERSION
     for field in dataclasses.fields(TrialConfig):
-        if not field.name.endswith("_options"):
+        if field.name not in NESTED:
             assert trial[field.name] == getattr(result.config, field.name), field.name
     assert trial["method_options"] == '{"a":[2],"b":1}' and trial["optimizer_options"] == "{}"
+    assert trial["classifier_options"] is None and trial["preprocessing"] is None
     assert TrialConfig(**json.loads(trial["config"])) == result.config
     for name, value in (result.summary | result.provenance).items():
         assert trial[name] == value, name

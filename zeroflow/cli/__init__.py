@@ -9,6 +9,7 @@ from zeroflow.cli.cells import efficiency, run, trajectories
 from zeroflow.cli.clusters import check_cluster, sync_data
 from zeroflow.cli.command import Commands
 from zeroflow.cli.grids import plan, search, sweep
+from zeroflow.cli.looking import look
 from zeroflow.cli.serving import serve
 from zeroflow.cli.stores import merge, report, status, tables
 
@@ -20,6 +21,7 @@ __all__ = ["main", "sweep"]
     examples=(
         ("zeroflow run --set method=ease --set optimizer=zo-sgd", "one cell, here, without Ray"),
         ("zeroflow plan --grid sweeps/quick.yaml", "what a grid would run"),
+        ("zeroflow look sweeps/quick.yaml", "what its models would see"),
         ("zeroflow sweep --grid sweeps/quick.yaml", "run what is missing, with Ray"),
         ("zeroflow status runs/quick", "how far it is, from another terminal"),
         ("zeroflow report runs/quick -o report.html", "one page with tables and figures"),
@@ -34,7 +36,7 @@ def main() -> None:
 
 
 for command in (
-    plan, run, sweep, search, status, report, tables, merge, efficiency, trajectories, serve, list_, download, check_cluster,
+    plan, look, run, sweep, search, status, report, tables, merge, efficiency, trajectories, serve, list_, download, check_cluster,
     sync_data,
 ):  # fmt: skip
     main.add_command(command)

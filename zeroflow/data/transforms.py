@@ -8,13 +8,16 @@ on nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zeroflow.data.preprocessing import Preprocessing
+from zeroflow.errors import ConfigError
 from zeroflow.registry import Registry
 
 Images = Sequence[Tensor] | Tensor
@@ -28,14 +31,33 @@ class Transform:
         train: ``(images, size, generator) -> [N, 3, size, size]``, random.
         test: ``(images, size) -> [N, 3, size, size]``, deterministic.
         description: one line for listings.
+        with_preprocessing: the same pair with the preprocessing of some weights; None: it takes none.
     """
 
     train: Callable[[Images, int, torch.Generator], Tensor]
     test: Callable[[Images, int], Tensor]
     description: str
+    with_preprocessing: Callable[[Preprocessing], Transform] | None = None
 
 
 transforms: Registry[Transform] = Registry("transform")
+
+
+def transform_of(name: str, preprocessing: Mapping[str, Any]) -> Transform:
+    """The transform registered as ``name``, with the preprocessing of a configuration in normal form.
+
+    Raises:
+        ConfigError: no such transform, or preprocessing for one that takes none.
+    """
+    transform = transforms.get(name)
+    if not preprocessing:
+        return transform
+    if transform.with_preprocessing is None:
+        able = [other for other, known in transforms.items() if known.with_preprocessing]
+        raise ConfigError(
+            f"preprocessing={dict(preprocessing)!r}: transform {name!r} takes none; {', '.join(able)} does"
+        )
+    return transform.with_preprocessing(Preprocessing.of(preprocessing))
 
 
 def to_unit(images: Images) -> Tensor:
@@ -132,12 +154,15 @@ def crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def random_resized_crop(images: Images, size: int, generator: torch.Generator) -> Tensor:
+def random_resized_crop(
+    images: Images, size: int, generator: torch.Generator, interpolation: str = "bilinear"
+) -> Tensor:
     """Cut a random box (area 5-100 %, ratio 3/4-4/3) out of every image, fit it to ``size``, mirror it or not (1 : 1).
 
     Args:
         images: uint8 ``[C, H, W]``, of one size or of many. size: pixels of the result, square.
         generator: source of all randomness; an image's draws do not depend on the other images' sizes.
+        interpolation: one of ``zeroflow.data.preprocessing.INTERPOLATIONS``.
 
     Returns:
         float32 ``[N, 3, size, size]`` in [0, 1].
@@ -150,31 +175,64 @@ def random_resized_crop(images: Images, size: int, generator: torch.Generator) -
     for made, image, draws, mirrored in zip(batch, images, tries, mirror, strict=True):
         height, width = image.shape[-2:]
         box = crop_box(height, width, draws, area=(0.05, 1.0), ratio=(3 / 4, 4 / 3))
-        crop = photo.resized_crop(image, *box, [size, size], antialias=True)
+        crop = photo.resized_crop(image, *box, [size, size], _resampling(interpolation), antialias=True)
         made.copy_(crop.flip(-1) if mirrored else crop)
     return batch.div_(255)
 
 
 def center_crop(images: Images, size: int) -> Tensor:
     """Resize the shorter side to ``size`` x 256/224, bicubic, and take the middle: ``[N, 3, size, size]`` in [0, 1]."""
-    from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as photo
 
     def cropped(batch: Tensor) -> Tensor:
-        larger = photo.resize(batch, [size * 256 // 224], InterpolationMode.BICUBIC, antialias=True)
+        larger = photo.resize(batch, [size * 256 // 224], _resampling("bicubic"), antialias=True)
         return photo.center_crop(larger, [size, size])
 
+    return _each(images, size, cropped)
+
+
+def evaluation_crop(images: Images, size: int, preprocessing: Preprocessing) -> Tensor:
+    """Resize and take the middle as timm's evaluation transform does: ``[N, 3, size, size]`` in [0, 1]."""
+    from torchvision.transforms.v2 import functional as photo
+
+    larger, mode = math.floor(size / preprocessing.crop_pct), preprocessing.crop_mode
+    mean = [min(max(round(255 * value), 0), 255) for value in preprocessing.mean]
+
+    def cropped(batch: Tensor) -> Tensor:
+        ratio = max(batch.shape[-2:]) / larger
+        kept = [max(1, round(side / ratio)) for side in batch.shape[-2:]]
+        sides = {"center": [larger], "squash": [larger, larger], "border": kept}[mode]
+        batch = photo.resize(batch, sides, _resampling(preprocessing.interpolation), antialias=True)
+        if mode == "border":
+            down, right = (max(size - side, 0) for side in batch.shape[-2:])
+            around = [right // 2, down // 2, (right + 1) // 2, (down + 1) // 2]
+            batch = photo.pad(as_rgb(batch), around, fill=mean)
+        return photo.center_crop(batch, [size, size])
+
+    return _each(images, size, cropped)
+
+
+def _each(images: Images, size: int, crop: Callable[[Tensor], Tensor]) -> Tensor:
+    """What ``crop`` makes of uint8 batches ``[n, C, H, W]`` of one size, as float32 ``[N, 3, size, size]`` in [0, 1]."""
     if isinstance(images, Tensor):
-        return to_unit(as_rgb(cropped(images)))
+        return to_unit(as_rgb(crop(images)))
     batch = torch.empty(len(images), 3, size, size, dtype=torch.float32)
     for made, image in zip(batch, images, strict=True):
-        made.copy_(cropped(image[None])[0])
+        made.copy_(crop(image[None])[0])
     return batch.div_(255)
 
 
-def normalised(batch: Tensor) -> Tensor:
-    """[0, 1] -> [-1, 1], in place: mean = std = 0.5, from the ``pretrained_cfg`` of timm's ``augreg`` checkpoints."""
-    return batch.sub_(0.5).div_(0.5)
+def _resampling(interpolation: str) -> Any:
+    """torchvision's name of an interpolation; of the two nearest ones that which looks at pixel centres, as Pillow's does."""
+    from torchvision.transforms.v2 import InterpolationMode
+
+    return InterpolationMode("nearest-exact" if interpolation == "nearest" else interpolation)
+
+
+def normalised(batch: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """``(batch - mean) / std`` by channel, in place; ``batch``: float ``[N, 3, H, W]``."""
+    mean, std = (batch.new_tensor(colour)[:, None, None] for colour in (preprocessing.mean, preprocessing.std))
+    return batch.sub_(mean).div_(std)
 
 
 def _plain(images: Images, size: int) -> Tensor:
@@ -197,8 +255,7 @@ transforms.register(
         description="training: random rotation, scale, shear, shift, mirror; test: divide by 255",
     ),
 )
-# Both crop as PILOT does: the test crop keeps 7/8 of the side, where the checkpoints' pretrained_cfg says 0.9. PILOT
-# feeds [0, 1] to checkpoints made for [-1, 1]: "pilot" keeps that, to be comparable; "timm" puts it right.
+# PILOT's test crop keeps 7/8 of the side whatever the weights, and it feeds them [0, 1]: "pilot" keeps that, to be comparable.
 transforms.register(
     "pilot",
     Transform(
@@ -207,11 +264,20 @@ transforms.register(
         description="photos as in PILOT: random resized crop and mirror; test: resize, centre crop; not normalised",
     ),
 )
-transforms.register(
-    "timm",
-    Transform(
-        train=lambda images, size, generator: normalised(random_resized_crop(images, size, generator)),
-        test=lambda images, size: normalised(center_crop(images, size)),
-        description="as pilot, then normalised with mean = std = 0.5, as timm's augreg checkpoints expect",
-    ),
-)
+
+
+def _of_weights(preprocessing: Preprocessing) -> Transform:
+    """Photos as the weights expect them."""
+
+    def train(images: Images, size: int, generator: torch.Generator) -> Tensor:
+        return normalised(random_resized_crop(images, size, generator, preprocessing.interpolation), preprocessing)
+
+    return Transform(
+        train,
+        test=lambda images, size: normalised(evaluation_crop(images, size, preprocessing), preprocessing),
+        description="photos as the weights expect them: random resized crop and mirror; test: timm's own crop; normalised",
+        with_preprocessing=_of_weights,
+    )
+
+
+transforms.register("timm", _of_weights(Preprocessing()))

@@ -8,14 +8,14 @@ timm is imported where it is used: it takes longer to import than torch, and pla
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.models.backbone import Backbone
@@ -89,7 +89,9 @@ def check_backbone(name: str, checkpoint: str | None) -> None:
     if brings_weights(name) and checkpoint is not None:
         raise ConfigError(f"checkpoint={checkpoint!r}: backbone {name!r} brings its own weights; leave checkpoint out")
     if checkpoint not in (None, "none", "hub") and not Path(str(checkpoint)).is_file():
-        raise ConfigError(f"checkpoint: no file {checkpoint!r}; expected a file of weights (.safetensors, .pth, .bin, ...), 'hub', or 'none'")
+        raise ConfigError(
+            f"checkpoint: no file {checkpoint!r}; expected a file of weights (.safetensors, .pth, .bin, ...), 'hub', or 'none'"
+        )
 
 
 def brings_weights(name: str) -> bool:
@@ -102,12 +104,30 @@ def default_image_size(name: str) -> int | None:
     """Side of the input that a backbone takes if none is asked for, pixels; None where only building it tells."""
     if name == EMBEDDED:
         return int(embedded_architecture()[1]["img_size"])
+    settings = _timm_settings(name)
+    return int(settings.input_size[-1]) if settings is not None else None
+
+
+@functools.cache
+def preprocessing_of(name: str) -> Mapping[str, Any]:
+    """What a backbone's weights expect of images, by the keys of ``zeroflow.data.Preprocessing``: those that its timm tag names."""
+    if name == EMBEDDED:  # see ``pretrain``: whole drawings in [0, 1]
+        whole = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+        return {"mean": [0.0] * 3, "std": [1.0] * 3, **whole}
+    settings, keys = _timm_settings(name), ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return {key: value for key in keys if (value := getattr(settings, key, None))}
+
+
+def _timm_settings(name: str) -> Any:
+    """timm's pretrained configuration of a name; None where it has none, as of modules and endpoints of one's own."""
     if brings_weights(name):
         return None
     import timm
 
-    settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    return int(settings.input_size[-1]) if settings is not None else None
+    try:
+        return timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError:  # an architecture that it knows, with a tag that it does not
+        return None
 
 
 def create_backbone(

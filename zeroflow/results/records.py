@@ -77,7 +77,7 @@ def _trial(result: TrialResult, workers: int, shards: int, ray_version: str | No
     config = dataclasses.asdict(result.config)
     return {
         **{key: _json(config[key]) if isinstance(config[key], dict | list) else config[key] for key in CONFIG_KEYS},
-        "classifier_options": _json(config["classifier_options"]) if config["classifier_options"] else None,
+        **{key: _json(config[key]) if config[key] else None for key in ("classifier_options", "preprocessing")},
         **result.summary,
         **result.provenance,
         "cell_id": result.cell_id,

@@ -54,6 +54,11 @@ _CONFIG = [
     _column("loss", _text, "what was trained; null: cross-entropy"),
     _column("classifier", _text, "registered name of the closed-form classifier; null: the method's own"),
     _column("classifier_options", _text, "the classifier's options that differ from their defaults, JSON; null: none"),
+    _column(
+        "preprocessing",
+        _text,
+        "how images were cropped and normalised, JSON; null: the transform takes none; older files: mean and std 0.5",
+    ),
 ]
 
 CONFIG_KEYS = tuple(column.name for column in _CONFIG)

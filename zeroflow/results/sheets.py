@@ -275,6 +275,7 @@ _CELL_KEYS = (
     "method_options",
     "classifier",
     "classifier_options",
+    "preprocessing",
     "optimizer",
     "optimizer_options",
     "queries",
@@ -447,6 +448,7 @@ def _words(keys: Iterable[str]) -> frozenset[str]:
     words = (
         "dataset",
         "transform",
+        "preprocessing",
         "backbone",
         "checkpoint",
         "method",

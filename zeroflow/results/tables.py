@@ -34,6 +34,7 @@ _ALWAYS_SHOWN = ("method", "optimizer", "queries")
 _FOLLOWS = {
     "transform": ("dataset",),
     "image_size": ("dataset", "backbone"),
+    "preprocessing": ("dataset", "transform", "backbone"),
     "checkpoint": ("backbone",),
     "method_options": ("dataset", "method"),
     "classifier_options": ("dataset", "method", "classifier"),
@@ -45,12 +46,12 @@ _FOLLOWS = {
 # Here null stands for a value, the data set's or the backbone's own; elsewhere it says that the key does not apply.
 _DEFAULTED = (
     "transform", "image_size", "checkpoint", "stop_after", "base_classes", "increments", "fixed_class_order", "access", "loss",
-    "classifier", "classifier_options",
+    "classifier", "classifier_options", "preprocessing",
 )  # fmt: skip
 # Accuracies are comparable only where all of these agree.
 _SAME_PROBLEM = (
     "dataset", "transform", "image_size", "tasks", "base_classes", "increments", "class_order_seed", "fixed_class_order",
-    "stop_after", "validation", "backbone", "checkpoint", "dtype", "access",
+    "stop_after", "validation", "backbone", "checkpoint", "dtype", "access", "preprocessing",
 )  # fmt: skip
 
 
@@ -145,7 +146,7 @@ class Row:
     def name(self, *, without: Sequence[str] = ()) -> str:
         """The same without some keys."""
         named = [
-            text if key in _NAMES or key.endswith("_options") else f"{_SHORT.get(key, key)}={text}"
+            text if key in _NAMES or key.endswith(("_options", "preprocessing")) else f"{_SHORT.get(key, key)}={text}"
             for key, text in sorted(self.shown.items(), key=lambda item: item[0] == "queries")
             if text not in ("-", _USUAL.get(key)) and key not in without
         ]
@@ -230,7 +231,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 def as_text(key: str, value: Any) -> str:
     """A key's value as a reader sees it."""
-    if key.endswith("_options"):
+    if key.endswith(("_options", "preprocessing")):
         value = " ".join(f"{name}={option}" for name, option in json.loads(value or "{}").items()) or None
     if key == "hybrid_epochs":
         value = value or None  # no epoch is none, as in older files

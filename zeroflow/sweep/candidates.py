@@ -25,7 +25,7 @@ _NAMED = ("dataset", "method", "optimizer")
 # What the training data of a first task does not depend on: it is counted once for all cells that agree on the rest.
 _NOT_OF_THE_DATA = (
     "method", "method_options", "optimizer", "optimizer_options", "lr", "eps", "queries", "schedule", "epochs", "hybrid_epochs",
-    "seed", "probe_every", "dtype", "backbone", "checkpoint", "image_size", "transform",
+    "seed", "probe_every", "dtype", "backbone", "checkpoint", "image_size", "transform", "preprocessing",
 )  # fmt: skip
 
 

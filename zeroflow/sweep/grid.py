@@ -42,7 +42,7 @@ from zeroflow.registry import Registry
 from zeroflow.sweep.placement import SweepPlacement, parse_placement
 from zeroflow.sweep.rules import as_list, check_keys, matches, parse_rule
 from zeroflow.sweep.search import SearchSettings, parse_search
-from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.config import NESTED, TrialConfig
 
 SECTIONS = ("name", "include", "base", "grid", "settings_from", "settings", "search", "placement", "data_dir")
 
@@ -342,7 +342,7 @@ def _merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
     section, dot, option = key.partition(".")
-    if not section.endswith("_options"):
+    if section not in NESTED:
         values[key] = value
         return
     before = values.get(section, {})

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zeroflow.data import datasets, load_dataset
+from zeroflow.data import Preprocessing, datasets, load_dataset
 from zeroflow.errors import ConfigError
 from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.store import Store
@@ -55,6 +55,9 @@ class Plan:
         ]
         if self.others:
             lines.append(f"the store holds {self.others} finished cells of other grids too; they stay as they are")
+        made = Counter((c.backbone, str(Preprocessing.of(c.preprocessing))) for c in self.grid.cells if c.preprocessing)
+        for (backbone, how), count in made.items():
+            lines.append(f"preprocessing of {backbone}: {how} ({count} cell{'s' if count > 1 else ''})")
         if cells:
             lines += [f"  {config.cell_id}  {config.label()}" for config in self.missing]
             lines += [f"  {config.cell_id}  {config.label()}  (failed before)" for config in self.failed]

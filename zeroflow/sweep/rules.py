@@ -22,7 +22,7 @@ from zeroflow.errors import ConfigError, unknown
 from zeroflow.methods import methods
 from zeroflow.optim import optimizers
 from zeroflow.registry import Registry
-from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.config import NESTED, TrialConfig
 
 Comparison = tuple[Callable[[Any, Any], bool], float]
 
@@ -90,7 +90,7 @@ def check_keys(keys: Mapping[str, Any], where: str) -> None:
     """
     for key in keys:
         section, dot, _ = str(key).partition(".")
-        if section not in _DEFAULTS or (dot and not section.endswith("_options")):
+        if section not in _DEFAULTS or (dot and section not in NESTED):
             raise unknown("key", key, _DEFAULTS, where=where)
 
 

@@ -32,6 +32,8 @@ class TrialConfig:
     Attributes:
         dataset: registered name. transform: registered name; default: the data set's own. image_size: pixels; default:
             the backbone's own.
+        preprocessing: for transforms that take it: ``mean std interpolation crop_pct crop_mode``, see
+            ``zeroflow.data.Preprocessing``; what is not given is what the backbone's weights were trained with.
         tasks: how many, all of them equal; or beside ``base_classes``, the classes of the first task, the others equal; or
             ``increments`` alone, the classes of every task.
         class_order_seed: of the class order; or ``fixed_class_order``, the data set's own labels in the order in which
@@ -85,6 +87,7 @@ class TrialConfig:
     loss: str | None = None
     classifier: str | None = None
     classifier_options: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "") -> TrialConfig:
@@ -109,7 +112,7 @@ class TrialConfig:
             raise ConfigError(f"{where}: {error}" if where else str(error)) from None
 
     def _normal(self) -> TrialConfig:
-        from zeroflow.data import datasets, transforms
+        from zeroflow.data import datasets
         from zeroflow.methods import methods
         from zeroflow.models.access import accesses
         from zeroflow.models.criteria import criteria
@@ -140,10 +143,8 @@ class TrialConfig:
             )
         access = self._one_of("access", accesses)
         loss = self._one_of("loss", criteria)
-        for name in ("method_options", "optimizer_options", "classifier_options"):
+        for name in NESTED:
             _require(name, getattr(self, name), isinstance(getattr(self, name), Mapping), "a mapping")
-        if self.transform is not None:
-            transforms.get(self.transform)
         if self.optimizer is not None:
             optimizers.get(self.optimizer)
         if not accesses[access or "white-box"].remote:
@@ -161,6 +162,7 @@ class TrialConfig:
             "validation": float(self.validation),
             "stop_after": None if stop == tasks else stop,
             "transform": None if self.transform == dataset.transform else self.transform,
+            "preprocessing": self._preprocessing(self.transform or dataset.transform),
             "image_size": None if self.image_size == default_image_size(self.backbone) else self.image_size,
         }
         if self.checkpoint not in (None, "hub", "none"):
@@ -210,6 +212,19 @@ class TrialConfig:
         changes["eps"] = float(eps) if info.estimator.uses_eps else None
         changes["optimizer_options"] = _changed(self.optimizer_options, _optimizer_defaults(info.name))
         return dataclasses.replace(self, **changes)
+
+    def _preprocessing(self, transform: str) -> dict[str, Any]:
+        """All of it where the transform takes it: what is given, else what the backbone's weights ask for."""
+        from zeroflow.data import Preprocessing, transform_of, transforms
+        from zeroflow.models.factory import preprocessing_of
+
+        transform_of(transform, self.preprocessing)
+        if transforms.get(transform).with_preprocessing is None:
+            return {}
+        try:
+            return Preprocessing.of({**preprocessing_of(self.backbone), **self.preprocessing}).values()
+        except ConfigError as error:
+            raise ConfigError(f"backbone {self.backbone!r}: its weights ask for {error}; give another value") from None
 
     def _classified(self, method: MethodInfo) -> tuple[dict[str, Any], bool]:
         """The keys of the closed-form classifier, and whether it draws random numbers.
@@ -378,13 +393,26 @@ class TrialConfig:
         """A short name for progress lines, which mostly tells the cells of a grid apart."""
         values = {
             "classifier": self.classifier, **self.classifier_options, "q": self.queries, "lr": self.lr and f"{self.lr:.3g}", "epochs": self.epochs, "exact": self.hybrid_epochs,
-            **self.optimizer_options, "access": self.access, "loss": self.loss, "seed": str(self.seed),
+            **self.optimizer_options, "access": self.access, "loss": self.loss, **self._unusual_preprocessing(), "seed": str(self.seed),
         }  # fmt: skip
         named = [self.dataset, self.method, *([self.optimizer] if self.optimizer else [])]
         return " ".join([*named, *(f"{key}={value}" for key, value in values.items() if value)])
 
+    def _unusual_preprocessing(self) -> dict[str, Any]:
+        """What differs from the preprocessing that the backbone's weights ask for."""
+        if not self.preprocessing:
+            return {}
+        from zeroflow.data import Preprocessing
+        from zeroflow.models.factory import preprocessing_of
+
+        usual = {**Preprocessing().values(), **_plain(preprocessing_of(self.backbone))}
+        return {key: value for key, value in self.preprocessing.items() if value != usual.get(key)}
+
 
 _DEFAULTS = {f.name: getattr(TrialConfig(), f.name) for f in dataclasses.fields(TrialConfig)}
+
+NESTED = tuple(key for key, default in _DEFAULTS.items() if isinstance(default, Mapping))
+"""The keys that hold a mapping; in a grid file a dotted key reaches into one."""
 
 
 @functools.cache

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from zeroflow.classifiers import classifiers
-from zeroflow.data import Scenario, class_incremental, class_order, datasets, even_increments, load_dataset, transforms
+from zeroflow.data import Scenario, class_incremental, class_order, datasets, even_increments, load_dataset
 from zeroflow.data.dataset import ImageDataset
 from zeroflow.data.decoded import CACHE_BYTES
 from zeroflow.data.scenario import Batch, Task, View, joined
+from zeroflow.data.transforms import transform_of
 from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, MiniBatch, methods
 from zeroflow.models.access import accesses, open_backbone
@@ -367,7 +368,7 @@ def scenario_of(config: TrialConfig, dataset: ImageDataset, size: int, threads: 
     whole = class_incremental(
         dataset,
         increments,
-        transforms.get(config.transform or info.transform),
+        transform_of(config.transform or info.transform, config.preprocessing),
         size,
         order=chosen,
         validation=config.validation,
@@ -519,7 +520,10 @@ def _run(
         method.criterion = criteria[config.loss]
     frozen = FrozenFeatures(
         backbone, dataset, device, dtype, place.evaluation_batch, cache_bytes=place.cache_bytes, results=place.results,
-        names={"transform": config.transform or datasets.get(config.dataset).transform, "backbone": config.backbone},
+        names={
+            "transform": config.transform or datasets.get(config.dataset).transform, "backbone": config.backbone,
+            "preprocessing": config.preprocessing,
+        },
     )  # fmt: skip
     plain = functools.partial(Placed, device, dtype, place.evaluation_batch)
 

@@ -1,0 +1,75 @@
+"""How images become what a backbone's weights were trained on: a property of the weights, whatever the data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from zeroflow.errors import ConfigError, unknown
+from zeroflow.options import finite
+
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+CROP_MODES = ("center", "squash", "border")
+
+Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resizing, cropping and normalisation, in timm's words and with timm's defaults.
+
+    Attributes:
+        mean, std: by channel, of pixels in [0, 1]; the network gets ``(pixels - mean) / std``.
+        interpolation: one of ``INTERPOLATIONS``. crop_pct: share of the resized image's side that the test crop keeps.
+        crop_mode: what is resized, before the middle is taken. ``center``: the shorter side; ``squash``: both sides, whatever
+            the proportions; ``border``: the longer side, and what is missing is filled with the mean.
+
+    Raises:
+        ConfigError: a value of the wrong kind or out of range.
+    """
+
+    mean: Colour = (0.485, 0.456, 0.406)
+    std: Colour = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        for key, bound in (("mean", ""), ("std", " > 0")):
+            value = getattr(self, key)
+            three = isinstance(value, list | tuple) and len(value) == 3 and all(map(_number, value))
+            if not three or (bound and min(value) <= 0):
+                raise ConfigError(f"preprocessing.{key}={value!r}: expected three finite numbers{bound}")
+            object.__setattr__(self, key, tuple(map(float, value)))
+        if not _number(self.crop_pct) or not 0 < self.crop_pct <= 1:
+            raise ConfigError(f"preprocessing.crop_pct={self.crop_pct!r}: expected a share in (0, 1]")
+        object.__setattr__(self, "crop_pct", float(self.crop_pct))
+        for key, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+            if getattr(self, key) not in known:
+                raise unknown(f"preprocessing.{key}", getattr(self, key), known)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Preprocessing:
+        """From a mapping; a missing key takes its default.
+
+        Raises:
+            ConfigError: an unknown key (it names the nearest one), or a wrong value.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in given:
+            if key not in known:
+                raise unknown("key", key, known, where="preprocessing")
+        return cls(**given)
+
+    def values(self) -> dict[str, Any]:
+        """All keys, as plain JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def __str__(self) -> str:
+        mean, std = (" ".join(f"{value:g}" for value in colour) for colour in (self.mean, self.std))
+        return f"mean {mean}, std {std}, {self.interpolation}, {self.crop_mode} crop {self.crop_pct:g}"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and finite(value)
