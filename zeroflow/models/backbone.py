@@ -90,9 +90,9 @@ def mlp_branch(block: nn.Module) -> list[nn.Module]:
     """The modules that the MLP's branch of a residual block may begin with; the first to be entered is its entrance."""
     if isinstance(branches := getattr(block, "ffns", None), nn.ModuleList):
         return [branches[0]]
-    if not isinstance(getattr(block, "mlp", None), nn.Module):
-        return []
-    return [part for name in ("norm2", "norm", "mlp") if isinstance(part := getattr(block, name, None), nn.Module)]
+    norms = [part for name in ("norm2", "norm") if isinstance(part := getattr(block, name, None), nn.Module)]
+    mlp = getattr(block, "mlp", None)
+    return [*norms, mlp] if norms and isinstance(mlp, nn.Module) else []
 
 
 def mlp_width(block: nn.Module) -> int | None:

@@ -84,7 +84,8 @@ def open_exported(file: Path, image_size: int | None = None, channels: int = 3) 
         ConfigError: it cannot be read, takes anything but images, takes one number of images only, or another image size.
     """
     try:
-        program = torch.export.load(file)
+        with torch.no_grad():  # it makes views of its weights
+            program = torch.export.load(file)
         names = program.graph_signature.user_inputs
         given: list[Any] = [node.meta["val"] for node in program.graph.nodes if node.name in names]
     except Exception as error:

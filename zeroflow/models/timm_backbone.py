@@ -68,7 +68,7 @@ class TimmBackbone(Backbone):
         with torch.no_grad():
             self.stepped(self.like.new_zeros(1, self.channels, self.image_size, self.image_size), measured)
         whole = [width for width in found if width is not None]
-        return whole if len(whole) == len(found) else ()
+        return whole if len(whole) == len(found) == len(self.blocks) else ()
 
     def lacks(self, part: str) -> str | None:
         model = type(self.model).__name__

