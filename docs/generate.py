@@ -142,6 +142,26 @@ def features() -> str:
     )
 
 
+def backbones() -> str:
+    """Passes through a backbone in units of the same model of timm, called directly."""
+    file = RESULTS / "benchmarks" / "backbones.json"
+    if not file.is_file():
+        return f"Not measured yet: `python benchmarks/backbones.py --output {file.relative_to(RESULTS.parent)}`.\n"
+    found = measured("backbones")
+    lines = ["| backbone | images | features | with adapters |", "|---|---:|---:|---:|"]
+    for row in found["rows"]:
+        adapted = f"{row['adapted']:.3f}" if "adapted" in row else "-"
+        lines.append(f"| `{row['backbone']}` | {row['images']} | {row['features']:.3f} | {adapted} |")
+    return "\n".join(
+        [
+            *lines, "",
+            f"Times of the model called directly; medians of {found['rounds']} rounds in turns, adapters of inner width "
+            f"{found['bottleneck']}. `{found['command']}`; {found['device']}, {found['threads']} thread, torch "
+            f"{found['torch_version']}, timm {found['timm_version']}; commit {commit_of(found)}.",
+        ]
+    ) + "\n"  # fmt: skip
+
+
 def measured(name: str) -> dict[str, Any]:
     """A committed measurement of the benchmark of this name."""
     return json.loads((RESULTS / "benchmarks" / f"{name}.json").read_text())
@@ -649,6 +669,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cell-overhead": cell_overhead,
     "data-loading": data_loading,
     "features": features,
+    "backbones": backbones,
     "query-workers": query_workers,
     "replay": replay,
     "forecast": forecast,

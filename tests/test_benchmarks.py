@@ -191,3 +191,16 @@ def test_training_curves_are_of_equal_forward_passes_and_of_the_best_try(tmp_pat
         assert curve[0]["forwards"] == 0 and 40 <= curve[-1]["forwards"] <= 40 + 32, row["optimizer"]
         best = min((one for one in row["tried"] if one["loss"] is not None), key=lambda one: one["loss"])
         assert (row["lr"], row["eps"]) == (best["lr"], best["eps"])
+
+
+def test_passes_through_a_backbone_are_timed_beside_the_model_itself(tmp_path: Path) -> None:
+    output = tmp_path / "benchmarks" / "backbones.json"
+    command = ["--rounds", "1", "--model", "quickdraw_vit", "--model", "resnet18", "--output", output]
+    printed(ROOT / "benchmarks" / "backbones.py", *command)
+    rows = json.loads(output.read_text())["rows"]
+    assert [sorted(row) for row in rows] == [
+        ["adapted", "backbone", "features", "images"],
+        ["backbone", "features", "images"],
+    ]
+    program = PROGRAM.split("for name")[0] + "print(generate.BLOCKS['backbones']())"
+    assert "| `resnet18` | 4 | " in printed("-c", program, tmp_path, cwd=ROOT)

@@ -50,11 +50,15 @@ assert found.class_names[0] == load().class_names[found.class_order[0]]
 assert (backbone.width, backbone.depth) == (64, 2)
 assert run_trial(TrialConfig.from_dict({**cell, "method": "simplecil"})).summary["forward_passes"] == 0
 """,
+    "exported program": """
+assert (backbone.width, backbone.image_size) == (24, 28)
+torch.testing.assert_close(backbone(images[:1]), model(images[:1]))
+""",
 }
 """What must hold after each example of the page on extending, in its own names."""
 
 
-def test_the_examples_of_extending_run() -> None:
+def test_the_examples_of_extending_run(tmp_path: Path) -> None:
     """Each alone in a fresh namespace, as a reader runs it, and then in use."""
     page = (DOCS / "extending.md").read_text()
     blocks = {
@@ -65,7 +69,7 @@ def test_the_examples_of_extending_run() -> None:
     assert all(found[0].count("\n") <= 40 for found in blocks.values())
     programs = [blocks[heading][0] + check for heading, check in CHECKS.items()]
     program = f"for text in {programs!r}: exec(text, {{'__name__': '__main__'}})"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=500)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=500, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
 
 
