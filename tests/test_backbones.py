@@ -246,7 +246,9 @@ class Averages(nn.Module):
         return torch.tanh(self.layer(nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)))
 
 
-def test_a_program_of_torch_export_is_a_backbone(tmp_path: Path, some_drawings: str) -> None:
+def test_a_program_of_torch_export_is_a_backbone(
+    tmp_path: Path, some_drawings: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, path = Averages().eval(), tmp_path / "averages.pt2"
     images = torch.rand(2, 3, 28, 28, generator=seeded())
     torch.export.save(torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), path)
@@ -257,6 +259,8 @@ def test_a_program_of_torch_export_is_a_backbone(tmp_path: Path, some_drawings: 
     closed = run_trial(TrialConfig.from_dict({**cell, "method": "ranpac"}))
     tuned = run_trial(TrialConfig.from_dict({**cell, "method": "aper-finetune", "optimizer": "fo-sgd"}))
     assert closed.summary["avg"] > 30 and tuned.summary["avg"] > 30
+    monkeypatch.chdir(tmp_path)
+    assert TrialConfig.from_dict({**cell, "backbone": path.name, "method": "ranpac"}).cell_id == closed.cell_id
     with pytest.raises(ConfigError, match="it is a module of which only images, features and weights are known"):
         check_tuning(str(path), None, None, None, "adapter", SETTINGS)
     with pytest.raises(ConfigError, match=r"image_size=32: .* was exported for 28"):
@@ -314,6 +318,11 @@ def test_what_a_cell_cannot_do_is_refused_by_plan_and_sweep(
     status, output = planned(tmp_path, command, optimizer="fo-sgd", **cell)
     assert status == 2 and said in " ".join(output.split()), output
     assert not (tmp_path / "results").exists()
+
+
+def test_efficiency_refuses_a_backbone_without_places_for_adapters() -> None:
+    result = CliRunner().invoke(main, ["efficiency", "--backbone", "resnet18", "--steps", "1"])
+    assert result.exit_code == 2 and "it cannot be tuned by 'adapter'" in result.output
 
 
 @pytest.mark.parametrize(

@@ -133,9 +133,12 @@ def efficiency(
     EASE's adapters on random images, by default in a ViT-B/16 with mini-batches of 48: peak memory, seconds, forward passes.
     Published ratios stand beside the measured ones.
     """
+    from zeroflow.methods import methods
+    from zeroflow.models.probe import check_tuning
     from zeroflow.results import published
     from zeroflow.trial.efficiency import PAPER, Setting, measure, parse_optimizers
 
+    check_tuning(backbone, "none", image_size, None, "adapter", vars(methods.get("ease").parse({})))
     setting = Setting(backbone, image_size, batch_size, steps=steps, device=device, threads=threads)
     candidates = parse_optimizers(names) if names else PAPER
     if file and str(file) != "-":

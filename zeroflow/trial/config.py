@@ -117,6 +117,7 @@ class TrialConfig:
         from zeroflow.models.access import accesses
         from zeroflow.models.criteria import criteria
         from zeroflow.models.factory import check_backbone, default_image_size
+        from zeroflow.models.own import EXPORTED
         from zeroflow.optim import optimizers
         from zeroflow.optim.factory import check_settings
 
@@ -168,6 +169,8 @@ class TrialConfig:
         if self.checkpoint not in (None, "hub", "none"):
             # Cells run in folders of their own.
             changes["checkpoint"] = str(Path(str(self.checkpoint)).expanduser().absolute())
+        if self.backbone.endswith(EXPORTED):
+            changes["backbone"] = str(Path(self.backbone).expanduser().absolute())
         if not method.trains:
             changes |= dict.fromkeys(("optimizer", "lr", "eps", "queries", "schedule", "epochs", "batch_size", "loss"))
             changes |= {"optimizer_options": {}, "seed": self.seed if draws else 0, "hybrid_epochs": 0}
