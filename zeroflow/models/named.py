@@ -53,7 +53,7 @@ def import_callable(name: str, where: str = "endpoint") -> Callable[..., Any]:
     if isinstance(found, type) or not callable(found):
         kind = "a class" if isinstance(found, type) else f"of type {type(found).__name__}"
         raise ConfigError(f"{place}: it is {kind}; expected a function, or an object that is called with images")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _imported(name: str, place: str) -> ModuleType:
