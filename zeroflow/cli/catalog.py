@@ -80,14 +80,14 @@ def _described(backbone: ListedBackbone) -> str:
 
     like = backbone.anatomy
     if like is None:
-        line = f"{backbone.name:26} cannot be built here: {backbone.problem}"
+        line = f"{backbone.name:32} cannot be built here: {backbone.problem}"
     else:
         lacking = [name for name in tunings.names() if name not in like.tunings]
         able = f"all tunings but {', '.join(lacking)}" if lacking else "all tunings"
         if len(lacking) > len(like.tunings):
             able = f"tunings {', '.join(like.tunings)}"
         size = f"{like.parameters / 1e6:.1f}M"
-        line = f"{backbone.name:26} {size:>8} parameters, width {like.width:5}, {like.image_size:4} px, {able}"
+        line = f"{backbone.name:32} {size:>8} parameters, width {like.width:5}, {like.image_size:4} px, {able}"
     tags = []
     for name, weights in backbone.weights.items():
         other = weights.image_size if like and weights.image_size != like.image_size else None
