@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import socket
 import subprocess
 import sys
@@ -22,13 +24,14 @@ from torch import Tensor
 
 from zeroflow import ConfigError, Placement, TrialConfig, run_trial
 from zeroflow.cli import main
-from zeroflow.models import endpoint
+from zeroflow.models import endpoint, named
 from zeroflow.models.backbone import Backbone
 from zeroflow.models.endpoint import BlackBox, EndpointError, HttpFeatures, open_black_box
 from zeroflow.models.factory import create_backbone
 from zeroflow.models.tuning import InputPrompt
 from zeroflow.optim import list_optimizers
-from zeroflow.sweep.grid import parse_grid
+from zeroflow.results import load
+from zeroflow.sweep.grid import load_grid, parse_grid
 from zeroflow.sweep.serve import wanted
 
 pytestmark = pytest.mark.usefixtures("some_drawings", "tiny_vit")
@@ -184,6 +187,111 @@ def test_a_sweep_serves_what_its_cells_need_and_nothing_else(monkeypatch: pytest
     two = parse_grid({"grid": [{**base, "image_size": [28, 14]}]})
     with pytest.raises(ConfigError, match="2 different backbones"):
         wanted(two.cells, two.placement, local=True)
+
+
+# A callable by its name
+
+BLOCKS = """
+import torch
+
+def features(images):
+    return torch.nn.functional.avg_pool2d(images, 4).flatten(1)
+
+def wide(images):
+    return images
+
+class Features: ...
+
+SIZE = 28
+"""
+ANY = {"backbone": "of-somebody-else", "image_size": 28, "method": "simplecil", "access": "black-box", "stop_after": 1}
+
+
+def blocks(images: Tensor) -> Tensor:
+    return torch.nn.functional.avg_pool2d(images, 4).flatten(1)
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that holds a module, and is not on the path."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(named, "_searched", [])
+    (tmp_path / "own_blocks.py").write_text(BLOCKS)
+    (tmp_path / "broken_blocks.py").write_text("import own_blocks\nimport not_installed_anywhere")
+    yield tmp_path
+    for module in ("own_blocks", "broken_blocks"):
+        sys.modules.pop(module, None)
+
+
+def test_a_callable_of_the_current_folder_is_a_black_box_by_its_name(
+    beside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(beside)
+    monkeypatch.delenv(endpoint.TOKEN, raising=False)
+    config = TrialConfig.from_dict({**ANY, "dataset": "some-drawings"})
+    found, direct = (run_trial(config, Placement(endpoint=ask)) for ask in ("own_blocks:features", blocks))
+    np.testing.assert_array_equal(found.accuracy_matrix, direct.accuracy_matrix)
+    assert found.summary["queried_images"] == direct.summary["queried_images"] > 0
+    settings = [f"--set={key}={value}" for key, value in {**ANY, "dataset": "some-drawings"}.items()]
+    shown = CliRunner().invoke(main, ["run", *settings, "--endpoint", "own_blocks:features", "--json"])
+    assert json.loads(shown.stdout)["avg"] == direct.summary["avg"], shown.output
+
+
+def test_a_callable_beside_the_grid_file_is_found_before_any_work(
+    beside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(endpoint.TOKEN, raising=False)
+    (beside / "grid.yaml").write_text(json.dumps({"grid": [ANY], "placement": {"endpoint": "own_blocks:features"}}))
+    grid = load_grid(beside / "grid.yaml")
+    for local in (True, False):
+        assert wanted(grid.cells, grid.placement, local=local) is None
+    assert Path(str(sys.modules["own_blocks"].__file__)).parent == beside
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own_block:features", "no module 'own_block'; did you mean 'own_blocks'"),
+        ("own_blocks.inner:features", "no module 'own_blocks.inner'"),
+        ("own_blocks:feature", "unknown name in module own_blocks 'feature'; did you mean 'features'"),
+        ("own_blocks:SIZE", "it is of type int; expected a function"),
+        ("own_blocks:Features", "it is a class; expected a function"),
+        ("broken_blocks:features", "broken_blocks cannot be imported: .*'not_installed_anywhere'"),
+    ],
+)
+def test_a_name_that_leads_nowhere_ends_the_plan_with_one_message(name: str, message: str, beside: Path) -> None:
+    (beside / "grid.yaml").write_text(json.dumps({"grid": [ANY], "placement": {"endpoint": name}}))
+    result = CliRunner().invoke(main, ["plan", "--grid", str(beside / "grid.yaml"), "--results", str(beside / "out")])
+    said = " ".join(result.stderr.split())
+    assert result.exit_code == 2 and f"placement.endpoint='{name}': " in said and re.search(message, said), (
+        result.output
+    )
+    assert not (beside / "out").exists()
+
+
+def test_what_is_no_features_is_told_before_the_first_request(beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(beside)
+    with pytest.raises(
+        ConfigError, match=r"1 image gives shape \(1, 3, 28, 28\); expected a tensor of shape \(1, width\)"
+    ):
+        open_black_box("of-somebody-else", image_size=28, endpoint="own_blocks:wide")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_of_a_sweep_import_a_callable_beside_the_grid_file(beside: Path, tmp_path: Path) -> None:
+    (beside / "grid.yaml").write_text(json.dumps({"grid": [ANY], "placement": {"endpoint": "own_blocks:features"}}))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name not in (endpoint.TOKEN, "RAY_ADDRESS")}
+    command = [sys.executable, str(SERVER.parent.parent / "sweeps" / "full_grid.py"), "--grid", "../grid.yaml"]
+    run = subprocess.run(
+        [*command, "--results", "out", "--no-report"], cwd=elsewhere, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    (row,) = load(elsewhere / "out", "trials").to_pylist()
+    direct = run_trial(TrialConfig.from_dict(ANY), Placement(endpoint=blocks)).summary
+    assert row["avg"] == direct["avg"] and row["queried_images"] == direct["queried_images"]
 
 
 # What can go wrong, each with a real process at the other end

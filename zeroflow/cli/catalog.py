@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import shutil
+import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +15,9 @@ from zeroflow.cli import completion
 from zeroflow.cli.command import Choice, Command, json_option
 from zeroflow.cli.progress import Bar
 from zeroflow.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from zeroflow.models.listing import ListedBackbone
 
 
 @click.command(
@@ -21,14 +27,19 @@ from zeroflow.errors import ConfigError, unknown
     examples=(
         ("zeroflow list methods", "all of a kind"),
         ("zeroflow list optimizers 'zo-*'", "those that a pattern fits"),
+        ("zeroflow list backbones 'convnext_*'", "timm's too: size, images, tunings, weights that are here"),
         ("zeroflow list datasets --json | jq keys", "for a script"),
     ),
 )
-@click.argument("kind", type=Choice("kind", completion.REGISTRIES))
-@click.argument("pattern", default="*", shell_complete=completion.names_of_kind)
+@click.argument("kind", type=Choice("kind", (*completion.REGISTRIES, completion.BACKBONES)))
+@click.argument("pattern", required=False, shell_complete=completion.names_of_kind)
 @json_option
-def list_(kind: str, pattern: str, as_json: bool) -> None:
+def list_(kind: str, pattern: str | None, as_json: bool) -> None:
     """List what a grid may name, with a line on each; PATTERN is shell-style, e.g. 'zo-*'."""
+    if kind == completion.BACKBONES:
+        _list_backbones(pattern, as_json)
+        return
+    pattern = pattern or "*"
     registry = completion.registry(kind)
     families = fnmatch.filter((f"{prefix}:NAME" for prefix in registry.families), pattern)
     entries = {name: registry.get(name).description for name in [*registry.names(pattern), *families]}
@@ -43,6 +54,51 @@ def list_(kind: str, pattern: str, as_json: bool) -> None:
             info = registry.get(name)
             extra = f"  [forward passes a step: {info.cost}]"
         click.echo(f"{name:18} {description}{extra}")
+
+
+def _list_backbones(pattern: str | None, as_json: bool) -> None:
+    from zeroflow.models.listing import list_backbones, timm_counts
+
+    found = list_backbones(pattern)
+    if as_json:
+        click.echo(json.dumps({backbone.name: backbone.as_json() for backbone in found}, indent=1))
+    else:
+        for backbone in found:
+            click.echo(_described(backbone))
+    if pattern is None:
+        architectures, weights = timm_counts()
+        click.echo(
+            f"and {architectures:,} architectures of timm with {weights:,} pretrained weights: name a pattern, e.g. "
+            "zeroflow list backbones 'convnext_*'",
+            err=as_json,
+        )
+
+
+def _described(backbone: ListedBackbone) -> str:
+    """A line on the architecture, and the tags of its weights below."""
+    from zeroflow.models.tuning import tunings
+
+    like = backbone.anatomy
+    if like is None:
+        line = f"{backbone.name:32} cannot be built here: {backbone.problem}"
+    else:
+        lacking = [name for name in tunings.names() if name not in like.tunings]
+        able = f"all tunings but {', '.join(lacking)}" if lacking else "all tunings"
+        if len(lacking) > len(like.tunings):
+            able = f"tunings {', '.join(like.tunings)}"
+        size = f"{like.parameters / 1e6:.1f}M"
+        line = f"{backbone.name:32} {size:>8} parameters, width {like.width:5}, {like.image_size:4} px, {able}"
+    tags = []
+    for name, weights in backbone.weights.items():
+        other = weights.image_size if like and weights.image_size != like.image_size else None
+        notes = [f"{other} px"] * bool(other) + ["on this machine"] * weights.here
+        tag = name.partition(".")[2] or "its own weights"
+        tags.append(tag + (f" ({', '.join(notes)})" if notes else ""))
+    below = textwrap.fill(
+        ", ".join(tags) or "no pretrained weights", max(shutil.get_terminal_size().columns, 60), break_on_hyphens=False,
+        break_long_words=False, initial_indent="    ", subsequent_indent="    ",
+    )  # fmt: skip
+    return f"{line}\n{below}"
 
 
 @click.command(

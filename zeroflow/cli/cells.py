@@ -38,7 +38,10 @@ from zeroflow.cli.progress import Bar
 @click.option("--results", default=None, type=Folder(), help="Also write the result into this store.")
 @device_option
 @threads_option
-@click.option("--endpoint", metavar="URL", help="Of a black box (access=black-box), see zeroflow serve.")
+@click.option(
+    "--endpoint", metavar="URL|MODULE:NAME",
+    help="Of a black box (access=black-box): the address of zeroflow serve, or a Python callable.",
+)  # fmt: skip
 @json_option
 def run(
     settings: tuple[str, ...],

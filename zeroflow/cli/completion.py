@@ -21,6 +21,9 @@ TABLES = ("summary", "table1", "table2", "table3", "table4", "paper", "effects",
 """Names of the tables that a store may hold."""
 
 REGISTRIES = ("optimizers", "methods", "classifiers", "datasets", "transforms")
+BACKBONES = "backbones"
+"""A kind of names without a registry."""
+
 _OF_KEYS = {
     "optimizer": "optimizers", "method": "methods", "dataset": "datasets", "transform": "transforms",
     "classifier": "classifiers",
@@ -67,7 +70,20 @@ def values_of_keys(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 def names_of_kind(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
     """Names of the kind that the word before says."""
-    return _matching(_registered(ctx.params.get("kind") or "optimizers"), incomplete)
+    kind = ctx.params.get("kind") or "optimizers"
+    return _matching(_backbones(incomplete) if kind == BACKBONES else _registered(kind), incomplete)
+
+
+def _backbones(incomplete: str) -> list[tuple[str, None]]:
+    """Of timm's, which are many and slow to ask, those that begin as the word does."""
+    from zeroflow.models.factory import EMBEDDED, own_backbones
+
+    names = [EMBEDDED, *own_backbones()]
+    if incomplete:
+        import timm
+
+        names += timm.list_pretrained(f"{incomplete}*") if "." in incomplete else timm.list_models(f"{incomplete}*")
+    return [(name, None) for name in names]
 
 
 def datasets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:

@@ -1,6 +1,7 @@
 """A black box: a backbone that takes images and gives features, and shows nothing else of itself.
 
-It is anything that is called as a ``Features``: a Python callable, or the HTTP endpoint of a service (``HttpFeatures``).
+It is anything that is called as a ``Features``: a Python callable, itself or by its name ``module:attribute``, or the HTTP endpoint
+of a service (``HttpFeatures``).
 
 The protocol of an endpoint: ``GET /`` answers JSON with ``backbone``, ``checkpoint``, ``image_size`` and ``width``; ``POST /``
 takes a body of safetensors (a JSON header and binary tensors) with ``images`` ``[N, C, H, W]``, float32, and answers one with
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from zeroflow.errors import ConfigError
 from zeroflow.models.backbone import OpaqueBackbone, Prefix
 from zeroflow.models.factory import EMBEDDED, default_image_size
+from zeroflow.models.named import import_callable, is_name
 
 TOKEN = "ZEROFLOW_ENDPOINT_TOKEN"
 """The environment variable that holds the token; it is stored nowhere."""
@@ -60,7 +62,9 @@ def check_address(url: str) -> SplitResult:
     except ValueError:
         found = False
     if not found:
-        raise ConfigError(f"endpoint={url!r}: expected an address such as http://127.0.0.1:8017/")
+        raise ConfigError(
+            f"endpoint={url!r}: expected an address such as http://127.0.0.1:8017/, or a callable as my_module:features"
+        )
     if parts.username or parts.password or parts.query or parts.fragment:
         plain = f"{parts.scheme}://{parts.hostname}"
         raise ConfigError(
@@ -267,11 +271,12 @@ def open_black_box(
     """The black box of a cell.
 
     Args:
-        name, checkpoint, image_size: what it must be. endpoint: a callable, or the address of an endpoint, which is asked
-            whether it is that.
+        name, checkpoint, image_size: what it must be. endpoint: a callable or its name; or the address of an endpoint, which is
+            asked whether it is that.
 
     Raises:
-        ConfigError: no endpoint is named, or it serves something else. EndpointError: it does not answer.
+        ConfigError: no endpoint is named, it cannot be imported, makes no features, or serves something else.
+        EndpointError: it does not answer.
     """
     if endpoint is None:
         raise ConfigError(
@@ -279,11 +284,16 @@ def open_black_box(
             "zeroflow serve starts one"
         )
     size = image_size or default_image_size(name)
+    if isinstance(endpoint, str) and is_name(endpoint):
+        endpoint = import_callable(endpoint)
     if not isinstance(endpoint, str):
         if size is None:
             raise ConfigError(f"image_size: not known for {name!r}; name it")
         with torch.no_grad():
             probe = endpoint(torch.zeros(1, 3, size, size))
+        if not isinstance(probe, Tensor) or probe.ndim != 2 or len(probe) != 1:
+            shape = f"shape {tuple(probe.shape)}" if isinstance(probe, Tensor) else type(probe).__name__
+            raise ConfigError(f"endpoint: 1 image gives {shape}; expected a tensor of shape (1, width)")
         return BlackBox(endpoint, probe.shape[-1], size)
     client = HttpFeatures(endpoint, timeout)
     for wait in (*WAITS, None):

@@ -7,9 +7,9 @@ which computes shapes and no numbers. Then two empty images pass the tuning.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -90,6 +90,39 @@ def _check_tuning(
 def check_buildable(name: str, checkpoint: str | None, image_size: int | None) -> None:
     """Refuse a backbone that cannot be built, or a local checkpoint that cannot be read or does not fit; see ``check_tuning``."""
     check_tuning(name, checkpoint, image_size, None, "none", {})
+
+
+class Anatomy(NamedTuple):
+    """What a backbone is like: values of its weights, features, side of its images in pixels, and the tunings that it takes."""
+
+    parameters: int
+    width: int
+    image_size: int
+    tunings: Sequence[str]
+
+
+def anatomy(name: str) -> Anatomy:
+    """What a backbone is like, without a head and with its own image size.
+
+    Raises:
+        ConfigError: it is not known, or cannot be built here.
+    """
+    backbone = _built(name, None, None)
+    try:
+        return _anatomy(backbone)
+    except Exception as error:  # as in ``_check_tuning``
+        if not _meta(backbone):
+            raise ConfigError(f"backbone {name!r}: {error}") from error
+    try:
+        return _anatomy(_built_here(name, None))
+    except Exception as error:
+        raise ConfigError(f"backbone {name!r}: {str(error).strip().partition(chr(10))[0]}") from error
+
+
+def _anatomy(backbone: Backbone) -> Anatomy:
+    able = [name for name, tuning in tunings.items() if not backbone.lacks(tuning.needs)]
+    values = sum(parameter.numel() for parameter in backbone.parameters())
+    return Anatomy(values, backbone.width, backbone.image_size, able)
 
 
 def _fail(error: Exception) -> tuple[int, ...]:

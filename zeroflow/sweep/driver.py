@@ -153,7 +153,7 @@ def _run(
     scratch = _scratch_folder()
     common = {
         "root": store.root, "data_dir": data_dir, "commit": commit, "code": code_state(commit), "scratch": scratch,
-        "retries": placement.retries,
+        "retries": placement.retries, "folder": placement.folder,
     }  # fmt: skip
     claims = desk = None
     try:

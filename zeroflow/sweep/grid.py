@@ -124,7 +124,7 @@ def _parse(
         all_shared.append(shared_here)
         for config, _ in own:
             cells.setdefault(config.cell_id, config)
-    placement = parse_placement(content.get("placement") or {}, where)
+    placement = parse_placement(content.get("placement") or {}, where, str(folder.absolute()))
     data_dir = content.get("data_dir")
     if not isinstance(data_dir, str | None):
         raise ConfigError(f"{where}: data_dir: expected a folder, got {data_dir!r}")

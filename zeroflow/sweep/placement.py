@@ -49,7 +49,8 @@ class CellPlacement:
         loader_threads: of each worker, that make mini-batches ahead; 0: none; None: 4 on a GPU, 0 on a CPU.
         cache_bytes: the most that decoded images of all data sets, and the most that features of frozen backbones, may take on
             a machine's disk; 0: nothing is kept.
-        endpoint: address of a black box; None: the sweep starts one for cells that need it. endpoint_timeout: seconds of one
+        endpoint: address of a black box, or a callable's name ``module:attribute``; None: the sweep starts one for cells that
+            need it. endpoint_timeout: seconds of one
             try. price_per_1000_images: that it is asked for.
     """
 
@@ -77,12 +78,15 @@ class CellPlacement:
                 raise ConfigError(f"placement.{name}={value!r}: expected an integer >= 0")
         if not isinstance(self.endpoint, str | None):
             raise ConfigError(
-                f"placement.endpoint={self.endpoint!r}: expected an address such as http://127.0.0.1:8017/"
+                f"placement.endpoint={self.endpoint!r}: expected an address such as http://127.0.0.1:8017/, or a callable as "
+                "my_module:features"
             )
         if self.endpoint is not None:
             from zeroflow.models.endpoint import check_address
+            from zeroflow.models.named import is_name
 
-            check_address(self.endpoint)
+            if not is_name(self.endpoint):
+                check_address(self.endpoint)
         if not isinstance(self.endpoint_timeout, int | float) or not 0 < self.endpoint_timeout < math.inf:
             raise ConfigError(f"placement.endpoint_timeout={self.endpoint_timeout!r}: expected a number > 0, seconds")
         for name in ("gpus_per_worker", "memory_per_worker", "price_per_1000_images"):
@@ -118,6 +122,7 @@ class SweepPlacement:
         out_of_memory: what is other at each further try of a cell that ran out of memory.
         max_concurrent: cells at a time; None: as many as fit.
         retries: how often a cell that died (not one that raised an error of its own) is tried again.
+        folder: where Python modules that it names are looked for, beside the current one: the grid file's.
     """
 
     cell: CellPlacement = field(default_factory=CellPlacement)
@@ -126,6 +131,7 @@ class SweepPlacement:
     out_of_memory: Sequence[Changes] = ()
     max_concurrent: int | None = None
     retries: int = 2
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("max_concurrent", 1), ("retries", 0)):
@@ -168,8 +174,8 @@ def _useful(placement: CellPlacement, config: TrialConfig) -> CellPlacement:
     return dataclasses.replace(placement, workers_per_trial=groups * placement.data_shards)
 
 
-def parse_placement(content: Any, where: str) -> SweepPlacement:
-    """The ``placement`` section of a grid file.
+def parse_placement(content: Any, where: str, folder: str | None = None) -> SweepPlacement:
+    """The ``placement`` section of a grid file, which is in ``folder``.
 
     Raises:
         ConfigError: it is wrong; the message says where and what is right.
@@ -188,7 +194,7 @@ def parse_placement(content: Any, where: str) -> SweepPlacement:
             for number, change in enumerate(_list(content, "out_of_memory"))
         ]
         given = {key: content[key] for key in ("max_concurrent", "retries") if key in content}
-        return SweepPlacement(cell, rules, out_of_memory=steps, **given)
+        return SweepPlacement(cell, rules, out_of_memory=steps, folder=folder, **given)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 

@@ -20,6 +20,7 @@ import torch
 from zeroflow.errors import ConfigError
 from zeroflow.models.endpoint import MOST_BYTES, TOKEN, valid_token, weights_of
 from zeroflow.models.factory import create_backbone
+from zeroflow.models.named import find_modules_in, import_callable, is_name
 from zeroflow.models.probe import check_buildable
 from zeroflow.sweep.environment import changed_environment
 from zeroflow.sweep.placement import SweepPlacement
@@ -183,7 +184,7 @@ def wanted(cells: Sequence[TrialConfig], placement: SweepPlacement, *, local: bo
 
     Raises:
         ConfigError: there are several of them, it cannot be built, Ray is not this process's own, Ray Serve is missing, or an
-            endpoint is named and no token is there.
+            endpoint is named and no token is there, or no such callable.
     """
     boxes = [config for config in cells if config.access == "black-box"]
     named = {placement.of(config).endpoint for config in boxes}
@@ -192,9 +193,14 @@ def wanted(cells: Sequence[TrialConfig], placement: SweepPlacement, *, local: bo
         for config in boxes
         if placement.of(config).endpoint is None
     }
-    for url in named - {None}:
-        if local and not valid_token():
-            raise ConfigError(f"placement.endpoint={url!r}: no token; put it into the environment variable {TOKEN}")
+    for endpoint in sorted(filter(None, named)):
+        if is_name(endpoint):
+            find_modules_in(*filter(None, [placement.folder]))
+            import_callable(endpoint, "placement.endpoint")
+        elif local and not valid_token():
+            raise ConfigError(
+                f"placement.endpoint={endpoint!r}: no token; put it into the environment variable {TOKEN}"
+            )
     if not ask:
         return None
     if len(ask) > 1 or not local:

@@ -26,6 +26,7 @@ import torch
 from ray import tune
 
 from zeroflow.errors import ConfigError
+from zeroflow.models.named import find_modules_in
 from zeroflow.optim import Executor, NonFiniteLoss
 from zeroflow.results import records
 from zeroflow.results.store import Store
@@ -134,6 +135,8 @@ def compute(setting: Mapping[str, Any], desk: Any, executor: Executor | None = N
 
     if commit := setting["commit"]:
         os.environ["ZEROFLOW_GIT_COMMIT"] = commit
+    if folder := setting["folder"]:
+        find_modules_in(folder)
     config, placement = TrialConfig(**setting["cell"]), CellPlacement(**setting["placement"])
     device = "cpu"
     if placement.gpus_per_worker:
