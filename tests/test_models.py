@@ -10,7 +10,6 @@ import torch
 from zeroflow.errors import ConfigError
 from zeroflow.models.adapters import AdapterStack
 from zeroflow.models.factory import create_backbone
-from zeroflow.models.linear import FrozenLinear
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.loop import run_trial
 
@@ -126,24 +125,3 @@ def test_the_twelve_block_vit_runs_a_stream(method: str, few_images) -> None:
     result = run_trial(config)
     assert result.accuracy_matrix.shape == (2, 2)
     assert result.summary["forward_passes"] == {"ease": 4, "aper-adapter": 2, "simplecil": 0}[method]
-
-
-def test_a_frozen_layer_is_differentiated_as_a_plain_one() -> None:
-    """Backwards and forwards, against torch's own linear layer."""
-    from torch.autograd import forward_ad
-
-    torch.manual_seed(0)
-    plain, frozen = torch.nn.Linear(12, 7).requires_grad_(False), FrozenLinear(12, 7).requires_grad_(False)
-    frozen.load_state_dict(plain.state_dict())
-    x, tangent, weights = torch.randn(5, 3, 12), torch.randn(5, 3, 12), torch.randn(5, 3, 7)
-    results = []
-    for layer in (plain, frozen):
-        entry = x.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad((layer(entry) * weights).sum(), entry)
-        with torch.no_grad(), forward_ad.dual_level():
-            value, slope = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent)))
-        with torch.no_grad():
-            results.append((layer(x), value, gradient, slope))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
-    assert frozen(x.double().requires_grad_().float()).requires_grad

@@ -95,9 +95,6 @@ class Graphs:
 
     def __init__(self, backbone: Backbone) -> None:
         self.width, self.image_size = backbone.width, backbone.image_size
-        for module in backbone.modules():
-            if isinstance(module, nn.Linear):
-                module.__class__ = nn.Linear  # oneDNN's kernel is no operator of ONNX
         images = torch.zeros(2, getattr(backbone, "channels", 3), self.image_size, self.image_size)
         if not isinstance(backbone, TransformerBackbone):
             self.widths: Sequence[int] = ()

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zeroflow.models.backbone import Backbone, BlockPass, Prefix, Step, beside, mlp_branch, mlp_width, plain
-from zeroflow.models.linear import FrozenLinear
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -29,9 +28,6 @@ class TimmBackbone(Backbone):
         super().__init__()
         self.model: Any = model.requires_grad_(False).eval()
         self._image_size, self.channels = image_size, channels
-        for module in model.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = FrozenLinear
 
     @property
     def width(self) -> int:
