@@ -308,6 +308,7 @@ def planned(tmp_path: Path, command: str = "plan", **cell: Any) -> tuple[int, st
         ({"method": "aper-vpt-deep", "backbone": "beit_base_patch16_224"}, "takes no tokens beside those of the image"),
         ({"method": "aper-ssf", "backbone": "vit_base_patch16_xp_224"}, "not timm's plain ones"),
         ({"method": "simplecil", "backbone": "vit_tiny_patch16_224", "image_size": 8}, "2 images of 8 pixels"),
+        ({"method": "simplecil", "backbone": "vit_tiny_patch16_224", "image_size": 8}, "its own images have 224"),
         ({"method": "aper-norm-affine", "backbone": "vgg11"}, "a VGG has no norm with values of its own"),
         ({"method": "simplecil", "backbone": "resnet18", "access": "spiking"}, "a plain vision transformer"),
     ],

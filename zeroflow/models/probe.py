@@ -16,7 +16,7 @@ import torch
 from zeroflow.errors import ConfigError
 from zeroflow.models.access import accesses
 from zeroflow.models.backbone import Backbone
-from zeroflow.models.factory import EMBEDDED, brings_weights, create_backbone
+from zeroflow.models.factory import EMBEDDED, brings_weights, create_backbone, default_image_size
 from zeroflow.models.timm_backbone import TransformerBackbone
 from zeroflow.models.tuning import create_tuning, tunings
 
@@ -77,9 +77,10 @@ def _check_tuning(
         try:  # some models compute with numbers, which the meta device has none of
             shape = _pass(_built_here(name, image_size), tuning, dict(settings)) if _meta(backbone) else _fail(error)
         except Exception as real:
-            said = str(real).strip().partition("\n")[0]
+            said, own = str(real).strip().partition("\n")[0], default_image_size(name)
+            right = f"; its own images have {own}" if own not in (None, backbone.image_size) else ""
             raise ConfigError(
-                f"{where} with {IMAGES} images of {backbone.image_size} pixels, tuned by {tuning!r}: {said}"
+                f"{where} with {IMAGES} images of {backbone.image_size} pixels, tuned by {tuning!r}: {said}{right}"
             ) from real
     if shape != (IMAGES, backbone.width):
         raise ConfigError(
