@@ -558,6 +558,33 @@ def test_a_wrong_layout_tells_what_was_found(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("place", ["train/owl/more", "train/owl/more/still"])
+def test_images_below_a_class_that_has_some_are_told(tmp_path: Path, place: str) -> None:
+    root = write_folder(tmp_path, ["owl", "wren"])
+    (root / place).mkdir(parents=True)
+    for number in range(5):
+        Image.new("RGB", (8, 8)).save(root / place / f"x{number}.png")
+    with pytest.raises(ConfigError) as caught:
+        image_folder("deep", root)
+    assert str(caught.value).splitlines()[1:] == [
+        f"  {root / 'train' / 'owl'}: 5 images lie in folders below it and would be left out, {root / place / 'x0.png'} for one"
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.JFIF", "a.avif", "a.heic"])
+@pytest.mark.parametrize("place", ["train", "test/wren"])
+def test_files_of_unknown_kinds_are_told_and_notes_are_not(tmp_path: Path, name: str, place: str) -> None:
+    root = write_folder(tmp_path, ["owl", "wren"])
+    for beside in ("Thumbs.db", "labels.csv", "README", "desktop.ini", "notes.txt"):
+        (root / place / beside).write_text("")
+    assert len(image_folder("birds", root).train.labels) == 4
+    (root / place / name).write_bytes(b"GIF89a")
+    with pytest.raises(
+        ConfigError, match=rf"{place}: 1 files would be left out: 1 x \{Path(name).suffix.lower()}; images are \.bmp"
+    ):
+        image_folder("birds", root)
+
+
 def test_a_part_in_another_place_is_pointed_at(tmp_path: Path) -> None:
     write_folder(tmp_path / "set" / "inner", ["a"])
     (tmp_path / "set" / "val").mkdir()

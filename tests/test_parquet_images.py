@@ -177,7 +177,30 @@ def test_all_problems_of_the_files_are_told_at_once(tmp_path: Path) -> None:
     found = problems(tmp_path)
     assert found[0] == "data/train-00001-of-00003.parquet: no such file, though others of these 3 are there"
     assert found[1].startswith("data/train-00002-of-00003.parquet: cannot be read as a Parquet file: ")
-    assert found[2:] == ["data/test.parquet: no column of images"]
+    assert found[2:] == [
+        "data/test.parquet: no column of images, which are binary, or a struct with bytes; its columns: label (int64)"
+    ]
+
+
+@pytest.mark.parametrize("ending", ["", "-abcdef0123456789"])
+def test_a_missing_shard_is_told_whatever_follows_its_number(tmp_path: Path, ending: str) -> None:
+    write_both(tmp_path, train=f"data/train-00000-of-00002{ending}.parquet")
+    assert problems(tmp_path) == ["data/train-00001-of-00002.parquet: no such file, though others of these 2 are there"]
+    write(
+        tmp_path / f"data/train-00001-of-00002{ending[::-1]}.parquet".replace("9876543210fedcba-", "-9876543210fedcba"),
+        [1],
+        [1],
+        metadata=features({"label": NAMES}),
+    )
+    assert len(parquet_images("whole", tmp_path).train.labels) == 6
+
+
+def test_a_file_of_no_known_split_is_told(tmp_path: Path) -> None:
+    write_both(tmp_path)
+    write(tmp_path / "data" / "extra-00000-of-00001.parquet", [1], [0])
+    assert problems(tmp_path) == [
+        "data/extra-00000-of-00001.parquet: of no known split; expected train, test or validation in its name or its folder's"
+    ]
 
 
 def test_missing_splits_and_ambiguous_folders_are_told(tmp_path: Path) -> None:

@@ -24,6 +24,10 @@ from zeroflow.errors import all_at_once
 PARTS = ("train", "test")
 # torchvision.datasets.folder.IMG_EXTENSIONS.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".webp", ".tif", ".tiff"})
+# What may lie beside images without being one: notes, annotations, what file managers leave. docs/data.md lists them.
+BESIDE = frozenset(
+    {".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".html", ".pdf", ".db", ".ini", ".py", ".log"}
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +54,8 @@ def image_folder(name: str, root: str | Path, classes: int | None = None) -> Ima
 
     Raises:
         ConfigError: with every problem at once: a part that is missing, images in the wrong place, a class that only one
-            part has, a class without images, a link that leads nowhere, another number of classes.
+            part has, a class without images, images or files of an unknown kind that would be left out, a link that leads nowhere, another
+            number of classes.
     """
     root = Path(root)
     problems: list[str] = []
@@ -81,6 +86,7 @@ def _images_by_class(folder: Path, problems: list[str]) -> dict[str, list[Path]]
     loose = [entry for entry in entries if _names_image(entry) and not entry.is_dir()]
     if loose:
         problems.append(f"{folder}: {len(loose)} images lie in it and in no class's folder, {loose[0].name} for one")
+    problems += _unknown(folder, entries)
     return {entry.name: _images(Path(entry.path), problems) for entry in entries if entry.is_dir()}
 
 
@@ -94,7 +100,33 @@ def _images(folder: Path, problems: list[str]) -> list[Path]:
         kinds = Counter(Path(entry.name).suffix or entry.name for entry in entries if entry.is_file())
         others = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(3))
         problems.append(f"{folder}: no images{there}{f'; it holds {others}' if others else ''}")
+        return []
+    if deeper := [path for entry in entries if entry.is_dir() for path in _images_below(Path(entry.path), problems)]:
+        problems.append(
+            f"{folder}: {len(deeper)} images lie in folders below it and would be left out, {deeper[0]} for one"
+        )
+    problems += _unknown(folder, entries)
     return [Path(entry.path) for entry in images]
+
+
+def _images_below(folder: Path, problems: list[str]) -> list[str]:
+    """The images in a folder and all folders below it."""
+    entries = _entries(folder, problems)
+    here = [entry.path for entry in entries if _names_image(entry)]
+    return here + [path for entry in entries if entry.is_dir() for path in _images_below(Path(entry.path), problems)]
+
+
+def _unknown(folder: Path, entries: list[os.DirEntry[str]]) -> list[str]:
+    """What is wrong with files that are neither images nor what may lie beside them."""
+    names = [Path(entry.name) for entry in entries if entry.is_file() and not _names_image(entry)]
+    kinds = Counter(name.suffix.lower() for name in names if name.suffix and name.suffix.lower() not in BESIDE)
+    if not kinds:
+        return []
+    found = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(3))
+    known = " ".join(sorted(SUFFIXES))
+    return [
+        f"{folder}: {kinds.total()} files would be left out: {found}; images are {known}; convert them, or put them elsewhere"
+    ]
 
 
 def _entries(folder: Path, problems: list[str]) -> list[os.DirEntry[str]]:

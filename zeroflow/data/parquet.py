@@ -33,7 +33,7 @@ WORDS = {
     "validation": "validation", "valid": "validation", "dev": "validation", "val": "validation",
 }  # fmt: skip
 IMAGE_NAMES, LABEL_NAMES = ("image", "img"), ("label", "labels")
-SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.parquet")
+SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet")
 DEPTH = 4  # folders below a data set's own in which files are looked for
 HELD_BYTES = 2 * 2**30  # of row groups that have been read and may be asked for again
 
@@ -119,7 +119,7 @@ def parquet_images(name: str, root: str | Path, label_column: str | None = None)
     for part in ("train", "test"):
         split = "validation" if part == "test" and "test" not in files else part
         if split in files:
-            parts += _Split.read(files[split], label_column, problems)
+            parts += _Split.read(split, files[split], label_column, problems)
         else:
             there = f"; found: {', '.join(sorted(files))}" if files else ""
             problems.append(f"{root}: no Parquet files of a {part} split, as data/{part}-00000-of-00001.parquet{there}")
@@ -139,14 +139,14 @@ def parquet_images(name: str, root: str | Path, label_column: str | None = None)
 class _Split:
     """What is read of a split's files when they are opened: ``values`` of the labels, ``names`` by number or None."""
 
-    where: Path
+    where: str
     groups: Sequence[RowGroup]
     image_column: str
     values: list[Any]
     names: tuple[str, ...] | None
 
     @classmethod
-    def read(cls, files: Sequence[Path], label_column: str | None, problems: list[str]) -> list[_Split]:
+    def read(cls, split: str, files: Sequence[Path], label_column: str | None, problems: list[str]) -> list[_Split]:
         """Read the labels of all files: one split, or none and lines in ``problems`` where that is not possible."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -172,7 +172,7 @@ class _Split:
         if len(problems) > before or columns is None:
             return []
         image, _, names = columns
-        return [cls(files[0].parent, groups, image, values, names)]
+        return [cls(f"{files[0].parent}, {split} split", groups, image, values, names)]
 
 
 def _splits(root: Path, problems: list[str]) -> dict[str, list[Path]]:
@@ -183,20 +183,28 @@ def _splits(root: Path, problems: list[str]) -> dict[str, list[Path]]:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and depth < DEPTH)
         for name in sorted(files):
             path = Path(folder, name)
-            if path.suffix == ".parquet" and not name.startswith(".") and (split := _split_of(path.relative_to(root))):
+            if path.suffix != ".parquet" or name.startswith("."):
+                continue
+            if split := _split_of(path.relative_to(root)):
                 splits.setdefault(split, []).append(path)
+            else:
+                problems.append(
+                    f"{path}: of no known split; expected train, test or validation in its name or its folder's"
+                )
     for split, paths in splits.items():
         places = sorted({path.parent for path in paths})
         if len(places) > 1:
             problems.append(
                 f"{root}: files of the {split} split in several folders: {', '.join(map(str, places))}; name one of them"
             )
-        for first, count in {(m[1], m[3]) for path in paths if (m := SHARD.match(path.name))}:
-            expected = [places[0] / f"{first}-{i:0{len(count)}d}-of-{count}.parquet" for i in range(int(count))]
+        shards = [match for path in paths if (match := SHARD.fullmatch(path.name))]
+        for first, count in sorted({(shard[1], shard[3]) for shard in shards}):
+            there = {int(shard[2]) for shard in shards if (shard[1], shard[3]) == (first, count)}
             problems += [
-                f"{path}: no such file, though others of these {int(count)} are there"
-                for path in expected
-                if path not in paths
+                f"{places[0] / f'{first}-{i:0{len(count)}d}-of-{count}.parquet'}: no such file, though others of these {int(count)} "
+                "are there"
+                for i in range(int(count))
+                if i not in there
             ]
     return splits
 
@@ -233,6 +241,11 @@ def _columns(schema: Any, label_column: str | None) -> tuple[str, str, tuple[str
     fields = {schema.field(i).name: schema.field(i).type for i in range(len(schema.names))}
     images = [name for name, kind in fields.items() if image(kind)]
     labels = [name for name, kind in fields.items() if label(kind)]
+    for what, able in (("images", images), ("labels", labels)):
+        if not able:
+            there = ", ".join(f"{name} ({kind})" for name, kind in fields.items())
+            wanted = "binary, or a struct with bytes" if what == "images" else "integers or texts"
+            raise ConfigError(f"no column of {what}, which are {wanted}; its columns: {there}")
     chosen_image = _chosen("images", images, [n for n in images if kinds.get(n) == "Image"], IMAGE_NAMES)
     if label_column is not None:
         if label_column not in labels:
@@ -250,8 +263,6 @@ def _chosen(what: str, possible: Sequence[str], declared: Sequence[str], usual: 
     named = [name for name in usual if name in candidates]
     if named or len(candidates) == 1:
         return [*named, *candidates][0]
-    if not candidates:
-        raise ConfigError(f"no column of {what}")
     name_it = "; name one: parquet:NAME#COLUMN" if what == "labels" else ""
     raise ConfigError(f"several columns may be the {what}: {', '.join(candidates)}{name_it}")
 
