@@ -14,7 +14,18 @@ from torch.nn import functional as F
 from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.data import load_dataset
 from zeroflow.data.scenario import View
-from zeroflow.methods import EWC, L2SP, ExperienceReplay, FineTuning, GenerativeReplay, LwF, Method, MiniBatch, methods
+from zeroflow.methods import (
+    EASE,
+    EWC,
+    L2SP,
+    ExperienceReplay,
+    FineTuning,
+    GenerativeReplay,
+    LwF,
+    Method,
+    MiniBatch,
+    methods,
+)
 from zeroflow.methods.experience_replay import herding
 from zeroflow.models.backbone import Backbone
 from zeroflow.models.factory import build_timm, create_backbone
@@ -478,3 +489,26 @@ def test_function_values_are_the_losses_of_old_and_new_samples() -> None:
         ConfigError, match=r"method 'ease' has no loss of old tasks while it trains; expected one of ewc, "
     ):
         TrialConfig.from_dict({"method": "ease", "probe_every": 5})
+
+
+@pytest.mark.parametrize(
+    ("frozen_space", "diagonal_only"), [(False, False), (True, False), (False, True), (True, True)]
+)
+def test_without_reweighting_ease_takes_one_cosine_over_all_spaces(
+    backbone: Backbone, frozen_space: bool, diagonal_only: bool
+) -> None:
+    """Features and prototypes side by side; where only a class's own space counts, its prototype is zero in the others."""
+    options = EASE.Options(
+        bottleneck=2, reweight=False, frozen_space=frozen_space, diagonal_only=diagonal_only, beta=0.3
+    )
+    ease, first = EASE(backbone, options), int(frozen_space)
+    ease.tasks = [range(0, 3), range(3, 5)]
+    draw = np.random.default_rng(0)
+    features, prototypes = draw.normal(size=(7, 2 + first, 6)), draw.normal(size=(2 + first, 5, 6))
+    ease.prototypes = torch.from_numpy(prototypes)
+    counted = prototypes.copy()
+    if diagonal_only:
+        counted[first, 3:], counted[first + 1, :3] = 0, 0
+    given, known = features.reshape(7, -1), np.concatenate(list(counted), axis=1)
+    expected = given @ known.T / np.linalg.norm(given, axis=1)[:, None] / np.linalg.norm(known, axis=1)
+    np.testing.assert_allclose(ease.scores(torch.from_numpy(features)), expected, atol=1e-12)

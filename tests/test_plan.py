@@ -15,10 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from zeroflow.cli import main
+from zeroflow.errors import ConfigError
 from zeroflow.results import Store
 from zeroflow.results.records import tables
 from zeroflow.sweep.estimate import Estimate, Finished, estimate
-from zeroflow.sweep.grid import load_grid, parse_grid
+from zeroflow.sweep.grid import load_grid, parse_grid, parse_yaml
 from zeroflow.sweep.placement import CellPlacement
 from zeroflow.sweep.plan import make_plan
 from zeroflow.trial.config import TrialConfig
@@ -269,3 +270,42 @@ def test_an_id_once_asked_for_is_no_part_of_a_configuration() -> None:
     assert asked == fresh and repr(asked) == repr(fresh) and dataclasses.asdict(asked) == dataclasses.asdict(fresh)
     assert dataclasses.replace(asked, seed=1).cell_id == TrialConfig.from_dict(ZO | {"seed": 1}).cell_id != kept
     assert pickle.loads(pickle.dumps(asked)).cell_id == copy.copy(asked).cell_id == fresh.cell_id == kept
+
+
+# YAML as people write it
+
+
+def test_merge_keys_and_anchors_work() -> None:
+    """What YAML 1.1 says of ``<<``: own keys before merged ones, the first of several mappings before the others."""
+    text = """
+base: &common {optimizer: fo-sgd, options: &own {bottleneck: 4, scale: 0.1}}
+one: {<<: *common, optimizer: zo-sgd, options: {<<: *own, scale: 1.0}}
+two: &two {<<: [{lr: 1e-3}, *common], epochs: 2}
+three: {<<: *two, lr: 2.0}
+"""
+    found = parse_yaml(text, "grid.yaml")
+    assert found["one"] == {"optimizer": "zo-sgd", "options": {"bottleneck": 4, "scale": 1.0}}
+    assert found["two"] == {"lr": 1e-3, "optimizer": "fo-sgd", "options": {"bottleneck": 4, "scale": 0.1}, "epochs": 2}
+    assert found["three"] == {**found["two"], "lr": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "line", "column"),
+    [
+        ("a: &a [1, *a]", "an anchor is used inside its own value", 1, 4),
+        ("x: 1\na: &a {b: {c: *a}}", "an anchor is used inside its own value", 2, 4),
+        ("a: {b: 1, b: 2}", "key 'b' is given twice", 1, 11),
+        ("a: {<<: {b: 1}, <<: {c: 1}}", "key '<<' is given twice", 1, 17),
+        ("on: 1", "key True is not a text", 1, 1),
+        ("a: 1\nb: 2026-11-29", "a timestamp is no value here", 2, 4),
+        ("a: !!binary aGk=", "a binary is no value here", 1, 4),
+        ("a: !!set {b}", "a set is no value here", 1, 4),
+        ("a: !!python/object:os.system {}", "could not determine a constructor", 1, 4),
+        ("a: *b", "found undefined alias 'b'", 1, 4),
+    ],
+)
+def test_other_yaml_is_refused_by_name_and_place(text: str, said: str, line: int, column: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_yaml(text, "grid.yaml")
+    assert str(caught.value).startswith("grid.yaml: not valid YAML: ") and said in str(caught.value)
+    assert f"line {line}, column {column}" in str(caught.value), str(caught.value)

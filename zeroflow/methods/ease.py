@@ -48,7 +48,8 @@ class EASE(Method):
         alpha: weight of the spaces of other tasks, shared by the number of tasks so far (Eq. 10).
         recalculate_similarity: complete every pair of old task and newer space anew at each stage, with the classes of
             all tasks since as references; otherwise only the newest space, once.
-        reweight: apply alpha; otherwise all spaces count 1.
+        reweight: the sum of Eq. 9-10 with alpha; otherwise one cosine over the features of all spaces side by side, the bare
+            backbone's among them, without ``alpha`` and ``beta``, as the authors' code does it. Discriminants are summed either way.
         diagonal_only: a class is scored in its own task's space only.
         frozen_space: the bare backbone as one more space, added with weight ``beta``.
         """
@@ -127,7 +128,9 @@ class EASE(Method):
 
     @torch.no_grad()
     def scores(self, features: Tensor) -> Tensor:
-        """Eq. 9-10: sum over spaces k of w[i, k] * cos(f_k(x), P[k, c]) for class c of task i."""
+        """Eq. 9-10: sum over spaces k of w[i, k] * cos(f_k(x), P[k, c]) for class c of task i; see ``reweight``."""
+        if not self.options.reweight and not self.discriminants:
+            return cosine(features.flatten(1), self._side_by_side().flatten(1))
         total = features.new_zeros(len(features), self.tasks[-1].stop)
         if self.options.frozen_space:
             total += self.options.beta * self._similar(features[:, 0], 0)
@@ -137,6 +140,15 @@ class EASE(Method):
                 own = slice(classes.start, classes.stop)
                 total[:, own] += self._weight(task, number) * similar[:, own]
         return total
+
+    def _side_by_side(self) -> Tensor:
+        """Every class's prototypes in all spaces, ``[classes, spaces, d]``; zero in those that do not count."""
+        kept = self.prototypes.transpose(0, 1).clone()
+        if self.options.diagonal_only:
+            for task, classes in enumerate(self.tasks):
+                others = [self.first + other for other in range(len(self.tasks)) if other != task]
+                kept[classes.start : classes.stop, others] = 0
+        return kept
 
     @property
     def discriminants(self) -> list[LDA]:
