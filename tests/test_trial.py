@@ -230,7 +230,7 @@ def test_bad_configurations_are_refused_with_the_nearest_right_one(values: dict,
 def class_mean_cosines(order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cosine of each test drawing with each class mean, and its class, under new labels; with NumPy."""
     data = zeroflow.data.load_dataset("some-drawings")
-    backbone = zeroflow.models.backbone.create_backbone()
+    backbone = create_backbone()
 
     def features(samples) -> np.ndarray:
         with torch.no_grad():
