@@ -54,8 +54,8 @@ def image_folder(name: str, root: str | Path, classes: int | None = None) -> Ima
 
     Raises:
         ConfigError: with every problem at once: a part that is missing, images in the wrong place, a class that only one
-            part has, a class without images, images or files of an unknown kind that would be left out, a link that leads nowhere, another
-            number of classes.
+            part has, a class without images, images or files of an unknown kind that would be left out, a link that leads
+            nowhere, another number of classes.
     """
     root = Path(root)
     problems: list[str] = []

@@ -223,9 +223,3 @@ class OpaqueBackbone(Backbone):
     @property
     def image_size(self) -> int:
         return self._image_size
-
-
-def refuse_graphs(what: str, *given: Any) -> None:
-    """Raise ``RuntimeError`` where a derivative is asked of what has none."""
-    if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in given):
-        raise RuntimeError(f"{what} has no derivative; evaluate it under torch.no_grad()")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zeroflow.models.adapters import Adapter
-from zeroflow.models.backbone import Backbone, BlockPass, OpaqueBackbone, Prefix, refuse_graphs
+from zeroflow.models.backbone import Backbone, BlockPass, OpaqueBackbone, Prefix
 from zeroflow.models.factory import create_backbone
 from zeroflow.models.timm_backbone import TransformerBackbone
 
@@ -69,7 +69,8 @@ class ExportedBackbone(OpaqueBackbone):
         return self._run(self._rest, dict(zip(_INPUTS, given, strict=True)))[0]
 
     def _run(self, session: Any, given: Mapping[str, Tensor]) -> list[Tensor]:
-        refuse_graphs("an exported graph", *given.values())
+        if torch.is_grad_enabled() and any(value.requires_grad for value in given.values()):
+            raise RuntimeError("an exported graph has no derivative; evaluate it under torch.no_grad()")
         return [
             torch.from_numpy(out) for out in session.run(None, {name: x.detach().numpy() for name, x in given.items()})
         ]

@@ -1,6 +1,7 @@
 """Backbones by name: the embedded one, any model of timm, a file of ``torch.export``, or one of your own package's.
 
-Pretrained weights come from the hub where there is a network, or from a local file (``zeroflow.models.weights``). The embedded backbone is a small ViT whose checkpoint is part of the package.
+Pretrained weights come from the hub where there is a network, or from a local file (``zeroflow.models.weights``). The
+embedded backbone is a small ViT whose checkpoint is part of the package.
 
 timm is imported where it is used: it takes longer to import than torch, and planning a grid needs little of it.
 """

@@ -7,9 +7,8 @@ which computes shapes and no numbers. Then two empty images pass the tuning.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -21,6 +20,7 @@ from zeroflow.models.timm_backbone import TransformerBackbone
 from zeroflow.models.tuning import create_tuning, tunings
 
 IMAGES = 2
+Found = TypeVar("Found")
 
 
 def check_tuning(
@@ -70,18 +70,15 @@ def _check_tuning(
             left = [other for other in left if other != "adapter"]
         raise ConfigError(f"{where}: it cannot be tuned by {tuning!r}: {why}; it can by {', '.join(left)}")
     try:
-        shape = _pass(backbone, tuning, dict(settings))
+        shape = _tried(backbone, name, image_size, lambda built: _pass(built, tuning, dict(settings)))
     except ConfigError:
         raise
     except Exception as error:
-        try:  # some models compute with numbers, which the meta device has none of
-            shape = _pass(_built_here(name, image_size), tuning, dict(settings)) if _meta(backbone) else _fail(error)
-        except Exception as real:
-            said, own = str(real).strip().partition("\n")[0], default_image_size(name)
-            right = f"; its own images have {own}" if own not in (None, backbone.image_size) else ""
-            raise ConfigError(
-                f"{where} with {IMAGES} images of {backbone.image_size} pixels, tuned by {tuning!r}: {said}{right}"
-            ) from real
+        own = default_image_size(name)
+        right = f"; its own images have {own}" if own not in (None, backbone.image_size) else ""
+        raise ConfigError(
+            f"{where} with {IMAGES} images of {backbone.image_size} pixels, tuned by {tuning!r}: {_line(error)}{right}"
+        ) from error
     if shape != (IMAGES, backbone.width):
         raise ConfigError(
             f"{where}: {IMAGES} images give {shape}; expected features of shape {(IMAGES, backbone.width)}"
@@ -110,14 +107,9 @@ def anatomy(name: str) -> Anatomy:
     """
     backbone = _built(name, None, None)
     try:
-        return _anatomy(backbone)
-    except Exception as error:  # as in ``_check_tuning``
-        if not _meta(backbone):
-            raise ConfigError(f"backbone {name!r}: {error}") from error
-    try:
-        return _anatomy(_built_here(name, None))
+        return _tried(backbone, name, None, _anatomy)
     except Exception as error:
-        raise ConfigError(f"backbone {name!r}: {str(error).strip().partition(chr(10))[0]}") from error
+        raise ConfigError(f"backbone {name!r}: {_line(error)}") from error
 
 
 def _anatomy(backbone: Backbone) -> Anatomy:
@@ -126,8 +118,20 @@ def _anatomy(backbone: Backbone) -> Anatomy:
     return Anatomy(values, backbone.width, backbone.image_size, able)
 
 
-def _fail(error: Exception) -> tuple[int, ...]:
-    raise error
+def _tried(backbone: Backbone, name: str, image_size: int | None, look: Callable[[Backbone], Found]) -> Found:
+    """What ``look`` finds; with numbers where it cannot do without, which the meta device has none of."""
+    try:
+        return look(backbone)
+    except ConfigError:
+        raise
+    except Exception:
+        if not _meta(backbone):
+            raise
+        return look(_built_here(name, image_size))
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _meta(backbone: Backbone) -> bool:
@@ -147,14 +151,9 @@ def _pass(backbone: Backbone, tuning: str, settings: Mapping[str, Any]) -> tuple
         return tuple(made(backbone, made.prefix(backbone, images)).shape)
 
 
-def _built(name: str, checkpoint: str | None, image_size: int | None) -> Backbone:
-    local = checkpoint if checkpoint not in (None, "hub", "none") else None
-    changed = Path(local).stat().st_mtime_ns if local and Path(local).exists() else None
-    return _built_as(name, local, image_size, changed)
-
-
 @functools.lru_cache(maxsize=2)
-def _built_as(name: str, local: str | None, image_size: int | None, changed: int | None) -> Backbone:
+def _built(name: str, checkpoint: str | None, image_size: int | None) -> Backbone:
+    local = checkpoint if checkpoint not in ("hub", "none") else None
     if local or name == EMBEDDED or brings_weights(name):
         return create_backbone(name, checkpoint=local, image_size=image_size)
     try:
