@@ -228,7 +228,7 @@ def test_a_grid_file_tells_them_and_rules_change_them(
     for config in grid.cells:
         setting = {
             "cell": asdict(config), "placement": asdict(placed[config.method]), "commit": None, "data_dir": None,
-            "root": str(tmp_path), "code": "0",
+            "root": str(tmp_path), "code": "0", "folder": None,
         }  # fmt: skip
         assert compute(setting, None)["type"] == "Enough"
 
