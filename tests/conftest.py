@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# Several test processes share few cores, and small models only wait for each other's threads: an hour becomes minutes. Before
+# torch is imported, and for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -24,15 +29,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """torch computes with one thread: another number may change last bits, and small models only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

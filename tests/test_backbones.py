@@ -26,7 +26,6 @@ from zeroflow.models.factory import create_backbone
 from zeroflow.models.probe import check_tuning
 from zeroflow.models.tuning import create_tuning, tunings
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = {
     "bottleneck": 4, "scale": 0.5, "dropout": 0.0, "tokens": 3, "border": 2, "rank": 2, "size": 5, "shared": True,
 }  # fmt: skip

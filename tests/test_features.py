@@ -35,7 +35,7 @@ from zeroflow.models.frozen import fingerprint
 from zeroflow.models.timm_backbone import TransformerBackbone
 from zeroflow.trial.features import FrozenFeatures
 
-pytestmark = pytest.mark.usefixtures("some_drawings", "tiny_vit", "one_thread")
+pytestmark = pytest.mark.usefixtures("some_drawings", "tiny_vit")
 TINY = {"backbone": "zeroflow_tiny_vit", "checkpoint": "none", "image_size": 14}
 SMALL = {**TINY, "dataset": "some-drawings", "tasks": 10, "stop_after": 2, "method": "simplecil"}
 IMAGES = 4 * (12 + 5)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from zeroflow.errors import ConfigError
 from zeroflow.optim import create_optimizer, list_optimizers, optimizers, tune
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 DIGITS = load_digits()
 ORDER = torch.randperm(len(DIGITS.target), generator=torch.Generator().manual_seed(0))
 IMAGES, LABELS = torch.tensor(DIGITS.data / 16.0, dtype=torch.float32)[ORDER], torch.tensor(DIGITS.target)[ORDER]
