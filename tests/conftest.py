@@ -9,15 +9,17 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from everything import everything
 from pyarrow import fs
 
+from zeroflow.cli import main
 from zeroflow.data import ArraySamples, ImageDataset, load_dataset
 from zeroflow.data.dataset import datasets, register_dataset
 from zeroflow.results import Store
@@ -90,6 +92,32 @@ def tiny_vit() -> dict[str, Any]:
             )
 
     return {"backbone": "zeroflow_tiny_vit", "checkpoint": "none", "image_size": 14}
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[str]:
+    """The address of a Ray of this process, which all sweeps that tests run in it share: its workers have imported all.
+
+    More logical CPUs than there may be real ones: bits do not depend on who is how fast.
+    """
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        context = ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        yield context.address_info["address"]
+        ray.shutdown()
+
+
+@pytest.fixture
+def sweep_here(ray_here: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """``zeroflow sweep`` or ``search`` in this process, on the Ray that it shares."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def run(command: str, *arguments: object) -> Result:
+        return CliRunner().invoke(main, [command, *map(str, arguments)], catch_exceptions=False)
+
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -267,17 +267,8 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[lis
     return found
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As many threads here as in the processes: another number may change the last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def alone(one_thread: None) -> dict[str, Any]:
+def alone() -> dict[str, Any]:
     return all_names(LocalExecutor())
 
 

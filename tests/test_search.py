@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -649,17 +647,12 @@ def test_what_is_wrong_with_several_data_sets_is_said_at_once(tmp_path: Path) ->
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_real_search_chooses_writes_and_never_runs_a_cell_twice(tmp_path: Path) -> None:
+def test_a_real_search_chooses_writes_and_never_runs_a_cell_twice(tmp_path: Path, sweep_here) -> None:
     file, results = tmp_path / "small.yaml", tmp_path / "results"
     file.write_text(SMALL)
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-
-    def search(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "zeroflow.cli", "search", str(file), "--results", str(results), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=540, env=environment)
-
+    search = partial(sweep_here, "search", file, "--results", results)
     first = search()
-    assert first.returncode == 0, first.stderr
+    assert first.exit_code == 0, first.output
     rows = load(results, "searches").to_pylist()
     trials = {row["cell_id"]: row for row in load(results, "trials").to_pylist()}
     assert len(rows) == len(trials) == 5
@@ -683,9 +676,9 @@ def test_a_real_search_chooses_writes_and_never_runs_a_cell_twice(tmp_path: Path
     kept = {path: path.read_bytes() for path in results.rglob("*.parquet")}
 
     again = search()
-    assert again.returncode == 0 and "5 done, 0 failed, 0 to run" in again.stdout and "Ray" not in again.stdout
+    assert again.exit_code == 0 and "5 done, 0 failed, 0 to run" in again.stdout and "Ray" not in again.stdout
     assert "holds the chosen values already" in again.stdout and file.read_text() == text
     assert {path: path.read_bytes() for path in results.rglob("*.parquet")} == kept
 
     printed = search("--print")
-    assert printed.returncode == 0 and f"optimizer: zo-sgd}}, set: {{lr: {chosen['zo-sgd']['lr']}" in printed.stdout
+    assert printed.exit_code == 0 and f"optimizer: zo-sgd}}, set: {{lr: {chosen['zo-sgd']['lr']}" in printed.stdout

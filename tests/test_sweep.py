@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import zeroflow.results
 from zeroflow.errors import ConfigError
 from zeroflow.results.store import Store
+from zeroflow.sweep.driver import run_sweep
 from zeroflow.sweep.grid import load_grid, parse_grid, parse_override
 from zeroflow.sweep.placement import CellPlacement, cells_that_fit
 from zeroflow.sweep.plan import make_plan
@@ -246,7 +248,7 @@ def test_placement_follows_rules_and_a_cell_gets_no_more_workers_than_it_can_use
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_real_sweep_writes_parquet_and_never_runs_a_cell_twice(tmp_path) -> None:
+def test_a_real_sweep_writes_parquet_and_never_runs_a_cell_twice(tmp_path, sweep_here) -> None:
     file, out = write(tmp_path / "small.yaml", SMALL_GRID), tmp_path / "out"
     run = full_grid("--grid", file, "--results", "out", cwd=tmp_path)  # a relative path, on purpose
     assert run.returncode == 0, run.stdout + run.stderr
@@ -265,13 +267,13 @@ def test_a_real_sweep_writes_parquet_and_never_runs_a_cell_twice(tmp_path) -> No
     assert (row["avg"], row["last"], row["final_loss"]) == tuple(here.summary[k] for k in ("avg", "last", "final_loss"))
 
     written = {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")}
-    again = full_grid("--grid", file, "--results", out)
-    assert again.returncode == 0 and "5 done, 0 failed, 0 to run" in again.stdout
+    again = sweep_here("sweep", "--grid", file, "--results", out)
+    assert again.exit_code == 0 and "5 done, 0 failed, 0 to run" in again.stdout
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")} == written
 
     # A value added to the grid runs the new cells only.
-    more = full_grid("--grid", file, "--results", out, "--set", "seed=[0,1,2]")
-    assert more.returncode == 0, more.stdout + more.stderr
+    more = sweep_here("sweep", "--grid", file, "--results", out, "--set", "seed=[0,1,2]")
+    assert more.exit_code == 0, more.output
     assert "5 done, 0 failed, 2 to run" in more.stdout
     assert {p: p.stat().st_mtime_ns for p in written} == written
     assert zeroflow.results.load(out, "trials").num_rows == 7
@@ -279,11 +281,12 @@ def test_a_real_sweep_writes_parquet_and_never_runs_a_cell_twice(tmp_path) -> No
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_failed_cell_is_recorded_and_the_rest_goes_on(tmp_path) -> None:
+def test_a_failed_cell_is_recorded_and_the_rest_goes_on(tmp_path, sweep_here) -> None:
     text = SMALL_GRID.replace("lr: 1e-4, eps: 1e-2", "lr: 1e30")
     file, out = write(tmp_path / "small.yaml", text), tmp_path / "out"
-    run = full_grid("--grid", file, "--results", out, "--set", "seed=0")
-    assert run.returncode == 1
+    command = ("sweep", "--grid", file, "--results", out, "--no-report", "--set", "seed=0")
+    run = sweep_here(*command)
+    assert run.exit_code == 1
     assert "FAILED: NonFiniteLoss" in run.stdout
     grid = load_grid(file, {"seed": 0})
     plan = make_plan(grid, Store(out), None)
@@ -292,46 +295,28 @@ def test_a_failed_cell_is_recorded_and_the_rest_goes_on(tmp_path) -> None:
     assert "NonFiniteLoss" in failure["traceback"]
 
     # Left alone it stays failed; asked for it runs again and fails again, still counted once.
-    assert "0 to run" in full_grid("--grid", file, "--results", out, "--set", "seed=0").stdout
-    again = full_grid("--grid", file, "--results", out, "--set", "seed=0", "--retry-failed")
-    assert again.returncode == 1 and "FAILED: NonFiniteLoss" in again.stdout
+    assert "0 to run" in sweep_here(*command).stdout
+    again = sweep_here(*command, "--retry-failed")
+    assert again.exit_code == 1 and "FAILED: NonFiniteLoss" in again.stdout
     assert zeroflow.results.load(out, "failures").num_rows == 1
-
-
-SHARED = """
-import sys
-import ray
-from pathlib import Path
-from zeroflow.results.store import Store
-from zeroflow.sweep.driver import run_sweep
-from zeroflow.sweep.grid import load_grid
-import dataclasses
-
-ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-grid = load_grid(sys.argv[1])
-for workers, shards in ((3, 1), (4, 2)):
-    forced = {"workers_per_trial": workers, "data_shards": shards}
-    placement = dataclasses.replace(grid.placement, forced=forced, max_concurrent=1)
-    end = run_sweep(grid.cells, Store(Path(sys.argv[2]) / f"{workers}x{shards}"), placement)
-    assert end.failed == 0 and end.stopped is None, end
-"""
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_any_number_of_ray_train_workers_gives_the_bits_of_one(tmp_path) -> None:
+def test_any_number_of_ray_train_workers_gives_the_bits_of_one(tmp_path, ray_here: str) -> None:
     file = write(
         tmp_path / "small.yaml",
         "base: {checkpoint: none, image_size: 7, tasks: 2, epochs: 1, batch_size: 1000, method: aper-adapter, queries: 4}\n"
         "grid: [{optimizer: [zo-sgd-conserve, forward-grad, zo-per-example]}]\n"
         "placement: {gpus_per_worker: 0}\n",
     )
-    # More logical CPUs than there may be real ones: the bits do not depend on who is how fast.
-    run = subprocess.run(
-        [sys.executable, "-c", SHARED, str(file), str(tmp_path)], capture_output=True, text=True, timeout=540, cwd=ROOT
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    alone = {config.optimizer: zeroflow.run_trial(config) for config in load_grid(file).cells}
+    grid = load_grid(file)
+    for workers, shards in ((3, 1), (4, 2)):
+        forced = {"workers_per_trial": workers, "data_shards": shards}
+        placement = dataclasses.replace(grid.placement, forced=forced, max_concurrent=1)
+        end = run_sweep(grid.cells, Store(tmp_path / f"{workers}x{shards}"), placement)
+        assert end.failed == 0 and end.stopped is None, end
+    alone = {config.optimizer: zeroflow.run_trial(config) for config in grid.cells}
     for name in ("3x1", "4x2"):
         workers, shards = int(name[0]), int(name[2])
         steps = zeroflow.results.load(tmp_path / name, "steps").sort_by("step").to_pylist()
@@ -350,12 +335,12 @@ def test_any_number_of_ray_train_workers_gives_the_bits_of_one(tmp_path) -> None
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_grid_that_no_node_can_hold_fails_at_once_with_the_numbers(tmp_path) -> None:
+def test_a_grid_that_no_node_can_hold_fails_at_once_with_the_numbers(tmp_path, sweep_here) -> None:
     file = write(
         tmp_path / "small.yaml", SMALL_GRID.replace("gpus_per_worker: 0", "gpus_per_worker: 0, cpus_per_worker: 999")
     )
-    run = full_grid("--grid", file, "--results", tmp_path / "out")
-    assert run.returncode == 2
+    run = sweep_here("sweep", "--grid", file, "--results", tmp_path / "out")
+    assert run.exit_code == 2
     assert "999 CPU(s)" in run.stderr and "Traceback" not in run.stderr
     assert not (tmp_path / "out").exists()
 
