@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import configparser
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,6 +73,24 @@ def test_a_room_imports_only_what_is_before_it(module: str, unwanted: list[str])
     program = f"import sys, {module}; print([m for m in {unwanted!r} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+def test_the_version_stands_in_one_place() -> None:
+    metadata = configparser.ConfigParser()
+    metadata.read(ROOT / "setup.cfg")
+    wanted = metadata["metadata"]["version"]
+    program = "import sys, zeroflow; print(zeroflow.__version__, [m for m in ('torch', 'timm') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert run.stdout.strip() == f"{wanted} []", run.stderr
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == wanted
+
+
+def test_what_a_package_index_shows_needs_no_file_beside_it() -> None:
+    metadata = configparser.ConfigParser()
+    metadata.read(ROOT / "setup.cfg")
+    page = ROOT / metadata["metadata"]["long_description"].removeprefix("file: ")
+    links = re.findall(r"\]\(([^()\s]+)\)", page.read_text())
+    assert [link for link in links if not link.startswith("https://")] == []
 
 
 def test_no_file_names_a_place_of_one_machine() -> None:
