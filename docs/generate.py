@@ -20,6 +20,7 @@ from typing import Any
 import bans
 import click
 import findings
+import front
 import gallery
 import reproduction
 import torch
@@ -690,6 +691,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "own-model": own_model,
     **reproduction.blocks(lambda: RESULTS),
     **findings.blocks(lambda: RESULTS),
+    **front.blocks(lambda: RESULTS),
     **bans.blocks(lambda: RESULTS),
 }
 

@@ -90,7 +90,7 @@ def test_a_package_may_bring_a_backbone(tmp_path: Path) -> None:
 
 def test_the_grids_in_the_pages_are_right(tmp_path: Path) -> None:
     found = 0
-    for page in (ROOT / "README.md", DOCS / "getting_started.md"):
+    for page in (ROOT / "README.md", DOCS / "getting_started.md", DOCS / "grids.md"):
         for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
             if "grid" in yaml.safe_load(block):
                 file = tmp_path / f"grid{found}.yaml"
@@ -98,6 +98,26 @@ def test_the_grids_in_the_pages_are_right(tmp_path: Path) -> None:
                 assert len(load_grid(file).cells) > 5
                 found += 1
     assert found >= 2
+
+
+def test_the_readme_is_short_and_begins_with_what_to_type() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 900
+    commands = [line.split() for line in text.splitlines() if line.startswith("    ")]
+    assert text.startswith("# zeroflow\n\n    make") and [line[1] for line in commands[:2]] == ["sweep", "test"]
+
+
+def test_the_front_page_has_the_best_row_of_each_kind() -> None:
+    import front
+
+    best, compared = front.best_rows(ROOT / "results")
+    assert list(best) == list(front.KINDS), "none is missing"
+    for name, row in best.items():
+        assert front.kind(row) == name
+        assert not [other for other in compared if front.kind(other) == name and other.avg.mean > row.avg.mean + 0.005]
+    assert best["closed form"].trainable_parameters == best["no training"].forward_passes == 0
+    assert best["a few values by forward passes"].trainable_parameters < front.MANY
+    assert not str(best["tens of thousands by forward passes"].config["optimizer"]).startswith("fo-")
 
 
 def anchors(page: Path) -> set[str]:
