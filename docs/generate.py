@@ -681,7 +681,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "plan": lambda: terminal(
         "plan", "--grid", "sweeps/quick.yaml", "--results", "results/quick", "--set", "seed=[0,1,2,3,4]"
     ),
-    "status": lambda: terminal("status", "results/quick"),
     "metrics": metric_definitions,
     "model-card": model_card,
     "optimizer-time": optimizer_time,

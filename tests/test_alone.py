@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import importlib.abc
 import sys
@@ -46,6 +48,7 @@ assert not [name for name in absent - {"cmaes", "threadpoolctl"} if name in sys.
 """
 
 
+@pytest.mark.slow
 def test_every_optimizer_steps_with_torch_and_numpy_alone() -> None:
     run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr

@@ -40,6 +40,20 @@ for training in ({"optimizer": "zo-sgd", "lr": 1e-3}, {"optimizer": "fo-adam", "
     assert [step.loss for step in free.steps] != [step.loss for step in held.steps]
 assert free.accuracy_matrix[0, 0] > 70, "it learns two classes"
 """,
+    "classifier": """
+from zeroflow.classifiers import classifiers
+features = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)) + torch.arange(2).repeat(20)[:, None]
+halves = [classifiers.get("diagonal").build() for _ in range(3)]
+for half, part in zip(halves, (slice(0, 20), slice(20, 40), slice(0, 40))):
+    half.begin_task(range(2), 6, None)
+    half.add(features[part], torch.arange(2).repeat(20)[part])
+halves[0].merge(halves[1])
+torch.testing.assert_close(halves[0].scores(features), halves[2].scores(features))
+assert found["diagonal"]["avg"] > 60
+""",
+    "tuning": """
+assert result.summary["trainable_parameters"] > 192 and result.summary["last"] > 50
+""",
     "data set": """
 found = run_trial(TrialConfig.from_dict(cell))
 assert found.accuracy_matrix.shape == (5, 5) and found.summary["last"] > 40, found.summary

@@ -93,6 +93,20 @@ def test_what_a_package_index_shows_needs_no_file_beside_it() -> None:
     assert [link for link in links if not link.startswith("https://")] == []
 
 
+def test_hooks_are_those_of_make_check_and_need_no_network() -> None:
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert local["repo"] == "local" and {hook["language"] for hook in local["hooks"]} == {"system"}
+    makefile = (ROOT / "Makefile").read_text()
+    checks = makefile[makefile.index("\ncheck:") : makefile.index("\nreport:")]
+    named = {hook["entry"].removeprefix(".venv/bin/").removesuffix(" --force-exclude") for hook in local["hooks"]}
+    assert named == {"ruff check", "ruff format", "mypy"} and all(f"$(BIN)/{name}" in checks for name in named)
+
+
+def test_continuous_integration_runs_the_project_s_own_script() -> None:
+    job = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"] and job["timeout-minutes"] == 90
+
+
 def test_no_file_names_a_place_of_one_machine() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     for name in tracked:
