@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def kind(row: Row) -> str | None:
     return "tens of thousands by forward passes" if many else "a few values by forward passes"
 
 
+@functools.cache
 def best_rows(results: Path) -> tuple[dict[str, Row], list[Row]]:
     """The row with the highest Avg of every kind, the cheaper one where they are level, and all that were compared."""
     stores = sorted(folder for folder in results.iterdir() if (folder / "trials").is_dir())
