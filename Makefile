@@ -1,5 +1,7 @@
 # make sweep: install, run a real grid on the embedded data with Ray, print the table, write Parquet and one HTML report.
 # make test:  install, check, run the tests.
+# make check: install, look for what ruff and mypy find.
+# make test-fast: install, check, run the tests that take seconds and start no Ray.
 # make report: install, make one page of all committed results (build/report.html) and run the notebooks (build/notebooks).
 # make docs:  install, write the API reference to build/docs.
 
@@ -12,13 +14,16 @@ MODULES = $(shell find zeroflow -name '*.py' ! -name __main__.py | sed 's|/__ini
 # Many processes import the same: what one has compiled, the next one reads, whatever the shell around says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: sweep test check report docs clean
+.PHONY: sweep test test-fast check report docs clean
 
 sweep: $(VENV)/installed
 	$(BIN)/python sweeps/full_grid.py --grid sweeps/quick.yaml --results runs/quick
 
 test: $(VENV)/installed-test check
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+test-fast: $(VENV)/installed-test check
+	$(BIN)/python -m pytest -m "not long and not slow and not ray"
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -225,11 +225,13 @@ def untrained(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**dict.fromkeys(values), "method": NAMED.get(own), "dataset": values.get("dataset")}
 
 
-def shifts(results: Path, name: str) -> str:
-    """What some rows gain on every stream: over SimpleCIL, and training over none with the same classifier."""
-    if not (results / name / "trials").is_dir():
-        return NOT_RUN.format(name=name)
-    found = groups(results / name, ["dataset", "method", "classifier", "optimizer"])
+Gains = dict[tuple[Any, Key], Estimate | None]
+
+
+def shift_gains(store: Path) -> tuple[Gains, Gains, dict[Any, Group]]:
+    """By stream and row, of the rows that were run on every stream: the gain in Avg over SimpleCIL, and what training adds to
+    the same classifier on frozen features (None: nothing is trained); and SimpleCIL by stream."""
+    found = groups(store, ["dataset", "method", "classifier", "optimizer"])
     by_key = {tuple(group.values.values()): group for group in found}
     rows = dict.fromkeys(key[1:] for key in by_key)
     wanted = [key for key in rows if key[0] != BASELINE and all((data, *key) in by_key for data in _streams(found))]
@@ -240,19 +242,28 @@ def shifts(results: Path, name: str) -> str:
             gains[data, key] = group.minus(by_key[data, BASELINE, None, None])
             reference = by_key.get(tuple(untrained(group.values).values()))
             trained[data, key] = group.minus(reference) if key[2] and reference else None
+    return gains, trained, {data: by_key[data, BASELINE, None, None] for data in _streams(found)}
+
+
+def shifts(results: Path, name: str) -> str:
+    """What some rows gain on every stream: over SimpleCIL, and training over none with the same classifier."""
+    if not (results / name / "trials").is_dir():
+        return NOT_RUN.format(name=name)
+    gains, trained, bases = shift_gains(results / name)
+    wanted = list(dict.fromkeys(key for _, key in gains))
     judged = dict(zip(gains, verdicts(list(gains.values())), strict=True))
     judged_training = dict(zip(trained, verdicts(list(trained.values())), strict=True))
     heads = [" ".join(filter(None, key)) for key in wanted]
     lines = [_line(["stream", "SimpleCIL", *heads]), _line(["---", "---:", *["---:"] * len(wanted)])]
-    for data in _streams(found):
-        base = by_key[data, BASELINE, None, None].estimate("avg")
-        lines.append(_line([data, str(base), *(_marked(gains[data, key], judged[data, key]) for key in wanted)]))
+    for data, base in bases.items():
+        cells = [_marked(gains[data, key], judged[data, key]) for key in wanted]
+        lines.append(_line([data, str(base.estimate("avg")), *cells]))
     learned = [key for key in wanted if key[2]]
     own = [
         _line(["stream", *(" ".join(filter(None, key)) for key in learned)]),
         _line(["---", *["---:"] * len(learned)]),
     ]
-    for data in _streams(found):
+    for data in bases:
         own.append(_line([data, *(_marked(trained[data, key], judged_training[data, key]) for key in learned)]))
     return "\n".join(
         ["Gain in Avg over SimpleCIL:", "", *lines, "", "Of it, what training adds to the same classifier on frozen features:", "", *own, "", source(results, name)]

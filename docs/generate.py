@@ -20,6 +20,7 @@ from typing import Any
 import bans
 import click
 import findings
+import front
 import gallery
 import reproduction
 import torch
@@ -680,7 +681,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "plan": lambda: terminal(
         "plan", "--grid", "sweeps/quick.yaml", "--results", "results/quick", "--set", "seed=[0,1,2,3,4]"
     ),
-    "status": lambda: terminal("status", "results/quick"),
     "metrics": metric_definitions,
     "model-card": model_card,
     "optimizer-time": optimizer_time,
@@ -690,6 +690,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "own-model": own_model,
     **reproduction.blocks(lambda: RESULTS),
     **findings.blocks(lambda: RESULTS),
+    **front.blocks(lambda: RESULTS),
     **bans.blocks(lambda: RESULTS),
 }
 

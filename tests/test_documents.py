@@ -25,10 +25,9 @@ LINK = re.compile(r"\]\(([^()\s]+)\)")
 
 CHECKS = {
     "optimizer": """
-model = torch.nn.Linear(20, 1)
-before = model.weight.detach().clone()
-create_optimizer("zo-largest", model, lr=1.0).step(lambda: model(torch.ones(1, 20)).sum())
-assert 1 <= int((model.weight != before).sum()) <= 3
+from zeroflow.optim.testing import run_conformance, subject
+assert all(after < 0.7 * before for before, after in zip(losses[::10], losses[10::10])), "it falls, as the page says"
+assert [outcome for outcome in run_conformance(subject("zo-steepest")) if outcome.passed is False] == []
 """,
     "method": """
 import math
@@ -40,6 +39,20 @@ for training in ({"optimizer": "zo-sgd", "lr": 1e-3}, {"optimizer": "fo-adam", "
     assert all(math.isfinite(step.loss) for step in held.steps)
     assert [step.loss for step in free.steps] != [step.loss for step in held.steps]
 assert free.accuracy_matrix[0, 0] > 70, "it learns two classes"
+""",
+    "classifier": """
+from zeroflow.classifiers import classifiers
+features = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)) + torch.arange(2).repeat(20)[:, None]
+halves = [classifiers.get("diagonal").build() for _ in range(3)]
+for half, part in zip(halves, (slice(0, 20), slice(20, 40), slice(0, 40))):
+    half.begin_task(range(2), 6, None)
+    half.add(features[part], torch.arange(2).repeat(20)[part])
+halves[0].merge(halves[1])
+torch.testing.assert_close(halves[0].scores(features), halves[2].scores(features))
+assert found["diagonal"]["avg"] > 60
+""",
+    "tuning": """
+assert result.summary["trainable_parameters"] > 192 and result.summary["last"] > 50
 """,
     "data set": """
 found = run_trial(TrialConfig.from_dict(cell))
@@ -91,7 +104,7 @@ def test_a_package_may_bring_a_backbone(tmp_path: Path) -> None:
 
 def test_the_grids_in_the_pages_are_right(tmp_path: Path) -> None:
     found = 0
-    for page in (ROOT / "README.md", DOCS / "getting_started.md"):
+    for page in (ROOT / "README.md", DOCS / "getting_started.md", DOCS / "grids.md"):
         for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
             if "grid" in yaml.safe_load(block):
                 file = tmp_path / f"grid{found}.yaml"
@@ -99,6 +112,26 @@ def test_the_grids_in_the_pages_are_right(tmp_path: Path) -> None:
                 assert len(load_grid(file).cells) > 5
                 found += 1
     assert found >= 2
+
+
+def test_the_readme_is_short_and_begins_with_what_to_type() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 900
+    commands = [line.split() for line in text.splitlines() if line.startswith("    ")]
+    assert text.startswith("# zeroflow\n\n    make") and [line[1] for line in commands[:2]] == ["sweep", "test"]
+
+
+def test_the_front_page_has_the_best_row_of_each_kind() -> None:
+    import front
+
+    best, compared = front.best_rows(ROOT / "results")
+    assert list(best) == list(front.KINDS), "none is missing"
+    for name, row in best.items():
+        assert front.kind(row) == name
+        assert not [other for other in compared if front.kind(other) == name and other.avg.mean > row.avg.mean + 0.005]
+    assert best["closed form"].trainable_parameters == best["no training"].forward_passes == 0
+    assert best["a few values by forward passes"].trainable_parameters < front.MANY
+    assert not str(best["tens of thousands by forward passes"].config["optimizer"]).startswith("fo-")
 
 
 def anchors(page: Path) -> set[str]:

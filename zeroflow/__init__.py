@@ -36,6 +36,8 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     # Late, so that ``import zeroflow.optim`` needs torch alone, and help texts need nothing.
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("zeroflow")
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,150 @@
+"""The blocks of the front page: six kinds of rows, and what they answer, from all committed stores."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from findings import shift_gains, verdicts
+
+from zeroflow.results import load
+from zeroflow.results.tables import Estimate, Row, same_problem, summary
+
+STREAM = {"dataset": "quickdraw100-marker", "tasks": 10, "stop_after": 5, "class_order_seed": 1993, "validation": 0.0}
+"""What `make sweep` runs."""
+SEEDS = 3
+"""What trains counts from so many seeds on: the best of many single runs would be the luckiest."""
+MANY = 10_000
+"""Trained values from which on they are many."""
+
+KINDS = (
+    "no training", "closed form", "first order", "a few values by forward passes", "tens of thousands by forward passes", "joint",
+)  # fmt: skip
+
+
+def kind(row: Row) -> str | None:
+    """Which of the six kinds a row is; None: of none, as what begins with exact gradients and goes on without."""
+    optimizer = row.config["optimizer"]
+    if row.is_baseline:
+        return "no training"
+    if optimizer is None:
+        return "closed form"
+    if row.seeds < SEEDS or row.config["hybrid_epochs"]:
+        return None
+    if row.config["method"] == "joint":
+        return "joint"
+    if optimizer.startswith("fo-"):
+        return "first order"
+    many = (row.trainable_parameters or 0) >= MANY
+    return "tens of thousands by forward passes" if many else "a few values by forward passes"
+
+
+@functools.cache
+def best_rows(results: Path) -> tuple[dict[str, Row], list[Row]]:
+    """The row with the highest Avg of every kind, the cheaper one where they are level, and all that were compared."""
+    stores = sorted(folder for folder in results.iterdir() if (folder / "trials").is_dir())
+    rows = summary(load(stores, "trials"))
+    usual = next(row for row in rows if row.is_baseline and _on_stream(row.config))
+    compared = [row for row in rows if same_problem(row.config) == same_problem(usual.config) and row.avg]
+    best = {}
+    for name in KINDS:
+        own = [row for row in compared if kind(row) == name]
+        best[name] = max(own, key=lambda row: (round(_avg(row).mean, 2), -(row.forward_passes or 0)))
+    return best, compared
+
+
+def _on_stream(config: Mapping[str, object]) -> bool:
+    return (
+        all(config[key] == value for key, value in STREAM.items()) and not config["checkpoint"] and not config["access"]
+    )
+
+
+def _avg(row: Row) -> Estimate:
+    assert row.avg is not None
+    return row.avg
+
+
+def table(results: Path) -> str:
+    """Six rows: the best committed one of each kind, what it costs and what it trains."""
+    best, compared = best_rows(results)
+    lines = [
+        "| | best committed row | Avg % | Last % | forward passes in training | trained values |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for name, row in best.items():
+        passes, work = row.forward_passes or 0, row.forward_equivalents or 0
+        backward = (
+            f" + {(work - passes) / 2:,.0f} backward" if name in ("first order", "joint") and work > passes else ""
+        )
+        lines.append(
+            f"| **{name}** | {_named(row)} | {row.avg} | {row.last} | {passes:,.0f}{backward} | {row.trainable_parameters or 0:,.0f} |"
+        )
+    cells = sum(row.seeds for row in compared)
+    source = (
+        f"The best by Avg of {len(compared)} rows ({cells} cells under `results/`) on the stream of `make sweep`, "
+        f"`{STREAM['dataset']}`, first {STREAM['stop_after']} tasks; ± 95 % t-interval over seeds, at least {SEEDS} where anything is trained."
+    )
+    return "\n".join([*lines, "", source, ""])
+
+
+def _named(row: Row) -> str:
+    parts = [row.config[key] for key in ("method", "classifier", "optimizer")]
+    queries = row.config["queries"]
+    return " ".join(f"`{part}`" for part in parts if part) + (f" q = {queries}" if (queries or 1) > 1 else "")
+
+
+def answer(results: Path) -> str:
+    """What the six rows say, in three sentences."""
+    best, _ = best_rows(results)
+    none, closed, first, few, many = (best[name] for name in KINDS[:5])
+    return (
+        f"Where little is trained, forward passes are enough here: {few.trainable_parameters:,.0f} values trained in "
+        f"{few.forward_passes:,.0f} passes end at {few.avg} % average accuracy, {_against(few, first)} the best first-order row "
+        f"({first.avg}) and {_against(few, closed)} the best classifier in closed form, which trains nothing ({closed.avg}). "
+        f"{many.trainable_parameters:,.0f} values trained by {many.forward_passes:,.0f} passes end at {many.avg}, {_against(many, none)} "
+        f"class means of frozen features, no training at all ({none.avg}). {_on_streams(results, few)}\n"
+    )
+
+
+def _on_streams(results: Path, row: Row) -> str:
+    """On how many streams training gains over the same classifier on frozen features, judged as in ``findings.md``."""
+    key = tuple(row.config[name] for name in ("method", "classifier", "optimizer"))
+    _, trained, _ = shift_gains(results / "forward_only")
+    judged = dict(zip(trained, verdicts(list(trained.values())), strict=True))
+    own = [verdict for (_, other), verdict in judged.items() if other == key]
+    if not own:
+        return "On other streams that row was not run."
+    return (
+        f"Of {len(own)} streams training those few values gains over the same classifier without training on {own.count('gain')}, "
+        f"and loses on {own.count('loss')}; on the others the difference is not significant."
+    )
+
+
+def _against(one: Row, other: Row) -> str:
+    """Whether the intervals of two rows part them."""
+    difference = _avg(one).mean - _avg(other).mean
+    if abs(difference) <= sum(_avg(row).half_width or 0.0 for row in (one, other)):
+        return "level with"
+    return "above" if difference > 0 else "below"
+
+
+def adapters_at_home(results: Path) -> str:
+    """What training adapters gains where backbone and stream share one domain, beside classifiers in closed form."""
+    rows = [row for row in summary(load(results / "forward_only", "trials")) if row.config["dataset"] == "quickdraw100"]
+    none = next(row for row in rows if row.is_baseline)
+    told = [f"{_named(row)} {row.avg}, {_against(row, none)}" for row in _by_avg(rows) if not row.is_baseline]
+    return f"The first five tasks, Avg in percent, against class means of frozen features ({none.avg}): {'; '.join(told)}.\n"
+
+
+def _by_avg(rows: Sequence[Row]) -> list[Row]:
+    return sorted((row for row in rows if row.avg), key=lambda row: -_avg(row).mean)
+
+
+def blocks(results: Callable[[], Path]) -> dict[str, Callable[[], str]]:
+    """The blocks by name; ``results``: where the stores are."""
+    return {
+        "front-table": lambda: table(results()),
+        "front-answer": lambda: answer(results()),
+        "adapters-at-home": lambda: adapters_at_home(results()),
+    }
