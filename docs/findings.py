@@ -121,9 +121,13 @@ def compared(
     SimpleCIL is the one on the backbone as it was reached for the row.
 
     Args:
-        results: where stores are. name: of the grid. keys: that tell rows apart.
+        results: where stores are.
+        name: of the grid.
+        keys: that tell rows apart.
         references: by heading: from a row's keys to those of the row it is held against.
-        where: which rows, by their keys. costs: the columns at the end, means over seeds. by_accuracy: the best row first.
+        where: which rows, by their keys.
+        costs: the columns at the end, means over seeds.
+        by_accuracy: the best row first.
         replicate: see ``groups``.
     """
     store = results / name

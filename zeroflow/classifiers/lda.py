@@ -25,9 +25,12 @@ class LDA(ClassMeans):
     without its terms in 2 / width, as scikit-learn has it.
 
     Attributes:
-        total, count: as of ``ClassMeans``.
+        total: sums of features, float64 ``[classes, width]``.
+        count: samples, float64 ``[classes]``.
         moment: sum of x x^T over all samples, float64 ``[width, width]``.
-        weight: S^-1 mu_c, float64 ``[classes, width]``. offset: float64 ``[classes]``. center: the mean sample, float64 ``[width]``.
+        weight: S^-1 mu_c, float64 ``[classes, width]``.
+        offset: constant part of the scores, float64 ``[classes]``.
+        center: the mean sample, float64 ``[width]``.
     """
 
     moment: Tensor

@@ -28,7 +28,8 @@ def factor(matrix: Tensor, ridge: float = 0.0) -> Tensor:
     more than rounding.
 
     Args:
-        matrix: float64 ``[k, k]``, its lower triangle alone is read. Its diagonal changes meanwhile and is put back exactly.
+        matrix: float64 ``[k, k]``, its lower triangle alone is read. Its diagonal changes meanwhile and is put back
+            exactly.
         ridge: what is added to the diagonal in any case.
     """
     diagonal = matrix.diagonal()

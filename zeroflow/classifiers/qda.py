@@ -26,9 +26,11 @@ class QDA(Classifier):
     A matrix for every class is kept (100 classes of width 768: 472 MB), and no second one: the solution stands above the diagonals.
 
     Attributes:
-        total: sums of f, float64 ``[classes, width]``. count: samples, float64 ``[classes]``.
-        moment: below and on the diagonal sums of f f^T, above it U in R_c = U^T D U with ones on U's diagonal,
-            float64 ``[classes, width, width]``. pivots: D, float64 ``[classes, width]``.
+        total: sums of f, float64 ``[classes, width]``.
+        count: samples, float64 ``[classes]``.
+        moment: below and on the diagonal sums of f f^T, above it U in R_c = U^T D U with ones on U's diagonal, float64
+            ``[classes, width, width]``.
+        pivots: D, float64 ``[classes, width]``.
         solved: samples that U and D know of, float64 ``[classes]``.
     """
 

@@ -30,8 +30,10 @@ class Ridge(Classifier):
     Where lambda is chosen, a task's features are kept until it ends.
 
     Attributes:
-        gram: G, float64 ``[k, k]``, its lower triangle. product: Q, float64 ``[k, classes]``.
-        ridge: lambda, float64 ``[]``. weight: the solution, float64 ``[k, classes]``.
+        gram: G, float64 ``[k, k]``, its lower triangle.
+        product: Q, float64 ``[k, classes]``.
+        ridge: lambda, float64 ``[]``.
+        weight: the solution, float64 ``[k, classes]``.
     """
 
     gram: Tensor

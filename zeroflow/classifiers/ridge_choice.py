@@ -35,8 +35,10 @@ def choose_ridge(
     Continual Learning", NeurIPS 2023, Algorithm 1; there the fifth is a random one.
 
     Args:
-        features: of one task, ``[N, width]``. labels: ``[N]``.
-        expand: float64 ``[n, width] -> [n, size]``, what the regression sees of features; size: k.
+        features: of one task, ``[N, width]``.
+        labels: ``[N]``.
+        expand: float64 ``[n, width] -> [n, size]``, what the regression sees of features.
+        size: k.
         chunk: samples expanded at once, where there are more than features.
 
     Returns:

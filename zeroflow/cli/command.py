@@ -32,7 +32,8 @@ class Command(click.Command):
     """A command whose help ends with examples and exit statuses, and that never ends with a traceback for what a user did.
 
     Args:
-        examples: command lines, each with a few words on it. statuses: exit statuses other than ``STATUSES``.
+        examples: command lines, each with a few words on it.
+        statuses: exit statuses other than ``STATUSES``.
     """
 
     def __init__(
@@ -137,7 +138,8 @@ def check_writable(file: Path, where: str) -> None:
     """Refuse, before the work, a file that could not be written after it.
 
     Args:
-        file: its path; its folder is made. where: the option that names it.
+        file: its path; its folder is made.
+        where: the option that names it.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,8 @@ class Bar:
     """Shows what ``Tell`` is called with; the instance is the callback. A new total begins a new count.
 
     Args:
-        label: of what is being done. unit: of its units; ``B``: bytes.
+        label: of what is being done.
+        unit: of its units; ``B``: bytes.
     """
 
     def __init__(self, label: str, unit: str = "") -> None:

@@ -25,7 +25,8 @@ def prefetched(makers: Iterable[Callable[[], T]], threads: int) -> Generator[T, 
     iterator is closed, or nobody holds it any more), makers that have not begun are left out and the threads end.
 
     Args:
-        makers: read in the consumer's thread, one by one. threads: 0: each is called when its result is asked for.
+        makers: read in the consumer's thread, one by one.
+        threads: 0: each is called when its result is asked for.
     """
     if not threads:
         for make in makers:

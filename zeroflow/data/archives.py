@@ -24,8 +24,10 @@ class Archive:
     """An archive that holds a data set's folder.
 
     Attributes:
-        file: its name. md5: of the whole archive, as published.
-        folder: where its content belongs, below ``data_dir``. contents: names by which the folder is known in the archive.
+        file: its name.
+        md5: of the whole archive, as published.
+        folder: where its content belongs, below ``data_dir``.
+        contents: names by which the folder is known in the archive.
         url: where it can be fetched; None: nowhere without a visit to a web page.
     """
 
@@ -40,7 +42,9 @@ def obtain(archive: Archive, data_dir: Path, local: Path | None = None, tell: Te
     """Put an archive's content at ``<data_dir>/<folder>``: all of it or, if anything fails, nothing.
 
     Args:
-        archive: what to get. data_dir: made if it is missing. local: the archive, where it has been fetched already.
+        archive: what to get.
+        data_dir: made if it is missing.
+        local: the archive, where it has been fetched already.
         tell: see ``Tell``; a unit is a byte of what is fetched, then of what is checked, then of what is unpacked.
 
     Returns:

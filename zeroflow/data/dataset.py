@@ -63,7 +63,8 @@ class DatasetInfo:
     Attributes:
         load: ``load(data_dir) -> ImageDataset``; raises ``ConfigError`` where files are missing.
         classes: number of classes, or None where only opening tells.
-        transform: default transform. image_size: pixels the default transform makes, square.
+        transform: default transform.
+        image_size: pixels the default transform makes, square.
         where: where the files come from and where they belong, for a user who does not have them.
         missing: what ``data_dir`` lacks: the paths that are not there; empty means that it can be opened.
         archive: what ``zeroflow download`` fetches, checks and unpacks; None: nothing.
@@ -133,10 +134,12 @@ def load_dataset(
     Args:
         name: a registered name, or ``folder:NAME`` or ``parquet:NAME``.
         data_dir: folder that holds the data sets' folders; not needed for embedded ones.
-        threads, cache_bytes: of ``zeroflow.data.decoded.prepared``; no pixel depends on them.
+        threads: number of threads that decode images, see ``zeroflow.data.decoded.prepared``. No pixel depends on it.
+        cache_bytes: limit for the decoded images kept on this machine, see the same. No pixel depends on it.
 
     Raises:
-        ConfigError: unknown name, or files missing: which, and where they belong; or everything that is wrong with them.
+        ConfigError: unknown name, or files missing: which, and where they belong; or everything that is wrong with
+            them.
     """
     info = datasets.get(name)
     root = None if data_dir is None else Path(data_dir).expanduser()

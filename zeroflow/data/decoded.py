@@ -98,7 +98,8 @@ def prepared(
     """Check every image, unless that has been done before, and keep them decoded where there is room.
 
     Args:
-        samples: as they were opened. threads: that decode; default: one for each CPU that this process may use.
+        samples: as they were opened.
+        threads: that decode; default: one for each CPU that this process may use.
         cache_bytes: the most that decoded images of all data sets may take on this machine; 0: decode whenever needed.
 
     Returns:

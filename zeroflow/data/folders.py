@@ -49,7 +49,8 @@ def image_folder(name: str, root: str | Path, classes: int | None = None) -> Ima
     """Open ``<root>/{train,test}/<class>/*`` as a data set. Images are decoded later, when asked for.
 
     Args:
-        name: what to call it. root: the folder that holds ``train`` and ``test``.
+        name: what to call it.
+        root: the folder that holds ``train`` and ``test``.
         classes: how many classes there must be; default: any number.
 
     Raises:

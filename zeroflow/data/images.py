@@ -24,7 +24,8 @@ def read_image(source: Path | bytes, name: str) -> Tensor:
     torchvision's loader, hence PILOT, has it. Of 16 bits the upper 8 are taken, where that loader makes nearly all white.
 
     Args:
-        source: a file, or its content. name: what to call it in messages.
+        source: a file, or its content.
+        name: what to call it in messages.
 
     Raises:
         ConfigError: missing, cut off, damaged, or no image.

@@ -54,7 +54,9 @@ class ParquetSamples:
     Row groups stay in memory, compressed, up to ``HELD_BYTES``: below that each is read from disk once.
 
     Attributes:
-        groups: in order. column: of the images. labels: int64 ``[N]``.
+        groups: in order.
+        column: of the images.
+        labels: int64 ``[N]``.
     """
 
     groups: Sequence[RowGroup]
@@ -104,8 +106,10 @@ def parquet_images(name: str, root: str | Path, label_column: str | None = None)
     """Open Parquet files of a training and a test split. Labels are read now, images when they are asked for.
 
     Args:
-        name: what to call it. root: the folder that holds the files, at any depth.
-        label_column: default: the one that the schema says to be class labels, else ``label``, else the only one it can be.
+        name: what to call it.
+        root: the folder that holds the files, at any depth.
+        label_column: default: the one that the schema says to be class labels, else ``label``, else the only one it can
+            be.
 
     Raises:
         ConfigError: with every problem at once: no files of a split, a file of no split or of several folders' splits, a

@@ -20,10 +20,12 @@ class Preprocessing:
     """Resizing, cropping and normalisation, in timm's words and with timm's defaults.
 
     Attributes:
-        mean, std: by channel, of pixels in [0, 1]; the network gets ``(pixels - mean) / std``.
-        interpolation: one of ``INTERPOLATIONS``. crop_pct: share of the resized image's side that the test crop keeps.
-        crop_mode: what is resized, before the middle is taken. ``center``: the shorter side; ``squash``: both sides, whatever
-            the proportions; ``border``: the longer side, and what is missing is filled with the mean.
+        mean: of each channel, for pixels in [0, 1].
+        std: of each channel; the network gets ``(pixels - mean) / std``.
+        interpolation: one of ``INTERPOLATIONS``.
+        crop_pct: share of the resized image's side that the test crop keeps.
+        crop_mode: what is resized, before the middle is taken. ``center``: the shorter side; ``squash``: both sides,
+            whatever the proportions; ``border``: the longer side, and what is missing is filled with the mean.
 
     Raises:
         ConfigError: a value of the wrong kind or out of range.

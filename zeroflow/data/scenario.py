@@ -85,8 +85,11 @@ class View:
     """Some samples of a data set under their new labels, ready to be made into batches.
 
     Attributes:
-        samples: where the images are. indices: which of them, in order ``[N]``.
-        labels: new labels int64 ``[N]``. transform, size: how images become network input.
+        samples: where the images are.
+        indices: which of them, in order ``[N]``.
+        labels: new labels int64 ``[N]``.
+        transform: how images become network input.
+        size: side of the network input, pixels.
         threads: that prepare mini-batches ahead; 0: each when it is asked for. No bit depends on it.
     """
 
@@ -138,7 +141,8 @@ class Scenario:
     """A whole stream: tasks in order, and the inverse label map.
 
     Attributes:
-        tasks: one per stage. order: ``order[new label]`` = the data set's own label.
+        tasks: one per stage.
+        order: ``order[new label]`` = the data set's own label.
         class_names: names by new label.
     """
 
@@ -160,8 +164,10 @@ def class_incremental(
     """Cut a data set into tasks.
 
     Args:
-        dataset: the images. increments: classes per task; they add up to all classes.
-        transform, size: how images become input of ``size`` x ``size`` pixels.
+        dataset: the images.
+        increments: classes per task; they add up to all classes.
+        transform: how images become network input.
+        size: side of the network input, pixels.
         order: ``order[new label]`` = own label; default: ``class_order(classes)``.
         validation: if > 0, the last share of every class's training samples takes the place of the test samples and is
             left out of training: for choosing settings without looking at test data.

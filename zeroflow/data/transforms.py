@@ -93,8 +93,11 @@ def random_affine(
     Args:
         batch: float ``[N, C, H, W]``.
         generator: source of all randomness.
-        rotation: largest angle, radians. log_scale: scale is e^U(-log_scale, log_scale).
-        shear: largest horizontal shear. shift: largest shift, in half image widths. flip: mirror every second image.
+        rotation: largest angle, radians.
+        log_scale: scale is e^U(-log_scale, log_scale).
+        shear: largest horizontal shear.
+        shift: largest shift, in half image widths.
+        flip: mirror every second image.
     """
     n = batch.shape[0]
     draw = torch.rand((6, n), generator=generator) * 2 - 1
@@ -139,10 +142,12 @@ def crop_box(
     """A random box inside an image, as ``(top, left, height, width)`` in pixels: torchvision's RandomResizedCrop.
 
     Args:
-        height, width: of the image.
+        height: of the image, pixels.
+        width: of the image, pixels.
         draws: per try four numbers in [0, 1): for the area, the ratio, the top and the left side. The first try whose
             box fits is taken; if none does, the largest box in the middle with a permitted ratio.
-        area: smallest and largest share of the image. ratio: smallest and largest width / height.
+        area: smallest and largest share of the image.
+        ratio: smallest and largest width / height.
     """
     for share, shape, down, right in draws:
         target = height * width * (area[0] + share * (area[1] - area[0]))
@@ -160,7 +165,8 @@ def random_resized_crop(
     """Cut a random box (area 5-100 %, ratio 3/4-4/3) out of every image, fit it to ``size``, mirror it or not (1 : 1).
 
     Args:
-        images: uint8 ``[C, H, W]``, of one size or of many. size: pixels of the result, square.
+        images: uint8 ``[C, H, W]``, of one size or of many.
+        size: pixels of the result, square.
         generator: source of all randomness; an image's draws do not depend on the other images' sizes.
         interpolation: one of ``zeroflow.data.preprocessing.INTERPOLATIONS``.
 

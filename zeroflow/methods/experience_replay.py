@@ -137,7 +137,8 @@ def herding(features: Tensor, count: int) -> list[int]:
     """Samples whose mean follows the class mean as closely as a greedy choice can, the first the most telling.
 
     Args:
-        features: of one class ``[n, d]``, normalised. count: how many; all where there are no more.
+        features: of one class ``[n, d]``, normalised.
+        count: how many; all where there are no more.
 
     Returns:
         Their numbers in the order of choice.

@@ -32,7 +32,8 @@ class MiniBatch(NamedTuple):
     """What a step learns from.
 
     Attributes:
-        images: ``[N, C, H, W]``. labels: new labels ``[N]``.
+        images: ``[N, C, H, W]``.
+        labels: new labels ``[N]``.
         replayed: what ``Method.replay`` gave for each of them, with images in the place of positions; None: nothing.
         replayed_labels: their new labels ``[N]``.
     """
@@ -119,9 +120,11 @@ class Method(nn.Module, ABC):
         """Get ready for a task that brings ``classes`` (new labels).
 
         Args:
-            classes: the new labels. generator: makes all initial values and choices.
-            batches: the task's training images, plainly transformed, for those who start from them; None where the values
-                after this task are known already and only their shapes are needed. They can be gone through again.
+            classes: the new labels.
+            generator: makes all initial values and choices.
+            batches: the task's training images, plainly transformed, for those who start from them; None where the
+                values after this task are known already and only their shapes are needed. They can be gone through
+                again.
         """
 
     def new_head(self, classes: int, generator: torch.Generator) -> nn.Module:

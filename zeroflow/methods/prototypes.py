@@ -16,7 +16,8 @@ def class_means(features: Callable[[Tensor], Tensor], batches: Iterable[Batch], 
     """Mean unnormalised feature of each class.
 
     Args:
-        features: ``[N, C, H, W] -> [N, ...]``. batches: images and new labels, in evaluation form.
+        features: ``[N, C, H, W] -> [N, ...]``.
+        batches: images and new labels, in evaluation form.
         classes: the labels that occur.
 
     Returns:

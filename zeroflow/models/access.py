@@ -28,14 +28,17 @@ class Access:
     """A way to reach a backbone.
 
     Attributes:
-        name: as users write it. description: one line.
+        name: as users write it.
+        description: one line.
         build: gives the backbone, from the arguments of ``create_backbone``.
         tunings: what can be trained beside or inside it, by its names in ``tuning.tunings``; None: all.
         why: reason for what is left out of ``tunings``, after "because".
         derivatives: whether asking for a gradient has an answer, be it zero.
         float32_cpu: whether it computes on a CPU in float32 alone.
-        dropout: whether adapters may have it. per_example: whether they may differ from example to example.
-        needs: packages beside those that zeroflow requires. remote: whether it is asked through an endpoint.
+        dropout: whether adapters may have it.
+        per_example: whether they may differ from example to example.
+        needs: packages beside those that zeroflow requires.
+        remote: whether it is asked through an endpoint.
     """
 
     name: str
@@ -56,8 +59,10 @@ class Access:
         """Why a cell cannot be run this way; None: it can.
 
         Args:
-            tuning: what is trained, see ``Method.tunes``. differentiates: what of the cell takes derivatives, if anything.
-            per_example: whether the optimizer moves every example on its own. dtype: of the cell.
+            tuning: what is trained, see ``Method.tunes``.
+            differentiates: what of the cell takes derivatives, if anything.
+            per_example: whether the optimizer moves every example on its own.
+            dtype: of the cell.
             options: of the method, all of them.
         """
         if self.tunings is not None and tuning not in self.tunings:

@@ -16,7 +16,9 @@ class Adapter(nn.Module):
     a fresh adapter changes nothing.
 
     Args:
-        width: features per token, d. bottleneck: inner width. scale: factor s on the output.
+        width: features per token, d.
+        bottleneck: inner width.
+        scale: factor s on the output.
         dropout: probability on the inner activations, active in training mode only.
         generator: source of the initial values.
     """

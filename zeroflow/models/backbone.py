@@ -37,7 +37,8 @@ class BlockPass:
     """A block's part of one forward pass: ``block_pass(values)`` gives what leaves it of what enters it.
 
     Args:
-        block: the module. run: what computes its output; default: the block itself, with nothing beside the values.
+        block: the module.
+        run: what computes its output; default: the block itself, with nothing beside the values.
     """
 
     def __init__(self, block: nn.Module, run: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -200,7 +201,9 @@ class OpaqueBackbone(Backbone):
     """A backbone of which nothing but what goes in and comes out is known: the base of those that are not torch's.
 
     Args:
-        width: features d. image_size: pixels. widths: of the blocks that adapters may stand beside, if any.
+        width: features d.
+        image_size: pixels.
+        widths: of the blocks that adapters may stand beside, if any.
     """
 
     def __init__(self, width: int, image_size: int, widths: Sequence[int] = ()) -> None:

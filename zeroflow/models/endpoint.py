@@ -95,7 +95,8 @@ class HttpFeatures:
     """An endpoint of the protocol above.
 
     Args:
-        url: such as ``http://127.0.0.1:8017/``. timeout: seconds that one try may take.
+        url: such as ``http://127.0.0.1:8017/``.
+        timeout: seconds that one try may take.
         token: default: the environment's ``ZEROFLOW_ENDPOINT_TOKEN``.
 
     Raises:
@@ -158,12 +159,15 @@ class BlackBox(OpaqueBackbone):
     """A backbone that is a ``Features``. What it was asked is counted.
 
     Args:
-        ask: what is asked. width: features d. image_size: pixels. waits: seconds before each further try;
-            default: ``WAITS``.
+        ask: computes the features.
+        width: features d.
+        image_size: pixels.
+        waits: seconds before each further try; default: ``WAITS``.
         facts: what it says of itself; None: nothing, as a callable.
 
     Attributes:
-        requests: that were sent, tries that failed included. images: in all of them.
+        requests: number of requests sent, failed tries included.
+        images: number of images in all of them.
     """
 
     def __init__(
@@ -271,8 +275,11 @@ def open_black_box(
     """The black box of a cell.
 
     Args:
-        name, checkpoint, image_size: what it must be. endpoint: a callable or its name; or the address of an endpoint, which is
-            asked whether it is that.
+        name: the backbone that the endpoint must serve.
+        checkpoint: the weights that it must serve, as in ``create_backbone``.
+        image_size: the image size that it must take, pixels.
+        endpoint: a callable, its name, or the address of an endpoint, which is asked what it serves.
+        timeout: seconds that one request may take.
 
     Raises:
         ConfigError: no endpoint is named, it cannot be imported, makes no features, or serves something else.

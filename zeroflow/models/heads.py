@@ -13,7 +13,10 @@ class CosineHead(nn.Module):
     """``sigma * cos(feature, W)`` with a learnable sigma. Source: UCIR (Hou et al. 2019), Eq. 4.
 
     Args:
-        width: features d. classes: outputs. sigma: initial value. generator: source of W, uniform in +-1/sqrt(d).
+        width: features d.
+        classes: outputs.
+        sigma: initial value.
+        generator: source of W, uniform in +-1/sqrt(d).
     """
 
     def __init__(

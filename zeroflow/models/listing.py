@@ -29,7 +29,9 @@ class ListedBackbone:
     """An architecture.
 
     Attributes:
-        name: of the architecture. anatomy: what it is like; None: it cannot be built here. problem: why.
+        name: of the architecture.
+        anatomy: what it is like; None: it cannot be built here.
+        problem: why.
         weights: by the names that stand for them; empty where timm has none of it.
     """
 

@@ -38,7 +38,8 @@ def import_callable(name: str, where: str = "endpoint") -> Callable[..., Any]:
     """The callable of a name. Its module is installed, in the current folder, or in one of ``find_modules_in``.
 
     Args:
-        name: ``module:attribute``. where: the key that holds it, for messages.
+        name: ``module:attribute``.
+        where: the key that holds it, for messages.
 
     Raises:
         ConfigError: no such module or attribute, an import that fails, or something that is not called with images.

@@ -21,7 +21,9 @@ class ModuleBackbone(Backbone):
     """A module that makes features ``[N, d]`` of images ``[N, C, H, W]``, frozen.
 
     Args:
-        module: of torch. name: for messages. image_size: pixels; default: the module's attribute ``image_size``.
+        module: of torch.
+        name: for messages.
+        image_size: pixels; default: the module's attribute ``image_size``.
         channels: of the images.
 
     Raises:
@@ -81,7 +83,8 @@ def open_exported(file: Path, image_size: int | None = None, channels: int = 3) 
     """The backbone that a file of ``torch.export`` holds.
 
     Raises:
-        ConfigError: it cannot be read, takes anything but images, takes one number of images only, or another image size.
+        ConfigError: it cannot be read, takes anything but images, takes one number of images only, or another image
+            size.
     """
     try:
         with torch.no_grad():  # it makes views of its weights

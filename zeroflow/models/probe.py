@@ -34,11 +34,16 @@ def check_tuning(
     """Refuse what could only fail in the cell.
 
     Args:
-        name, checkpoint, image_size: as in ``create_backbone``. access: as in ``accesses``; None: white-box.
-        tuning: a name in ``tunings``. settings: its own, all of them.
+        name: of the backbone, as in ``create_backbone``.
+        checkpoint: as in ``create_backbone``.
+        image_size: as in ``create_backbone``.
+        access: a name in ``accesses``; None: white-box.
+        tuning: a name in ``tunings``.
+        settings: all options of the tuning.
 
     Raises:
-        ConfigError: the backbone cannot be built, its weights do not fit, it lacks what the tuning needs, or a pass fails.
+        ConfigError: the backbone cannot be built, its weights do not fit, it lacks what the tuning needs, or a pass
+            fails.
     """
     given = tuple(sorted((key, value) for key, value in settings.items() if isinstance(value, int | float | str)))
     _check_tuning(name, checkpoint, image_size, access, tuning, given)

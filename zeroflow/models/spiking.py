@@ -40,7 +40,8 @@ def firing_rate(current: Tensor, highest: Tensor, steps: int = STEPS) -> Tensor:
     constant current. Autograd and forward mode differentiate it without complaint, to zero.
 
     Args:
-        current: ``[..., d]``. highest: rate of a neuron that fires at every step ``[d]``, > 0.
+        current: ``[..., d]``.
+        highest: rate of a neuron that fires at every step ``[d]``, > 0.
     """
     spikes = torch.floor(current.abs() * (steps / highest) + 0.5).clamp(max=steps)
     return torch.sign(current) * spikes * (highest / steps)

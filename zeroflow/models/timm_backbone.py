@@ -21,7 +21,9 @@ class TimmBackbone(Backbone):
     """Any model of timm, pooled as its own configuration says: what it hands to its classifier.
 
     Args:
-        model: headless, frozen here. image_size: pixels. channels: of the images.
+        model: headless, frozen here.
+        image_size: pixels.
+        channels: of the images.
     """
 
     def __init__(self, model: nn.Module, image_size: int, channels: int = 3) -> None:

@@ -35,7 +35,10 @@ class Fit(NamedTuple):
     """How weights fit a model.
 
     Attributes:
-        state: weights that it takes. missing, unexpected: names. misshapen: names with the shapes they have and should have.
+        state: weights that it takes.
+        missing: names that the model has and the file lacks.
+        unexpected: names that the file has and the model lacks.
+        misshapen: names with the shapes they have and should have.
     """
 
     state: State
@@ -57,7 +60,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     name, what masked pretraining leaves (``mask_token``, ``decoder_*``), and buffers that the model computes by itself.
 
     Args:
-        model: a timm model with ``num_classes=0``, or any module without its head. path: see ``read_weights``.
+        model: a timm model with ``num_classes=0``, or any module without its head.
+        path: see ``read_weights``.
 
     Raises:
         ConfigError: the file cannot be read, a weight is not finite, or one is missing, unknown or of another shape.
@@ -85,8 +89,9 @@ def read_weights(path: Path) -> State:
     as in timm; then ``state_dict``, ``model_state_dict``, ``model``, ``teacher``, ``student``; then whatever holds most tensors.
 
     Args:
-        path: ``.safetensors``; an index of shards (``*.safetensors.index.json``, ``*.bin.index.json``); anything else is what
-            ``torch.save`` wrote (``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.tar``), read without running code in it.
+        path: ``.safetensors``; an index of shards (``*.safetensors.index.json``, ``*.bin.index.json``); anything else
+            is what ``torch.save`` wrote (``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.tar``), read without running code
+            in it.
 
     Raises:
         ConfigError: the file or one of its shards is not there or cannot be read, or holds no tensors.

@@ -84,7 +84,8 @@ class Told(Elsewhere):
     """The losses of a step told so far, round after round: most steps have one round, those that try a step two.
 
     Args:
-        rounds: losses by round. names: of the parameters.
+        rounds: losses by round.
+        names: of the parameters.
 
     Attributes:
         over: whether the step has been made.
@@ -133,7 +134,8 @@ class AskTell:
         Batch statistics do not move. A state dict between the two remembers what was told.
 
         Raises:
-            TypeError: the optimizer wants derivatives, or looks into single examples. ConfigError: as ``step``.
+            TypeError: the optimizer wants derivatives, or looks into single examples.
+            ConfigError: as ``step``.
         """
         estimator = self.composition.estimator
         if estimator.differentiates or estimator.per_example or self.steps < self.composition.first_order_steps:
@@ -162,7 +164,9 @@ class AskTell:
             As ``step``; None where the step needs more, as -conserve and zo-svrg do: ``ask`` then gives its next candidates.
 
         Raises:
-            RuntimeError: nothing was asked. ValueError, TypeError: losses that do not belong to the candidates; nothing happens.
+            RuntimeError: nothing was asked.
+            ValueError: losses that do not belong to the candidates; nothing happens.
+            TypeError: a loss that is not a real number; nothing happens.
             NonFiniteLoss: as ``step``.
         """
         if not self._candidates or self._told is None:
@@ -203,7 +207,8 @@ def listed(losses: Any, candidates: int) -> list[float]:
     """Losses in the candidates' order, NaN where one is missing.
 
     Raises:
-        ValueError: not as many as candidates, or of a candidate that there is not. TypeError: one is no real number.
+        ValueError: not as many as candidates, or of a candidate that there is not.
+        TypeError: one is no real number.
     """
     if isinstance(losses, Mapping):
         unknown = [number for number in losses if number not in range(candidates)]

@@ -18,7 +18,8 @@ class Buffers:
     Most never move. Those that did not in the first step are not copied again.
 
     Args:
-        tensors: all of them. still: identities of those known not to move, the same in all processes; kept by the caller.
+        tensors: all of them.
+        still: identities of those known not to move, the same in all processes; kept by the caller.
 
     Attributes:
         settled: whether it is known what this step makes of them.
@@ -76,7 +77,8 @@ class Buffers:
         """What is remembered, so that the sum over shards is what ``take`` takes: which ones moved, then all values.
 
         Args:
-            share: of the mini-batch. first: whether integers are taken from this shard.
+            share: of the mini-batch.
+            first: whether integers are taken from this shard.
         """
         weights = [share if not _integral(tensor) else float(first) for tensor, _ in self._after]
         values = [(_real(after) * weight).tolist() for (_, after), weight in zip(self._after, weights, strict=True)]

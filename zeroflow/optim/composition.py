@@ -18,11 +18,14 @@ class Composition:
     """A method: how it estimates, which direction it takes, and how it updates.
 
     Attributes:
-        estimator: step 1. directions: step 2, one after the other.
-        inner: ``inner(param_groups) -> torch.optim.Optimizer``, the rule of step 3. update: how the rule is applied.
+        estimator: step 1.
+        directions: step 2, one after the other.
+        inner: ``inner(param_groups) -> torch.optim.Optimizer``, the rule of step 3.
+        update: how the rule is applied.
         sparsity: share of the components that a seed-made mask holds still (ZeroFlow, Section 6): they are zero in the
             perturbation and in the update alike. The same ones in every step.
-        first_order_steps: how many steps at the beginning take the exact gradient instead (ZeroFlow, Section 6, "hybrid").
+        first_order_steps: how many steps at the beginning take the exact gradient instead (ZeroFlow, Section 6,
+            "hybrid").
         first_order_lr: multiple of the learning rate during those; moments start anew after them.
         max_skipped: how many steps in a row may be without any finite loss; one more raises ``NonFiniteLoss``.
         check_precision: refuse an eps that the half precision of parameters or of the loss would swallow.

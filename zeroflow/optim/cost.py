@@ -10,8 +10,9 @@ class Cost:
     """Forward passes of one step: ``per_query * q + fixed``.
 
     Attributes:
-        per_query: for each query. fixed: whatever the number of queries. beside: in words, what comes on top and is counted
-            elsewhere.
+        per_query: for each query.
+        fixed: whatever the number of queries.
+        beside: in words, what comes on top and is counted elsewhere.
     """
 
     per_query: int = 0

@@ -27,7 +27,8 @@ class Executor(ABC):
 
     Attributes:
         rank: number of this process; process 0 writes files.
-        shards: into how many slices a mini-batch is cut. shard: which of them is this process's.
+        shards: into how many slices a mini-batch is cut.
+        shard: which of them is this process's.
         groups: of processes among which evaluations are divided, each with all slices.
     """
 
@@ -48,8 +49,10 @@ class Executor(ABC):
         """``[evaluate(0), ..., evaluate(count - 1)]``, in this order, each the sum of what the shards found.
 
         Args:
-            count: how many. evaluate: makes one. width: how many numbers each gives; None: only evaluating it tells, and
-                all give the same, or none where a shard has nothing to add.
+            count: how many.
+            evaluate: makes one.
+            width: how many numbers each gives; None: only evaluating it tells, and all give the same, or none where a
+                shard has nothing to add.
         """
 
     def broadcast(self, content: bytes) -> bytes:

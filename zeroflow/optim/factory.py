@@ -46,12 +46,17 @@ class OptimizerInfo:
     """A named optimizer.
 
     Attributes:
-        name: as users write it. description: one line.
-        estimator, direction, update: the three steps; their dataclass fields are options too.
-        rule: ``rule(groups, lr=..., **options)`` makes the ``torch.optim`` optimizer of step 3: a class of torch's or timm's,
-            or any callable. rule_options: which of its options users may give, with their defaults.
+        name: as users write it.
+        description: one line.
+        estimator: step 1; its dataclass fields are options too.
+        direction: step 2; its dataclass fields are options too.
+        update: step 3; its dataclass fields are options too.
+        rule: ``rule(groups, lr=..., **options)`` makes the ``torch.optim`` optimizer of step 3: a class of torch's or
+            timm's, or any callable.
+        rule_options: which of its options users may give, with their defaults.
         default_lr: learning rate where a trial names none: tuned for the embedded benchmark, a start for others.
-        default_eps, default_queries: where none are named, and where the estimator knows no number for so many parameters.
+        default_eps: perturbation size where none is given.
+        default_queries: number of queries where none is given and the estimator derives none from the parameters.
     """
 
     name: str
@@ -150,7 +155,8 @@ def list_optimizers(pattern: str = "*", *, details: bool = False) -> list[str] |
     """Names that match a shell-style pattern, e.g. ``"zo-*"``.
 
     Args:
-        pattern: as in a shell. details: give ``OptimizerInfo`` (``description``, ``cost``, ``forwards(q)``, ``options``).
+        pattern: as in a shell.
+        details: give ``OptimizerInfo`` (``description``, ``cost``, ``forwards(q)``, ``options``).
     """
     names = optimizers.names(pattern)
     return [optimizers.get(name) for name in names] if details else names
@@ -171,14 +177,16 @@ def create_optimizer(
 
     Args:
         name: one of ``list_optimizers()``.
-        params: a module, parameters, named parameters, or parameter groups. Prefer the module: its buffers are then kept
-            from seeing each mini-batch several times.
-        lr: learning rate; None: the registered default, and a warning says so, since it was chosen on another model. ``tune``
-            chooses one for a model and a loss.
-        queries: directions per step, q >= 1 (default 1; 8 for zo-fzoo, 16 for zo-muon; 4 + floor(3 ln d)
-            for es-cma, its population, which is at least 2).
-        eps: perturbation size, > 0 (default 1e-3; .5 for zo-cars, 1e-4 for zo-fzoo, .1 for es-cma, the first step size).
-        seed: key of all directions, >= 0. executor: where evaluations run (default: here).
+        params: a module, parameters, named parameters, or parameter groups. Prefer the module: its buffers are then
+            kept from seeing each mini-batch several times.
+        lr: learning rate; None: the registered default, and a warning says so, since it was chosen on another model.
+            ``tune`` chooses one for a model and a loss.
+        queries: directions per step, q >= 1 (default 1; 8 for zo-fzoo, 16 for zo-muon; 4 + floor(3 ln d) for es-cma,
+            its population, which is at least 2).
+        eps: perturbation size, > 0 (default 1e-3; .5 for zo-cars, 1e-4 for zo-fzoo, .1 for es-cma, the first step
+            size).
+        seed: key of all directions, >= 0.
+        executor: where evaluations run (default: here).
         **options: of the named optimizer, e.g. ``momentum`` or ``weight_decay``; of all: see ``ENHANCEMENTS``.
 
     Returns:
@@ -188,7 +196,8 @@ def create_optimizer(
         ConfigError: unknown name or option, or a number out of range; it names the argument and the nearest right one.
             es-cma: too many parameters for a full covariance matrix.
         ImportError: es-cma without the package ``cmaes``.
-        ValueError, TypeError: parameters that cannot be trained.
+        ValueError: parameters that cannot be trained.
+        TypeError: something that is not a floating-point parameter.
     """
     info = optimizers.get(name)
     named = info.default_queries if queries is None else queries

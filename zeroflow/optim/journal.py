@@ -29,7 +29,8 @@ class Journal(Executor):
     file, and tells the others what is in it.
 
     Args:
-        path: the file; its folder exists. executor: makes evaluations; default: here.
+        path: the file; its folder exists.
+        executor: makes evaluations; default: here.
 
     Attributes:
         replaying: whether the next call is answered from the file.

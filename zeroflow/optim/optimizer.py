@@ -35,8 +35,9 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
     float64), which is written into the model's own.
 
     Args:
-        params: a module (its parameters that require gradients), parameters, named parameters, or groups of them. Given a
-            module, buffers in training mode (batch norm) see each mini-batch once a step instead of once an evaluation.
+        params: a module (its parameters that require gradients), parameters, named parameters, or groups of them. Given
+            a module, buffers in training mode (batch norm) see each mini-batch once a step instead of once an
+            evaluation.
         composition: the three steps.
         queries: directions per step, q.
         eps: default perturbation size of a group. A group may be given with its own ``"eps"``; its key afterwards is
@@ -45,7 +46,9 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
         executor: where evaluations run; one process by default.
 
     Raises:
-        ValueError, TypeError: parameters that cannot be trained. ConfigError: an eps too small for half-precision ones.
+        ValueError: parameters that cannot be trained.
+        TypeError: something that is not a floating-point parameter.
+        ConfigError: an eps too small for half-precision ones.
     """
 
     inner: torch.optim.Optimizer
@@ -191,7 +194,8 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
         """As in torch. Moments, history and mask of the parameters so far stay; a snapshot and a distribution start anew.
 
         Raises:
-            ValueError, TypeError: parameters that cannot be trained together with those so far; nothing is added then.
+            ValueError: parameters that cannot be trained together with those so far; nothing is added then.
+            TypeError: something that is not a floating-point parameter; nothing is added then.
         """
         if not hasattr(self, "flat"):
             super().add_param_group(param_group)

@@ -24,7 +24,9 @@ class Surroundings:
     """What a caller has switched on.
 
     Attributes:
-        inference: inference mode. device: the default one of new tensors. autocast: device types with it, and its precision.
+        inference: inference mode.
+        device: the default one of new tensors.
+        autocast: device types with it, and its precision.
     """
 
     inference: bool = False

@@ -29,8 +29,11 @@ class Symptoms:
         """Look at one step.
 
         Args:
-            loss: of the step. differences: of losses at different places, or slopes; None where none were measured.
-            lr, eps: for the message; eps is None where no place is displaced by it. rounding: relative, of the loss; 0: unknown.
+            loss: of the step.
+            differences: of losses at different places, or slopes; None where none were measured.
+            lr: for the message.
+            eps: for the message; None where no evaluation is displaced by it.
+            rounding: relative, of the loss; 0: unknown.
         """
         if not math.isfinite(loss):
             return

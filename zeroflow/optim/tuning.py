@@ -44,8 +44,10 @@ class Tuned:
     """What ``tune`` found; ``print(tuned)`` shows what was tried.
 
     Attributes:
-        name: of the optimizer. arguments: for ``create_optimizer(name, params, **arguments)``.
-        lr, eps: chosen; eps is the default where it does not matter.
+        name: of the optimizer.
+        arguments: for ``create_optimizer(name, params, **arguments)``.
+        lr: the chosen learning rate.
+        eps: the chosen perturbation size; the default where it does not matter.
         loss: (before, after the best short run), mean over the mini-batches that judge.
         forwards: forward passes spent, an exact gradient counting three.
         slopes: (eps, how much slopes differ from those at the next eps, 0 to 1), where eps was chosen.
@@ -98,14 +100,18 @@ def tune(
         closure: as ``step`` takes it, or several, one for each mini-batch: steps take them in turn, and what is judged is their
             mean. The more of them, the better what is found holds for others.
         params: as ``create_optimizer`` takes them; groups keep their own lr, which is what is varied everywhere else.
-        name, queries, seed, options: as ``create_optimizer`` takes them.
+        name: as ``create_optimizer`` takes it.
+        queries: as ``create_optimizer`` takes it.
         budget: forward passes to spend, at most, an exact gradient counting three.
+        seed: as ``create_optimizer`` takes it.
+        **options: as ``create_optimizer`` takes them.
 
     Returns:
         What was found, with all that was tried.
 
     Raises:
-        ConfigError: unknown name or option, or a budget too small for one run. ValueError: no finite loss anywhere.
+        ConfigError: unknown name or option, or a budget too small for one run.
+        ValueError: no finite loss anywhere.
     """
     info = optimizers.get(name)
     closures = list(closure) if isinstance(closure, Sequence) else [closure]

@@ -29,7 +29,9 @@ class InputFilter(Tuning):
     its excess: a range that any normalisation has, and nothing to be kept from the training images.
 
     Args:
-        channels: of the images. size: of the filter, pixels, odd. shared: one filter for all channels, otherwise one for each.
+        channels: of the images.
+        size: of the filter, pixels, odd.
+        shared: one filter for all channels, otherwise one for each.
     """
 
     per_example = False

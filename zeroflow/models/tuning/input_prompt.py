@@ -19,7 +19,10 @@ class InputPrompt(Tuning):
     Prompts for Adapting Large-Scale Models", 2022, Section 3 (the frame); the low rank keeps the number of values small.
 
     Args:
-        channels, size: of the images. border: width of the frame, pixels. rank: of the pattern; 0: none.
+        channels: of the images.
+        size: side of the images, pixels.
+        border: width of the frame, pixels.
+        rank: of the pattern; 0: none.
     """
 
     per_example = False

@@ -19,7 +19,8 @@ class Prompts(Tuning):
     PILOT does.
 
     Args:
-        backbone: for its shape. tokens: how many at each place.
+        backbone: for its shape.
+        tokens: how many at each place.
     """
 
     per_example = False

@@ -26,7 +26,9 @@ class Subspace(Tuning):
     its appendix, here with one number in a row.
 
     Args:
-        tuning: at theta_0, which stays. dimensions: k. seed: of P, below 2^63.
+        tuning: at theta_0, which stays.
+        dimensions: k.
+        seed: of P, below 2^63.
 
     Raises:
         ConfigError: it has fewer values than that.

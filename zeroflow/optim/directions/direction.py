@@ -19,7 +19,10 @@ class Step:
     """What is known while a step is made.
 
     Attributes:
-        objective: may be asked for more. estimator, queries: made the estimate. estimate: of this step.
+        objective: may be asked for more.
+        estimator: made the estimate.
+        queries: directions of the estimate.
+        estimate: of this step.
         memory: of the direction, kept from step to step and part of the optimizer's state; plain numbers and tensors.
         full: closures of mini-batches that are the whole training data together; empty where there are none.
     """

@@ -52,7 +52,8 @@ class DirectionHistory(Direction):
     ``[d]``. Cost: no forward pass.
 
     Attributes:
-        a: share of the history. signs: sign(g_i) instead of g_i, as ``sign="scalar"``.
+        a: share of the history.
+        signs: sign(g_i) instead of g_i, as ``sign="scalar"``.
     """
 
     needs: ClassVar[tuple[type[Estimator], ...]] = (SPSA, RGE, FZOO, ForwardGradient)

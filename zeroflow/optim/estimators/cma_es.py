@@ -79,7 +79,10 @@ class Population(Estimate):
     """Places with their losses, and the distribution that they were drawn from.
 
     Attributes:
-        loss: mean over the finite ones. objective: was asked. losses: by query. vectors: displacements from theta ``[d]``.
+        loss: mean over the finite ones.
+        objective: was asked.
+        losses: by query.
+        vectors: displacements from theta ``[d]``.
         distribution: before the step.
     """
 
@@ -107,8 +110,12 @@ class Distribution:
     """N(0, sigma^2 C) over the n components that may move, in units of eps.
 
     Attributes:
-        sigma: step size. C: ``[n, n]``, or ``[n]`` where it is diagonal. p_sigma, p_c: evolution paths ``[n]``.
-        free: positions of the components among all; None: they are all. generation: number of steps so far.
+        sigma: step size.
+        C: ``[n, n]``, or ``[n]`` where it is diagonal.
+        p_sigma: evolution path of the step size, ``[n]``.
+        p_c: evolution path of the covariance, ``[n]``.
+        free: positions of the components among all; None: they are all.
+        generation: number of steps so far.
     """
 
     sigma: float

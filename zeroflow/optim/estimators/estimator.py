@@ -56,7 +56,8 @@ class Slopes(Estimate):
     """An estimate made of slopes along random directions: factor / eps * mean over queries i of slopes[i] * z_i.
 
     Attributes:
-        loss: see ``Estimate``. objective: regenerates the directions.
+        loss: see ``Estimate``.
+        objective: regenerates the directions.
         slopes: finite ones by query, times eps: (L(theta + eps z) - L(theta - eps z)) / 2 and the like. Where a query's
             loss was not finite, the mean is over the others.
         factor: of the distribution; see ``zeroflow.optim.estimators``.
@@ -185,7 +186,8 @@ class Estimator(ABC):
         """Refuse a number of components that may move before the first step.
 
         Raises:
-            ConfigError: too many. ImportError: a package is missing.
+            ConfigError: too many.
+            ImportError: a package is missing.
         """
         return None
 

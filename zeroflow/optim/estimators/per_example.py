@@ -166,8 +166,10 @@ class ExampleSlopes(Estimate):
     """Slopes by query and example, and the mean of slope times direction.
 
     Attributes:
-        loss: see ``Estimate``. objective: regenerates the directions. slopes: times eps, ``[q, N]``; N = 1 where the closure
-            returns a single number. Non-finite ones are left out of the mean.
+        loss: see ``Estimate``.
+        objective: regenerates the directions.
+        slopes: times eps, ``[q, N]``; N = 1 where the closure returns a single number. Non-finite ones are left out of
+            the mean.
         normalize: whether the slopes of a query are divided by their standard deviation.
     """
 
@@ -223,7 +225,11 @@ class Signs:
     """The signs that tell the examples' directions apart: for a matrix those of its rows and columns, else all.
 
     Attributes:
-        flat: the parameters. seed, step, query: key. examples: N.
+        flat: the parameters.
+        seed: first part of the key.
+        step: second part of the key.
+        query: third part of the key.
+        examples: number of examples, N.
     """
 
     flat: FlatParameters

@@ -17,8 +17,10 @@ class Net(nn.Module):
     """Two linear layers with something between them.
 
     Args:
-        between: a layer. inputs, hidden: widths. turned: whether the layers are registered the other way around, which
-            changes nothing that the network computes.
+        between: a layer.
+        inputs: width of the input.
+        hidden: width of the hidden layer.
+        turned: whether the layers are registered the other way around, which changes nothing that the network computes.
     """
 
     def __init__(self, between: nn.Module, *, inputs: int = 4, hidden: int = 5, turned: bool = False) -> None:
@@ -117,7 +119,8 @@ class Places:
     """A closure that notes where it is asked.
 
     Attributes:
-        model, loss: what is watched.
+        model: whose parameters are watched.
+        loss: whose evaluations are watched.
         displacements: of the parameters from where they were at ``watch()``, ``[d]`` for each evaluation; in
             forward-mode differentiation the tangent.
     """

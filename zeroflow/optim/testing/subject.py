@@ -42,7 +42,9 @@ class Subject:
             parameters of these names, they are used: ``lr`` (0 must hold the parameters still), ``queries``, and
             ``executor`` (see ``zeroflow.optim.Executor``).
         name: for reports.
-        lr, eps, queries: of ``build(model, seed)``: learning rate, perturbation size, directions of a step.
+        lr: learning rate of ``build(model, seed)``.
+        eps: perturbation size of ``build(model, seed)``.
+        queries: directions of a step of ``build(model, seed)``.
         unbiased: the mean first step is ``-lr`` times the gradient: a plain SGD rule on an unbiased estimate.
         along: the first step is a combination of the perturbations: an SGD rule, without weight decay.
         forward_only: no step takes a gradient by backpropagation.
@@ -94,8 +96,13 @@ def subject(
     """An optimizer of ``list_optimizers()`` as a subject; what it claims follows from its three steps.
 
     Args:
-        name: as ``create_optimizer`` knows it. lr, queries, eps, options: as there.
-        per_example, reference: see ``Subject``.
+        name: as ``create_optimizer`` knows it.
+        lr: as in ``create_optimizer``.
+        queries: as in ``create_optimizer``.
+        eps: as in ``create_optimizer``.
+        per_example: see ``Subject``.
+        reference: see ``Subject``.
+        **options: as in ``create_optimizer``.
     """
     info = optimizers.get(name)
     usual_lr, usual_queries = lr, info.default_queries if queries is None else queries

@@ -31,7 +31,9 @@ class Worker(Executor):
     """One of ``size`` that share every step's evaluations, each with a model and an optimizer of its own.
 
     Args:
-        rank: which one. size: how many there are. together: where they meet.
+        rank: which one.
+        size: how many there are.
+        together: where they meet.
     """
 
     def __init__(self, rank: int, size: int, together: _Meeting) -> None:

@@ -22,7 +22,8 @@ class Rule:
 
     Args:
         inner: holds hyper-parameters and moments; its parameters are ``flat.masters``.
-        flat: the parameters. mask: ``[d]`` of ones and zeros, components that may move; None: all.
+        flat: the parameters.
+        mask: ``[d]`` of ones and zeros, components that may move; None: all.
         skip: positions of parameters that have no gradient at all, which a rule leaves alone.
     """
 
