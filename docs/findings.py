@@ -65,6 +65,8 @@ def groups(store: Path, keys: Sequence[str], replicate: str = "seed") -> list[Gr
     """The finished cells of a store by some keys of their configuration, in the order of those.
 
     Args:
+        store: the folder of a store.
+        keys: of the configuration, which tell groups apart.
         replicate: the key that intervals are over.
     """
     found: dict[Key, dict[int, Cell]] = {}

@@ -47,9 +47,8 @@ def attributes(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str]
             names.add(part.name)
         elif isinstance(part, ast.Name | ast.Attribute) and isinstance(part.ctx, ast.Store):
             names.add(part.id if isinstance(part, ast.Name) else part.attr)
-        elif isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute) and part.args:
-            if part.func.attr == "register_buffer" and isinstance(part.args[0], ast.Constant):
-                names.add(str(part.args[0].value))
+        elif isinstance(part, ast.Call) and ast.unparse(part.func) == "self.register_buffer":
+            names.update(argument.value for argument in part.args if isinstance(argument, ast.Constant))
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in classes and base.id != node.name:
             names |= attributes(classes[base.id], classes)
@@ -67,10 +66,14 @@ def arguments(node: Documented, classes: dict[str, ast.ClassDef]) -> set[str]:
 
 
 def problems(node: Documented, classes: dict[str, ast.ClassDef]) -> Iterator[str]:
-    for title, entries in sections(ast.get_docstring(node) or "").items():
-        known = arguments(node, classes) if title == "Args" else set()
-        if title == "Attributes" and isinstance(node, ast.ClassDef):
-            known = attributes(node, classes)
+    docstring = ast.get_docstring(node) or ""
+    fields = attributes(node, classes) if isinstance(node, ast.ClassDef) else set()
+    allowed = {"Args": arguments(node, classes), "Attributes": fields, "Raises": set[str]()}
+    for name in re.findall(r"^(\*{0,2}\w+)(?:, \w+)*: ", docstring, re.MULTILINE):
+        if name in allowed["Args"] | fields:
+            yield f"{name} is explained outside of a section; put it into Args or Attributes"
+    for title, entries in sections(docstring).items():
+        known = allowed[title]
         for name, text in entries.items():
             if not text:
                 yield f"{title}: expected 'name: text', found {name!r}"
@@ -110,12 +113,12 @@ def test_every_documented_name_exists_and_has_an_entry_of_its_own() -> None:
         ("width: features, of\n        a block. height: rows.", ["height stands in the entry of width"]),
         ("width, height: features.", ["expected 'name: text'"]),
         ("depth: blocks.", ["depth does not exist"]),
+        ("width: features.\n\nheight: rows.", ["height is explained outside"]),
     ],
 )
 def test_a_name_that_tools_do_not_see_is_found(entries: str, expected: list[str]) -> None:
-    (function,) = ast.parse(
-        f'def resize(width, height):\n    """Resize.\n\n    Args:\n        {entries.replace(chr(10), chr(10) + "    ")}\n    """'
-    ).body
+    docstring = f"Resize.\n\nArgs:\n    {entries}".replace("\n", "\n    ")
+    (function,) = ast.parse(f'def resize(width, height):\n    """{docstring}\n    """').body
     assert isinstance(function, ast.FunctionDef)
     found = list(problems(function, {}))
     assert len(found) == len(expected)

@@ -1,6 +1,6 @@
-"""Closed-form classifiers on frozen features, under the names their papers gave them. Nothing is trained.
+"""Closed-form classifiers on frozen features, under the names their papers give them. Nothing is trained.
 
-Each is ``simplecil`` with another classifier, whose file has the definition: ``zeroflow.classifiers``.
+Each is ``simplecil`` with another classifier of ``zeroflow.classifiers``.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ class RanPAC(SimpleCIL):
 
 @register_method("fecam", "a covariance for each class of frozen features, Mahalanobis distance; no training")
 class FeCAM(SimpleCIL):
-    """Source: Goswami et al., "FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free Continual
-    Learning", NeurIPS 2023."""
+    """Source: Goswami et al., "FeCAM: Heterogeneity of Class Distributions in Exemplar-Free Learning", NeurIPS 2023."""
 
     own_classifier = "qda"
     takes_classifiers = ("qda",)

@@ -1,7 +1,6 @@
-"""How a backbone can be reached: as it is, or in one of the ways in which no gradient can be had.
+"""Ways to access a backbone: as it is, or in one of the ways that give no gradient.
 
-The key ``access`` of a cell. ``open_backbone`` gives the backbone, ``Access.refusal`` says before any work what cannot be
-done with it.
+The key ``access`` of a cell. ``open_backbone`` builds the backbone; ``Access.refusal`` tells before any work what it cannot do.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ from zeroflow.models.timm_backbone import TransformerBackbone
 
 @dataclass(frozen=True)
 class Access:
-    """A way to reach a backbone.
+    """A way to access a backbone.
 
     Attributes:
         name: as users write it.
         description: one line.
-        build: gives the backbone, from the arguments of ``create_backbone``.
-        tunings: what can be trained beside or inside it, by its names in ``tuning.tunings``; None: all.
-        why: reason for what is left out of ``tunings``, after "because".
-        derivatives: whether asking for a gradient has an answer, be it zero.
-        float32_cpu: whether it computes on a CPU in float32 alone.
-        dropout: whether adapters may have it.
-        per_example: whether they may differ from example to example.
-        needs: packages beside those that zeroflow requires.
-        remote: whether it is asked through an endpoint.
+        build: builds the backbone, from the arguments of ``create_backbone``.
+        tunings: supported tunings, names in ``tuning.tunings``; None: all.
+        why: why other tunings are unsupported, as a clause.
+        derivatives: whether a gradient can be computed, even if it is zero.
+        float32_cpu: whether it computes on a CPU in float32 only.
+        dropout: whether adapters may have dropout.
+        per_example: whether adapters may differ from example to example.
+        needs: packages beyond those that zeroflow requires.
+        remote: whether it is reached through an endpoint.
     """
 
     name: str
@@ -60,10 +59,10 @@ class Access:
 
         Args:
             tuning: what is trained, see ``Method.tunes``.
-            differentiates: what of the cell takes derivatives, if anything.
-            per_example: whether the optimizer moves every example on its own.
-            dtype: of the cell.
-            options: of the method, all of them.
+            differentiates: the part of the cell that takes derivatives, if any.
+            per_example: whether the optimizer perturbs every example on its own.
+            dtype: precision of the cell.
+            options: all options of the method.
         """
         if self.tunings is not None and tuning not in self.tunings:
             return f"it trains {tuning!r}, and {self.why}; this can be trained: {', '.join(self.tunings)}"
@@ -78,7 +77,7 @@ class Access:
         return None
 
     def device(self, wanted: torch.device) -> torch.device:
-        """Where the cell computes."""
+        """The device that the cell computes on."""
         return torch.device("cpu") if self.float32_cpu else wanted
 
     def check_installed(self) -> None:
@@ -148,7 +147,7 @@ accesses: Mapping[str, Access] = {
 def open_backbone(
     access: str | None, name: str, endpoint: Any = None, timeout: float = 30.0, **arguments: Any
 ) -> Backbone:
-    """A backbone as a cell reaches it; arguments as those of ``create_backbone``, for a black box of ``open_black_box``.
+    """Build a backbone with the access of a cell; arguments as in ``create_backbone``, or ``open_black_box`` for a black box.
 
     Raises:
         ConfigError: see ``create_backbone``; a package is missing.

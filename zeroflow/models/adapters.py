@@ -39,7 +39,7 @@ class Adapter(nn.Module):
 
 
 class AdapterStack(nn.ModuleList):
-    """One adapter for each block; ``widths`` are those of the streams that they stand beside."""
+    """One adapter per block; ``widths`` are those of the blocks' residual streams."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ class CosineHead(nn.Module):
         self.grow(classes, generator)
 
     def grow(self, classes: int, generator: torch.Generator | None = None) -> None:
-        """Add outputs behind those that are there."""
+        """Append outputs to the existing ones."""
         old = self.weight.detach()
         bound = 1 / math.sqrt(old.shape[1])
         new = torch.empty(classes, old.shape[1], dtype=old.dtype)  # on the CPU, where generators are

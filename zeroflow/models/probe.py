@@ -1,7 +1,7 @@
-"""Whether a backbone can do what a method will ask of it: seen on what is used, before any work, with nothing downloaded.
+"""Check before any work that a backbone supports a tuning, by trying it, without downloading anything.
 
-A backbone with weights on this machine is built as a cell builds it; of any other the architecture alone, on torch's meta device,
-which computes shapes and no numbers. Then two empty images pass the tuning.
+A backbone whose weights are on this machine is built as in a cell; of any other, only the architecture is built, on torch's
+meta device, which computes shapes without numbers. Then two blank images pass through the tuning.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def check_tuning(
     tuning: str,
     settings: Mapping[str, Any],
 ) -> None:
-    """Refuse what could only fail in the cell.
+    """Refuse a tuning that would fail in the cell.
 
     Args:
         name: of the backbone, as in ``create_backbone``.
@@ -42,7 +42,7 @@ def check_tuning(
         settings: all options of the tuning.
 
     Raises:
-        ConfigError: the backbone cannot be built, its weights do not fit, it lacks what the tuning needs, or a pass
+        ConfigError: the backbone cannot be built, its weights do not fit, it lacks what the tuning needs, or a forward pass
             fails.
     """
     given = tuple(sorted((key, value) for key, value in settings.items() if isinstance(value, int | float | str)))
@@ -96,7 +96,7 @@ def check_buildable(name: str, checkpoint: str | None, image_size: int | None) -
 
 
 class Anatomy(NamedTuple):
-    """What a backbone is like: values of its weights, features, side of its images in pixels, and the tunings that it takes."""
+    """Properties of a backbone: number of parameters and of features, side of its images in pixels, supported tunings."""
 
     parameters: int
     width: int
@@ -105,10 +105,10 @@ class Anatomy(NamedTuple):
 
 
 def anatomy(name: str) -> Anatomy:
-    """What a backbone is like, without a head and with its own image size.
+    """Properties of a backbone without a head, with its default image size.
 
     Raises:
-        ConfigError: it is not known, or cannot be built here.
+        ConfigError: it is unknown, or cannot be built here.
     """
     backbone = _built(name, None, None)
     try:
@@ -124,7 +124,7 @@ def _anatomy(backbone: Backbone) -> Anatomy:
 
 
 def _tried(backbone: Backbone, name: str, image_size: int | None, look: Callable[[Backbone], Found]) -> Found:
-    """What ``look`` finds; with numbers where it cannot do without, which the meta device has none of."""
+    """The result of ``look``; with real numbers if it fails on the meta device, which has none."""
     try:
         return look(backbone)
     except ConfigError:
@@ -144,7 +144,7 @@ def _meta(backbone: Backbone) -> bool:
 
 
 def _pass(backbone: Backbone, tuning: str, settings: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of the features of two empty images."""
+    """The shape of the features of two blank images."""
     like, channels = backbone.like, getattr(backbone, "channels", 3)
     made = create_tuning(tuning, backbone, torch.Generator().manual_seed(0), settings).eval()
     if _meta(backbone):

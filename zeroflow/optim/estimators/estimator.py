@@ -58,7 +58,7 @@ class Slopes(Estimate):
     Attributes:
         loss: see ``Estimate``.
         objective: regenerates the directions.
-        slopes: finite ones by query, times eps: (L(theta + eps z) - L(theta - eps z)) / 2 and the like. Where a query's
+        slopes: finite ones by query, multiplied by eps, as (L(theta + eps z) - L(theta - eps z)) / 2. Where a query's
             loss was not finite, the mean is over the others.
         factor: of the distribution; see ``zeroflow.optim.estimators``.
         eps: what the slopes are still multiplied with, one number or ``[d]``.
