@@ -228,7 +228,7 @@ def _text(key: str, value: Any) -> str:
 def untrained(values: Mapping[str, Any]) -> dict[str, Any]:
     """Of a row's keys those of the row without training that classifies alike; a head of one's own has none."""
     own = values.get("classifier") or methods.get(values["method"]).build.own_classifier
-    return {**dict.fromkeys(values), "method": NAMED.get(own), "dataset": values.get("dataset")}
+    return {**dict.fromkeys(values), "method": NAMED.get(own) if own else None, "dataset": values.get("dataset")}
 
 
 def shifts(results: Path, name: str) -> str:
