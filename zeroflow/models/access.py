@@ -20,6 +20,7 @@ from zeroflow.models.factory import create_backbone
 from zeroflow.models.int8 import quantised
 from zeroflow.models.spiking import SpikingBackbone
 from zeroflow.models.timm_backbone import TransformerBackbone
+from zeroflow.models.tuning import tunings
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Access:
         per_example: whether adapters may differ from example to example.
         needs: packages beyond those that zeroflow requires.
         remote: whether it is reached through an endpoint.
+        transformers_only: why only a plain vision transformer can be accessed this way, as a clause; empty: any can.
+        transformer_tunings: tunings that it supports for plain vision transformers only.
     """
 
     name: str
@@ -51,6 +54,18 @@ class Access:
     per_example: bool = True
     needs: tuple[str, ...] = ()
     remote: bool = False
+    transformers_only: str = ""
+    transformer_tunings: tuple[str, ...] = ()
+
+    def lacks(self, backbone: Backbone, tuning: str) -> str | None:
+        """Why a white-box backbone, accessed this way, cannot be tuned by ``tuning``; None: it can."""
+        if tuning in self.transformer_tunings and not isinstance(backbone, TransformerBackbone):
+            return "only a plain vision transformer's graph takes adapters"
+        return backbone.lacks(tunings.get(tuning).needs)
+
+    def able(self, backbone: Backbone) -> list[str]:
+        """The tunings of a white-box backbone that is accessed this way."""
+        return [name for name in self.tunings or tunings.names() if not self.lacks(backbone, name)]
 
     def refusal(
         self, *, tuning: str, differentiates: str | None, per_example: bool, dtype: str, options: Mapping[str, Any]
@@ -87,12 +102,13 @@ class Access:
             raise ConfigError(f"access={self.name!r} needs {' and '.join(missing)}: pip install 'zeroflow[bans]'")
 
 
+_SPIKES = "spikes travel between the blocks of a plain vision transformer"
+
+
 def _spiking(*arguments: Any, **named: Any) -> Backbone:
     backbone = create_backbone(*arguments, **named)
     if not isinstance(backbone, TransformerBackbone):
-        raise ConfigError(
-            "access='spiking': spikes travel between the blocks of a plain vision transformer; expected one"
-        )
+        raise ConfigError(f"access='spiking': {_SPIKES}; expected one")
     return SpikingBackbone(backbone.model, backbone.channels)
 
 
@@ -108,7 +124,10 @@ accesses: Mapping[str, Access] = {
     for access in (
         Access("white-box", "the backbone as it is, in this process", create_backbone),
         Access(
-            "spiking", "every block and the features answer in spikes: hard thresholds, no slope anywhere", _spiking
+            "spiking",
+            "every block and the features answer in spikes: hard thresholds, no slope anywhere",
+            _spiking,
+            transformers_only=_SPIKES,
         ),
         Access(
             "black-box",
@@ -137,6 +156,7 @@ accesses: Mapping[str, Access] = {
             dropout=False,
             per_example=False,
             needs=("onnx", "onnxruntime"),
+            transformer_tunings=("adapter",),
             **_HARDWARE,
         ),
     )

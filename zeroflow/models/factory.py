@@ -66,11 +66,16 @@ def own_backbones() -> dict[str, Callable[[], nn.Module]]:
     return {name: build for name, build in found.items() if callable(build)}
 
 
+def non_timm_names() -> list[str]:
+    """Names of the embedded backbone and of those of other packages."""
+    return [EMBEDDED, *own_backbones()]
+
+
 def _names() -> list[str]:
     """All known names, for error messages."""
     import timm
 
-    return [EMBEDDED, *own_backbones(), *timm.list_models(), *timm.list_pretrained()]
+    return [*non_timm_names(), *timm.list_models(), *timm.list_pretrained()]
 
 
 @functools.cache

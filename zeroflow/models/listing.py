@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import torch
 
 from zeroflow.errors import ConfigError
-from zeroflow.models.factory import EMBEDDED, default_image_size, own_backbones
+from zeroflow.models.factory import default_image_size, non_timm_names
 from zeroflow.models.probe import Anatomy, anatomy
 
 
@@ -63,7 +63,7 @@ def list_backbones(pattern: str | None = None) -> Iterator[ListedBackbone]:
     Raises:
         ConfigError: nothing matches; the message names the nearest ones.
     """
-    own = [EMBEDDED, *own_backbones()]
+    own = non_timm_names()
     names = own if pattern is None else fnmatch.filter(own, pattern)
     found = {} if pattern is None else _of_timm(pattern)
     if not names and not found and pattern is not None:
@@ -72,7 +72,7 @@ def list_backbones(pattern: str | None = None) -> Iterator[ListedBackbone]:
 
 
 def _built(names: Mapping[str, list[str]]) -> Iterator[ListedBackbone]:
-    own = [EMBEDDED, *own_backbones()]
+    own = non_timm_names()
     for name, tags in names.items():
         try:
             like, problem = anatomy(name), None
@@ -99,7 +99,7 @@ def _of_timm(pattern: str) -> dict[str, list[str]]:
 def _nothing_fits(pattern: str) -> ConfigError:
     import timm
 
-    known = [EMBEDDED, *own_backbones(), *(timm.list_pretrained() if "." in pattern else timm.list_models())]
+    known = [*non_timm_names(), *(timm.list_pretrained() if "." in pattern else timm.list_models())]
     bare = "".join(character for character in pattern if character not in "*?[]")
     nearest = difflib.get_close_matches(bare, known, n=3, cutoff=0.0)
     return ConfigError(f"no backbone fits {pattern!r}; the nearest: {', '.join(nearest)}")

@@ -17,7 +17,7 @@ from zeroflow.models.access import accesses
 from zeroflow.models.backbone import Backbone
 from zeroflow.models.factory import EMBEDDED, brings_weights, create_backbone, default_image_size
 from zeroflow.models.timm_backbone import TransformerBackbone
-from zeroflow.models.tuning import create_tuning, tunings
+from zeroflow.models.tuning import create_tuning
 
 IMAGES = 2
 Found = TypeVar("Found")
@@ -60,20 +60,12 @@ def _check_tuning(
 ) -> None:
     backbone = _built(name, checkpoint, image_size)
     where = f"backbone {name!r}"
-    if access == "spiking" and not isinstance(backbone, TransformerBackbone):
-        raise ConfigError(
-            f"access='spiking' with {where}: spikes travel between the blocks of a plain vision transformer"
-        )
-    plain = isinstance(backbone, TransformerBackbone)
-    why = backbone.lacks(tunings.get(tuning).needs)
-    if access == "exported" and tuning == "adapter" and not plain:
-        why = "only a plain vision transformer's graph takes adapters"
-    if why:
-        able = accesses[access or "white-box"].tunings or [name for name, _ in tunings.items()]
-        left = [other for other in able if not backbone.lacks(tunings.get(other).needs)]
-        if access == "exported" and not plain:
-            left = [other for other in left if other != "adapter"]
-        raise ConfigError(f"{where}: it cannot be tuned by {tuning!r}: {why}; it can by {', '.join(left)}")
+    way = accesses[access or "white-box"]
+    if way.transformers_only and not isinstance(backbone, TransformerBackbone):
+        raise ConfigError(f"access={access!r} with {where}: {way.transformers_only}")
+    if why := way.lacks(backbone, tuning):
+        able = ", ".join(way.able(backbone))
+        raise ConfigError(f"{where}: it cannot be tuned by {tuning!r}: {why}; it can by {able}")
     try:
         shape = _tried(backbone, name, image_size, lambda built: _pass(built, tuning, dict(settings)))
     except ConfigError:
@@ -118,9 +110,8 @@ def anatomy(name: str) -> Anatomy:
 
 
 def _anatomy(backbone: Backbone) -> Anatomy:
-    able = [name for name, tuning in tunings.items() if not backbone.lacks(tuning.needs)]
     values = sum(parameter.numel() for parameter in backbone.parameters())
-    return Anatomy(values, backbone.width, backbone.image_size, able)
+    return Anatomy(values, backbone.width, backbone.image_size, accesses["white-box"].able(backbone))
 
 
 def _tried(backbone: Backbone, name: str, image_size: int | None, look: Callable[[Backbone], Found]) -> Found:

@@ -200,6 +200,20 @@ class Estimator(ABC):
         """Ask ``objective`` and give the estimate."""
 
 
+@dataclass(frozen=True)
+class RandomSlopes(Estimator):
+    """Base of estimators made of slopes along random directions with independent components."""
+
+    distributions: ClassVar[tuple[str, ...]] = ("gaussian", "rademacher")
+
+    distribution: str = "gaussian"
+    combine: str = "mean"
+
+    @property
+    def unbiased(self) -> bool:
+        return self.combine == "mean"
+
+
 def differences(first: Sequence[float], second: Sequence[float]) -> dict[int, float]:
     """``first[i] - second[i]`` by position, where that is finite."""
     found = {i: a - b for i, (a, b) in enumerate(zip(first, second, strict=True))}
