@@ -21,13 +21,13 @@ from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.groups import Parameters, parameter_groups
 from zeroflow.optim.objective import Closure, NonFiniteLoss, Objective
 from zeroflow.optim.precision import PrecisionWatch, check_eps, half_precision
-from zeroflow.optim.saved import OWN, packed, unpacked
+from zeroflow.optim.saving import OWN, Saving
 from zeroflow.optim.surroundings import Surroundings, undisturbed
 from zeroflow.optim.symptoms import Symptoms
 from zeroflow.optim.updates import Plain, Rule
 
 
-class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
+class ThreeStepOptimizer(AskTell, Saving):
     """A ``torch.optim`` optimizer whose ``step(closure)`` asks for function values (or slopes, or the gradient).
 
     Parameter groups may have their own ``lr``, ``eps_zo`` and whatever the inner rule knows; LR schedulers, ``state_dict``,
@@ -210,65 +210,6 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
         FlatParameters([*self.flat.parameters, *(p[1] if isinstance(p, tuple) else p for p in group["params"])])
         super().add_param_group(group)
         self._lay_out()
-
-    def state_dict(self) -> dict[str, Any]:
-        """As in torch, with the counters that key the randomness and all that a step looks back to: resumes bit for bit.
-
-        What is no parameter's own stands in the first group's ``"zeroflow"`` as bytes, for which every way of saving
-        optimizers has a place (``torch.distributed.checkpoint`` and others keep what is in groups and drop the rest).
-        """
-        rounded = self.flat.half is not None  # torch rounds moments to the parameters' precision
-        wraps = (
-            type(self.inner).state_dict is not torch.optim.Optimizer.state_dict
-        )  # a rule around a rule, as Lookahead
-        own = {
-            "steps": self.steps, "forwards": self.forwards, "equivalents": self.equivalents, "skipped": self.skipped,
-            "seed": self.seed, "queries": self.queries, "size": self.flat.size, "memory": self._memory, "mask": self._mask,
-            "estimator": self._adapted, "masters": self.flat.vector if rounded else None,
-            "rule": self.inner.state_dict()["state"] if rounded or wraps else None,
-            "told": self._told.rounds if self._told else None,
-        }  # fmt: skip
-        state = super().state_dict()
-        state["param_groups"][0][OWN] = packed(own)
-        return state
-
-    @undisturbed
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As in torch. For half-precision parameters the float32 master copy is part of it.
-
-        Raises:
-            ValueError: the state is another optimizer's, or of other parameters.
-        """
-        own, torchs = unpacked(state_dict)
-        if own["size"] != self.flat.size:
-            raise ValueError(f"state_dict: of {own['size']} trained components, this optimizer has {self.flat.size}")
-        super().load_state_dict(torchs)
-        self.param_groups[0][OWN] = b""
-        self.inner = self._rule()
-        self._give_moments(own["rule"])
-        self.steps, self.forwards, self.skipped = own["steps"], own["forwards"], own["skipped"]
-        self.equivalents = own["equivalents"]
-        self.seed, self.queries = own["seed"], own["queries"]
-        self._memory = {k: self._placed(v) for k, v in copy.deepcopy(own["memory"]).items()}
-        self._adapted = copy.deepcopy(own.get("estimator", {}))
-        self._mask = None if own["mask"] is None else self._placed(own["mask"].clone())
-        self._candidates, told = [], own.get("told")
-        self._told = Told(told, self._names()) if told else None
-        if self.flat.half is not None and own["masters"] is not None:
-            self.flat.vector.copy_(own["masters"])
-            self.flat.show()
-        self._take_back()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # torch's own leaves out all that a step needs; a scheduler's patch of ``step`` must not come along.
-        state = {key: value for key, value in self.__dict__.items() if key != "step"}
-        return {**state, "_candidates": []}  # which are asked again
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._still = set()
-        if "flat" in state:
-            self.flat.bind()
 
     def _lay_out(self) -> None:
         """Put all parameters into one vector, and what is kept for each component with them."""
