@@ -23,7 +23,7 @@ OWN = "zeroflow"
 
 
 def packed(own: Mapping[str, Any]) -> bytes:
-    """Numbers and tensors as bytes."""
+    """Serialise numbers and tensors."""
     file = io.BytesIO()
     torch.save(dict(own), file)
     return file.getvalue()
@@ -69,10 +69,10 @@ class Saving(torch.optim.Optimizer):
     _placed: Callable[[Any], Any]
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch, with the counters that key the randomness and all that a step looks back to: resumes bit for bit.
+        """As in torch, with the counters that key the randomness and all other state: training resumes bit for bit.
 
-        What is no parameter's own stands in the first group's ``"zeroflow"`` as bytes, for which every way of saving
-        optimizers has a place (``torch.distributed.checkpoint`` and others keep what is in groups and drop the rest).
+        State that belongs to no single parameter is in the first group's ``"zeroflow"`` as bytes, since every way of saving
+        optimizers keeps groups (``torch.distributed.checkpoint`` and others drop other keys).
         """
         rounded = self.flat.half is not None  # torch rounds moments to the parameters' precision
         # A rule around a rule, as Lookahead, has a state of its own.
@@ -90,10 +90,10 @@ class Saving(torch.optim.Optimizer):
 
     @undisturbed
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As in torch. For half-precision parameters the float32 master copy is part of it.
+        """As in torch. For half-precision parameters the state includes the float32 master copy.
 
         Raises:
-            ValueError: the state is another optimizer's, or of other parameters.
+            ValueError: the state belongs to another kind of optimizer, or to other parameters.
         """
         own, torchs = unpacked(state_dict)
         if own["size"] != self.flat.size:

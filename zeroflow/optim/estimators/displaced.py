@@ -16,11 +16,11 @@ from zeroflow.optim.objective import Objective
 
 
 class OtherSize(Exception):
-    """The mini-batch has another number of examples than the last one; the argument is the shape that shows it."""
+    """The mini-batch has another number of examples than the last one; the argument is the shape that reveals it."""
 
 
 class _PerExampleTensor(Tensor):
-    """A tensor that depends on parameters alone, one version for each example: dimension 0 is the example."""
+    """A tensor that depends on parameters only, with one version per example: dimension 0 is the example."""
 
 
 class Displaced(TorchFunctionMode):
@@ -67,7 +67,7 @@ class Displaced(TorchFunctionMode):
         return id(value) in self.parameters
 
     def _concerned(self, values: Any) -> bool:
-        """Whether any of the values is a parameter or made of parameters alone; most calls have none, so this is quick."""
+        """Whether any value is a parameter or computed from parameters only; most calls have none, so this is quick."""
         for value in values:
             if id(value) in self.parameters or type(value) is _PerExampleTensor:
                 return True
@@ -93,9 +93,9 @@ class Displaced(TorchFunctionMode):
         return moved.add_(F.linear(input, weight, bias))
 
     def _rows(self, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor | None:
-        """``addmm`` with a weight ``[in, out]``, rows being the positions of one example after the other; None: it is not that.
+        """``addmm`` with a weight ``[in, out]`` whose rows are the positions of all examples in turn; None: it is not that.
 
-        So is Hugging Face's Conv1D, a linear layer with its weight the other way around.
+        Hugging Face's Conv1D, a linear layer with its weight transposed, is one.
         """
         if not self._is_parameter(weight) or self._concerned((input,)) or type(bias) is _PerExampleTensor:
             return None
@@ -110,9 +110,9 @@ class Displaced(TorchFunctionMode):
         return moved.view(len(input), -1).add_(torch.addmm(bias, input, weight))
 
     def _mapped(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
-        """``func`` for every example by ``torch.vmap``: over displaced parameters and over activations.
+        """``func`` for every example by ``torch.vmap``, over displaced parameters and activations.
 
-        An activation goes in as a batch of one, so that ``func`` finds the dimensions it expects.
+        An activation is passed as a batch of one, so that ``func`` gets the dimensions it expects.
         """
         dims: list[int | None] = []
         values: list[Tensor] = []
@@ -154,7 +154,7 @@ _ASKS_ONLY = {
     Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous,
     Tensor.stride, Tensor.element_size, Tensor.__len__, Tensor.type, torch.is_floating_point,
 }  # fmt: skip
-"""Functions that ask for a property of a tensor, which displacement does not change."""
+"""Functions that return a property of a tensor that displacement does not change."""
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

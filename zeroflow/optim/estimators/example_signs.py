@@ -15,7 +15,7 @@ from zeroflow.optim.objective import Objective
 
 @dataclass
 class Signs:
-    """The signs that tell the examples' directions apart: for a matrix those of its rows and columns, else all.
+    """Signs that make the examples' directions different: for a matrix of its rows and columns, else of all components.
 
     Attributes:
         flat: the parameters.
@@ -57,7 +57,7 @@ class Signs:
         return self._drawn[id(parameter)].view(self.examples, *parameter.shape)
 
     def only(self, examples: slice) -> Signs:
-        """Those of some of the examples."""
+        """The signs of some of the examples."""
         other = copy.copy(self)
         other.examples = examples.stop - examples.start
         other._drawn = {key: drawn[examples] for key, drawn in self._drawn.items()}
@@ -72,7 +72,7 @@ class Signs:
 
 
 def signs_of(objective: Objective, query: int, examples: int) -> Signs:
-    """The signs of a query's examples; the last ones stay for the step: for both sides of a query and its part of the sum."""
+    """The signs of a query's examples; the last ones are cached, for both sides of a query and its part of the sum."""
     key = (query, examples)
     kept = objective.cache.get("signs")
     if kept is None or kept[0] != key:

@@ -1,33 +1,26 @@
-"""One direction for every example of the mini-batch, all in the same two forward passes."""
+"""One direction per example of the mini-batch, all in the same two forward passes."""
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch import Tensor
 
-from zeroflow.optim import noise
 from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.displaced import Displaced, OtherSize
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
 from zeroflow.optim.estimators.example_signs import signs_of
 from zeroflow.optim.executor import Numbers
-from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.objective import HERE, Objective, Shift, mean_finite, scalar
 
 
 @dataclass(frozen=True)
 class PerExample(Estimator):
-    """Two-sided differences with a direction of its own for each of the batch's N examples.
+    """Two-sided differences with a separate direction for each of the batch's N examples.
 
     g_n = (l_n(theta + eps z_n) - l_n(theta - eps z_n)) / 2 eps with l_n the loss of example n;
     estimate = mean over n (and over q repetitions) of g_n z_n.
@@ -38,14 +31,14 @@ class PerExample(Estimator):
     forward passes, by up to sqrt(N) in its cosine to the gradient.
 
     The closure returns the losses ``[N]`` (``reduction="none"``), and dimension 0 of the model's activations is the example.
-    Examples must not meet: no batch statistics. This is verified on one example for every new size of a mini-batch. A closure
-    that returns a single number gets plain SPSA along signs, with a warning.
+    Examples must not interact: no batch statistics. This is verified on one example for every new size of a mini-batch. A
+    closure that returns a single number gets plain SPSA along signs, with a warning.
 
-    With ``normalize`` the g_n of a repetition are divided by their standard deviation over n (about their mean, with 1/N), so that lr
-    does not depend on the scale of the loss or of eps; of a single example the sign is left.
-    Source: per-example directions of GRZO and EVA-0 (2026); ``normalize``: Tan et al. 2026 (GRZO, arXiv:2606.02857), whose lr is 2 eps
-    times the one here. Cost: 2q forward passes, and 3 more to count and verify a
-    mini-batch of a new size (1 more where the size has been seen).
+    With ``normalize`` the g_n of a repetition are divided by their standard deviation over n (about their mean, with 1/N), so
+    that lr does not depend on the scale of the loss or of eps; a single example keeps only its sign.
+    Source: per-example directions of GRZO and EVA-0 (2026); ``normalize``: Tan et al. 2026 (GRZO, arXiv:2606.02857), whose lr
+    is 2 eps times the one here. Cost: 2q forward passes, and 3 more to count and verify a mini-batch of a new size (1 more
+    where the size has been seen).
     """
 
     per_example: ClassVar[bool] = True
@@ -82,11 +75,11 @@ class PerExample(Estimator):
 
 @dataclass
 class Census:
-    """How many losses the closure gives, and for which numbers of them displaced evaluation has been verified.
+    """The number of losses that the closure returns, and the mini-batch sizes for which displaced evaluation is verified.
 
     Attributes:
-        examples: of the last mini-batch, also where this process looks at a slice of it; 1 where the closure gives a single
-            number; None before the first.
+        examples: number in the last mini-batch, also where this process evaluates a slice of it; 1 where the closure returns
+            a single number; None before the first.
         verified: sizes of mini-batches.
     """
 
@@ -97,8 +90,8 @@ class Census:
     def losses(self, objective: Objective, query: int, scale: float) -> Numbers:
         """Losses of all examples at theta + scale * eps * z_n, or the one loss of a mini-batch that has only one.
 
-        Of the slice that this process looks at, so that the sum over shards has all: zero for other examples, and the one
-        loss weighted.
+        Only the slice of this process is evaluated, so that the sum over shards has all: losses of other examples are zero,
+        and a single loss is weighted.
         """
         counted = False
         for _ in range(2):
@@ -139,10 +132,10 @@ class Census:
             )
 
     def _verify(self, objective: Objective, query: int) -> None:
-        """Compare the last own example's loss with that of the mini-batch at this example's own place.
+        """Compare the last example's loss from displaced evaluation with that of the whole mini-batch at its parameters.
 
-        Far from theta, so that a difference shows: they are the same function unless examples meet, or something that only
-        happens to have the batch's size was taken for it.
+        Far from theta, so that a difference shows: both are the same function unless examples interact, or unless a
+        dimension that happens to have the batch's size was mistaken for the batch.
         """
         examples, far = self.examples or 1, 30.0
         last = objective.own(examples).stop - 1
@@ -170,8 +163,8 @@ class ExampleSlopes(Estimate):
     Attributes:
         loss: see ``Estimate``.
         objective: regenerates the directions.
-        slopes: times eps, ``[q, N]``; N = 1 where the closure returns a single number. Non-finite ones are left out of
-            the mean.
+        slopes: multiplied by eps, ``[q, N]``; N = 1 where the closure returns a single number. The mean is over the finite
+            ones.
         normalize: whether the slopes of a query are divided by their standard deviation.
     """
 
@@ -193,7 +186,7 @@ class ExampleSlopes(Estimate):
         return self._combine(self.slopes).div_(self.objective.eps)
 
     def _spread(self) -> Tensor:
-        """Standard deviation of each query's finite slopes ``[q, 1]``; of a single one its size; infinite where it is zero."""
+        """Standard deviation of each query's finite slopes ``[q, 1]``; its magnitude for a single one; infinite where zero."""
         kept = self.slopes.isfinite()
         count = kept.sum(1, keepdim=True)
         mean = torch.where(kept, self.slopes, 0.0).sum(1, keepdim=True) / count
@@ -223,7 +216,7 @@ class ExampleSlopes(Estimate):
 
 
 def _several(objective: Objective, answer: Tensor | float, examples: int) -> Tensor:
-    """A closure's answer as losses of its part of a mini-batch of so many examples; of one it may be a number."""
+    """A closure's result as losses of its slice of a mini-batch of ``examples``; of one example it may be a number."""
     if examples == 1 and not (isinstance(answer, Tensor) and answer.ndim):
         return torch.tensor([scalar(answer)], dtype=torch.float64)
     if not isinstance(answer, Tensor) or answer.ndim != 1:
@@ -236,7 +229,7 @@ def _several(objective: Objective, answer: Tensor | float, examples: int) -> Ten
 
 
 def _displaced(objective: Objective, query: int, scale: float, examples: int) -> Numbers:
-    """Losses of all examples, each at its own place: theta + scale * eps * z_n; zero for those of other processes."""
+    """Losses of all examples, each at its own theta + scale * eps * z_n; zero for those of other processes."""
     own = objective.own(examples)
     if objective.whole(own.stop - own.start) != examples:
         raise OtherSize((objective.whole(own.stop - own.start),))

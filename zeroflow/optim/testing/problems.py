@@ -1,4 +1,4 @@
-"""Small problems with known answers: a network, what it sees and remembers, and a quadratic."""
+"""Small problems with known solutions: a network that records its evaluations, and a quadratic."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Net(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout that notes its masks."""
+    """Dropout that records its masks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def regression(
     hidden: int = 5,
     turned: bool = False,
 ) -> tuple[nn.Module, Loss]:
-    """A network and its squared error on eight examples; ``per_example``: the error of each."""
+    """A network and its squared error on eight examples; ``per_example``: one error per example."""
     model = Net(between or nn.Identity(), inputs=inputs, hidden=hidden, turned=turned).to(dtype)
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(8, inputs, generator=generator).to(dtype)
@@ -116,7 +116,7 @@ def true_gradient(model: nn.Module, loss: Loss) -> Tensor:
 
 
 class Places:
-    """A closure that notes where it is asked.
+    """A closure that records the parameters of its evaluations.
 
     Attributes:
         model: whose parameters are watched.
@@ -130,7 +130,7 @@ class Places:
         self.watch()
 
     def watch(self) -> None:
-        """Forget what was noted; displacements are from here."""
+        """Clear the records; displacements are relative to the current parameters from now on."""
         self.displacements: list[Tensor] = []
         self.origin = theta(self.model)
 

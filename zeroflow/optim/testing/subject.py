@@ -1,4 +1,4 @@
-"""What a conformance check is told about an optimizer, and how one that deviates is reported."""
+"""The description of an optimizer for conformance checks, and the error of one that deviates."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Reference = Callable[[Function, Callable[[np.ndarray], np.ndarray], np.ndarray, 
 
 
 class ConformanceError(AssertionError):
-    """An optimizer does not do what it says. The message tells what was measured and what was expected."""
+    """An optimizer does not do what it claims. The message gives the measured and the expected value."""
 
 
 class Stepper(Protocol):
-    """All that an optimizer must be: ``step(closure)`` evaluates the loss as often as it likes, then moves parameters.
+    """The interface of an optimizer: ``step(closure)`` evaluates the loss any number of times, then moves parameters.
 
     ``closure()`` returns the loss at the module's present parameters, a 0-dimensional tensor (``[N]``, one for each
     example, where ``Subject.per_example`` is true), and never calls backward. It reads the module that ``build`` was
@@ -49,7 +49,7 @@ class Subject:
         along: the first step is a combination of the perturbations: an SGD rule, without weight decay.
         forward_only: no step takes a gradient by backpropagation.
         per_example: the closure should return one loss for each example.
-        sparsity: share of the components that a random mask holds still.
+        sparsity: share of the components that a random mask freezes.
         keeps_best: a step never makes the loss on its mini-batch larger.
         snapshot: SVRG on two-sided differences, with a snapshot at the first step and none at the next two.
         span: an estimate is the projection on the span of its directions instead of their mean.
@@ -93,7 +93,7 @@ def subject(
     reference: Reference | None = None,
     **options: Any,
 ) -> Subject:
-    """An optimizer of ``list_optimizers()`` as a subject; what it claims follows from its three steps.
+    """An optimizer of ``list_optimizers()`` as a subject; its claims follow from its three steps.
 
     Args:
         name: as ``create_optimizer`` knows it.
@@ -148,7 +148,7 @@ def subject(
 
 
 def _asked(pieces: Composition) -> tuple[int, bool]:
-    """What a rule's first step shows: how many vectors it keeps, and whether it is -lr times the gradient."""
+    """Probe a rule's first step: how many vectors it keeps, and whether it is -lr times the gradient."""
     parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0, 4.0]))
     rule = pieces.inner([{"params": [parameter]}])
     before, parameter.grad = parameter.detach().clone(), torch.tensor([3.0, -2.0, 1.0])
