@@ -323,7 +323,7 @@ class Sample:
         composition = Composition(estimator, [], lambda groups: torch.optim.SGD(groups, lr=1.0))
         named = list(self.method.trainable().items())
         optimizer = ThreeStepOptimizer(named, composition, queries=queries, eps=info.default_eps)
-        loss, device = self.losses if optimizer.per_example else self.loss, self.prefix.output.device
+        loss, device = self.losses if optimizer.per_example else self.loss, self.batch[0].device
         before, fresh = [p.detach().clone() for _, p in named], copy.deepcopy(optimizer.state_dict())
         for seed in range(seeds):
             optimizer.load_state_dict(fresh)
@@ -333,7 +333,7 @@ class Sample:
 
     def estimates_of(self, peer: Peer, queries: int, seeds: int) -> Iterator[tuple[Tensor, float]]:
         """A peer's estimates, likewise, with whole forward passes."""
-        parameters, device = list(self.method.trainable().values()), self.prefix.output.device
+        parameters, device = list(self.method.trainable().values()), self.batch[0].device
         before = [p.detach().clone() for p in parameters]
         np.random.seed(0)
         for _ in range(seeds):

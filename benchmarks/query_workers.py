@@ -26,6 +26,7 @@ import click
 import torch
 from optimizers import drawings, new_method, seconds
 from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 from zeroflow.methods import Method, MiniBatch
 from zeroflow.models.factory import create_backbone
@@ -128,7 +129,7 @@ def worker(rank: int, workers: int, setting: Setting, folder: str) -> None:
 
 def measure_workers(setting: Setting, workers: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(worker, (workers, setting, folder), nprocs=workers)
+        spawn(worker, (workers, setting, folder), nprocs=workers)  # type: ignore[no-untyped-call]
         found = json.loads(Path(folder, "found.json").read_text())
     alone, rows = statistics.median(found["samples"]["one"]), []
     for way, samples in found["samples"].items():

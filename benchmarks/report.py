@@ -10,6 +10,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pyarrow as pa
@@ -33,7 +34,7 @@ def multiply(source: Store, target: Path, cells: int) -> None:
     rows = tables["trials"].to_pylist()
     for number in range(cells):
         old, again = rows[number % len(rows)], number // len(rows)
-        new = {"cell_id": f"{number:016x}"}
+        new: dict[str, Any] = {"cell_id": f"{number:016x}"}
         # Three seeds of a setting; beyond that another setting.
         new |= {"seed": old["seed"] + 10 * (again % 3)}
         new |= {"lr": None if old["lr"] is None else round(old["lr"] * (1 + again // 3), 8)}

@@ -65,6 +65,8 @@ def groups(store: Path, keys: Sequence[str], replicate: str = "seed") -> list[Gr
     """The finished cells of a store by some keys of their configuration, in the order of those.
 
     Args:
+        store: the folder of a store.
+        keys: of the configuration, which tell groups apart.
         replicate: the key that intervals are over.
     """
     found: dict[Key, dict[int, Cell]] = {}
@@ -121,9 +123,13 @@ def compared(
     SimpleCIL is the one on the backbone as it was reached for the row.
 
     Args:
-        results: where stores are. name: of the grid. keys: that tell rows apart.
+        results: where stores are.
+        name: of the grid.
+        keys: that tell rows apart.
         references: by heading: from a row's keys to those of the row it is held against.
-        where: which rows, by their keys. costs: the columns at the end, means over seeds. by_accuracy: the best row first.
+        where: which rows, by their keys.
+        costs: the columns at the end, means over seeds.
+        by_accuracy: the best row first.
         replicate: see ``groups``.
     """
     store = results / name
@@ -222,7 +228,7 @@ def _text(key: str, value: Any) -> str:
 def untrained(values: Mapping[str, Any]) -> dict[str, Any]:
     """Of a row's keys those of the row without training that classifies alike; a head of one's own has none."""
     own = values.get("classifier") or methods.get(values["method"]).build.own_classifier
-    return {**dict.fromkeys(values), "method": NAMED.get(own), "dataset": values.get("dataset")}
+    return {**dict.fromkeys(values), "method": NAMED.get(own) if own else None, "dataset": values.get("dataset")}
 
 
 Gains = dict[tuple[Any, Key], Estimate | None]

@@ -27,6 +27,7 @@ import torch
 
 from zeroflow import cli, options
 from zeroflow.classifiers import classifiers
+from zeroflow.cli.command import Command
 from zeroflow.methods import MethodInfo, methods
 from zeroflow.methods.closed_form import NAMED
 from zeroflow.models.backbone import Backbone
@@ -643,6 +644,7 @@ def commands() -> str:
     rows = [
         f"| `{name}` | {command.short_help} | `{command.examples[0][0]}` |"
         for name, command in cli.main.commands.items()
+        if isinstance(command, Command)
     ]
     return "\n".join(["| command | what it does | for example |", "| --- | --- | --- |", *rows]) + "\n"
 

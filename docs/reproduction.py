@@ -95,7 +95,7 @@ def efficiency_page(results: Path) -> str:
         "|---|---:|" + "---:|---:|" * 5 + "---|",
     ]
     for row in published.efficiency():
-        matches = [
+        matches: list[tuple[Any, Any]] = [
             (result, own)
             for result in here
             for own in result["rows"]

@@ -26,6 +26,6 @@ def unknown(kind: str, value: object, known: Iterable[str], *, where: str = "") 
 
 
 def all_at_once(title: str, problems: Sequence[str], *, shown: int = 200) -> ConfigError:
-    """Build the error for several problems: a line each, and of very many the number of those left out."""
+    """Build the error for several problems, one line each; beyond ``shown`` of them, only the number of the others."""
     left = [f"and {len(problems) - shown} more"] if len(problems) > shown else []
     return ConfigError("\n  ".join([title, *problems[:shown], *left]))

@@ -16,7 +16,7 @@ def defaults(options: type) -> dict[str, Any]:
 
 
 def finite(value: float) -> bool:
-    """Whether a number is one that a float can be; an integer may be too large for that."""
+    """Whether a number fits into a finite float; an integer may be too large."""
     return abs(value) <= sys.float_info.max
 
 

@@ -1,7 +1,7 @@
-"""Named things that others may add to: methods, optimizers, data sets, transforms.
+"""Registries that other packages can add to: methods, optimizers, data sets, transforms.
 
-A registration is one decorator or one call. Packages outside zeroflow register through an entry point of the group
-``zeroflow.<kind>s`` (for example ``zeroflow.optimizers``): the entry point names a module, and importing it registers.
+One decorator or one call registers an entry. Packages outside zeroflow register through an entry point of the group
+``zeroflow.<kind>s`` (for example ``zeroflow.optimizers``): it names a module, and importing that module registers its entries.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """A mapping from names to things, filled by registrations and by entry points (loaded on the first look-up).
+    """A mapping from names to entries, filled by registrations and by entry points (loaded on the first look-up).
 
     Args:
         kind: the singular noun used in messages and in the entry point group, e.g. ``"optimizer"``.
@@ -46,10 +46,10 @@ class Registry(Generic[T]):
         return sorted(fnmatch.filter(self._entries, pattern))
 
     def get(self, name: str, *, where: str = "") -> T:
-        """The thing registered as ``name``.
+        """The entry registered as ``name``.
 
         Raises:
-            ConfigError: nothing has that name; the message holds the nearest ones.
+            ConfigError: nothing has that name; the message names the nearest ones.
         """
         self._load_entry_points()
         prefix, colon, rest = str(name).partition(":")

@@ -1,4 +1,4 @@
-"""Secrets stay where they are: what goes into results and logs is cleared of them."""
+"""Redact secrets from whatever goes into results and logs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _IN_ADDRESS = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
 
 
 def without_secrets(text: str) -> str:
-    """A text with the values of environment variables that are secret by name, and credentials in addresses, made unreadable."""
+    """Redact the values of environment variables whose names say that they are secret, and credentials in URLs."""
     values = {
         value.strip() for name, value in os.environ.items() if _NAMES.search(name) and not _NO_SECRETS.search(name)
     }

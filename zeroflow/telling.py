@@ -1,12 +1,12 @@
-"""How long work says how far it is: through a callback, so that what works knows nothing of terminals."""
+"""Report progress through a callback, so that long-running code knows nothing about terminals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Tell = Callable[[str, int, int], None]
-"""Called with what is being done now, how many units of the work are behind, and how many there are (0: not known)."""
+"""Called with the current activity, the number of units done, and the total number (0: unknown)."""
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Say nothing."""
+    """Report nothing."""

@@ -19,7 +19,8 @@ class ClassMeans(Classifier):
     Source: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models", IJCV 2024, Eq. 5.
 
     Attributes:
-        total: sums of features, float64 ``[classes, width]``. count: samples, float64 ``[classes]``.
+        total: sums of features, float64 ``[classes, width]``.
+        count: samples, float64 ``[classes]``.
     """
 
     total: Tensor

@@ -1,10 +1,10 @@
-"""What a closed-form classifier is: statistics of features in, scores out; and the registry of classifiers.
+"""The base class of closed-form classifiers (features in, scores out) and their registry.
 
-Statistics are sums over samples, kept in float64: neither the order of tasks nor how a task is cut into mini-batches changes
-what they stand for, and those of two processes are merged by addition.
+Statistics are sums over samples in float64. They depend neither on the order of tasks nor on how a task is split into
+mini-batches, and those of two processes are merged by addition.
 
-A classifier lives through a stream: for each task ``begin_task``, then ``add`` with the features of its training images, cut
-in any way, then ``end_task``; at any time after that ``scores``.
+For each task of a stream, call ``begin_task``, then ``add`` with the features of its training images in any number of parts,
+then ``end_task``; ``scores`` may be called at any time after that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zeroflow.registry import Registry
 
 
 class Classifier(nn.Module, ABC):
-    """Base of all closed-form classifiers. Nothing of it is trained; statistics are buffers.
+    """Base class of closed-form classifiers. Nothing is trained; statistics are buffers.
 
     Args:
         options: an instance of the class's own ``Options``; default: all at their defaults.
@@ -43,33 +43,33 @@ class Classifier(nn.Module, ABC):
 
     @abstractmethod
     def begin_task(self, classes: range, width: int, generator: torch.Generator) -> None:
-        """Make room for ``classes`` (new labels, which follow those before) with features ``[N, width]``.
+        """Make room for ``classes`` (new labels, which follow the earlier ones) with features ``[N, width]``.
 
-        ``generator`` makes whatever is random; it is asked at the first task alone.
+        ``generator`` is the source of all randomness; it is used at the first task only.
         """
 
     @abstractmethod
     def add(self, features: Tensor, labels: Tensor) -> None:
-        """Take up some samples of the task: features ``[N, width]``, new labels ``[N]``.
+        """Add some samples of the task to the statistics: features ``[N, width]``, new labels ``[N]``.
 
         Raises:
-            ValueError: a feature that is not finite.
+            ValueError: a feature is not finite.
         """
 
     @abstractmethod
     def merge(self, other: Self) -> None:
-        """Add the statistics that another one of the same classes, options and random numbers has taken up."""
+        """Add the statistics of another classifier with the same classes, options and random numbers."""
 
     @abstractmethod
     def end_task(self) -> None:
-        """All samples of the task are taken up: get ready to give scores."""
+        """Finish the task, once all of its samples have been added: prepare for ``scores``."""
 
     @abstractmethod
     def scores(self, features: Tensor) -> Tensor:
         """Scores of features ``[N, width]`` among all classes seen so far: ``[N, classes]``, in the features' dtype."""
 
     def finite(self, features: Tensor) -> Tensor:
-        """The features without their graph; ``ValueError`` where some are not finite, which no sum would ever forget."""
+        """The features, detached; ``ValueError`` if any is not finite, since it would spoil the sums for good."""
         if not torch.isfinite(features).all():
             bad = int((~torch.isfinite(features).all(dim=-1)).sum())
             raise ValueError(

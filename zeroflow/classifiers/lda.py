@@ -15,19 +15,22 @@ from zeroflow.classifiers.normal_equations import solve
 
 @register_classifier("lda", "linear discriminant: class means and one covariance within classes, shrunk")
 class LDA(ClassMeans):
-    """Score c = x^T S^-1 mu_c - mu_c^T S^-1 mu_c / 2, classes equally likely, x and mu_c as seen from the mean sample.
+    """Score c = x^T S^-1 mu_c - mu_c^T S^-1 mu_c / 2, for equally likely classes, with x and mu_c relative to the mean sample.
 
-    Where one looks from changes all scores of a sample alike, and spares them the rounding of large, equal parts.
+    Centring changes all scores of a sample equally, and avoids the rounding of large, equal terms.
 
-    S is the maximum-likelihood covariance within classes, shrunk towards its mean variance in every direction. Sources: Hayes and
-    Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPR-W 2020 (there with a fixed amount);
+    S is the maximum-likelihood covariance within classes, shrunk towards its mean variance times I. Sources: Hayes and
+    Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPR-W 2020 (with a fixed amount);
     OAS: Chen et al., "Shrinkage Algorithms for MMSE Covariance Estimation", IEEE Transactions on Signal Processing 2010, Eq. 23
     without its terms in 2 / width, as scikit-learn has it.
 
     Attributes:
-        total, count: as of ``ClassMeans``.
+        total: sums of features, float64 ``[classes, width]``.
+        count: samples, float64 ``[classes]``.
         moment: sum of x x^T over all samples, float64 ``[width, width]``.
-        weight: S^-1 mu_c, float64 ``[classes, width]``. offset: float64 ``[classes]``. center: the mean sample, float64 ``[width]``.
+        weight: S^-1 mu_c, float64 ``[classes, width]``.
+        offset: constant part of the scores, float64 ``[classes]``.
+        center: the mean sample, float64 ``[width]``.
     """
 
     moment: Tensor
@@ -37,12 +40,14 @@ class LDA(ClassMeans):
 
     @dataclass(frozen=True)
     class Options:
-        """shrinkage: ``oas`` (chosen from the covariance and the number of samples) or ``fixed``.
+        """Options of the linear discriminant.
 
-        amount: with ``fixed``, the share of the covariance that the mean variance replaces, in [0, 1].
-
-        Ledoit and Wolf's shrinkage is missing: it needs fourth powers of distances to class means, which do not add up over
+        Ledoit-Wolf shrinkage is missing: it needs fourth powers of distances to class means, which do not add up over
         mini-batches without a second moment for every class.
+
+        Attributes:
+            shrinkage: ``oas`` (chosen from the covariance and the number of samples) or ``fixed``.
+            amount: with ``fixed``, the weight of the mean variance in S, in [0, 1].
         """
 
         shrinkage: str = "oas"
@@ -94,7 +99,7 @@ class LDA(ClassMeans):
         self.fit(self.means)
 
     def fit(self, means: Tensor) -> None:
-        """Get ready to give scores to classes with these means, float64 ``[classes, width]``."""
+        """Solve for the weights of classes with these means, float64 ``[classes, width]``."""
         self.center = self.total.sum(0) / self.count.sum()
         self.weight = solve(self.covariance(), (means - self.center).T).T.contiguous()
         self.offset = (self.weight * (means - self.center)).sum(1) / 2

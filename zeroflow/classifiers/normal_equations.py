@@ -1,7 +1,7 @@
-"""Sums of products, and linear equations with them: what LDA, QDA, ridge and random projection share.
+"""Gram matrices and linear equations with them, shared by LDA, QDA, ridge and random projection.
 
-A Gram matrix is as large as everything else together (M = 10,000 in float64: 800 MB). So it is summed up in place, below its
-diagonal alone, and solving takes one more matrix of its size, which is gone afterwards.
+A Gram matrix is as large as everything else together (M = 10,000 in float64: 800 MB). So it is summed up in place, in its
+lower triangle only, and solving needs one more matrix of its size, which is freed afterwards.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from torch import Tensor
 from torch.linalg import cholesky_ex, solve_triangular
 
 BLOCK = 512
-"""Columns of a Gram matrix that are summed up at once: of k columns, all blocks above the diagonal are saved."""
+"""Columns of a Gram matrix that are summed up at once; blocks above the diagonal are skipped."""
 
 
 def add_gram(gram: Tensor, rows: Tensor) -> None:
-    """Add ``rows^T rows`` of rows ``[N, k]`` to ``gram`` ``[k, k]``, of which only the lower triangle means something."""
+    """Add ``rows^T rows`` of rows ``[N, k]`` to ``gram`` ``[k, k]``, of which only the lower triangle is meaningful."""
     for start in range(0, len(gram), BLOCK):
         block = slice(start, start + BLOCK)
         gram[start:, block].addmm_(rows[:, start:].T, rows[:, block])
 
 
 def factor(matrix: Tensor, ridge: float = 0.0) -> Tensor:
-    """Lower Cholesky factor ``[k, k]`` of ``matrix + ridge * I``; singular to working precision: of the least more.
+    """Lower Cholesky factor ``[k, k]`` of ``matrix + ridge * I``, with a larger ridge if that matrix is numerically singular.
 
-    "The least more" is the first of ``k * epsilon * the largest diagonal entry`` times 1, 10, 100 ... with which every pivot is
-    more than rounding.
+    The larger ridge is the smallest of ``k * epsilon * the largest diagonal entry`` times 1, 10, 100 ... for which every
+    pivot exceeds the rounding error.
 
     Args:
-        matrix: float64 ``[k, k]``, its lower triangle alone is read. Its diagonal changes meanwhile and is put back exactly.
-        ridge: what is added to the diagonal in any case.
+        matrix: float64 ``[k, k]``; only its lower triangle is read. Its diagonal is changed meanwhile and restored exactly.
+        ridge: added to the diagonal in any case.
     """
     diagonal = matrix.diagonal()
     before = diagonal.clone()

@@ -20,16 +20,18 @@ class QDA(Classifier):
 
     S_c is the covariance of the class's f, v its mean variance, w its mean covariance of two features. Source: Goswami et
     al., "FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free Continual Learning", NeurIPS 2023,
-    Section 4. Its Tukey transform is for features that are never negative, as a CNN's, and is left out, as the authors do for ViTs.
-    A class without variance, as one with a single image, has R_c = I, which is where more and more shrinkage leads.
+    Section 4. Its Tukey transform is for non-negative features, as of a CNN, and is omitted, as the authors do for ViTs.
+    A class without variance, such as one with a single image, has R_c = I, the limit of ever stronger shrinkage.
 
-    A matrix for every class is kept (100 classes of width 768: 472 MB), and no second one: the solution stands above the diagonals.
+    One matrix per class is stored (100 classes of width 768: 472 MB), and no second one: the solution is in the upper triangles.
 
     Attributes:
-        total: sums of f, float64 ``[classes, width]``. count: samples, float64 ``[classes]``.
-        moment: below and on the diagonal sums of f f^T, above it U in R_c = U^T D U with ones on U's diagonal,
-            float64 ``[classes, width, width]``. pivots: D, float64 ``[classes, width]``.
-        solved: samples that U and D know of, float64 ``[classes]``.
+        total: sums of f, float64 ``[classes, width]``.
+        count: samples, float64 ``[classes]``.
+        moment: float64 ``[classes, width, width]``: on and below the diagonal sums of f f^T, above it U in
+            R_c = U^T D U, whose diagonal is 1.
+        pivots: D, float64 ``[classes, width]``.
+        solved: samples that U and D are based on, float64 ``[classes]``.
     """
 
     total: Tensor
@@ -40,9 +42,11 @@ class QDA(Classifier):
 
     @dataclass(frozen=True)
     class Options:
-        """shrinkage: g1, what is added to every variance, in units of the mean one.
+        """Options of the quadratic discriminant.
 
-        off_diagonal: g2, what is added to the covariance of every two features, in units of the mean one.
+        Attributes:
+            shrinkage: g1, added to every variance, in units of the mean variance.
+            off_diagonal: g2, added to the covariance of every two features, in units of the mean covariance.
         """
 
         shrinkage: float = 1.0

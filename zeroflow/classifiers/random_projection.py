@@ -20,7 +20,7 @@ class RandomProjection(Ridge):
     Algorithm 1.
 
     Attributes:
-        projection: W, standard normal, float32 ``[width, M]``; drawn again, so never saved.
+        projection: W, standard normal, float32 ``[width, M]``; not saved, since it is drawn again.
     """
 
     draws = True
@@ -28,9 +28,11 @@ class RandomProjection(Ridge):
 
     @dataclass(frozen=True)
     class Options(Ridge.Options):
-        """And: dimension: M; 0: the published 10,000, or 2,000 for features narrower than 512.
+        """Options of ``Ridge``, and the size of the projection.
 
-        Statistics are M x M numbers: 800 MB for 10,000.
+        Attributes:
+            dimension: M; 0: the published 10,000, or 2,000 for features narrower than 512. The statistics are
+                M x M numbers: 800 MB for 10,000.
         """
 
         dimension: int = 0

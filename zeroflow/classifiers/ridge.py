@@ -1,4 +1,4 @@
-"""Ridge regression on one-hot labels, task by task the same as on all tasks at once."""
+"""Ridge regression on one-hot labels: task by task, with the same solution as on all tasks at once."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ CHUNK = 1024
 class Ridge(Classifier):
     """Score = (G + lambda I)^-1 Q applied to the feature, with G = X^T X and Q = X^T Y over all samples so far.
 
-    The published recursion updates (G + lambda I)^-1 task by task and has the same result; sums also let lambda change. As there,
-    no intercept. Source: Zhuang et al., "ACIL: Analytic Class-Incremental Learning with Absolute Memorization and Privacy
-    Protection", NeurIPS 2022.
+    The published recursion updates (G + lambda I)^-1 task by task and has the same result; sums also allow lambda to change.
+    As published, there is no intercept. Source: Zhuang et al., "ACIL: Analytic Class-Incremental Learning with Absolute
+    Memorization and Privacy Protection", NeurIPS 2022.
 
-    Where lambda is chosen, a task's features are kept until it ends.
+    Where lambda is chosen automatically, a task's features are kept until it ends.
 
     Attributes:
-        gram: G, float64 ``[k, k]``, its lower triangle. product: Q, float64 ``[k, classes]``.
-        ridge: lambda, float64 ``[]``. weight: the solution, float64 ``[k, classes]``.
+        gram: G, float64 ``[k, k]``, its lower triangle.
+        product: Q, float64 ``[k, classes]``.
+        ridge: lambda, float64 ``[]``.
+        weight: the solution, float64 ``[k, classes]``.
     """
 
     gram: Tensor
@@ -41,7 +43,11 @@ class Ridge(Classifier):
 
     @dataclass(frozen=True)
     class Options:
-        """ridge: lambda, in units of a squared feature summed over samples; 0: chosen for each task, see ``choose_ridge``."""
+        """Options of ridge regression.
+
+        Attributes:
+            ridge: lambda, in units of a squared feature summed over samples; 0: chosen for each task, see ``choose_ridge``.
+        """
 
         ridge: float = 0.0
 
@@ -66,11 +72,11 @@ class Ridge(Classifier):
         self.product = torch.cat([old, old.new_zeros(len(old), len(classes))], dim=1)
 
     def expanded_width(self, width: int, generator: torch.Generator) -> int:
-        """Numbers that ``expand`` makes of a feature; asked at the first task, to draw what it needs."""
+        """Width of what ``expand`` returns; called at the first task, so that it can draw random numbers."""
         return width
 
     def expand(self, features: Tensor) -> Tensor:
-        """What the regression sees: float64 ``[N, width] -> [N, k]``."""
+        """Inputs of the regression: ``[N, width]`` to float64 ``[N, k]``."""
         return features.to(self.gram)
 
     def add(self, features: Tensor, labels: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The choice of lambda in ridge regression, on held-out samples of one task."""
+"""Choose lambda of ridge regression on held-out samples of one task."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from zeroflow.classifiers.normal_equations import add_gram
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))
-"""RanPAC's candidates. Absolute, so they are wide enough for any backbone's scale of features."""
+"""RanPAC's candidates. They are absolute, so their range covers the feature scale of any backbone."""
 
 
 def held_out(targets: Tensor) -> Tensor:
-    """Which samples are held out: of each class every fifth in the order they came, ``[N]`` of bool.
+    """Mask of the held-out samples, bool ``[N]``: every fifth sample of each class, in order.
 
     Args:
         targets: one-hot labels ``[N, classes]``.
@@ -31,16 +31,18 @@ def choose_ridge(
     """The lambda of ``RIDGES`` with the least squared error on a fifth of the samples, fitted on the others.
 
     One eigendecomposition serves all candidates: of the Gram matrix of features, or, with fewer samples than features, of
-    samples, which has the same solutions. Source: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for
-    Continual Learning", NeurIPS 2023, Algorithm 1; there the fifth is a random one.
+    that of samples, which has the same solutions. Source: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models
+    for Continual Learning", NeurIPS 2023, Algorithm 1, where the fifth is random.
 
     Args:
-        features: of one task, ``[N, width]``. labels: ``[N]``.
-        expand: float64 ``[n, width] -> [n, size]``, what the regression sees of features; size: k.
-        chunk: samples expanded at once, where there are more than features.
+        features: of one task, ``[N, width]``.
+        labels: ``[N]``.
+        expand: computes the inputs of the regression, ``[n, width]`` to float64 ``[n, size]``.
+        size: width of the inputs, k.
+        chunk: samples expanded at once, where there are more samples than features.
 
     Returns:
-        Lambda; of several equal ones the least. None: no class has five samples, so nothing is held out.
+        Lambda, the smallest if several are equally good. None: no class has five samples, so nothing is held out.
     """
     targets = F.one_hot(labels - labels.min()).double()
     held = held_out(targets)
@@ -59,7 +61,7 @@ def choose_ridge(
             add_gram(gram, rows)
             right.addmm_(rows.T, y)
     values, vectors = eigh(gram)
-    # Along what the samples fitted do not have there is nothing to predict from; rounding would divide by the least lambdas.
+    # Directions outside the span of the fitted samples predict nothing; dividing their rounding by a small lambda would.
     vectors = vectors[:, values > len(gram) * torch.finfo(values.dtype).eps * values[-1]]
     values = values[len(values) - vectors.shape[1] :, None]
     left, right = left @ vectors, vectors.T @ right

@@ -1,4 +1,4 @@
-"""The ``zeroflow`` command. A module per group of commands; what they compute is imported when one of them runs."""
+"""The ``zeroflow`` command. Each module has a group of commands, which import what they need when they run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands on what there is: list, download."""
+"""Commands for what is available: list, download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all commands have in common: help with examples and exit statuses, errors of one message, the end of a pipe."""
+"""The base of all commands: help with examples and exit statuses, errors as one message, closed pipes."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Command(click.Command):
-    """A command whose help ends with examples and exit statuses, and that never ends with a traceback for what a user did.
+    """A command whose help ends with examples and exit statuses, and that reports user errors without a traceback.
 
     Args:
-        examples: command lines, each with a few words on it. statuses: exit statuses other than ``STATUSES``.
+        examples: command lines, each with a short explanation.
+        statuses: exit statuses beyond ``STATUSES``.
     """
 
     def __init__(
@@ -79,14 +80,14 @@ class Command(click.Command):
 
 
 class Commands(Command, click.Group):
-    """The same for a group of commands, listed in the order in which they are used."""
+    """The same for a group of commands, listed in the order of their use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
 
 class Choice(click.Choice[str]):
-    """One of a few words; a wrong one is answered with the nearest right one."""
+    """A parameter with a few choices; the error for a wrong one names the nearest."""
 
     def __init__(self, kind: str, words: Sequence[str]) -> None:
         super().__init__(words)
@@ -129,15 +130,16 @@ price_option = click.option(
 
 
 def failed(text: str) -> str:
-    """A line on what failed, in red."""
+    """Print a line on what failed, in red."""
     return click.style(text, fg="red")
 
 
 def check_writable(file: Path, where: str) -> None:
-    """Refuse, before the work, a file that could not be written after it.
+    """Refuse, before the work, a file that is not writable.
 
     Args:
-        file: its path; its folder is made. where: the option that names it.
+        file: its path; its folder is created.
+        where: the option that names it.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Tab completion of names: what grids may name, keys of cells, grid files, tables of results.
+"""Tab completion: names in grids, keys of cells, grid files, tables of results.
 
-Names of registered things are asked of the registries themselves, so that those of other packages complete too.
+Names come from the registries, so that those of other packages complete too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def registry(kind: str) -> Registry[Any]:
 
 
 def _registered(kind: str) -> list[tuple[str, str | None]]:
-    """The names that a registry knows, and a line on each."""
+    """The names in a registry, with a line on each."""
     return [(name, entry.description) for name, entry in registry(kind).items()]
 
 
@@ -51,12 +51,12 @@ def _matching(names: Iterable[tuple[str, str | None]], incomplete: str, before: 
 
 
 def folders(incomplete: str) -> list[CompletionItem[Any]]:
-    """Left to the shell."""
+    """Leave the completion to the shell."""
     return [CompletionItem(incomplete, type="dir")]
 
 
 def values_of_keys(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
-    """``KEY=VALUE`` of a cell: the keys, then the names that four of them may hold, also within a list."""
+    """``KEY=VALUE`` of a cell: the keys, then the names that four of them take, also within a list."""
     from zeroflow.results.schema import CONFIG_KEYS
 
     key, equals, value = incomplete.partition("=")
@@ -69,13 +69,13 @@ def values_of_keys(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 
 def names_of_kind(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
-    """Names of the kind that the word before says."""
+    """Names of the kind given by the previous word."""
     kind = ctx.params.get("kind") or "optimizers"
     return _matching(_backbones(incomplete) if kind == BACKBONES else _registered(kind), incomplete)
 
 
 def _backbones(incomplete: str) -> list[tuple[str, None]]:
-    """Of timm's, which are many and slow to ask, those that begin as the word does."""
+    """Names of backbones; of timm's, which are many and slow to list, only those that begin with the word."""
     from zeroflow.models.factory import EMBEDDED, own_backbones
 
     names = [EMBEDDED, *own_backbones()]
@@ -103,7 +103,7 @@ def tables(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 
 def grid_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
-    """YAML files where the word points to, and in ``sweeps``; other folders are left to the shell."""
+    """YAML files at the path of the word, and in ``sweeps``; other folders are left to the shell."""
     typed = Path(f"{incomplete}*").parent  # "sweeps/" points into the folder
     files = sorted(
         {file for folder in (typed, Path("sweeps")) for end in ("*.yaml", "*.yml") for file in folder.glob(end)}
@@ -112,13 +112,13 @@ def grid_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> l
 
 
 _BREAK = re.compile("[=:]+")
-"""Words of their own to bash."""
+"""Characters at which bash splits words."""
 
 
 class Bash(BashComplete):
-    """Bash takes ``method=ease`` for three words; here they are one again, and the answer is the last one alone.
+    """Bash splits ``method=ease`` into three words; this rejoins them, and completes with the last one only.
 
-    A value of type ``open`` is to be gone on with: no blank is put behind it.
+    A completion of type ``open`` can be continued: no blank follows it.
     """
 
     source_template = BashComplete.source_template.replace(

@@ -49,7 +49,7 @@ def grid_options(command: F) -> F:
 
 
 def ray_options(command: F) -> F:
-    """The options that say how Ray runs cells."""
+    """The options of how Ray runs cells."""
     for option in (
         click.option(
             "--ray-address", help="A running Ray: an address or 'auto'. [default: RAY_ADDRESS, else a new local one]"
@@ -78,7 +78,7 @@ def open_grid(grid_file: Path | None, settings: tuple[str, ...], data_dir: str |
 
 
 def _root(results: str | None, name: str) -> str:
-    """Where the store is. In a job's uploaded copy a relative folder would vanish with the upload: the home keeps it."""
+    """The folder or URI of the store. In a Ray job, a relative folder would be deleted with the upload, so use the home."""
     root = results or f"{(os.environ.get('ZEROFLOW_RESULTS') or 'runs').rstrip('/')}/{name}"
     if "://" in root or "working_dir_files" not in Path.cwd().parts:
         return root
@@ -316,7 +316,7 @@ def search(
 
 
 def _placed(grid: Grid, workers_per_trial: int | None, max_concurrent: int | None) -> SweepPlacement:
-    """The grid's placement with what the command line says."""
+    """The grid's placement, overridden by the command line."""
     import dataclasses
 
     return dataclasses.replace(
@@ -337,7 +337,7 @@ def _check_backbones(cells: Sequence[TrialConfig], placement: SweepPlacement, ad
 
 
 def _counts(grid: Grid, store: Store, plan: Plan) -> dict[str, Any]:
-    """What ``sweep --json`` says: the ids of cells by what has become of them."""
+    """Output of ``sweep --json``: the ids of cells by outcome."""
     parts = {"done": plan.done, "failed": plan.failed, "missing": plan.missing, "unavailable": _absent(plan)}
     ids = {name: [config.cell_id for config in part] for name, part in parts.items()}
     return {"grid": grid.name, "results": store.root, **ids}

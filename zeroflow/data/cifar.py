@@ -50,7 +50,7 @@ _ALLOWED = {
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads lists, dictionaries, strings, numbers and arrays; a pickle that asks for more is refused."""
+    """Unpickles lists, dictionaries, strings, numbers and arrays only."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -103,10 +103,10 @@ def _missing(data_dir: Path | None) -> list[Path]:
     archive=ARCHIVE,
 )
 def cifar100(data_dir: Path | None) -> ImageDataset:
-    """Read ``<data_dir>/cifar-100-python``. A file that is not the published one is a warning.
+    """Read ``<data_dir>/cifar-100-python``; warn of a file that differs from the published one.
 
     Raises:
-        ConfigError: a file is missing, damaged, holds other data, or asks for code to be run.
+        ConfigError: a file is missing or damaged, contains other data, or would run code.
     """
     absent = _missing(data_dir)
     if absent or data_dir is None:

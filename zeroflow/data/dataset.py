@@ -1,6 +1,6 @@
-"""What a data set is: class names and two lists of samples, training and test; and the registry of data sets.
+"""The interface of data sets (class names, training and test samples) and their registry.
 
-A data set is added by one function that returns an ``ImageDataset``, decorated with ``register_dataset``.
+To add a data set, decorate one function that returns an ``ImageDataset`` with ``register_dataset``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from zeroflow.registry import Registry
 
 
 class Samples(Protocol):
-    """Labelled images, read when asked for."""
+    """Labelled images, read on access."""
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """Labels ``[N]`` in the data set's own numbering."""
+        """Labels ``[N]``, the data set's own numbers."""
         ...
 
     def images(self, indices: npt.NDArray[np.int64]) -> Sequence[Tensor] | Tensor:
@@ -37,7 +37,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArraySamples:
-    """Samples held in memory: ``pixels`` uint8 ``[N, C, H, W]``, ``labels`` int64 ``[N]``."""
+    """Samples in memory: ``pixels`` uint8 ``[N, C, H, W]``, ``labels`` int64 ``[N]``."""
 
     pixels: Tensor
     labels: npt.NDArray[np.int64]
@@ -58,15 +58,16 @@ class ImageDataset:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set before it is opened.
+    """Facts about a data set that are known before it is opened.
 
     Attributes:
         load: ``load(data_dir) -> ImageDataset``; raises ``ConfigError`` where files are missing.
-        classes: number of classes, or None where only opening tells.
-        transform: default transform. image_size: pixels the default transform makes, square.
-        where: where the files come from and where they belong, for a user who does not have them.
-        missing: what ``data_dir`` lacks: the paths that are not there; empty means that it can be opened.
-        archive: what ``zeroflow download`` fetches, checks and unpacks; None: nothing.
+        classes: number of classes; None: unknown before it is opened.
+        transform: name of the default transform.
+        image_size: side of the images that the default transform makes, pixels.
+        where: where to get the files and where to put them, for a user who does not have them.
+        missing: returns the paths that ``data_dir`` lacks; empty: the data set can be opened.
+        archive: what ``zeroflow download`` downloads, verifies and unpacks; None: nothing.
     """
 
     name: str
@@ -105,15 +106,15 @@ def register_dataset(
 
 
 def root_of(data_dir: Path | None) -> Path:
-    """The folder of the data sets, or what stands for it in messages where none was named."""
+    """The folder of the data sets for messages, or a placeholder where none is given."""
     return data_dir or Path("<data_dir>")
 
 
 def inside_data_dir(dataset: str, folder: str) -> str:
-    """``folder`` as it is, if it can only be below ``data_dir``.
+    """Check that ``folder`` is a path below ``data_dir``, and return it.
 
     Raises:
-        ConfigError: empty, absolute, with ``.``, ``..`` or nothing between slashes.
+        ConfigError: it is empty or absolute, or has a part that is empty, ``.`` or ``..``.
     """
     if (
         any(part in ("", ".", "..") for part in folder.split("/"))
@@ -128,15 +129,17 @@ def inside_data_dir(dataset: str, folder: str) -> str:
 def load_dataset(
     name: str, data_dir: str | Path | None = None, *, threads: int | None = None, cache_bytes: int = CACHE_BYTES
 ) -> ImageDataset:
-    """Open a data set. Image files that were not opened before are all decoded once, which takes minutes where they are many.
+    """Open a data set. The first time, all image files are decoded once, which takes minutes if they are many.
 
     Args:
-        name: a registered name, or ``folder:NAME`` or ``parquet:NAME``.
-        data_dir: folder that holds the data sets' folders; not needed for embedded ones.
-        threads, cache_bytes: of ``zeroflow.data.decoded.prepared``; no pixel depends on them.
+        name: a registered name, ``folder:NAME`` or ``parquet:NAME``.
+        data_dir: folder of the data sets' folders; not needed for embedded ones.
+        threads: number of threads that decode images, see ``zeroflow.data.decoded.prepared``. No pixel depends on it.
+        cache_bytes: limit for the decoded images kept on this machine, see the same. No pixel depends on it.
 
     Raises:
-        ConfigError: unknown name, or files missing: which, and where they belong; or everything that is wrong with them.
+        ConfigError: the name is unknown, files are missing (the message says where to put them), or files are invalid (it
+            lists all problems).
     """
     info = datasets.get(name)
     root = None if data_dir is None else Path(data_dir).expanduser()

@@ -1,9 +1,9 @@
-"""Checking every image of a data set once, and keeping the decoded pixels for all processes of a machine.
+"""Check every image of a data set once, and cache the decoded pixels for all processes of a machine.
 
-The first time that files are opened every image is decoded: unreadable ones are told all at once, before any training, and
-the pixels of the others go to one file, ``$XDG_CACHE_HOME/zeroflow/decoded/<key>/pixels``, which everybody maps into memory
-from then on. The key covers the files' paths, sizes and times and what decodes them, so changed files are checked anew. Where
-the pixels have no room, or the cache cannot be written, images are decoded whenever they are needed: slower, same bits.
+The first time that files are opened, every image is decoded: all unreadable ones are reported at once, before any training, and
+the pixels of the others are written to one file, ``$XDG_CACHE_HOME/zeroflow/decoded/<key>/pixels``, which all processes map into
+memory. The key covers the files' paths, sizes, times and the decoder's version, so changed files are checked again. Where the
+pixels do not fit, or the cache is not writable, images are decoded on every access: slower, same bits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UNUSED_SECONDS = 7 * 86400  # after which decoded images make room for others
 
 @runtime_checkable
 class EncodedSamples(Protocol):
-    """Samples whose images are decoded when they are asked for; these can be checked and kept decoded."""
+    """Samples whose images are decoded on access; they can be checked, and cached decoded."""
 
     @property
     def labels(self) -> npt.NDArray[np.int64]: ...
@@ -47,12 +47,12 @@ class EncodedSamples(Protocol):
         ...
 
     def identity(self) -> str:
-        """The ``fingerprint`` of all that the images are made from."""
+        """The ``fingerprint`` of all that the images are decoded from."""
         ...
 
 
 def fingerprint(files: Iterable[Path], *words: object) -> str:
-    """32 hexadecimal digits that change with the files' paths, sizes and times, the words, and the decoder's version."""
+    """Hash of the files' paths, sizes and times, of the words, and of the decoder's version, as 32 hexadecimal digits."""
     import PIL
     from PIL import features
 
@@ -66,13 +66,13 @@ def fingerprint(files: Iterable[Path], *words: object) -> str:
 
 @dataclass(frozen=True, eq=False)
 class DecodedSamples:
-    """Decoded images in a file that is mapped into memory, read from disk where they are looked at.
+    """Decoded images in a memory-mapped file, read from disk on access.
 
     Attributes:
         pixels: uint8, one image after the other, each ``[H, W, C]``.
-        places: int64 ``[N, 4]``: of each image its first byte, C, H and W.
+        places: int64 ``[N, 4]``: first byte, C, H and W of each image.
         labels: int64 ``[N]``.
-        key: of what they were decoded from.
+        key: fingerprint of the files that they were decoded from.
     """
 
     pixels: Tensor
@@ -81,7 +81,7 @@ class DecodedSamples:
     key: str
 
     def identity(self) -> str:
-        """As of the samples that they were decoded from."""
+        """Fingerprint of the samples that they were decoded from."""
         return self.key
 
     def images(self, indices: npt.NDArray[np.int64]) -> list[Tensor]:
@@ -95,17 +95,18 @@ class DecodedSamples:
 def prepared(
     samples: EncodedSamples, *, threads: int | None = None, cache_bytes: int = CACHE_BYTES
 ) -> EncodedSamples | DecodedSamples:
-    """Check every image, unless that has been done before, and keep them decoded where there is room.
+    """Check every image, unless that has been done before, and cache them decoded where there is room.
 
     Args:
-        samples: as they were opened. threads: that decode; default: one for each CPU that this process may use.
-        cache_bytes: the most that decoded images of all data sets may take on this machine; 0: decode whenever needed.
+        samples: as they were opened.
+        threads: number of threads that decode; default: one per CPU that this process may use.
+        cache_bytes: limit for the decoded images of all data sets on this machine; 0: decode on every access.
 
     Returns:
         The same samples, decoded or not.
 
     Raises:
-        ConfigError: with every image that cannot be read.
+        ConfigError: images cannot be read; the message lists all of them.
     """
     key, threads = samples.identity(), len(os.sched_getaffinity(0)) if threads is None else threads
     cache = cache_folder()
@@ -135,7 +136,7 @@ def prepared(
 
 
 def cache_folder() -> Path:
-    """What this machine keeps for all cells: ``$XDG_CACHE_HOME/zeroflow``."""
+    """This machine's cache for all cells: ``$XDG_CACHE_HOME/zeroflow``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zeroflow"
 
 
@@ -156,7 +157,7 @@ def _open(folder: Path, samples: EncodedSamples) -> DecodedSamples | None:
 
 @contextmanager
 def _held(lock: Path) -> Iterator[bool]:
-    """Wait until no other process prepares the same images; False: the cache cannot be written."""
+    """Lock the images until no other process prepares them; yields False if the cache is not writable."""
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("w")
@@ -172,7 +173,7 @@ def _held(lock: Path) -> Iterator[bool]:
 
 
 def _estimate(samples: EncodedSamples) -> int:
-    """About how many bytes the decoded images take, from a few of them; 0: none of these can be read."""
+    """Estimate the size of the decoded images in bytes from a few of them; 0: none of these can be read."""
     count, sizes = len(samples.labels), []
     for index in np.unique(np.linspace(0, count - 1, SAMPLED).astype(np.int64)):
         with suppress(ConfigError):
@@ -181,7 +182,7 @@ def _estimate(samples: EncodedSamples) -> int:
 
 
 def _make_room(folder: Path, needed: int, limit: int) -> bool:
-    """Whether ``needed`` bytes fit in: below the limit, and in half of the disk's free space; what nobody uses goes."""
+    """Whether ``needed`` bytes fit within the limit and half of the disk's free space; unused entries are deleted first."""
     if not 0 < needed <= limit:
         return False
     try:
@@ -198,7 +199,7 @@ def _make_room(folder: Path, needed: int, limit: int) -> bool:
 
 
 class _Draft:
-    """The folder of decoded images while it is made; it gets its name when it is whole and on disk."""
+    """A folder of decoded images that is being written; it gets its name once it is complete and on disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.draft = folder, folder.with_name(f".{folder.name}")
@@ -222,7 +223,7 @@ class _Draft:
                 self.file.write(image.permute(1, 2, 0).contiguous().numpy().data)
 
     def finish(self, places: npt.NDArray[np.int64]) -> bool:
-        """Whether the images are kept."""
+        """Whether the images are cached."""
         with self._guarded():
             if self.file:
                 self.file.flush()
@@ -245,7 +246,7 @@ class _Draft:
 
 
 def _decode_all(samples: EncodedSamples, threads: int, draft: _Draft | None) -> npt.NDArray[np.int64]:
-    """Decode every image, into the draft if there is one; the images' places, or ``ConfigError`` with all problems."""
+    """Decode every image, into the draft if there is one; returns their places, or raises ``ConfigError`` with all problems."""
 
     def decode(first: int) -> list[Tensor | ConfigError]:
         found: list[Tensor | ConfigError] = []

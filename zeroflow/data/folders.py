@@ -1,7 +1,7 @@
-"""Photos in folders, ``<root>/{train,test}/<class>/*``: CUB-200, ImageNet-A, OmniBenchmark, and anyone's own.
+"""Image folders, ``<root>/{train,test}/<class>/*``: CUB-200, ImageNet-A, OmniBenchmark, and your own.
 
-Classes are the folders' names, sorted; images of a class are in the order of their file names. ``dataset: folder:NAME`` is
-``<data_dir>/NAME`` without any registration.
+Classes are the sorted names of the folders; images of a class are in the order of their file names. ``dataset: folder:NAME``
+opens ``<data_dir>/NAME`` without registration.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BESIDE = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class FileSamples:
-    """Samples decoded when asked for: ``paths`` of N image files, ``labels`` int64 ``[N]``."""
+    """Samples decoded on access: ``paths`` of N image files, ``labels`` int64 ``[N]``."""
 
     paths: tuple[Path, ...]
     labels: npt.NDArray[np.int64]
@@ -46,16 +46,17 @@ class FileSamples:
 
 
 def image_folder(name: str, root: str | Path, classes: int | None = None) -> ImageDataset:
-    """Open ``<root>/{train,test}/<class>/*`` as a data set. Images are decoded later, when asked for.
+    """Open ``<root>/{train,test}/<class>/*`` as a data set. Images are decoded on access.
 
     Args:
-        name: what to call it. root: the folder that holds ``train`` and ``test``.
-        classes: how many classes there must be; default: any number.
+        name: of the data set, for messages.
+        root: the folder of ``train`` and ``test``.
+        classes: expected number of classes; default: any.
 
     Raises:
-        ConfigError: with every problem at once: a part that is missing, images in the wrong place, a class that only one
-            part has, a class without images, images or files of an unknown kind that would be left out, a link that leads
-            nowhere, another number of classes.
+        ConfigError: the message lists all problems: a missing part, misplaced images, a class in one part only, a class
+            without images, images or files of an unknown kind that would be ignored, a broken link, another number of
+            classes.
     """
     root = Path(root)
     problems: list[str] = []
@@ -81,7 +82,7 @@ def image_folder(name: str, root: str | Path, classes: int | None = None) -> Ima
 
 
 def _images_by_class(folder: Path, problems: list[str]) -> dict[str, list[Path]]:
-    """The images of one part; what is wrong with it is added to ``problems``."""
+    """The images of one part; appends to ``problems``."""
     entries = _entries(folder, problems)
     loose = [entry for entry in entries if _names_image(entry) and not entry.is_dir()]
     if loose:
@@ -110,14 +111,14 @@ def _images(folder: Path, problems: list[str]) -> list[Path]:
 
 
 def _images_below(folder: Path, problems: list[str]) -> list[str]:
-    """The images in a folder and all folders below it."""
+    """The images in a folder, recursively."""
     entries = _entries(folder, problems)
     here = [entry.path for entry in entries if _names_image(entry)]
     return here + [path for entry in entries if entry.is_dir() for path in _images_below(Path(entry.path), problems)]
 
 
 def _unknown(folder: Path, entries: list[os.DirEntry[str]]) -> list[str]:
-    """What is wrong with files that are neither images nor what may lie beside them."""
+    """Problems with files that are neither images nor known companions of them."""
     names = [Path(entry.name) for entry in entries if entry.is_file() and not _names_image(entry)]
     kinds = Counter(name.suffix.lower() for name in names if name.suffix and name.suffix.lower() not in BESIDE)
     if not kinds:
@@ -130,7 +131,7 @@ def _unknown(folder: Path, entries: list[os.DirEntry[str]]) -> list[str]:
 
 
 def _entries(folder: Path, problems: list[str]) -> list[os.DirEntry[str]]:
-    """What a folder holds, sorted, but for hidden names; entries know their kind without another look at the disk."""
+    """Sorted entries of a folder without hidden ones; entries cache their kind."""
     try:
         with os.scandir(folder) as found:
             return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
@@ -144,7 +145,7 @@ def _names_image(entry: os.DirEntry[str]) -> bool:
 
 
 def _instead(root: Path, part: str) -> str:
-    """What is there in the place of a missing part."""
+    """What exists in place of a missing part."""
     if not root.is_dir():
         return ""
     deeper = [path for path in sorted(root.iterdir()) if (path / part).is_dir()]
@@ -157,10 +158,10 @@ def _instead(root: Path, part: str) -> str:
 def folder_info(
     name: str, *, classes: int | None, description: str, source: str, folder: str, archive: Archive | None = None
 ) -> DatasetInfo:
-    """What is known of the image folder ``<data_dir>/<folder>`` before it is opened."""
+    """Facts about the image folder ``<data_dir>/<folder>`` before it is opened."""
 
     def missing(data_dir: Path | None) -> list[Path]:
-        # A folder that is there with other things in it is a mistake to be told, not data that is still to come.
+        # A folder with other content is a mistake to report, not data that is still missing.
         root = root_of(data_dir) / folder
         return [] if root.is_dir() else [root / part for part in PARTS]
 
@@ -180,7 +181,7 @@ def folder_info(
 def register_image_folder(
     name: str, *, classes: int | None, description: str, source: str, archive: Archive | None = None
 ) -> None:
-    """Register the image folder ``<data_dir>/<name>`` as data set ``name``; ``source`` tells where to get its files."""
+    """Register the image folder ``<data_dir>/<name>`` as data set ``name``; ``source`` says where to get its files."""
     info = folder_info(
         name, classes=classes, description=description, source=f"; {source}", folder=name, archive=archive
     )

@@ -1,4 +1,4 @@
-"""One compressed image, whatever its kind, to RGB pixels."""
+"""Decode compressed images to RGB pixels."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
 
 def read_image(source: Path | bytes, name: str) -> Tensor:
-    """Decode an image, whatever its colour mode, to uint8 RGB ``[3, H, W]`` (in memory pixel by pixel, as it is stored).
+    """Decode an image of any colour mode to uint8 RGB ``[3, H, W]``, with channels last in memory.
 
-    Transparency is dropped, the EXIF orientation is not applied, and of an animation the first frame counts: all as
-    torchvision's loader, hence PILOT, has it. Of 16 bits the upper 8 are taken, where that loader makes nearly all white.
+    Transparency is dropped, the EXIF orientation is ignored, and of an animation the first frame is used, all as in
+    torchvision's loader and hence PILOT. Of 16 bits the upper 8 are used, where that loader turns nearly everything white.
 
     Args:
-        source: a file, or its content. name: what to call it in messages.
+        source: a file, or its content.
+        name: of the image, for messages.
 
     Raises:
-        ConfigError: missing, cut off, damaged, or no image.
+        ConfigError: the file is missing, truncated, damaged, or not an image.
     """
     from PIL import Image, UnidentifiedImageError
 

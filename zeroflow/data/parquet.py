@@ -1,9 +1,9 @@
-"""Images in Parquet files, laid out as Hugging Face data sets are: ``dataset: parquet:NAME`` is ``<data_dir>/NAME``.
+"""Images in Parquet files in the layout of Hugging Face data sets: ``dataset: parquet:NAME`` opens ``<data_dir>/NAME``.
 
-A file's split is told by its name (``data/train-00000-of-00002.parquet``) or by its folder's (``test/0.parquet``), as in the
-``datasets`` library. Where there is no test split, validation takes its place. The column of images is a struct with
-``bytes``, or plain binary; the labels are class numbers with names in the schema's Hugging Face metadata, or any integers
-or texts. ``parquet:NAME#COLUMN`` names the column of labels where several could be meant.
+The split of a file is in its name (``data/train-00000-of-00002.parquet``) or in its folder's (``test/0.parquet``), as in the
+``datasets`` library. Without a test split, validation takes its place. The image column is a struct with ``bytes``, or plain
+binary; labels are class numbers with names in the schema's Hugging Face metadata, or any integers or strings.
+``parquet:NAME#COLUMN`` names the label column where it is ambiguous.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HELD_BYTES = 2 * 2**30  # of row groups that have been read and may be asked for
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Some rows of a file: ``number`` of the group, and which of the split's samples is its first row."""
+    """A row group of a file: its ``number``, and the index in the split of its first row."""
 
     file: Path
     number: int
@@ -49,12 +49,14 @@ class RowGroup:
 
 @dataclass(frozen=True, eq=False)
 class ParquetSamples:
-    """Samples whose images lie compressed in Parquet files, read by row group when one of its rows is asked for.
+    """Samples whose images are compressed in Parquet files, read by row group on access.
 
-    Row groups stay in memory, compressed, up to ``HELD_BYTES``: below that each is read from disk once.
+    Row groups are kept in memory, compressed, up to ``HELD_BYTES``: below that, each is read from disk once.
 
     Attributes:
-        groups: in order. column: of the images. labels: int64 ``[N]``.
+        groups: row groups in order.
+        column: name of the image column.
+        labels: int64 ``[N]``.
     """
 
     groups: Sequence[RowGroup]
@@ -101,16 +103,17 @@ class ParquetSamples:
 
 
 def parquet_images(name: str, root: str | Path, label_column: str | None = None) -> ImageDataset:
-    """Open Parquet files of a training and a test split. Labels are read now, images when they are asked for.
+    """Open Parquet files of a training and a test split. Labels are read now, images on access.
 
     Args:
-        name: what to call it. root: the folder that holds the files, at any depth.
-        label_column: default: the one that the schema says to be class labels, else ``label``, else the only one it can be.
+        name: of the data set, for messages.
+        root: the folder of the files, at any depth.
+        label_column: default: the one that the schema declares as class labels, else ``label``, else the only candidate.
 
     Raises:
-        ConfigError: with every problem at once: no files of a split, a file of no split or of several folders' splits, a
-            missing or unreadable file, no or too many columns that could be meant, a row without a class, a class without
-            images in one split.
+        ConfigError: the message lists all problems: a split without files, a file with no or an ambiguous split, a missing or
+            unreadable file, a column that is missing or ambiguous, a row without a class, a class without images in one
+            split.
     """
     root = Path(root)
     problems: list[str] = []
@@ -137,7 +140,7 @@ def parquet_images(name: str, root: str | Path, label_column: str | None = None)
 
 @dataclass(frozen=True)
 class _Split:
-    """What is read of a split's files when they are opened: ``values`` of the labels, ``names`` by number or None."""
+    """Content of a split that is read on opening: ``values`` of the labels, and their ``names`` by number, or None."""
 
     where: str
     groups: Sequence[RowGroup]
@@ -147,7 +150,7 @@ class _Split:
 
     @classmethod
     def read(cls, split: str, files: Sequence[Path], label_column: str | None, problems: list[str]) -> list[_Split]:
-        """Read the labels of all files: one split, or none and lines in ``problems`` where that is not possible."""
+        """Read the labels of all files; returns None and appends to ``problems`` where that is not possible."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -176,7 +179,7 @@ class _Split:
 
 
 def _splits(root: Path, problems: list[str]) -> dict[str, list[Path]]:
-    """The Parquet files of each split, in the order of their names; what is wrong with them is added to ``problems``."""
+    """The Parquet files of each split, sorted by name; appends to ``problems``."""
     splits: dict[str, list[Path]] = {}
     for folder, folders, files in os.walk(root, followlinks=True):
         depth = len(Path(folder).relative_to(root).parts)
@@ -210,7 +213,7 @@ def _splits(root: Path, problems: list[str]) -> dict[str, list[Path]]:
 
 
 def _split_of(path: Path) -> str | None:
-    """The split that a file's name tells, or else a folder's, the nearest one first."""
+    """The split in the name of a file, or else of the nearest folder that has one."""
     for part in (path.stem, *reversed(path.parent.parts)):
         for word in re.split("[^a-z]+", part.lower()):
             if word in WORDS:
@@ -219,7 +222,7 @@ def _split_of(path: Path) -> str | None:
 
 
 def _columns(schema: Any, label_column: str | None) -> tuple[str, str, tuple[str, ...] | None]:
-    """Which column holds the images and which the labels, and the class names if the schema has them."""
+    """Find the image column, the label column, and the class names if the schema has them."""
     import pyarrow as pa
 
     def binary(kind: Any) -> bool:
@@ -258,7 +261,7 @@ def _columns(schema: Any, label_column: str | None) -> tuple[str, str, tuple[str
 
 
 def _chosen(what: str, possible: Sequence[str], declared: Sequence[str], usual: Sequence[str]) -> str:
-    """The one column that is meant: of those that the metadata declare, else of all, by its usual name or as the only one."""
+    """Choose a column among those declared by the metadata, else among all: the one with the usual name, or the only one."""
     candidates = declared or possible
     named = [name for name in usual if name in candidates]
     if named or len(candidates) == 1:

@@ -1,4 +1,4 @@
-"""How images become what a backbone's weights were trained on: a property of the weights, whatever the data set."""
+"""The preprocessing that a backbone's weights expect, whatever the data set."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resizing, cropping and normalisation, in timm's words and with timm's defaults.
+    """Resizing, cropping and normalisation, with timm's names and defaults.
 
     Attributes:
-        mean, std: by channel, of pixels in [0, 1]; the network gets ``(pixels - mean) / std``.
-        interpolation: one of ``INTERPOLATIONS``. crop_pct: share of the resized image's side that the test crop keeps.
-        crop_mode: what is resized, before the middle is taken. ``center``: the shorter side; ``squash``: both sides, whatever
-            the proportions; ``border``: the longer side, and what is missing is filled with the mean.
+        mean: of each channel, for pixels in [0, 1].
+        std: of each channel; the network gets ``(pixels - mean) / std``.
+        interpolation: one of ``INTERPOLATIONS``.
+        crop_pct: share of the resized image's side that the test crop keeps.
+        crop_mode: what is resized before the centre crop. ``center``: the shorter side; ``squash``: both sides, ignoring the
+            aspect ratio; ``border``: the longer side, padded with the mean.
 
     Raises:
-        ConfigError: a value of the wrong kind or out of range.
+        ConfigError: a value has the wrong type or is out of range.
     """
 
     mean: Colour = (0.485, 0.456, 0.406)
@@ -51,10 +53,10 @@ class Preprocessing:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Preprocessing:
-        """From a mapping; a missing key takes its default.
+        """Build from a mapping; missing keys take their defaults.
 
         Raises:
-            ConfigError: an unknown key (it names the nearest one), or a wrong value.
+            ConfigError: a key is unknown (the message names the nearest one), or a value is wrong.
         """
         known = [field.name for field in fields(cls)]
         for key in given:

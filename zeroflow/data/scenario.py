@@ -1,4 +1,4 @@
-"""Class-incremental learning: a data set's classes, shuffled once, cut into tasks that arrive one after the other.
+"""Class-incremental learning: a data set's classes, shuffled once and split into tasks that arrive one after the other.
 
 New label = position in the class order. Samples of a task are concatenated by new label, file order within a class.
 """
@@ -29,10 +29,10 @@ def class_order(classes: int, seed: int = 1993) -> npt.NDArray[np.int64]:
 
 
 def even_increments(classes: int, tasks: int, base_classes: int | None = None) -> list[int]:
-    """Classes per task: ``base_classes`` in the first and the others in equal tasks; without it all tasks are equal.
+    """Classes per task: ``base_classes`` in the first and equally many in the others; without it all tasks are equal.
 
     Raises:
-        ConfigError: that does not divide; it names the nearest number of tasks that does.
+        ConfigError: the classes cannot be divided equally; the message names the nearest number of tasks that works.
     """
     if base_classes is not None and tasks > 1:
         if not 1 <= base_classes < classes:
@@ -68,7 +68,7 @@ def check_increments(increments: Sequence[int], classes: int) -> None:
 
 
 def check_order(order: Sequence[int], classes: int) -> None:
-    """Refuse a class order that is no permutation of ``0..classes - 1``; the message names every label that is wrong."""
+    """Refuse a class order that is not a permutation of ``0..classes - 1``; the message names every wrong label."""
     times = Counter(order)
     wrong = {
         "not there": [label for label in range(classes) if not times[label]],
@@ -82,12 +82,15 @@ def check_order(order: Sequence[int], classes: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """Some samples of a data set under their new labels, ready to be made into batches.
+    """Some samples of a data set with their new labels, from which batches are made.
 
     Attributes:
-        samples: where the images are. indices: which of them, in order ``[N]``.
-        labels: new labels int64 ``[N]``. transform, size: how images become network input.
-        threads: that prepare mini-batches ahead; 0: each when it is asked for. No bit depends on it.
+        samples: the images.
+        indices: of the view's samples, in order, ``[N]``.
+        labels: new labels int64 ``[N]``.
+        transform: how images become network input.
+        size: side of the network input, pixels.
+        threads: number of threads that prefetch mini-batches; 0: none. No bit depends on it.
     """
 
     samples: Samples
@@ -118,7 +121,7 @@ class View:
 
 
 def joined(views: Sequence[View]) -> View:
-    """Views of the same samples, one after the other."""
+    """Concatenate views of the same samples."""
     indices = np.concatenate([view.indices for view in views])
     return replace(views[0], indices=indices, labels=torch.cat([view.labels for view in views]))
 
@@ -138,7 +141,8 @@ class Scenario:
     """A whole stream: tasks in order, and the inverse label map.
 
     Attributes:
-        tasks: one per stage. order: ``order[new label]`` = the data set's own label.
+        tasks: one per stage.
+        order: ``order[new label]`` = the data set's own label.
         class_names: names by new label.
     """
 
@@ -157,18 +161,20 @@ def class_incremental(
     validation: float = 0.0,
     threads: int = 0,
 ) -> Scenario:
-    """Cut a data set into tasks.
+    """Split a data set into tasks.
 
     Args:
-        dataset: the images. increments: classes per task; they add up to all classes.
-        transform, size: how images become input of ``size`` x ``size`` pixels.
+        dataset: the images.
+        increments: classes per task; they add up to all classes.
+        transform: how images become network input.
+        size: side of the network input, pixels.
         order: ``order[new label]`` = own label; default: ``class_order(classes)``.
-        validation: if > 0, the last share of every class's training samples takes the place of the test samples and is
-            left out of training: for choosing settings without looking at test data.
-        threads: that prepare mini-batches ahead of whoever asks for them.
+        validation: if > 0, this share of every class's training samples, the last ones, replaces the test samples and is
+            excluded from training: for choosing settings without test data.
+        threads: number of threads that prefetch mini-batches.
 
     Raises:
-        ConfigError: increments that do not add up, an order that is no permutation, a class without samples.
+        ConfigError: the increments do not add up, the order is not a permutation, or a class has no samples.
     """
     classes = len(dataset.class_names)
     check_increments(increments, classes)

@@ -1,8 +1,8 @@
-"""The embedded stream at a distance from its backbone: the same drawings, rendered in another way.
+"""Domain shifts of the embedded stream: the same drawings, rendered in another way.
 
-The embedded backbone was trained on thin white strokes on black paper. A shift is one deterministic rendering of all drawings,
-training and test alike; class means of frozen features lose accuracy by it, so there is something for a method to gain. One
-shift alone would prove little: a blur undoes a broad marker by construction, and a rotation by none.
+The embedded backbone was trained on thin white strokes on black paper. A shift is a deterministic rendering of all drawings,
+training and test alike; class means of frozen features lose accuracy, so a method can gain some. There are several shifts,
+since one alone would prove little: a blur undoes a broad marker by construction, but not a rotation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NOISE_SEED = 1993
 NOISE_SHARE = 0.1
 
 Render = Callable[[Tensor], Tensor]
-"""Drawings uint8 ``[N, 1, H, W]`` to drawings of the same shape."""
+"""Maps drawings uint8 ``[N, 1, H, W]`` to drawings of the same shape."""
 
 
 def marker(drawings: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ SHIFTS: Mapping[str, tuple[Render, str]] = {
     "coarse": (coarse, "at half the resolution, in blocks of 2 x 2 pixels"),
     "rotated": (rotated, "turned by 90 degrees"),
 }
-"""By the last part of the data set's name: how drawings are rendered, and one line."""
+"""Rendering and one line of description, by the last part of the data set's name."""
 
 
 def _register(name: str, render: Render, how: str) -> None:

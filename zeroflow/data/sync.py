@@ -1,4 +1,4 @@
-"""Data sets from a bucket, or a shared folder, to a machine's own disk."""
+"""Copy data sets from a bucket or a shared folder to a machine's own disk."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from zeroflow.errors import ConfigError
 from zeroflow.telling import Tell, silent
 
 _AT_ONCE = 16
-"""Files that are on their way at a time: small ones wait for the answer, not for the bytes."""
+"""Files copied at a time; small ones are limited by latency, not by bandwidth."""
 
 _PIECE = 2**22
 
 
 def synchronise(source: str, folder: Path, tell: Tell = silent) -> int:
-    """Copy what ``folder`` lacks, or has with another size, each file whole or not at all. Nothing is deleted.
+    """Copy files that ``folder`` lacks or has with another size, each atomically. Nothing is deleted.
 
     Args:
-        source: ``s3://bucket/path``, ``gs://...``, or a folder. folder: made if missing. tell: see ``Tell``; a unit is a file.
+        source: ``s3://bucket/path``, ``gs://...``, or a folder.
+        folder: destination, created if missing.
+        tell: progress callback, see ``Tell``; a unit is a file.
 
     Returns:
-        How many files were copied.
+        Number of files copied.
 
     Raises:
-        ConfigError: the source cannot be read, or has a name that leads out of ``folder``.
+        ConfigError: the source cannot be read, or has a file name that leads outside ``folder``.
     """
     import pyarrow as pa
     from pyarrow import fs
@@ -67,7 +69,7 @@ def synchronise(source: str, folder: Path, tell: Tell = silent) -> int:
 
 
 def _whole(stream: Any, target: Path) -> None:
-    """Write a file under a hidden name and give it its own when it is whole."""
+    """Write a file under a hidden name, and rename it once it is complete."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as hidden:
         with (file := Path(hidden) / target.name).open("wb") as part:
             while piece := stream.read(_PIECE):

@@ -1,8 +1,7 @@
 """From stored images to network input: named pairs of a training and a test transform.
 
-A transform takes uint8 images ``[C, H, W]``, of one size or many, and gives one float32 batch ``[N, 3, size, size]``.
-What is random in it is drawn from the generator it is handed, so a batch depends on (seed, task, epoch, position) and
-on nothing else.
+A transform takes uint8 images ``[C, H, W]``, of one size or many, and returns one float32 batch ``[N, 3, size, size]``.
+All randomness comes from the generator that it is given, so a batch depends on (seed, task, epoch, position) only.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class Transform:
         train: ``(images, size, generator) -> [N, 3, size, size]``, random.
         test: ``(images, size) -> [N, 3, size, size]``, deterministic.
         description: one line for listings.
-        with_preprocessing: the same pair with the preprocessing of some weights; None: it takes none.
+        with_preprocessing: returns the same pair with the preprocessing of some weights; None: it takes none.
     """
 
     train: Callable[[Images, int, torch.Generator], Tensor]
@@ -47,7 +46,7 @@ def transform_of(name: str, preprocessing: Mapping[str, Any]) -> Transform:
     """The transform registered as ``name``, with the preprocessing of a configuration in normal form.
 
     Raises:
-        ConfigError: no such transform, or preprocessing for one that takes none.
+        ConfigError: the transform is unknown, or it takes no preprocessing.
     """
     transform = transforms.get(name)
     if not preprocessing:
@@ -67,7 +66,7 @@ def to_unit(images: Images) -> Tensor:
 
 
 def as_rgb(batch: Tensor) -> Tensor:
-    """Repeat a single grey channel to three; three channels pass unchanged."""
+    """Repeat a single grey channel three times; leave three channels unchanged."""
     return batch.expand(-1, 3, -1, -1).contiguous() if batch.shape[1] == 1 else batch
 
 
@@ -88,13 +87,16 @@ def random_affine(
     shift: float = 0.15,
     flip: bool = True,
 ) -> Tensor:
-    """Rotate, scale, shear, shift and mirror every image of a batch on its own; outside is 0 (paper).
+    """Rotate, scale, shear, shift and flip every image of a batch independently; the outside is 0 (paper).
 
     Args:
         batch: float ``[N, C, H, W]``.
         generator: source of all randomness.
-        rotation: largest angle, radians. log_scale: scale is e^U(-log_scale, log_scale).
-        shear: largest horizontal shear. shift: largest shift, in half image widths. flip: mirror every second image.
+        rotation: maximum angle, radians.
+        log_scale: the scale is e^U(-log_scale, log_scale).
+        shear: maximum horizontal shear.
+        shift: maximum shift, in half image widths.
+        flip: flip images horizontally with probability 1/2.
     """
     n = batch.shape[0]
     draw = torch.rand((6, n), generator=generator) * 2 - 1
@@ -139,10 +141,12 @@ def crop_box(
     """A random box inside an image, as ``(top, left, height, width)`` in pixels: torchvision's RandomResizedCrop.
 
     Args:
-        height, width: of the image.
-        draws: per try four numbers in [0, 1): for the area, the ratio, the top and the left side. The first try whose
-            box fits is taken; if none does, the largest box in the middle with a permitted ratio.
-        area: smallest and largest share of the image. ratio: smallest and largest width / height.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        draws: four numbers in [0, 1) per try: for the area, the ratio, the top and the left side. The first box that fits is
+            taken; if none does, the largest central box with an allowed ratio.
+        area: minimum and maximum share of the image.
+        ratio: minimum and maximum width / height.
     """
     for share, shape, down, right in draws:
         target = height * width * (area[0] + share * (area[1] - area[0]))
@@ -157,10 +161,11 @@ def crop_box(
 def random_resized_crop(
     images: Images, size: int, generator: torch.Generator, interpolation: str = "bilinear"
 ) -> Tensor:
-    """Cut a random box (area 5-100 %, ratio 3/4-4/3) out of every image, fit it to ``size``, mirror it or not (1 : 1).
+    """Crop a random box (area 5-100 %, ratio 3/4-4/3) of every image, resize it to ``size``, flip it with probability 1/2.
 
     Args:
-        images: uint8 ``[C, H, W]``, of one size or of many. size: pixels of the result, square.
+        images: uint8 ``[C, H, W]``, of one size or of many.
+        size: side of the result, pixels.
         generator: source of all randomness; an image's draws do not depend on the other images' sizes.
         interpolation: one of ``zeroflow.data.preprocessing.INTERPOLATIONS``.
 
@@ -181,7 +186,7 @@ def random_resized_crop(
 
 
 def center_crop(images: Images, size: int) -> Tensor:
-    """Resize the shorter side to ``size`` x 256/224, bicubic, and take the middle: ``[N, 3, size, size]`` in [0, 1]."""
+    """Resize the shorter side to ``size`` x 256/224, bicubic, and crop the centre: ``[N, 3, size, size]`` in [0, 1]."""
     from torchvision.transforms.v2 import functional as photo
 
     def cropped(batch: Tensor) -> Tensor:
@@ -192,7 +197,7 @@ def center_crop(images: Images, size: int) -> Tensor:
 
 
 def evaluation_crop(images: Images, size: int, preprocessing: Preprocessing) -> Tensor:
-    """Resize and take the middle as timm's evaluation transform does: ``[N, 3, size, size]`` in [0, 1]."""
+    """Resize and crop the centre as timm's evaluation transform does: ``[N, 3, size, size]`` in [0, 1]."""
     from torchvision.transforms.v2 import functional as photo
 
     larger, mode = math.floor(size / preprocessing.crop_pct), preprocessing.crop_mode
@@ -213,7 +218,7 @@ def evaluation_crop(images: Images, size: int, preprocessing: Preprocessing) -> 
 
 
 def _each(images: Images, size: int, crop: Callable[[Tensor], Tensor]) -> Tensor:
-    """What ``crop`` makes of uint8 batches ``[n, C, H, W]`` of one size, as float32 ``[N, 3, size, size]`` in [0, 1]."""
+    """Apply ``crop`` to uint8 batches ``[n, C, H, W]`` of one size each; returns float32 ``[N, 3, size, size]`` in [0, 1]."""
     if isinstance(images, Tensor):
         return to_unit(as_rgb(crop(images)))
     batch = torch.empty(len(images), 3, size, size, dtype=torch.float32)
@@ -223,7 +228,7 @@ def _each(images: Images, size: int, crop: Callable[[Tensor], Tensor]) -> Tensor
 
 
 def _resampling(interpolation: str) -> Any:
-    """torchvision's name of an interpolation; of the two nearest ones that which looks at pixel centres, as Pillow's does."""
+    """torchvision's name of an interpolation; for nearest, the exact one that uses pixel centres, as Pillow does."""
     from torchvision.transforms.v2 import InterpolationMode
 
     return InterpolationMode("nearest-exact" if interpolation == "nearest" else interpolation)
@@ -267,7 +272,7 @@ transforms.register(
 
 
 def _of_weights(preprocessing: Preprocessing) -> Transform:
-    """Photos as the weights expect them."""
+    """Preprocess photos as the weights expect them."""
 
     def train(images: Images, size: int, generator: torch.Generator) -> Tensor:
         return normalised(random_resized_crop(images, size, generator, preprocessing.interpolation), preprocessing)

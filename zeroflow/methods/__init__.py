@@ -1,4 +1,4 @@
-"""Class-incremental methods, a file each. Importing the package registers the built-in ones."""
+"""Class-incremental methods, one per file. Importing the package registers the built-in ones."""
 
 from zeroflow.methods.adapter_per_task import AdapterPerTask
 from zeroflow.methods.aper import (

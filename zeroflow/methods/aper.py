@@ -34,7 +34,11 @@ class APER(SimpleCIL):
 
     @dataclass(frozen=True)
     class Options(TuningOptions):
-        """And: merge: class means are those of ``[frozen; adapted]`` features; otherwise of the adapted ones alone."""
+        """Options of APER.
+
+        Attributes:
+            merge: classify ``[frozen; adapted]`` features; otherwise the adapted ones alone.
+        """
 
         merge: bool = True
 
@@ -49,7 +53,7 @@ class APER(SimpleCIL):
             self.tuning = create_tuning(self.tuned_by, self.backbone, generator, asdict(self.options))
             self.head = self.new_head(len(classes), generator)
         else:
-            # The head served its purpose, and the merged model stays as it is from now on.
+            # The head is no longer needed, and the merged model is frozen from now on.
             self.head = None
             self.requires_grad_(False).eval()
         super().begin_task(classes, generator)  # last, so that no initial value depends on the classifier
@@ -99,7 +103,7 @@ class APERAdapter(APER):
 
     @dataclass(frozen=True)
     class Options(AdapterOptions, APER.Options):
-        """And those of an adapter."""
+        """Options of APER and of adapters."""
 
 
 @register_method("aper-vpt-shallow", "as aper-adapter, with learnable tokens that enter the first block")
@@ -110,7 +114,11 @@ class APERPrompts(APER):
 
     @dataclass(frozen=True)
     class Options(APER.Options):
-        """tokens: learnable tokens at each place."""
+        """Options of APER, and the number of prompts.
+
+        Attributes:
+            tokens: learnable tokens at each place.
+        """
 
         tokens: int = 5
 
@@ -135,7 +143,7 @@ class APERSSF(APER):
 
 @register_method("aper-norm-affine", "as aper-adapter, with the scales and shifts that the backbone's norms have")
 class APERNormAffine(APER):
-    """APER with the values of the norms."""
+    """APER that trains the scales and shifts of the backbone's norms."""
 
     tuned_by = "norm-affine"
 
@@ -156,13 +164,18 @@ class APERFineTune(APER):
 
 @register_method("aper-input-prompt", "as aper-adapter, with a pattern added to the image: nothing inside is touched")
 class APERInputPrompt(APER):
-    """APER for a backbone of which only the input can be reached."""
+    """APER for a backbone whose input alone is accessible."""
 
     tuned_by = "input-prompt"
 
     @dataclass(frozen=True)
     class Options(APER.Options):
-        """border: width of the frame, pixels. rank: of the pattern over the whole image."""
+        """Options of APER, and the size of the pattern.
+
+        Attributes:
+            border: width of the frame, pixels.
+            rank: of the pattern over the whole image.
+        """
 
         border: int = 2
         rank: int = 2
@@ -176,13 +189,18 @@ class APERInputPrompt(APER):
     "aper-input-filter", "as aper-adapter, with a small filter that every image passes: a handful of values"
 )
 class APERInputFilter(APER):
-    """APER with a filter in front of a model of which only the input can be reached."""
+    """APER with a filter in front of a backbone whose input alone is accessible."""
 
     tuned_by = "input-filter"
 
     @dataclass(frozen=True)
     class Options(APER.Options):
-        """size: of the filter, pixels, odd. shared: one filter for all channels, otherwise one for each."""
+        """Options of APER, and the shape of the filter.
+
+        Attributes:
+            size: side of the filter, pixels, odd.
+            shared: one filter for all channels, otherwise one for each.
+        """
 
         size: int = 5
         shared: bool = True

@@ -1,54 +1,49 @@
-"""Closed-form classifiers on frozen features, under the names their papers gave them. Nothing is trained.
+"""Closed-form classifiers on frozen features, under the names their papers give them. Nothing is trained.
 
-Each is ``simplecil`` with another classifier, whose file has the definition: ``zeroflow.classifiers``.
+Each is ``simplecil`` with another classifier of ``zeroflow.classifiers``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from zeroflow.methods.method import register_method
 from zeroflow.methods.simplecil import SimpleCIL
 
 
-@register_method("slda", "linear discriminant of frozen features: class means and one pooled covariance; no training")
-class SLDA(SimpleCIL):
-    """Source: Hayes & Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPRW 2020."""
+class OneClassifier(SimpleCIL):
+    """``simplecil`` with the classifier of a paper: ``class Name(OneClassifier, classifier="lda")``."""
 
-    own_classifier = "lda"
-    takes_classifiers = ("lda",)
     why_these = "that is what it is; simplecil takes any"
+
+    def __init_subclass__(cls, classifier: str = "", **named: Any) -> None:
+        super().__init_subclass__(**named)
+        if classifier:
+            cls.own_classifier, cls.takes_classifiers = classifier, (classifier,)
+
+
+@register_method("slda", "linear discriminant of frozen features: class means and one pooled covariance; no training")
+class SLDA(OneClassifier, classifier="lda"):
+    """Source: Hayes & Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPRW 2020."""
 
 
 @register_method("acil", "recursive ridge regression on frozen features; no training")
-class ACIL(SimpleCIL):
+class ACIL(OneClassifier, classifier="ridge"):
     """Source: Zhuang et al., "ACIL: Analytic Class-Incremental Learning", NeurIPS 2022; without its expansion layer."""
-
-    own_classifier = "ridge"
-    takes_classifiers = ("ridge",)
-    why_these = "that is what it is; simplecil takes any"
 
 
 @register_method("ranpac", "ridge regression on a random projection of frozen features; no training")
-class RanPAC(SimpleCIL):
+class RanPAC(OneClassifier, classifier="random-projection"):
     """Source: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for Continual Learning", NeurIPS 2023.
 
     Its first phase, adaptation to the first task, is ``aper-*`` with ``classifier: random-projection``.
     """
 
-    own_classifier = "random-projection"
-    takes_classifiers = ("random-projection",)
-    why_these = "that is what it is; simplecil takes any"
-
 
 @register_method("fecam", "a covariance for each class of frozen features, Mahalanobis distance; no training")
-class FeCAM(SimpleCIL):
-    """Source: Goswami et al., "FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free Continual
-    Learning", NeurIPS 2023."""
-
-    own_classifier = "qda"
-    takes_classifiers = ("qda",)
-    why_these = "that is what it is; simplecil takes any"
+class FeCAM(OneClassifier, classifier="qda"):
+    """Source: Goswami et al., "FeCAM: Heterogeneity of Class Distributions in Exemplar-Free Learning", NeurIPS 2023."""
 
 
 NAMED: Mapping[str, str] = {

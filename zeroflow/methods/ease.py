@@ -27,11 +27,11 @@ from zeroflow.models.heads import cosine
 class EASE(Method):
     """Task t trains adapter t with a throw-away cosine head on the task's own classes, then freezes it.
 
-    With the classifier ``lda`` the cosine to a prototype gives way to the linear discriminant, in every space with the
-    covariance of the classes seen in it (ours).
+    With the classifier ``lda``, a linear discriminant replaces the cosine to a prototype; each space has its own covariance,
+    of the classes seen in it (ours).
 
-    Spaces are numbered by task, after the bare backbone where ``frozen_space`` asks for it. ``prototypes[k, c]`` is class
-    c's mean feature in space k, completed (Eq. 8) where c is older than the task of space k.
+    Spaces are numbered by task; with ``frozen_space``, the bare backbone comes first. ``prototypes[k, c]`` is class c's mean
+    feature in space k, completed (Eq. 8) where c is older than the task of space k.
     """
 
     any_loss = True
@@ -43,15 +43,18 @@ class EASE(Method):
 
     @dataclass(frozen=True)
     class Options(AdapterOptions):
-        """Adapter settings, and:
+        """Options of adapters and of the ensemble.
 
-        alpha: weight of the spaces of other tasks, shared by the number of tasks so far (Eq. 10).
-        recalculate_similarity: complete every pair of old task and newer space anew at each stage, with the classes of
-            all tasks since as references; otherwise only the newest space, once.
-        reweight: the sum of Eq. 9-10 with alpha; otherwise one cosine over the features of all spaces side by side, the bare
-            backbone's among them, without ``alpha`` and ``beta``, as the authors' code does it. Discriminants are summed either way.
-        diagonal_only: a class is scored in its own task's space only.
-        frozen_space: the bare backbone as one more space, added with weight ``beta``.
+        Attributes:
+            alpha: weight of the spaces of other tasks, divided by their number (Eq. 10).
+            recalculate_similarity: complete every old task in every newer space again at each stage, with the classes of
+                all later tasks as references; otherwise only in the newest space, once.
+            reweight: the sum of Eq. 9-10 with alpha; otherwise one cosine over the concatenated features of all spaces, the
+                bare backbone included, without ``alpha`` and ``beta``, as in the authors' code. Discriminants are summed
+                either way.
+            diagonal_only: score a class in its own task's space only.
+            frozen_space: add the bare backbone as one more space, with weight ``beta``.
+            beta: weight of the bare backbone's space.
         """
 
         alpha: float = 0.1
@@ -142,7 +145,7 @@ class EASE(Method):
         return total
 
     def _side_by_side(self) -> Tensor:
-        """Every class's prototypes in all spaces, ``[classes, spaces, d]``; zero in those that do not count."""
+        """Every class's prototypes in all spaces, ``[classes, spaces, d]``; zero in spaces that are not used."""
         kept = self.prototypes.transpose(0, 1).clone()
         if self.options.diagonal_only:
             for task, classes in enumerate(self.tasks):
@@ -152,13 +155,13 @@ class EASE(Method):
 
     @property
     def discriminants(self) -> list[LDA]:
-        """Of all spaces; none where the classifier is class means."""
+        """One discriminant per space; none where the classifier is class means."""
         return cast(list[LDA], [*self.spaces])
 
     def _similar(self, features: Tensor, space: int) -> Tensor:
-        """How much features ``[N, d]`` in a space belong to each class, ``[N, classes]``."""
+        """Similarity of features ``[N, d]`` in a space to each class, ``[N, classes]``."""
         if self.discriminants:
-            # Discriminants of a space are comparable among its classes alone; their posteriors are among spaces.
+            # Discriminants compare classes within one space only; posteriors are comparable across spaces.
             return self.discriminants[space].scores(features).log_softmax(dim=1)
         return cosine(features, self.prototypes[space])
 
@@ -170,7 +173,7 @@ class EASE(Method):
         return self.options.alpha / (len(self.tasks) - 1) if self.options.reweight else 1.0
 
     def _add(self, means: Tensor) -> None:
-        """Append the new classes' prototypes ``means`` ``[spaces, new classes, d]``; room for the newest space."""
+        """Append the new classes' prototypes ``means`` ``[spaces, new classes, d]``, with room for the newest space."""
         old = self.prototypes.to(means)
         grown = means.new_zeros(len(means), old.shape[1] + means.shape[1], means.shape[2])
         grown[: old.shape[0], : old.shape[1]] = old
@@ -178,7 +181,7 @@ class EASE(Method):
         self.prototypes = grown
 
     def _complete(self) -> None:
-        """Eq. 8: an old class in a newer space is a mixture of the classes since, by similarity in its own space."""
+        """Eq. 8: an old class in a newer space is a mixture of later classes, weighted by similarity in its own space."""
         newest = len(self.tasks) - 1
         known = (
             self.prototypes.clone()

@@ -1,4 +1,4 @@
-"""EWC: hold the values that old tasks depend on, each as firmly as they do.
+"""EWC: penalise changes of each value in proportion to its importance for old tasks.
 
 Source: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017, Eq. 3; one sum of Fisher
 information and one anchor for all old tasks, as in Schwarz et al., "Progress & Compress", ICML 2018, Section 3.1.
@@ -27,17 +27,21 @@ from zeroflow.optim import OptimizerInfo
 class EWC(Penalised):
     """``L_reg = 1/2 sum_j F_j (theta_j - anchor_j)^2`` with F the diagonal Fisher information, summed over old tasks.
 
-    F is the empirical one: F_j = mean over examples of (d loss / d theta_j)^2 at the given labels, at the end of a task.
+    F is the empirical Fisher information: F_j = mean over examples of (d loss / d theta_j)^2 at the true labels, measured at
+    the end of a task.
     """
 
     needs_head = "its Fisher information is of single examples"
 
     @dataclass(frozen=True)
     class Options(Penalised.Options):
-        """And: fisher_per_class: training samples of a class that F is measured on.
+        """Options of the penalty and of its Fisher information.
 
-        fisher: ``forward``: one number for each tensor, the mean of its F_j, from differences of losses along random
-            directions of that tensor, which no gradient ban forbids. ``backpropagation``: every F_j exactly.
+        Attributes:
+            alpha: weight of the penalty.
+            fisher: ``forward``: one number per tensor, the mean of its F_j, estimated from loss differences along random
+                directions of that tensor, which the gradient ban allows. ``backpropagation``: every F_j exactly.
+            fisher_per_class: training samples of each class that F is measured on.
         """
 
         alpha: float = 100.0
@@ -86,7 +90,7 @@ class EWC(Penalised):
             setattr(self.fisher, _buffer(name), total)
 
     def _exact(self, batch: MiniBatch) -> Iterator[tuple[str, Tensor]]:
-        """Sums over examples of squared derivatives."""
+        """Sums over examples of squared derivatives, by backpropagation."""
         values = self.trainable()
         for image, label in zip(batch.images, batch.labels, strict=True):
             loss = FineTuning.losses(self, self.prepare(MiniBatch(image[None], label[None])))[0]
@@ -96,7 +100,7 @@ class EWC(Penalised):
 
     @torch.no_grad()
     def _from_losses(self, batch: MiniBatch) -> Iterator[tuple[str, Tensor]]:
-        """The same, each tensor's mean in the place of all its components.
+        """The same from forward passes, with each tensor's mean in place of its components.
 
         With z standard normal in one tensor's components, E (z . g)^2 = |g|^2: a squared directional derivative, divided
         by the tensor's size, is an unbiased estimate of the mean squared derivative.

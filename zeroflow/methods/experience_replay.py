@@ -1,4 +1,4 @@
-"""Experience replay: stored samples of earlier tasks beside those of the current one.
+"""Experience replay: train on stored samples of earlier tasks along with those of the current one.
 
 Source: ZeroFlow, Eq. 2, after Rolnick et al., "Experience Replay for Continual Learning", NeurIPS 2019. Reservoir: Vitter,
 "Random Sampling with a Reservoir", 1985, Algorithm R. Herding: Rebuffi et al., "iCaRL", CVPR 2017, Algorithm 4.
@@ -23,9 +23,9 @@ from zeroflow.optim import OptimizerInfo
 
 @register_method("replay", "as finetune, beside stored samples of earlier tasks (ZeroFlow, Eq. 2)")
 class ExperienceReplay(FineTuning):
-    """``L = L_cur / N + (1 - 1/N) L_replay`` with N tasks so far; as many stored samples as new ones in a mini-batch.
+    """``L = L_cur / N + (1 - 1/N) L_replay`` with N tasks so far; a mini-batch has as many stored samples as new ones.
 
-    The memory holds positions in the stream's training data; the trial looks their images up and transforms them anew.
+    The memory stores positions in the stream's training data; the trial looks up their images and transforms them again.
     """
 
     needs_head = "class means of old tasks would not follow what is trained on stored samples of them"
@@ -35,10 +35,12 @@ class ExperienceReplay(FineTuning):
 
     @dataclass(frozen=True)
     class Options(FineTuning.Options):
-        """And: buffer: stored samples, of all tasks together.
+        """Options of fine-tuning and of the memory.
 
-        selection: ``reservoir`` (every sample so far is stored with the same probability) or ``herding`` (as many of every
-            class, chosen so that their mean feature stays near the class's).
+        Attributes:
+            buffer: number of stored samples, of all tasks together.
+            selection: ``reservoir`` (every sample so far is stored with the same probability) or ``herding`` (equally many
+                of every class, chosen so that their mean feature is near the class mean).
         """
 
         buffer: int = 200
@@ -59,7 +61,7 @@ class ExperienceReplay(FineTuning):
         self.choices = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
 
     def replay(self, count: int, generator: torch.Generator) -> tuple[Tensor, None] | None:
-        """Stored samples drawn uniformly: each at most once more than any other."""
+        """Draw stored samples uniformly, each at most once more often than any other."""
         if not len(self.memory):
             return None
         rounds = [torch.randperm(len(self.memory), generator=generator) for _ in range(-(-count // len(self.memory)))]
@@ -99,7 +101,7 @@ class ExperienceReplay(FineTuning):
             self._reservoir(sum(len(labels) for _, labels in batches))
 
     def _reservoir(self, count: int) -> None:
-        """Algorithm R over the task's samples in order: the n-th of the stream takes place i < size with chance size / n."""
+        """Algorithm R over the task's samples in order: the n-th of the stream is stored with probability size / n."""
         memory, size = self.memory.tolist(), self.options.buffer
         for position in range(int(self.seen), int(self.seen) + count):
             if len(memory) < size:
@@ -109,7 +111,7 @@ class ExperienceReplay(FineTuning):
         self._keep(memory, count)
 
     def _herd(self, batches: Iterable[Batch]) -> None:
-        """As many samples of every class; those of old classes were stored best first, so they are cut from the end."""
+        """Store equally many samples of every class; old classes are stored best first, so cut them from the end."""
         parts = [(self.features(images, range(1))[:, 0], labels) for images, labels in batches]
         features = F.normalize(torch.cat([part for part, _ in parts]), dim=1)
         labels = torch.cat([label for _, label in parts]).to(features.device)
@@ -123,7 +125,7 @@ class ExperienceReplay(FineTuning):
         self._keep(kept, len(labels))
 
     def _by_class(self) -> list[list[int]]:
-        """The memory cut into the classes it was stored by: equal parts, since each got the same quota."""
+        """The memory split by class: equal parts, since every class has the same quota."""
         classes = self.tasks[-1].start
         size = len(self.memory) // classes if classes else 0
         return [self.memory[i * size : (i + 1) * size].tolist() for i in range(classes)]
@@ -134,13 +136,14 @@ class ExperienceReplay(FineTuning):
 
 
 def herding(features: Tensor, count: int) -> list[int]:
-    """Samples whose mean follows the class mean as closely as a greedy choice can, the first the most telling.
+    """Choose samples greedily so that their mean stays as close as possible to the class mean, best samples first.
 
     Args:
-        features: of one class ``[n, d]``, normalised. count: how many; all where there are no more.
+        features: of one class ``[n, d]``, normalised.
+        count: number of samples to choose; all if there are fewer.
 
     Returns:
-        Their numbers in the order of choice.
+        Their indices in the order of choice.
     """
     mean, total = features.mean(0), torch.zeros_like(features[0])
     chosen: list[int] = []

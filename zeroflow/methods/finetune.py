@@ -24,8 +24,8 @@ from zeroflow.optim import OptimizerInfo
 class FineTuning(Method):
     """One tuning and one cosine head over all classes seen so far, trained on the current task's samples alone.
 
-    The base of all methods with one head: they change what the loss holds besides. By a headless criterion the head is not
-    trained: a task's rows are the mean features of its classes, before training (see ``imprint``) and again after it.
+    The base of all methods with one head, which add terms to the loss. With a headless criterion the head is not trained: a
+    task's rows are the mean features of its classes, before training (see ``imprint``) and again after it.
     """
 
     any_loss = True
@@ -34,17 +34,22 @@ class FineTuning(Method):
 
     @dataclass(frozen=True)
     class Options(TuningOptions):
-        """What is trained besides the head, and how it starts.
+        """What is trained besides the head, and how it is initialised.
 
-        tune: ``none``, ``adapter``, ``vpt-shallow``, ``vpt-deep``, ``ssf``, ``norm-affine``, ``block-shift``, ``full``,
-            ``input-prompt`` or ``input-filter``.
-        bottleneck, scale, dropout: of adapters. tokens: learnable ones at each place, of ``vpt-*``.
-        border, rank: of ``input-prompt``, the frame's width in pixels and the pattern's rank.
-        size, shared: of ``input-filter``, its side in pixels (odd), and whether there is one for all channels.
-        imprint: a new class's weights start at its mean feature (Qi et al., "Low-Shot Learning with Imprinted Weights",
-            CVPR 2018), so that before any training this is a class-mean classifier; otherwise at random.
-        sigma: the head's scale at first. subspace: how many random coordinates of the tuning's values are trained in their
-            place; 0: all values themselves.
+        Attributes:
+            tune: ``none``, ``adapter``, ``vpt-shallow``, ``vpt-deep``, ``ssf``, ``norm-affine``, ``block-shift``, ``full``,
+                ``input-prompt`` or ``input-filter``.
+            bottleneck: inner width of adapters.
+            scale: factor on the output of adapters.
+            dropout: probability inside adapters while training.
+            tokens: learnable tokens at each place, of ``vpt-*``.
+            imprint: initialise a new class's weights with its mean feature (Qi et al., "Low-Shot Learning with Imprinted
+                Weights", CVPR 2018), so that the untrained model is a class-mean classifier; otherwise at random.
+            sigma: initial scale of the head.
+            border: width of the frame of ``input-prompt``, pixels.
+            rank: of the pattern of ``input-prompt``.
+            size: side of the filter of ``input-filter``, pixels, odd.
+            shared: one filter of ``input-filter`` for all channels, otherwise one for each.
         """
 
         tune: str = "adapter"
@@ -91,7 +96,7 @@ class FineTuning(Method):
             self._imprint(batches)
 
     def _imprint(self, batches: Iterable[Batch]) -> None:
-        """Let the head's rows of the task's classes be their mean features."""
+        """Set the head's rows of the task's classes to their mean features."""
         means = class_means(lambda images: self.features(images, range(1))[:, 0], batches, self.tasks[-1])
         self.head.weight.detach()[self.tasks[-1].start :] = F.normalize(means, dim=1)
 
@@ -106,7 +111,7 @@ class FineTuning(Method):
         return self.criterion(self.answers(self.tuning(self.backbone, prefix)), labels)
 
     def answers(self, features: Tensor) -> Tensor:
-        """What the criterion judges: the head's logits, or the features ``[N, d]`` themselves."""
+        """Inputs of the criterion: the head's logits, or the features ``[N, d]`` where it is headless."""
         return features if self.criterion.headless else self.head(features)
 
     @classmethod
@@ -118,7 +123,7 @@ class FineTuning(Method):
         return whole_example(optimizer, options.tune, options.subspace)
 
     def end_task(self, batches: Iterable[Batch]) -> None:
-        """From the task's images nothing is taken but, where the head was not trained, its rows."""
+        """Where the head was not trained, compute its rows from the task's images."""
         if self.criterion.headless:
             self._imprint(batches)
 

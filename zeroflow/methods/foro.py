@@ -1,9 +1,9 @@
 """FoRo: prompts found by evolution, then a random projection of the features and recursive least squares.
 
-Source: Chen et al., "Forward-Only Continual Learning", arXiv 2509.01533. Its text fixes the three parts: prompts at the input
-layer, optimised by CMA-ES; a nonlinear random projection; a classifier by recursive least squares that no earlier data is
-needed for. Ours, where it leaves things open: prompts are found on the first task alone, so that features stand still and least
-squares stay exact; their loss is the cell's (``loss: class-means`` needs no head); the projection is RanPAC's.
+Source: Chen et al., "Forward-Only Continual Learning", arXiv 2509.01533. The paper fixes three parts: prompts at the input
+layer, optimised by CMA-ES; a nonlinear random projection; a classifier by recursive least squares that needs no earlier data.
+Our choices where it is silent: prompts are trained on the first task only, so that features stay fixed and least squares stay
+exact; their loss is the cell's (``loss: class-means`` needs no head); the projection is RanPAC's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ class FoRo(APERPrompts):
 
     @dataclass(frozen=True)
     class Options(APERPrompts.Options):
-        """tokens: learnable tokens at the input. merge: classify ``[frozen; prompted]`` features, or the prompted alone."""
+        """Options of APER with prompts, with other defaults.
+
+        Attributes:
+            tokens: learnable tokens at the input.
+            merge: classify ``[frozen; prompted]`` features; otherwise the prompted ones alone.
+        """
 
         tokens: int = 3
         merge: bool = False

@@ -1,4 +1,4 @@
-"""Generative replay in feature space: made-up features of old classes beside the current task's.
+"""Generative replay in feature space: train on generated features of old classes along with the current task's.
 
 Source: ZeroFlow, Eq. 2, after Shin et al., "Continual Learning with Deep Generative Replay", NeurIPS 2017. The generator is a
 Gaussian per class over features that no longer change, as in Zhang et al., "SLCA", ICCV 2023, Section 4.2.
@@ -23,9 +23,9 @@ from zeroflow.models.backbone import Backbone
     "generative-replay", "as finetune, beside made-up features of old classes; features freeze after task 0"
 )
 class GenerativeReplay(FineTuning):
-    """Task 0 trains tuning and head; from then on features stand still, and only the head is trained, by Eq. 2.
+    """Task 0 trains tuning and head; later tasks freeze the features and train the head only, by Eq. 2.
 
-    ``means[c]`` and ``factors[c]`` make a feature of class c: ``means[c] + factors[c] @ n`` with standard normal n.
+    A generated feature of class c is ``means[c] + factors[c] @ n`` with standard normal n.
     """
 
     needs_head = "after the first task its head is all that learns"
@@ -34,10 +34,12 @@ class GenerativeReplay(FineTuning):
 
     @dataclass(frozen=True)
     class Options(FineTuning.Options):
-        """And: covariance: ``full`` (d x d numbers for a class) or ``diagonal``.
+        """Options of fine-tuning and of the generator.
 
-        shrinkage: share of the covariance that is replaced by its mean variance in every direction: a class has fewer
-            samples than a full covariance has numbers.
+        Attributes:
+            covariance: ``full`` (d x d numbers per class) or ``diagonal``.
+            shrinkage: weight of the mean variance times I in the covariance, since a class has fewer samples than a full
+                covariance has numbers.
         """
 
         covariance: str = "full"
@@ -62,7 +64,7 @@ class GenerativeReplay(FineTuning):
             self.tuning.requires_grad_(False)
 
     def train(self, mode: bool = True) -> GenerativeReplay:
-        """As ever, but features that stand still have no dropout: made-up ones have none either."""
+        """As in torch, but without dropout in frozen features: generated ones have none either."""
         super().train(mode)
         if len(self.tasks) > 1:
             self.tuning.eval()
@@ -114,7 +116,7 @@ class GenerativeReplay(FineTuning):
         self.factors = torch.cat([self.factors.to(features), torch.stack([self._factor(part) for part in own])])
 
     def _factor(self, features: Tensor) -> Tensor:
-        """What turns standard normal numbers into deviations of a class with ``features`` ``[n, d]``."""
+        """Factor of the covariance of a class with ``features`` ``[n, d]``: ``[d, d]``, or ``[d]`` where it is diagonal."""
         centred = features - features.mean(0)
         variance = centred.square().sum(0) / max(len(features) - 1, 1)
         kept, floor = 1 - self.options.shrinkage, self.options.shrinkage * variance.mean().clamp(min=1e-12)

@@ -1,7 +1,7 @@
 """L2-SP: stay near the starting point.
 
-Source: Li et al., "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018, Eq. 4. The starting
-point of a task is where the task before ended; that of the first is the pretrained model.
+Source: Li et al., "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018, Eq. 4. A task starts
+where the previous task ended; the first one starts at the pretrained model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from zeroflow.methods.penalty import Penalised
 
 @register_method("l2-sp", "as finetune, held near the values that a task starts from")
 class L2SP(Penalised):
-    """``L_reg = 1/2 |theta - theta_start|^2`` over all values but the head's new rows."""
+    """``L_reg = 1/2 |theta - theta_start|^2`` over all values except the head's new rows."""
 
     def _start(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.named_parameters() if name.startswith("tuning.")}

@@ -1,4 +1,4 @@
-"""LwF: keep giving the old answers.
+"""LwF: distil the previous model's outputs for old classes.
 
 Source: Li & Hoiem, "Learning without Forgetting", ECCV 2016 / TPAMI 2018, Eq. 2-3; temperature T = 2.
 """
@@ -30,7 +30,12 @@ class LwF(FineTuning):
 
     @dataclass(frozen=True)
     class Options(FineTuning.Options):
-        """And: alpha: weight of the old answers. temperature: T."""
+        """Options of fine-tuning and of distillation.
+
+        Attributes:
+            alpha: weight of the distillation loss.
+            temperature: T.
+        """
 
         alpha: float = 1.0
         temperature: float = 2.0
@@ -84,6 +89,6 @@ class LwF(FineTuning):
 
 
 def _frozen(module: M, backbone: Backbone) -> M:
-    """A copy that stays as it is; weights of the frozen backbone are shared, not copied."""
+    """A frozen copy; weights of the frozen backbone are shared, not copied."""
     shared = {id(value): value for value in [*backbone.parameters(), *backbone.buffers()]}
     return copy.deepcopy(module, shared).requires_grad_(False).eval()

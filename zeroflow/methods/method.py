@@ -1,10 +1,10 @@
-"""What a class-incremental method is, and the registry of methods.
+"""The base class of class-incremental methods, and their registry.
 
-A method lives through a stream: for each task ``begin_task``, then (if ``trainable()`` is not empty) steps of an
-optimizer on ``losses``, then ``freeze`` and ``end_task`` with the task's training images under the test transform. At any
-time after that ``features`` and ``scores`` classify images among all classes seen so far.
+For each task of a stream: ``begin_task``, then (if ``trainable()`` is not empty) optimizer steps on ``losses``, then ``freeze``
+and ``end_task`` with the task's training images under the test transform. After that, ``features`` and ``scores`` classify
+images among all classes seen so far.
 
-A step goes ``replay`` (what of earlier tasks joins the mini-batch) -> ``prepare`` (once) -> ``losses`` (at each evaluation).
+A step calls ``replay`` (samples of earlier tasks for the mini-batch), ``prepare`` (once) and ``losses`` (at each evaluation).
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from zeroflow.registry import Registry
 
 
 class MiniBatch(NamedTuple):
-    """What a step learns from.
+    """The samples of one step.
 
     Attributes:
-        images: ``[N, C, H, W]``. labels: new labels ``[N]``.
-        replayed: what ``Method.replay`` gave for each of them, with images in the place of positions; None: nothing.
+        images: ``[N, C, H, W]``.
+        labels: new labels ``[N]``.
+        replayed: samples of ``Method.replay``, with images instead of positions, ``[N, ...]``; None: nothing is replayed.
         replayed_labels: their new labels ``[N]``.
     """
 
@@ -56,10 +57,10 @@ class Method(nn.Module, ABC):
         """Settings of the method; each class has its own."""
 
         def __post_init__(self) -> None:
-            """Raise ``ValueError`` for a value that cannot be."""
+            """Raise ``ValueError`` for an invalid value."""
 
     trains: ClassVar[bool] = True
-    """Whether any task is trained at all; if not, optimizer and epochs mean nothing."""
+    """Whether any task is trained at all; if not, optimizer and epochs have no effect."""
 
     all_tasks: ClassVar[bool] = False
     """Whether a task is trained on the samples of all tasks so far."""
@@ -68,38 +69,38 @@ class Method(nn.Module, ABC):
     """Whether no task after the first is trained."""
 
     any_loss: ClassVar[bool] = False
-    """Whether ``losses`` is made of ``criterion``; if not, it has a loss of its own, and none can be chosen."""
+    """Whether ``losses`` uses ``criterion``; if not, the method has its own loss, and none can be chosen."""
 
     needs_head: ClassVar[str] = "what it trains ends in a head"
-    """Why it cannot be trained by a headless criterion; empty: it can."""
+    """Why it cannot be trained with a headless criterion; empty: it can."""
 
     criterion: Criterion = criteria["cross-entropy"]
-    """The classification loss ``criterion(logits, labels)`` ``[N]``, as a cell's ``loss`` says; of features if headless."""
+    """Classification loss ``criterion(logits, labels)`` ``[N]``, set by a cell's ``loss``; takes features if headless."""
 
     own_classifier: ClassVar[str | None] = None
-    """The closed-form classifier it takes where a cell names none; None: it classifies in another way."""
+    """The default closed-form classifier; None: it classifies in another way."""
 
     takes_classifiers: ClassVar[tuple[str, ...] | None] = ()
-    """The closed-form classifiers that a cell may choose, and ``why_these``; None: any."""
+    """The closed-form classifiers that a cell may choose, for the reason in ``why_these``; None: any."""
 
     why_these: ClassVar[str] = "it classifies in its own way"
 
     one_head: ClassVar[bool] = False
-    """Whether ``losses`` can tell what old tasks lose while a new one is learned."""
+    """Whether one head covers all classes, so that ``losses`` can be evaluated on old tasks while a new one is learned."""
 
     takes: str = "images"
-    """What ``features`` is given: ``images``; the frozen backbone's ``features`` of them, as ``Known``; or ``both``.
+    """Input of ``features``: ``images``; the frozen backbone's ``features`` of them, as ``Known``; or ``both``.
 
-    A class with ``features`` of its own takes images, unless it says otherwise."""
+    A class that overrides ``features`` takes images, unless it sets this too."""
 
     images_passed: int = 0
-    """Images of the forward passes made beside the optimizer's, to learn something from them."""
+    """Images in forward passes made for training outside the optimizer."""
 
     images_worked: int = 0
-    """The same as work in forward passes: an image of a backward pass counts twice more."""
+    """The same in units of forward passes: a backward pass counts two more per image."""
 
     frozen_spaces: int
-    """How many feature spaces there are whose features never change again: they may be cached."""
+    """Number of feature spaces that never change again, so that their features may be cached."""
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
@@ -116,16 +117,17 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
-        """Get ready for a task that brings ``classes`` (new labels).
+        """Prepare for a task with new classes.
 
         Args:
-            classes: the new labels. generator: makes all initial values and choices.
-            batches: the task's training images, plainly transformed, for those who start from them; None where the values
-                after this task are known already and only their shapes are needed. They can be gone through again.
+            classes: the task's new labels.
+            generator: source of all initial values and choices.
+            batches: the task's training images under the test transform, for methods that are initialised from them; may
+                be iterated more than once. None: only shapes are needed, since the values will be restored.
         """
 
     def new_head(self, classes: int, generator: torch.Generator) -> nn.Module:
-        """A cosine head for a task's own classes; where the criterion is headless, one that hands features on."""
+        """A cosine head for a task's own classes; the identity where the criterion is headless."""
         if self.criterion.headless:
             return nn.Identity()
         return CosineHead(self.backbone.width, classes, generator=generator)
@@ -135,29 +137,29 @@ class Method(nn.Module, ABC):
         return {}
 
     def replay(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None] | None:
-        """What of earlier tasks joins a mini-batch of ``count`` samples, drawn with ``generator``; None: nothing does.
+        """Samples of earlier tasks for a mini-batch of ``count`` samples, drawn with ``generator``; None: nothing is replayed.
 
-        It is asked for some steps ahead, so nothing that the steps of this task change may enter it.
+        It is called some steps ahead, so it must not depend on values that this task trains.
 
         Returns:
-            Either positions ``[count]`` (int64) among all training samples of the stream so far, and None: their images
-            and labels are looked up; or made-up samples ``[count, ...]`` and their labels ``[count]``.
+            Either positions ``[count]`` (int64) among all training samples of the stream so far, and None, so that their
+            images and labels are looked up; or generated samples ``[count, ...]`` and their labels ``[count]``.
         """
         return None
 
     def prepare(self, batch: MiniBatch) -> Any:
-        """The part of a step that no trained value changes, made once for all evaluations, without a graph."""
+        """The part of a step that no trained value changes, computed once for all evaluations, without a graph."""
         return self.backbone.prefix(batch.images), batch.labels
 
     def passes(self) -> tuple[int, int]:
-        """Forward passes over a mini-batch's samples in this task: of ``prepare``, and of each evaluation of the loss.
+        """Forward passes over a mini-batch in this task: by ``prepare``, and by each evaluation of the loss.
 
-        What an evaluation takes up from ``prepare`` (the frozen layers) counts as part of the evaluation.
+        Frozen layers that ``prepare`` computes for the evaluations count as part of an evaluation.
         """
         return 0, 1
 
     def losses(self, inputs: Any) -> Tensor:
-        """Training losses of a mini-batch's examples ``[N]`` from ``prepare``'s answer; every penalty is inside."""
+        """Training losses of a mini-batch's examples ``[N]``, penalties included, from the result of ``prepare``."""
         raise NotImplementedError(f"{type(self).__name__} is not trained")
 
     def loss(self, inputs: Any) -> Tensor:
@@ -165,13 +167,13 @@ class Method(nn.Module, ABC):
         return self.losses(inputs).mean()
 
     def freeze(self) -> None:
-        """Training of the task is over: nothing learned in it changes any more. Comes before ``end_task``."""
+        """Freeze what the task has trained. Called before ``end_task``."""
 
     @classmethod
     def tunes(cls, options: Any) -> str:
-        """What is trained beside or inside the backbone, as ``tuning.tunings`` names it: what the backbone must allow.
+        """The tuning of the backbone, a name in ``tuning.tunings``, which the backbone must support.
 
-        ``none``: nothing but what stands behind its features. ``full``: whatever there is.
+        ``none``: only what follows its features is trained. ``full``: anything may be.
         """
         return "full"
 
@@ -181,14 +183,14 @@ class Method(nn.Module, ABC):
         return None
 
     def state(self) -> dict[str, Tensor]:
-        """All that the stream has left in the method, apart from the frozen backbone."""
+        """The method's state without the frozen backbone."""
         frozen = {value.data_ptr() for value in self.backbone.state_dict().values()} - {
             0
         }  # others may share its weights
         return {name: value for name, value in self.state_dict().items() if value.data_ptr() not in frozen}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over ``state()`` of as many tasks as this one has begun and frozen."""
+        """Load a ``state()`` saved after as many tasks as this method has begun and frozen."""
         own = self.state_dict(keep_vars=True)
         for name, value in state.items():
             old = own[name]
@@ -206,7 +208,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def end_task(self, batches: Iterable[Batch]) -> None:
-        """Freeze what was learned and take what is needed from the task's training images, plainly transformed."""
+        """Compute what classification needs from the task's training images under the test transform."""
 
     @abstractmethod
     def features(self, images: Tensor, spaces: range) -> Tensor:
@@ -214,7 +216,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def scores(self, features: Tensor) -> Tensor:
-        """From features in all spaces ``[N, spaces, d]`` to one score for every class seen so far ``[N, classes]``."""
+        """Scores of all classes seen so far, ``[N, classes]``, from features in all spaces ``[N, spaces, d]``."""
 
 
 @dataclass(frozen=True)
@@ -266,14 +268,14 @@ def odd(**values: int) -> None:
 
 
 def one_of(**values: tuple[str, Sequence[str]]) -> None:
-    """Raise ``ValueError`` for the first value that is none of its choices."""
+    """Raise ``ValueError`` for the first value that is not among its choices."""
     for name, (value, choices) in values.items():
         if value not in choices:
             raise ValueError(f"{name}={value!r}: expected {' or '.join(choices)}")
 
 
 def whole_example(optimizer: OptimizerInfo, tuned_by: str, subspace: int = 0) -> str | None:
-    """Why an optimizer cannot train a tuning of this name, or so many coordinates of it; None: it can."""
+    """Why an optimizer cannot train a tuning of this name, or ``subspace`` coordinates of it; None: it can."""
     if subspace and optimizer.estimator.per_example:
         return f"it moves every example of a mini-batch on its own, which coordinates that it shares (subspace={subspace}) cannot"
     if subspace and getattr(optimizer.estimator, "checkpoint", False):

@@ -1,4 +1,4 @@
-"""Settings that several methods have."""
+"""Options shared by several methods."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from zeroflow.methods.method import Method, positive
 
 @dataclass(frozen=True)
 class AdapterOptions(Method.Options):
-    """bottleneck: inner width of an adapter. scale: factor on its output. dropout: inside it, while training."""
+    """Options of adapters.
+
+    Attributes:
+        bottleneck: inner width of an adapter.
+        scale: factor on its output.
+        dropout: probability inside it while training.
+    """
 
     bottleneck: int = 64
     scale: float = 0.1
@@ -24,7 +30,11 @@ class AdapterOptions(Method.Options):
 
 @dataclass(frozen=True)
 class TuningOptions(Method.Options):
-    """subspace: how many random coordinates of the tuning's values are trained in their place; 0: all values themselves."""
+    """Options of every tuning.
+
+    Attributes:
+        subspace: number of random coordinates that are trained instead of the tuning's values; 0: the values themselves.
+    """
 
     subspace: int = 0
 

@@ -1,4 +1,4 @@
-"""Methods that hold what was learned by a penalty on the values trained: the frame of EWC and L2-SP."""
+"""Methods that penalise changes of trained values: the base of EWC and L2-SP."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from zeroflow.methods.finetune import FineTuning
 class Penalised(FineTuning):
     """``L = L_cur + alpha L_reg`` (ZeroFlow, Eq. 3). The penalty is part of the loss: nothing is added to a gradient.
 
-    ``L_reg`` compares trained values with their anchors, the values at the end of the task before; rows of the head that a
+    ``L_reg`` compares trained values with their anchors, the values at the end of the previous task; rows of the head that a
     task adds have none.
     """
 
     @dataclass(frozen=True)
     class Options(FineTuning.Options):
-        """And: alpha: weight of the penalty."""
+        """Options of fine-tuning and of the penalty.
+
+        Attributes:
+            alpha: weight of the penalty.
+        """
 
         alpha: float = 1.0
 
@@ -50,7 +54,7 @@ class Penalised(FineTuning):
         return losses + self.options.alpha * self.penalty() if self.anchors else losses
 
     def moved(self) -> Iterable[tuple[str, Tensor]]:
-        """Names of anchored values, and how far they are from their anchors."""
+        """Anchored values by name, as differences from their anchors."""
         values = dict(self.named_parameters())
         for name, anchor in self.anchors.items():
             yield name, values[name][: len(anchor)] - anchor

@@ -16,7 +16,8 @@ def class_means(features: Callable[[Tensor], Tensor], batches: Iterable[Batch], 
     """Mean unnormalised feature of each class.
 
     Args:
-        features: ``[N, C, H, W] -> [N, ...]``. batches: images and new labels, in evaluation form.
+        features: computes features ``[N, ...]`` of images ``[N, C, H, W]``.
+        batches: images under the test transform, and new labels.
         classes: the labels that occur.
 
     Returns:

@@ -1,7 +1,7 @@
 """One adapter for all tasks: the fixed architecture among the extension-based methods (ZeroFlow, Section 3.2).
 
-Each task goes on training the same adapter; a class is its mean feature at the time it was learned, so old classes pay for
-what later tasks change.
+Each task continues to train the same adapter. A class is represented by its mean feature at the time it was learned, so old
+classes suffer from what later tasks change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from zeroflow.optim import OptimizerInfo
 
 @register_method("shared-adapter", "one adapter that every task goes on training; class means of its features")
 class SharedAdapter(SimpleCIL):
-    """A SimpleCIL on features that move: task t trains the adapter with a throw-away cosine head on its own classes."""
+    """SimpleCIL on changing features: task t trains the adapter with a throw-away cosine head on its own classes."""
 
     trains = True
     any_loss = True
@@ -33,7 +33,7 @@ class SharedAdapter(SimpleCIL):
 
     @dataclass(frozen=True)
     class Options(AdapterOptions, TuningOptions):
-        """Those of an adapter, and how much of it is trained."""
+        """Options of the adapter and of its tuning."""
 
     def __init__(self, backbone: Backbone, options: Any = None) -> None:
         super().__init__(backbone, options)
@@ -66,7 +66,7 @@ class SharedAdapter(SimpleCIL):
         return self.criterion(logits, labels - self.classes.start)
 
     def freeze(self) -> None:
-        self.head = None  # and no space stands still
+        self.head = None  # and no feature space is frozen
 
     @torch.no_grad()
     def features(self, images: Tensor, spaces: range) -> Tensor:

@@ -31,7 +31,7 @@ class SimpleCIL(Method):
 
     @property
     def width(self) -> int:
-        """Features that the classifier sees."""
+        """Width of the features that the classifier takes."""
         return self.backbone.width
 
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:

@@ -1,7 +1,6 @@
-"""How a backbone can be reached: as it is, or in one of the ways in which no gradient can be had.
+"""Ways to access a backbone: as it is, or in one of the ways that give no gradient.
 
-The key ``access`` of a cell. ``open_backbone`` gives the backbone, ``Access.refusal`` says before any work what cannot be
-done with it.
+The key ``access`` of a cell. ``open_backbone`` builds the backbone; ``Access.refusal`` tells before any work what it cannot do.
 """
 
 from __future__ import annotations
@@ -21,21 +20,27 @@ from zeroflow.models.factory import create_backbone
 from zeroflow.models.int8 import quantised
 from zeroflow.models.spiking import SpikingBackbone
 from zeroflow.models.timm_backbone import TransformerBackbone
+from zeroflow.models.tuning import tunings
 
 
 @dataclass(frozen=True)
 class Access:
-    """A way to reach a backbone.
+    """A way to access a backbone.
 
     Attributes:
-        name: as users write it. description: one line.
-        build: gives the backbone, from the arguments of ``create_backbone``.
-        tunings: what can be trained beside or inside it, by its names in ``tuning.tunings``; None: all.
-        why: reason for what is left out of ``tunings``, after "because".
-        derivatives: whether asking for a gradient has an answer, be it zero.
-        float32_cpu: whether it computes on a CPU in float32 alone.
-        dropout: whether adapters may have it. per_example: whether they may differ from example to example.
-        needs: packages beside those that zeroflow requires. remote: whether it is asked through an endpoint.
+        name: as users write it.
+        description: one line.
+        build: builds the backbone, from the arguments of ``create_backbone``.
+        tunings: supported tunings, names in ``tuning.tunings``; None: all.
+        why: why other tunings are unsupported, as a clause.
+        derivatives: whether a gradient can be computed, even if it is zero.
+        float32_cpu: whether it computes on a CPU in float32 only.
+        dropout: whether adapters may have dropout.
+        per_example: whether adapters may differ from example to example.
+        needs: packages beyond those that zeroflow requires.
+        remote: whether it is reached through an endpoint.
+        transformers_only: why only a plain vision transformer can be accessed this way, as a clause; empty: any can.
+        transformer_tunings: tunings that it supports for plain vision transformers only.
     """
 
     name: str
@@ -49,6 +54,18 @@ class Access:
     per_example: bool = True
     needs: tuple[str, ...] = ()
     remote: bool = False
+    transformers_only: str = ""
+    transformer_tunings: tuple[str, ...] = ()
+
+    def lacks(self, backbone: Backbone, tuning: str) -> str | None:
+        """Why a white-box backbone, accessed this way, cannot be tuned by ``tuning``; None: it can."""
+        if tuning in self.transformer_tunings and not isinstance(backbone, TransformerBackbone):
+            return "only a plain vision transformer's graph takes adapters"
+        return backbone.lacks(tunings.get(tuning).needs)
+
+    def able(self, backbone: Backbone) -> list[str]:
+        """The tunings of a white-box backbone that is accessed this way."""
+        return [name for name in self.tunings or tunings.names() if not self.lacks(backbone, name)]
 
     def refusal(
         self, *, tuning: str, differentiates: str | None, per_example: bool, dtype: str, options: Mapping[str, Any]
@@ -56,9 +73,11 @@ class Access:
         """Why a cell cannot be run this way; None: it can.
 
         Args:
-            tuning: what is trained, see ``Method.tunes``. differentiates: what of the cell takes derivatives, if anything.
-            per_example: whether the optimizer moves every example on its own. dtype: of the cell.
-            options: of the method, all of them.
+            tuning: what is trained, see ``Method.tunes``.
+            differentiates: the part of the cell that takes derivatives, if any.
+            per_example: whether the optimizer perturbs every example on its own.
+            dtype: precision of the cell.
+            options: all options of the method.
         """
         if self.tunings is not None and tuning not in self.tunings:
             return f"it trains {tuning!r}, and {self.why}; this can be trained: {', '.join(self.tunings)}"
@@ -73,7 +92,7 @@ class Access:
         return None
 
     def device(self, wanted: torch.device) -> torch.device:
-        """Where the cell computes."""
+        """The device that the cell computes on."""
         return torch.device("cpu") if self.float32_cpu else wanted
 
     def check_installed(self) -> None:
@@ -83,12 +102,13 @@ class Access:
             raise ConfigError(f"access={self.name!r} needs {' and '.join(missing)}: pip install 'zeroflow[bans]'")
 
 
+_SPIKES = "spikes travel between the blocks of a plain vision transformer"
+
+
 def _spiking(*arguments: Any, **named: Any) -> Backbone:
     backbone = create_backbone(*arguments, **named)
     if not isinstance(backbone, TransformerBackbone):
-        raise ConfigError(
-            "access='spiking': spikes travel between the blocks of a plain vision transformer; expected one"
-        )
+        raise ConfigError(f"access='spiking': {_SPIKES}; expected one")
     return SpikingBackbone(backbone.model, backbone.channels)
 
 
@@ -104,7 +124,10 @@ accesses: Mapping[str, Access] = {
     for access in (
         Access("white-box", "the backbone as it is, in this process", create_backbone),
         Access(
-            "spiking", "every block and the features answer in spikes: hard thresholds, no slope anywhere", _spiking
+            "spiking",
+            "every block and the features answer in spikes: hard thresholds, no slope anywhere",
+            _spiking,
+            transformers_only=_SPIKES,
         ),
         Access(
             "black-box",
@@ -133,6 +156,7 @@ accesses: Mapping[str, Access] = {
             dropout=False,
             per_example=False,
             needs=("onnx", "onnxruntime"),
+            transformer_tunings=("adapter",),
             **_HARDWARE,
         ),
     )
@@ -143,7 +167,7 @@ accesses: Mapping[str, Access] = {
 def open_backbone(
     access: str | None, name: str, endpoint: Any = None, timeout: float = 30.0, **arguments: Any
 ) -> Backbone:
-    """A backbone as a cell reaches it; arguments as those of ``create_backbone``, for a black box of ``open_black_box``.
+    """Build a backbone with the access of a cell; arguments as in ``create_backbone``, or ``open_black_box`` for a black box.
 
     Raises:
         ConfigError: see ``create_backbone``; a package is missing.

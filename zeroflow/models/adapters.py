@@ -16,7 +16,9 @@ class Adapter(nn.Module):
     a fresh adapter changes nothing.
 
     Args:
-        width: features per token, d. bottleneck: inner width. scale: factor s on the output.
+        width: features per token, d.
+        bottleneck: inner width.
+        scale: factor s on the output.
         dropout: probability on the inner activations, active in training mode only.
         generator: source of the initial values.
     """
@@ -37,7 +39,7 @@ class Adapter(nn.Module):
 
 
 class AdapterStack(nn.ModuleList):
-    """One adapter for each block; ``widths`` are those of the streams that they stand beside."""
+    """One adapter per block; ``widths`` are those of the blocks' residual streams."""
 
     def __init__(
         self,

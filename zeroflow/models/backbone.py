@@ -1,7 +1,7 @@
-"""What a backbone is: images go in, features come out; and how a pass goes through its blocks, where it has any.
+"""The interface of backbones: images in, features out, and a forward pass block by block where there are blocks.
 
-A tuning asks for what it needs (``Tuning.needs``), never for a class: the features alone, the weights, the norms, the blocks, the
-sequence of tokens, or the layers of a plain transformer. ``Backbone.lacks`` says what is not there, and why.
+A tuning names what it needs of a backbone (``Tuning.needs``) instead of a class: the features alone, the weights, the norms,
+the blocks, the sequence of tokens, or the layers of a plain transformer. ``Backbone.lacks`` tells what is missing, and why.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 PARTS = ("features", "weights", "norms", "blocks", "sequence", "layers")
-"""What of a backbone a tuning may need.
+"""What a tuning may need of a backbone.
 
-features: images go in, features come out. weights: they can be trained. norms: some have scales of their own. blocks: residual
-ones that end in an MLP. sequence: more tokens may join those of an image. layers: those of timm's plain transformer block.
+features: images in, features out. weights: trainable weights. norms: norms with scales. blocks: residual blocks that end in an
+MLP. sequence: tokens may be added to those of an image. layers: the layers of timm's plain transformer block.
 """
 
 
 class Prefix(NamedTuple):
-    """What of a forward pass no adapter can change: shared by all evaluations on the same images.
+    """The part of a forward pass that no adapter changes: shared by all evaluations on the same images.
 
     Attributes:
         hidden: the first block's residual stream before its MLP, ``[N, tokens, d]``: an adapter's input.
@@ -34,10 +34,11 @@ class Prefix(NamedTuple):
 
 
 class BlockPass:
-    """A block's part of one forward pass: ``block_pass(values)`` gives what leaves it of what enters it.
+    """A block's part of one forward pass: ``block_pass(values)`` computes its output from its input.
 
     Args:
-        block: the module. run: what computes its output; default: the block itself, with nothing beside the values.
+        block: the module.
+        run: computes the output; default: the block itself, called with its input only.
     """
 
     def __init__(self, block: nn.Module, run: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -47,7 +48,7 @@ class BlockPass:
         return self.run(values)
 
     def halves(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """What enters the MLP, before the MLP's own norm, channels last ``[..., d]``; and the block's output."""
+        """The input of the MLP before the MLP's own norm, channels last ``[..., d]``, and the block's output."""
         entered: list[Tensor] = []
 
         def keep(module: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -59,11 +60,11 @@ class BlockPass:
         finally:
             for handle in handles:
                 handle.remove()
-        hidden = entered[0] if entered else values  # without a module of its own: beside attention, on what enters both
+        hidden = entered[0] if entered else values  # parallel to attention: both take the block's input
         return hidden.movedim(1, -1) if hidden.ndim == 4 and _convolves(self.block) else hidden, output
 
     def added(self, output: Tensor, values: Tensor) -> Tensor:
-        """``output`` and, laid out as it is, ``values``: of its every position ``[..., d]``, or the same for all of them ``[d]``."""
+        """``output`` plus ``values`` in the same layout: one per position ``[..., d]``, or the same for all positions ``[d]``."""
         width = values.shape[-1]
         channels_first = output.ndim == 4 and output.shape[1] == width
         if (
@@ -78,16 +79,16 @@ class BlockPass:
 
 
 Step = Callable[[int, BlockPass, Tensor], Tensor]
-"""What leaves a block, from its number, its pass and what enters it."""
+"""Computes a block's output from its number, its ``BlockPass`` and its input."""
 
 
 def plain(number: int, block: BlockPass, values: Tensor) -> Tensor:
-    """The step that changes nothing."""
+    """The step that leaves a block unchanged."""
     return block(values)
 
 
 def mlp_branch(block: nn.Module) -> list[nn.Module]:
-    """The modules that the MLP's branch of a residual block may begin with; the first to be entered is its entrance."""
+    """The modules that the MLP branch of a residual block may begin with; the first one called is its entry."""
     if isinstance(branches := getattr(block, "ffns", None), nn.ModuleList):
         return [branches[0]]
     norms = [part for name in ("norm2", "norm") if isinstance(part := getattr(block, name, None), nn.Module)]
@@ -96,7 +97,7 @@ def mlp_branch(block: nn.Module) -> list[nn.Module]:
 
 
 def mlp_width(block: nn.Module) -> int | None:
-    """Width of what a block's MLP takes; None: it has none of its own."""
+    """Input width of a block's MLP; None: it has no MLP of its own."""
     layer = _first_layer(block)
     return None if layer is None else int(layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features)
 
@@ -108,15 +109,15 @@ def _first_layer(block: nn.Module) -> Any:
 
 
 def _convolves(block: nn.Module) -> bool:
-    """Whether a block's MLP begins with a convolution, so that channels come first."""
+    """Whether a block's MLP begins with a convolution, so that its channels come first."""
     return isinstance(_first_layer(block), nn.Conv2d)
 
 
 class Backbone(nn.Module, ABC):
-    """A frozen feature extractor. ``backbone(images)`` gives features ``[N, width]`` of images ``[N, C, H, W]``."""
+    """A frozen feature extractor. ``backbone(images)`` returns features ``[N, width]`` of images ``[N, C, H, W]``."""
 
     unseen_bytes: int | None = 0
-    """Bytes of weights that are in no tensor of the module; None: nor is it known what a forward pass needs besides."""
+    """Bytes of weights outside the module's tensors; None: unknown, and so is the memory of a forward pass."""
 
     checkpointing = False
 
@@ -132,7 +133,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def widths(self) -> Sequence[int]:
-        """Width of the stream beside every block's MLP; empty where there are no blocks to stand beside."""
+        """Width of every block's residual stream; empty where there are no blocks that adapters could be added to."""
         return ()
 
     @property
@@ -142,26 +143,26 @@ class Backbone(nn.Module, ABC):
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the precision and on the device that it computes in."""
+        """A tensor with the dtype and device of the computation."""
         return next(self.parameters())
 
     def lacks(self, part: str) -> str | None:
-        """Why one of ``PARTS`` is not there; None: it is."""
+        """Why the backbone lacks one of ``PARTS``; None: it has it."""
         return None if part == "features" else "nothing of it but its features can be reached"
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in evaluation mode: a frozen backbone has no training behaviour, only adapters and heads have."""
+        """Stay in evaluation mode: only adapters and heads have a training mode, a frozen backbone has not."""
         return super().train(False)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Where a graph is built, store what enters each block only and compute the rest again on the way back."""
+        """Activation checkpointing: store only the inputs of blocks, and recompute the rest in the backward pass."""
         self.checkpointing = enable
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Get to know images ``[N, C, H, W]`` of the first task, before anything else is asked; most need not."""
+        """Calibrate on images ``[N, C, H, W]`` of the first task, before any other call; most backbones need not."""
 
     def prefix(self, images: Tensor) -> Prefix | Tensor:
-        """The part of a pass that nothing beside or behind a block's MLP can change, without a graph; by default the images."""
+        """The part of a pass that no adapter or block shift changes, without a graph; by default the images."""
         return images
 
     def entering(self, images: Tensor) -> Tensor:
@@ -169,24 +170,25 @@ class Backbone(nn.Module, ABC):
         return images
 
     def stepped(self, start: Prefix | Tensor, step: Step = plain) -> Tensor:
-        """Features ``[N, width]``, where ``step`` makes the output of every block.
+        """Features ``[N, width]``, with the output of every block computed by ``step``.
 
         Args:
-            start: from ``prefix``, from ``entering``, or images.
+            start: the result of ``prefix`` or ``entering``, or images.
+            step: computes the output of a block.
         """
         raise NotImplementedError(f"a {type(self).__name__} has no blocks")
 
     @abstractmethod
     def forward(self, images: Tensor | Prefix, adapters: Iterable[nn.Module] | None = None) -> Tensor:
-        """Features ``[N, width]`` of images or of their prefix, with an adapter beside every block's MLP or without."""
+        """Features ``[N, width]`` of images or of their prefix, with one adapter per block or without."""
 
     def whole(self, images: Tensor) -> Tensor:
-        """Features ``[N, width]``, where a graph is built from the images on."""
+        """Features ``[N, width]``, with an autograd graph that reaches back to the images."""
         return cast(Tensor, self(images))
 
 
 def beside(adapters: Iterable[nn.Module]) -> Step:
-    """The step in which every block has an adapter beside its MLP."""
+    """The step that adds an adapter parallel to every block's MLP."""
     stack = list(adapters)
 
     def adapted(number: int, block: BlockPass, values: Tensor) -> Tensor:
@@ -197,10 +199,12 @@ def beside(adapters: Iterable[nn.Module]) -> Step:
 
 
 class OpaqueBackbone(Backbone):
-    """A backbone of which nothing but what goes in and comes out is known: the base of those that are not torch's.
+    """A backbone of which only inputs and outputs are known: the base of those that are not torch modules.
 
     Args:
-        width: features d. image_size: pixels. widths: of the blocks that adapters may stand beside, if any.
+        width: features d.
+        image_size: side of the input, pixels.
+        widths: of the blocks' residual streams, where adapters can be added; empty: nowhere.
     """
 
     def __init__(self, width: int, image_size: int, widths: Sequence[int] = ()) -> None:

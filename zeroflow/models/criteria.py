@@ -1,4 +1,4 @@
-"""What training makes small: losses of a classifier's logits, and losses of features that need no classifier."""
+"""Training losses: of a classifier's logits, and of features without a classifier."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.nn import functional as F
 from zeroflow.models.heads import cosine
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Losses ``[N]`` from what a model answers ``[N, ...]`` and labels ``[N]``."""
+"""Computes losses ``[N]`` from a model's outputs ``[N, ...]`` and labels ``[N]``."""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """Losses ``[N]`` of the examples of a mini-batch, called with what a model answers and with labels ``[N]``.
+    """A loss with one value per example, called with a model's outputs and labels ``[N]``; returns ``[N]``.
 
     Attributes:
-        losses: from logits ``[N, C]``, or where it is ``headless`` from features ``[N, d]``.
-        headless: there is no head among the trained values: the examples of a mini-batch are classified by each other. So they
-            must meet: such a mini-batch is neither cut among processes, nor are its examples moved one by one.
+        losses: computes them from logits ``[N, C]``, or from features ``[N, d]`` if ``headless``.
+        headless: no head is trained: the examples of a mini-batch classify each other. Such a mini-batch is therefore
+            neither split among processes, nor are its examples perturbed one by one.
     """
 
     losses: Loss
@@ -39,7 +39,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def error_rate(logits: Tensor, labels: Tensor) -> Tensor:
     """The 0-1 error itself: 0 where the label's logit is the largest, 1 where another one is larger, 1/2 for a tie.
 
-    It has a graph like any other loss, and a derivative that is zero wherever there is one.
+    It has a graph like any other loss, with a derivative of zero wherever one exists.
     """
     own = logits.gather(1, labels[:, None])[:, 0]
     others = logits.scatter(1, labels[:, None], -torch.inf)
@@ -47,15 +47,15 @@ def error_rate(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 SCALE = 16.0
-"""Of cosines, before the softmax of ``class_means``."""
+"""Factor on cosines before the softmax of ``class_means``."""
 
 
 def class_means(features: Tensor, labels: Tensor, judge: Loss = cross_entropy) -> Tensor:
-    """Cross-entropy (or what else is to ``judge``) on ``SCALE`` x cosine to the mini-batch's own class means, the example left out of its own class's.
+    """Cross-entropy (or ``judge``) of ``SCALE`` x cosine to the mini-batch's class means, leaving each example out of its own.
 
-    It is what SimpleCIL will do with these features, asked of examples that it has not seen. Ours; the means are those of
-    prototypical networks (Snell et al. 2017), which part a mini-batch into examples to average and examples to ask instead.
-    An example whose class has no other is left out, see ``mean_of``.
+    It measures what SimpleCIL does with these features on unseen examples. Ours; prototypical networks (Snell et al. 2017)
+    have the same means, but split a mini-batch into a support and a query set instead. An example that is alone in its class
+    is left out, see ``mean_of``.
     """
     classes, own = torch.unique(labels, return_inverse=True)
     member = F.one_hot(own, len(classes)).to(features)
@@ -71,11 +71,11 @@ def class_means_error(features: Tensor, labels: Tensor) -> Tensor:
 
 
 def ridge(features: Tensor, labels: Tensor) -> Tensor:
-    """Squared error of a ridge classifier that is fitted on one half of the mini-batch and asked of the other, both ways.
+    """Squared error of a ridge classifier fitted on one half of the mini-batch and evaluated on the other, both ways.
 
-    Its outputs are regressed on one-hot labels, with an intercept; the penalty is the mean squared length of the centred
-    features, so that their scale does not matter. Every class is halved. The squared error is what the fit itself makes small:
-    it needs no temperature, as a softmax of such outputs would, which lie between 0 and 1. Source: R2-D2 (Bertinetto et al.,
+    It regresses one-hot labels, with an intercept; the penalty is the mean squared norm of the centred features, so that their
+    scale does not matter. Every class is halved. The squared error is what the fit itself minimises; unlike a softmax of such
+    outputs, which lie between 0 and 1, it needs no temperature. Source: R2-D2 (Bertinetto et al.,
     "Meta-Learning with Differentiable Closed-Form Solvers", ICLR 2019), Eq. 4-6, without its learned values.
     An example whose class is not in the other half is left out, see ``mean_of``.
     """
@@ -94,7 +94,7 @@ def ridge(features: Tensor, labels: Tensor) -> Tensor:
 
 
 def ridge_outputs(features: Tensor, targets: Tensor, asked: Tensor) -> Tensor:
-    """What a ridge regression of ``targets`` ``[n, C]`` on ``features`` ``[n, d]`` gives for ``asked`` ``[m, d]``: ``[m, C]``."""
+    """Predictions ``[m, C]`` for ``asked`` ``[m, d]`` of a ridge regression of ``targets`` ``[n, C]`` on ``features`` ``[n, d]``."""
     middle, level = features.mean(0), targets.mean(0)
     centred = features - middle
     products = centred @ centred.T  # n x n, where d x d may be larger
@@ -104,9 +104,9 @@ def ridge_outputs(features: Tensor, targets: Tensor, asked: Tensor) -> Tensor:
 
 
 def mean_of(losses: Tensor, kept: Tensor) -> Tensor:
-    """Losses ``[N]`` whose mean is that over the ``kept`` ones ``[N]``; those left out count zero.
+    """Rescale losses ``[N]`` so that their mean is that of the ``kept`` ones ``[N]``; the others become zero.
 
-    Where none is kept, all are zero and so is any derivative: the mini-batch teaches nothing.
+    If none is kept, all losses and derivatives are zero.
     """
     return torch.where(kept, losses, 0.0) * (len(losses) / kept.sum().clamp(min=1).to(losses))
 
@@ -118,4 +118,4 @@ criteria: Mapping[str, Criterion] = {
     "class-means-error": Criterion(class_means_error, headless=True),
     "ridge": Criterion(ridge, headless=True),
 }
-"""By the name that the key ``loss`` of a cell has; the first one is the default."""
+"""Criteria by name, as in a cell's ``loss``; the first one is the default."""

@@ -1,11 +1,12 @@
-"""A black box: a backbone that takes images and gives features, and shows nothing else of itself.
+"""A black box: a backbone that maps images to features and exposes nothing else.
 
-It is anything that is called as a ``Features``: a Python callable, itself or by its name ``module:attribute``, or the HTTP endpoint
-of a service (``HttpFeatures``).
+It is any ``Features`` callable: a Python callable, itself or by its name ``module:attribute``, or an HTTP endpoint
+(``HttpFeatures``).
 
-The protocol of an endpoint: ``GET /`` answers JSON with ``backbone``, ``checkpoint``, ``image_size`` and ``width``; ``POST /``
-takes a body of safetensors (a JSON header and binary tensors) with ``images`` ``[N, C, H, W]``, float32, and answers one with
-``features`` ``[N, width]``, float32. Both want ``Authorization: Bearer TOKEN``. A status of 503 or 429 says that the queue is full.
+The protocol of an endpoint: ``GET /`` returns JSON with ``backbone``, ``checkpoint``, ``image_size`` and ``width``; ``POST /``
+takes a body of safetensors (a JSON header and binary tensors) with ``images`` ``[N, C, H, W]``, float32, and returns one with
+``features`` ``[N, width]``, float32. Both require ``Authorization: Bearer TOKEN``. Status 503 or 429 means that the queue is
+full.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ TOKEN = "ZEROFLOW_ENDPOINT_TOKEN"
 """The environment variable that holds the token; it is stored nowhere."""
 
 WAITS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Seconds before each further try of a request that failed."""
+"""Seconds to wait before each retry of a failed request."""
 
 
 MOST_BYTES = 2**28
-"""Of the body of a request; what is larger travels in several."""
+"""Size limit of a request's body; larger ones are split."""
 
 
 class EndpointError(RuntimeError):
@@ -47,14 +48,14 @@ class EndpointError(RuntimeError):
 
 
 class Refused(EndpointError):
-    """It will not answer this, however often it is asked."""
+    """The endpoint rejects the request, so a retry is useless."""
 
 
 def check_address(url: str) -> SplitResult:
-    """The parts of an endpoint's address.
+    """Parse and check the address of an endpoint.
 
     Raises:
-        ConfigError: it is none, or it holds credentials, which belong elsewhere.
+        ConfigError: it is not an HTTP address, or it contains credentials, which belong elsewhere.
     """
     try:
         parts = urlsplit(url)
@@ -74,10 +75,10 @@ def check_address(url: str) -> SplitResult:
 
 
 def valid_token(given: str | None = None) -> str | None:
-    """The token, by default the environment's; None: there is none.
+    """The token, by default from the environment; None: there is none.
 
     Raises:
-        ConfigError: it holds what no HTTP header can.
+        ConfigError: it contains characters that an HTTP header cannot.
     """
     found = (given or os.environ.get(TOKEN) or "").strip()
     if not (found.isascii() and found.isprintable()):
@@ -92,14 +93,15 @@ class Features(Protocol):
 
 
 class HttpFeatures:
-    """An endpoint of the protocol above.
+    """Client of an endpoint of the protocol above.
 
     Args:
-        url: such as ``http://127.0.0.1:8017/``. timeout: seconds that one try may take.
-        token: default: the environment's ``ZEROFLOW_ENDPOINT_TOKEN``.
+        url: such as ``http://127.0.0.1:8017/``.
+        timeout: seconds that one request may take.
+        token: default: that of the environment variable ``ZEROFLOW_ENDPOINT_TOKEN``.
 
     Raises:
-        ConfigError: no such address, or no token.
+        ConfigError: the address is invalid, or there is no token.
     """
 
     def __init__(self, url: str, timeout: float = 30.0, token: str | None = None) -> None:
@@ -118,15 +120,15 @@ class HttpFeatures:
         try:
             return safetensors.torch.load(answer)["features"]
         except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise EndpointError(f"its answer is no safetensors with 'features': {type(error).__name__}") from None
+            raise EndpointError(f"its answer is not safetensors with 'features': {type(error).__name__}") from None
 
     def facts(self) -> dict[str, Any]:
-        """What the endpoint says of itself."""
+        """The endpoint's description of itself."""
         answer = self._ask("GET")
         try:
             found = json.loads(answer)
         except ValueError:
-            raise EndpointError("its answer to GET is no JSON") from None
+            raise EndpointError("its answer to GET is not JSON") from None
         if not isinstance(found, dict) or not {"backbone", "image_size", "width"} <= found.keys():
             raise EndpointError("its answer to GET lacks backbone, image_size or width")
         for key in ("image_size", "width"):
@@ -137,7 +139,7 @@ class HttpFeatures:
     def _ask(self, method: str, body: bytes | None = None) -> bytes:
         try:
             if (socket := self._connection.sock) and select.select([socket], [], [], 0)[0]:
-                self._connection.close()  # the other side has ended what lay idle
+                self._connection.close()  # the server has closed the idle connection
             self._connection.request(method, self.path, body, self._headers)
             answer = self._connection.getresponse()
             content = answer.read()
@@ -155,15 +157,18 @@ class HttpFeatures:
 
 
 class BlackBox(OpaqueBackbone):
-    """A backbone that is a ``Features``. What it was asked is counted.
+    """A backbone behind a ``Features`` callable. Requests are counted.
 
     Args:
-        ask: what is asked. width: features d. image_size: pixels. waits: seconds before each further try;
-            default: ``WAITS``.
-        facts: what it says of itself; None: nothing, as a callable.
+        ask: computes the features.
+        width: features d.
+        image_size: side of the input, pixels.
+        waits: seconds to wait before each retry; default: ``WAITS``.
+        facts: the endpoint's description of itself; None: it has none, as a callable.
 
     Attributes:
-        requests: that were sent, tries that failed included. images: in all of them.
+        requests: number of requests sent, failed tries included.
+        images: number of images in all of them.
     """
 
     def __init__(
@@ -178,8 +183,8 @@ class BlackBox(OpaqueBackbone):
         self.facts = facts
         self._ask, self._waits = ask, WAITS if waits is None else waits
         self.requests = self.images = 0
-        self._round: list[Tensor] | None = None  # what evaluations ask, while it is collected
-        self._answers: list[Tensor] = []  # to the evaluation in hand
+        self._round: list[Tensor] | None = None  # requests of evaluations, while they are collected
+        self._answers: list[Tensor] = []  # for the current evaluation
 
     @torch.no_grad()
     def forward(self, images: Tensor | Prefix, adapters: Iterable[nn.Module] | None = None) -> Tensor:
@@ -191,10 +196,10 @@ class BlackBox(OpaqueBackbone):
         return self._answers.pop() if self._answers else self._request(images)
 
     def together(self, indices: Sequence[int], evaluate: Callable[[int], Any]) -> list[Any]:
-        """``[evaluate(i) for i in indices]``, with the first question of each in one request for all.
+        """``[evaluate(i) for i in indices]``, with the first requests of all evaluations merged into one.
 
-        An evaluation that asks is begun twice: up to its question, and once more when there are the answers. It draws nothing at random
-        that differs (``Objective`` seeds each alike).
+        An evaluation that sends a request runs twice: first up to its request, then again with the response. Both runs draw
+        the same random numbers (``Objective`` seeds them equally).
         """
         questions: dict[int, Tensor] = {}
         results: dict[int, Any] = {}
@@ -227,12 +232,12 @@ class BlackBox(OpaqueBackbone):
 
     @torch.no_grad()
     def _request(self, images: Tensor) -> Tensor:
-        """The features, in as few requests as they fit into."""
+        """The features, in as few requests as possible."""
         most = max(1, (MOST_BYTES - 2**16) // (4 * images[0].numel()))
         return torch.cat([self._answer(part) for part in torch.split(images, most)])
 
     def _answer(self, images: Tensor) -> Tensor:
-        """The features, from the first try that gives usable ones."""
+        """The features, from the first try with a valid response."""
         for wait in (*self._waits, None):
             self.requests += 1
             self.images += len(images)
@@ -248,16 +253,16 @@ class BlackBox(OpaqueBackbone):
 
     def _checked(self, features: Any, count: int) -> Tensor:
         if not isinstance(features, Tensor) or not features.is_floating_point():
-            raise EndpointError(f"features are {getattr(features, 'dtype', type(features).__name__)}, no floats")
+            raise EndpointError(f"features are {getattr(features, 'dtype', type(features).__name__)}, not floats")
         if features.shape != (count, self.width):
             raise EndpointError(f"features have shape {tuple(features.shape)}, expected ({count}, {self.width})")
         if not features.isfinite().all():
-            raise EndpointError("features that are not finite")
+            raise EndpointError("features are not finite")
         return features
 
 
 class _Asked(BaseException):
-    """Ends an evaluation whose question is to travel with others'."""
+    """Ends an evaluation whose request is to be merged with others."""
 
 
 def open_black_box(
@@ -268,15 +273,18 @@ def open_black_box(
     endpoint: Features | str | None = None,
     timeout: float = 30.0,
 ) -> BlackBox:
-    """The black box of a cell.
+    """Open the black box of a cell.
 
     Args:
-        name, checkpoint, image_size: what it must be. endpoint: a callable or its name; or the address of an endpoint, which is
-            asked whether it is that.
+        name: the backbone that the endpoint must serve.
+        checkpoint: the weights that it must serve, as in ``create_backbone``.
+        image_size: the image size that it must take, pixels.
+        endpoint: a callable, its name, or the address of an endpoint, which is asked what it serves.
+        timeout: seconds that one request may take.
 
     Raises:
-        ConfigError: no endpoint is named, it cannot be imported, makes no features, or serves something else.
-        EndpointError: it does not answer.
+        ConfigError: no endpoint is given, it cannot be imported, returns no features, or serves something else.
+        EndpointError: it does not respond.
     """
     if endpoint is None:
         raise ConfigError(
@@ -313,7 +321,7 @@ def open_black_box(
 
 
 def weights_of(name: str, checkpoint: str | None) -> str:
-    """A backbone's checkpoint, told so that the same one is told alike: ``embedded``, ``hub``, ``none`` or a whole path."""
+    """Normal form of a backbone's checkpoint: ``embedded``, ``hub``, ``none`` or an absolute path."""
     if checkpoint in (None, "hub", "none"):
         return checkpoint or ("embedded" if name == EMBEDDED else "hub")
     return str(Path(checkpoint).expanduser().absolute())

@@ -1,8 +1,8 @@
-"""A backbone as an exported graph, run by ONNX Runtime: no parameters, no autograd, adapters' weights are inputs.
+"""A backbone as an exported ONNX graph, run by ONNX Runtime: no parameters, no autograd; the weights of adapters are inputs.
 
-Of a plain transformer two graphs, so that what no adapter can change is computed once for all evaluations of a step: images ->
-``Prefix``, and ``Prefix`` and adapters -> features. An inner width of the adapters and a number of images are not part of them.
-Of any other backbone one, images -> features.
+A plain transformer becomes two graphs, so that the part that no adapter changes is computed once for all evaluations of a
+step: images -> ``Prefix``, and ``Prefix`` and adapters -> features. The inner width of adapters and the number of images are
+dynamic. Any other backbone becomes one graph, images -> features.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _INPUTS = ("hidden", "output", *_WEIGHTS, "scale")
 
 
 class ExportedBackbone(OpaqueBackbone):
-    """The graphs of ``export``, loaded; as many threads as torch has."""
+    """The graphs of ``export``, loaded into ONNX Runtime with torch's number of threads."""
 
     unseen_bytes = None
 
@@ -52,7 +52,7 @@ class ExportedBackbone(OpaqueBackbone):
         return None if part == "blocks" else super().lacks(part)
 
     def unseen_weights(self) -> dict[str, Tensor]:
-        """A digest of all graphs, which hold all weights."""
+        """A digest of all graphs, which contain all weights."""
         return {"graphs": torch.frombuffer(bytearray(self._digest), dtype=torch.uint8)}
 
     def prefix(self, images: Tensor) -> Prefix | Tensor:
@@ -77,9 +77,9 @@ class ExportedBackbone(OpaqueBackbone):
 
 
 def weights(adapters: Iterable[nn.Module] | None, depth: int, width: int) -> Sequence[Tensor]:
-    """Adapters as the graph takes them: down ``[depth, b, width]``, its bias, up ``[depth, width, b]``, its bias, scale ``[]``.
+    """Adapters as inputs of the graph: down ``[depth, b, width]``, its bias, up ``[depth, width, b]``, its bias, scale ``[]``.
 
-    None: adapters that add nothing.
+    None stands for adapters that add nothing.
     """
     if adapters is None:
         zeros = torch.zeros
@@ -92,7 +92,7 @@ def weights(adapters: Iterable[nn.Module] | None, depth: int, width: int) -> Seq
 
 
 class Graphs:
-    """The graphs as bytes, ``rest`` empty where one is all; and the shape of the backbone they are of."""
+    """The graphs as bytes, ``rest`` empty where there is only one, and the shape of their backbone."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.width, self.image_size = backbone.width, backbone.image_size
@@ -112,7 +112,7 @@ class Graphs:
 
 @functools.lru_cache(maxsize=4)
 def export(name: str, arguments: tuple[tuple[str, Any], ...]) -> Graphs:
-    """The graphs of a backbone; the arguments are those of ``create_backbone``."""
+    """Export a backbone; the arguments are those of ``create_backbone``."""
     return Graphs(create_backbone(name, **dict(arguments)))
 
 

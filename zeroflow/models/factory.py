@@ -1,9 +1,9 @@
-"""Backbones by name: the embedded one, any model of timm, a file of ``torch.export``, or one of your own package's.
+"""Backbones by name: the embedded one, any timm model, a file of ``torch.export``, or one of another package.
 
-Pretrained weights come from the hub where there is a network, or from a local file (``zeroflow.models.weights``). The
-embedded backbone is a small ViT whose checkpoint is part of the package.
+Pretrained weights come from the hub, or from a local file (``zeroflow.models.weights``). The embedded backbone is a small ViT
+whose checkpoint ships with the package.
 
-timm is imported where it is used: it takes longer to import than torch, and planning a grid needs little of it.
+timm is imported inside functions: it takes longer to import than torch, and planning a grid needs little of it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def embedded_architecture() -> tuple[str, dict[str, Any]]:
 
 
 def build_timm(name: str, arguments: dict[str, Any], *, pretrained: bool = False) -> Any:
-    """Build a headless timm model, with random weights or the hub's. Where it takes images of any size, ``img_size`` is left out.
+    """Build a headless timm model, with random weights or the hub's; ``img_size`` is omitted where a model takes any size.
 
     Raises:
-        ConfigError: no such model, arguments it does not take, or no weights to be had.
+        ConfigError: the model is unknown, does not take the arguments, or its weights are not available.
     """
     import timm
 
@@ -59,23 +59,28 @@ def build_timm(name: str, arguments: dict[str, Any], *, pretrained: bool = False
 def own_backbones() -> dict[str, Callable[[], nn.Module]]:
     """Backbones of other packages: the entry points ``zeroflow.backbones``.
 
-    One that is callable makes a module under the entry point's name, images ``[N, 3, H, W]`` in, features ``[N, d]`` out; a
-    module of Python is imported, so that it can register models with timm.
+    A callable builds a module that maps images ``[N, 3, H, W]`` to features ``[N, d]``, under the name of the entry point; a
+    Python module is only imported, so that it can register models with timm.
     """
     found = {point.name: point.load() for point in entry_points(group="zeroflow.backbones")}
     return {name: build for name, build in found.items() if callable(build)}
 
 
+def non_timm_names() -> list[str]:
+    """Names of the embedded backbone and of those of other packages."""
+    return [EMBEDDED, *own_backbones()]
+
+
 def _names() -> list[str]:
-    """All names that could have been meant."""
+    """All known names, for error messages."""
     import timm
 
-    return [EMBEDDED, *own_backbones(), *timm.list_models(), *timm.list_pretrained()]
+    return [*non_timm_names(), *timm.list_models(), *timm.list_pretrained()]
 
 
 @functools.cache
 def check_backbone(name: str, checkpoint: str | None) -> None:
-    """Refuse an unknown name or a checkpoint that is not there, without building anything."""
+    """Refuse an unknown name or a missing checkpoint, without building anything."""
     if name.endswith(EXPORTED):
         if not Path(name).is_file():
             raise ConfigError(f"backbone: no file {name!r}; expected a program saved by torch.export")
@@ -96,13 +101,13 @@ def check_backbone(name: str, checkpoint: str | None) -> None:
 
 
 def brings_weights(name: str) -> bool:
-    """Whether a backbone is a module with weights of its own, so that no checkpoint is looked for."""
+    """Whether a backbone comes with its own weights, so that it takes no checkpoint."""
     return name.endswith(EXPORTED) or name in own_backbones()
 
 
 @functools.cache
 def default_image_size(name: str) -> int | None:
-    """Side of the input that a backbone takes if none is asked for, pixels; None where only building it tells."""
+    """Default side of a backbone's input, pixels; None where it is known only once the backbone is built."""
     if name == EMBEDDED:
         return int(embedded_architecture()[1]["img_size"])
     settings = _timm_settings(name)
@@ -111,7 +116,7 @@ def default_image_size(name: str) -> int | None:
 
 @functools.cache
 def preprocessing_of(name: str) -> Mapping[str, Any]:
-    """What a backbone's weights expect of images, by the keys of ``zeroflow.data.Preprocessing``: those that its timm tag names."""
+    """The preprocessing that a backbone's weights expect, by the keys of ``zeroflow.data.Preprocessing``, from its timm tag."""
     if name == EMBEDDED:  # see ``pretrain``: whole drawings in [0, 1]
         whole = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
         return {"mean": [0.0] * 3, "std": [1.0] * 3, **whole}
@@ -120,7 +125,7 @@ def preprocessing_of(name: str) -> Mapping[str, Any]:
 
 
 def _timm_settings(name: str) -> Any:
-    """timm's pretrained configuration of a name; None where it has none, as of modules and endpoints of one's own."""
+    """timm's pretrained configuration of a name; None where there is none, as for your own modules and endpoints."""
     if brings_weights(name):
         return None
     import timm
@@ -142,16 +147,16 @@ def create_backbone(
     """Build a frozen backbone.
 
     Args:
-        name: ``"quickdraw_vit"``; any model of timm, best with its full tag; a ``.pt2`` file of ``torch.export``; or an entry
+        name: ``"quickdraw_vit"``; any timm model, best with its full tag; a ``.pt2`` file of ``torch.export``; or an entry
             point of another package.
         checkpoint: a file of weights; ``"hub"``: download; ``"none"``: random weights from ``seed``.
-            Default: the embedded checkpoint for the embedded backbone, the hub for any other of timm's.
+            Default: the embedded checkpoint for the embedded backbone, the hub for any other timm model.
         image_size: side of the input in pixels; default: the model's own.
         channels: input channels.
         seed: of random weights.
 
     Raises:
-        ConfigError: unknown name, weights that cannot be read, or that do not fit the model.
+        ConfigError: the name is unknown, or the weights cannot be read or do not fit the model.
     """
     check_backbone(name, checkpoint)
     if name.endswith(EXPORTED):
@@ -180,7 +185,7 @@ def create_backbone(
 
 
 def wrapped(model: Any, image_size: int | None = None, channels: int = 3) -> TimmBackbone:
-    """The backbone of a timm model; the image size may be left out where the model knows its own."""
+    """Wrap a timm model as a backbone; the image size is optional where the model has its own."""
     from timm.models.vision_transformer import VisionTransformer
 
     if isinstance(model, VisionTransformer):

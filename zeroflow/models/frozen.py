@@ -1,4 +1,4 @@
-"""What stands still in a frozen backbone: its features, which may be known already, and a fingerprint of what makes them."""
+"""Features of a frozen backbone, which may be cached, and a fingerprint of all that they depend on."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from zeroflow.models.backbone import Backbone
 
 
 class Known(Tensor):
-    """A frozen backbone's features ``[N, width]`` in the place of images: a mark on a tensor, as ``nn.Parameter`` is one.
+    """A frozen backbone's features ``[N, width]`` in place of images: a tensor subclass that marks them, like ``nn.Parameter``.
 
-    What is computed from it is an ordinary tensor.
+    Operations on it return ordinary tensors.
 
     Attributes:
-        images: what they are the features of, ``[N, C, H, W]``; None: whoever gets them needs no images.
+        images: the images that they were computed from, ``[N, C, H, W]``; None: the consumer needs no images.
     """
 
     images: Tensor | None
@@ -38,7 +38,7 @@ def frozen_features(backbone: Backbone, images: Tensor) -> Tensor:
 
 
 def weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All that a module computes with, by name: parameters, buffers, and what its parts say of their ``unseen_weights``."""
+    """All tensors that a module computes with, by name: parameters, buffers, and the ``unseen_weights`` of its parts."""
     for name, part in module.named_modules():
         own = {**dict(part._parameters), **dict(part._buffers)}
         if unseen := getattr(part, "unseen_weights", None):
@@ -49,12 +49,12 @@ def weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def tensor_bytes(tensor: Tensor) -> Any:
-    """The values of a tensor of any type, as something to hash."""
+    """The bytes of a tensor of any dtype, for hashing."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def fingerprint(module: nn.Module) -> str:
-    """64 hexadecimal digits that change with the name, type, shape and values of anything that a module computes with."""
+    """SHA-256 of the names, dtypes, shapes and values of all tensors that a module computes with, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, value in weights(module):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -63,9 +63,10 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def first_not_finite(module: nn.Module, images: Tensor) -> str | None:
-    """Which part of a module is to blame for features that are not finite; None: none can be told.
+    """Find the part of a module that causes non-finite features; None: it is not found.
 
     Args:
+        module: computes the features.
         images: ``[N, C, H, W]`` whose features are not finite.
     """
     for name, value in weights(module):

@@ -13,7 +13,10 @@ class CosineHead(nn.Module):
     """``sigma * cos(feature, W)`` with a learnable sigma. Source: UCIR (Hou et al. 2019), Eq. 4.
 
     Args:
-        width: features d. classes: outputs. sigma: initial value. generator: source of W, uniform in +-1/sqrt(d).
+        width: features d.
+        classes: outputs.
+        sigma: initial value.
+        generator: source of W, uniform in +-1/sqrt(d).
     """
 
     def __init__(
@@ -25,7 +28,7 @@ class CosineHead(nn.Module):
         self.grow(classes, generator)
 
     def grow(self, classes: int, generator: torch.Generator | None = None) -> None:
-        """Add outputs behind those that are there."""
+        """Append outputs to the existing ones."""
         old = self.weight.detach()
         bound = 1 / math.sqrt(old.shape[1])
         new = torch.empty(classes, old.shape[1], dtype=old.dtype)  # on the CPU, where generators are

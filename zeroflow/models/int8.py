@@ -1,7 +1,7 @@
 """An int8 backbone: weights and activations of every linear layer in eight bits, on torch's quantised CPU kernels.
 
-A weight row and an activation row (a token) each have their own scale, found from the row itself: no calibration, and what
-one image gives does not depend on those beside it. Patch embedding, norms and attention's products stay float32.
+Each weight row and each activation row (a token) has its own scale, computed from the row itself: there is no calibration, and
+an image's features do not depend on the other images. Patch embedding, norms and attention products stay float32.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Int8Linear(nn.Module):
     """``x W^T + b`` with ``x`` and ``W`` rounded to int8, row by row: exact integer products, summed in 32 bits.
 
     Args:
-        layer: whose weights it takes over; they are not kept in float.
+        layer: the layer to quantise; its float weights are not kept.
 
     Raises:
-        ConfigError: torch was built without such kernels for this processor.
+        ConfigError: this build of torch has no int8 kernels for this processor.
     """
 
     bias: Tensor | None
@@ -43,11 +43,11 @@ class Int8Linear(nn.Module):
             rounded = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
             self.packed = torch.ops.quantized.linear_prepack(rounded, None)
         self.nbytes = weight.numel() + 8 * len(weight)
-        # Without these instructions pairs of products are summed in 16 bits, which the full range would overflow.
+        # Without VNNI, pairs of products are summed in 16 bits, which the full range would overflow.
         self.top = 127 if torch.cpu._is_vnni_supported() else 63
 
     def unseen_weights(self) -> dict[str, Tensor]:
-        """The packed weights, which are no tensor of the module: integers and their scales."""
+        """The packed weights, which are not tensors of the module: integers and their scales."""
         packed, _ = torch.ops.quantized.linear_unpack(self.packed)
         return {"packed": packed.int_repr(), "scales": packed.q_per_channel_scales()}
 
@@ -55,7 +55,7 @@ class Int8Linear(nn.Module):
         """``[..., in_features] -> [..., out_features]``.
 
         Raises:
-            RuntimeError: a gradient is wanted: there is none.
+            RuntimeError: a gradient is required; there is none.
         """
         if torch.is_grad_enabled() and values.requires_grad:
             raise RuntimeError("an int8 layer has no derivative; evaluate it under torch.no_grad()")
@@ -67,7 +67,7 @@ class Int8Linear(nn.Module):
 
 
 def quantised(backbone: Backbone) -> Backbone:
-    """The backbone with an ``Int8Linear`` in the place of every linear layer, in place."""
+    """Replace every linear layer of a backbone by an ``Int8Linear``, in place; returns the backbone."""
     unseen = 0
     for module in list(backbone.modules()):
         for name, child in module.named_children():

@@ -1,4 +1,4 @@
-"""Which backbones there are, and what each is like: seen on the architecture, built without weights and without a network."""
+"""List backbones with their properties, from architectures built without weights and without a network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 import torch
 
 from zeroflow.errors import ConfigError
-from zeroflow.models.factory import EMBEDDED, default_image_size, own_backbones
+from zeroflow.models.factory import default_image_size, non_timm_names
 from zeroflow.models.probe import Anatomy, anatomy
 
 
 class Weights(NamedTuple):
-    """Of a name that a grid may give: side of the images, pixels (None: not known), and whether they are on this machine."""
+    """Pretrained weights: side of their images in pixels (None: unknown), and whether they are on this machine."""
 
     image_size: int | None
     here: bool
@@ -26,11 +26,13 @@ class Weights(NamedTuple):
 
 @dataclass(frozen=True)
 class ListedBackbone:
-    """An architecture.
+    """An architecture and its pretrained weights.
 
     Attributes:
-        name: of the architecture. anatomy: what it is like; None: it cannot be built here. problem: why.
-        weights: by the names that stand for them; empty where timm has none of it.
+        name: of the architecture.
+        anatomy: its properties; None: it cannot be built here.
+        problem: why it cannot be built here.
+        weights: pretrained weights by their full names; empty where timm has none.
     """
 
     name: str
@@ -39,29 +41,29 @@ class ListedBackbone:
     weights: Mapping[str, Weights] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The same in plain values."""
+        """The same as plain values for JSON."""
         known = {"problem": self.problem} if self.anatomy is None else self.anatomy._asdict()
         return {**known, "weights": {name: weights._asdict() for name, weights in self.weights.items()}}
 
 
 def timm_counts() -> tuple[int, int]:
-    """How many architectures timm has, and how many pretrained weights of them."""
+    """Number of timm's architectures, and of their pretrained weights."""
     import timm
 
     return len(timm.list_models()), len(timm.list_pretrained())
 
 
 def list_backbones(pattern: str | None = None) -> Iterator[ListedBackbone]:
-    """The backbones that a pattern fits, one architecture after the other, each when it has been built.
+    """List the backbones that match a pattern, one architecture at a time, each as soon as it has been built.
 
     Args:
-        pattern: shell-style, as in ``timm.list_models``: a name without a tag stands for all of its tags. None: the embedded
+        pattern: shell-style, as in ``timm.list_models``; a name without a tag stands for all of its tags. None: the embedded
             backbone and those of other packages.
 
     Raises:
-        ConfigError: nothing fits; the message has the nearest names.
+        ConfigError: nothing matches; the message names the nearest ones.
     """
-    own = [EMBEDDED, *own_backbones()]
+    own = non_timm_names()
     names = own if pattern is None else fnmatch.filter(own, pattern)
     found = {} if pattern is None else _of_timm(pattern)
     if not names and not found and pattern is not None:
@@ -70,7 +72,7 @@ def list_backbones(pattern: str | None = None) -> Iterator[ListedBackbone]:
 
 
 def _built(names: Mapping[str, list[str]]) -> Iterator[ListedBackbone]:
-    own = [EMBEDDED, *own_backbones()]
+    own = non_timm_names()
     for name, tags in names.items():
         try:
             like, problem = anatomy(name), None
@@ -85,7 +87,7 @@ def _image_size(name: str, like: Anatomy | None) -> int | None:
 
 
 def _of_timm(pattern: str) -> dict[str, list[str]]:
-    """Architectures, each with the full names of its pretrained weights."""
+    """timm's architectures, each with the full names of its pretrained weights."""
     import timm
 
     found: dict[str, list[str]] = {name: [] for name in timm.list_models(pattern)}
@@ -97,7 +99,7 @@ def _of_timm(pattern: str) -> dict[str, list[str]]:
 def _nothing_fits(pattern: str) -> ConfigError:
     import timm
 
-    known = [EMBEDDED, *own_backbones(), *(timm.list_pretrained() if "." in pattern else timm.list_models())]
+    known = [*non_timm_names(), *(timm.list_pretrained() if "." in pattern else timm.list_models())]
     bare = "".join(character for character in pattern if character not in "*?[]")
     nearest = difflib.get_close_matches(bare, known, n=3, cutoff=0.0)
     return ConfigError(f"no backbone fits {pattern!r}; the nearest: {', '.join(nearest)}")

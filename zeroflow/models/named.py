@@ -1,4 +1,4 @@
-"""A Python callable by its name, ``module:attribute``, as a grid file can say it."""
+"""Import a Python callable by its name, ``module:attribute``, as in a grid file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _searched: list[str] = []
 
 
 def is_name(text: str) -> bool:
-    """Whether a text is ``module:attribute``."""
+    """Whether a string has the form ``module:attribute``."""
     return bool(_NAME.fullmatch(text))
 
 
 def find_modules_in(*folders: str | Path) -> None:
-    """Let modules of these folders be imported, behind all others: none takes the name of an installed one.
+    """Make modules of these folders importable, after all others, so that none shadows an installed one.
 
-    It stays so: a module may import those beside it only when it is called.
+    The change is permanent, since a module may import its neighbours as late as when it is called.
     """
     for folder in map(str, folders):
         if folder not in _searched:
@@ -35,13 +35,14 @@ def find_modules_in(*folders: str | Path) -> None:
 
 
 def import_callable(name: str, where: str = "endpoint") -> Callable[..., Any]:
-    """The callable of a name. Its module is installed, in the current folder, or in one of ``find_modules_in``.
+    """Import a callable by name. Its module is installed, in the current folder, or in one of ``find_modules_in``.
 
     Args:
-        name: ``module:attribute``. where: the key that holds it, for messages.
+        name: ``module:attribute``.
+        where: the key that holds the name, for messages.
 
     Raises:
-        ConfigError: no such module or attribute, an import that fails, or something that is not called with images.
+        ConfigError: the module or attribute does not exist, the import fails, or the attribute cannot be called with images.
     """
     find_modules_in(Path.cwd())
     place = f"{where}={name!r}"
@@ -73,7 +74,7 @@ def _imported(name: str, place: str) -> ModuleType:
 
 
 def _callables(module: ModuleType) -> list[str]:
-    """The names of what a module itself makes that can be called, classes apart."""
+    """Names of the callables that a module itself defines, without classes."""
     functions = FunctionType | BuiltinFunctionType
     return [
         name

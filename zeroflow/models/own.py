@@ -14,18 +14,20 @@ from zeroflow.models.backbone import Backbone, Prefix
 from zeroflow.models.timm_backbone import norms
 
 EXPORTED = ".pt2"
-"""How the name of a file of ``torch.export`` ends."""
+"""Suffix of a file of ``torch.export``."""
 
 
 class ModuleBackbone(Backbone):
-    """A module that makes features ``[N, d]`` of images ``[N, C, H, W]``, frozen.
+    """Any torch module that maps images ``[N, C, H, W]`` to features ``[N, d]``, frozen.
 
     Args:
-        module: of torch. name: for messages. image_size: pixels; default: the module's attribute ``image_size``.
+        module: maps images to features.
+        name: for messages.
+        image_size: side of the images, pixels; default: the module's attribute ``image_size``.
         channels: of the images.
 
     Raises:
-        ConfigError: the image size is not known, or two images do not give two rows of features.
+        ConfigError: the image size is unknown, or two images do not give two rows of features.
     """
 
     def __init__(self, module: nn.Module, name: str, image_size: int | None = None, channels: int = 3) -> None:
@@ -78,10 +80,11 @@ class ModuleBackbone(Backbone):
 
 
 def open_exported(file: Path, image_size: int | None = None, channels: int = 3) -> ModuleBackbone:
-    """The backbone that a file of ``torch.export`` holds.
+    """Open the backbone in a file of ``torch.export``.
 
     Raises:
-        ConfigError: it cannot be read, takes anything but images, takes one number of images only, or another image size.
+        ConfigError: the file cannot be read, or its program takes anything but images, a fixed number of images only, or
+            another image size.
     """
     try:
         with torch.no_grad():  # it makes views of its weights

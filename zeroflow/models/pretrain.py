@@ -23,7 +23,7 @@ from zeroflow.models.factory import build_timm, embedded_architecture
 
 
 def mixup(images: Tensor, labels: Tensor, generator: torch.Generator, beta: float) -> tuple[Tensor, Tensor, float]:
-    """Blend a batch with a shuffled copy of itself: images, the partners' labels, and the share of the first."""
+    """Mix a batch with a shuffled copy of itself; returns images, the partners' labels, and the weight of the originals."""
     share = float(np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator))).beta(beta, beta))
     partner = torch.randperm(len(labels), generator=generator)
     return share * images + (1 - share) * images[partner], labels[partner], share

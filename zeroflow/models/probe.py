@@ -1,7 +1,7 @@
-"""Whether a backbone can do what a method will ask of it: seen on what is used, before any work, with nothing downloaded.
+"""Check before any work that a backbone supports a tuning, by trying it, without downloading anything.
 
-A backbone with weights on this machine is built as a cell builds it; of any other the architecture alone, on torch's meta device,
-which computes shapes and no numbers. Then two empty images pass the tuning.
+A backbone whose weights are on this machine is built as in a cell; of any other, only the architecture is built, on torch's
+meta device, which computes shapes without numbers. Then two blank images pass through the tuning.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zeroflow.models.access import accesses
 from zeroflow.models.backbone import Backbone
 from zeroflow.models.factory import EMBEDDED, brings_weights, create_backbone, default_image_size
 from zeroflow.models.timm_backbone import TransformerBackbone
-from zeroflow.models.tuning import create_tuning, tunings
+from zeroflow.models.tuning import create_tuning
 
 IMAGES = 2
 Found = TypeVar("Found")
@@ -31,14 +31,19 @@ def check_tuning(
     tuning: str,
     settings: Mapping[str, Any],
 ) -> None:
-    """Refuse what could only fail in the cell.
+    """Refuse a tuning that would fail in the cell.
 
     Args:
-        name, checkpoint, image_size: as in ``create_backbone``. access: as in ``accesses``; None: white-box.
-        tuning: a name in ``tunings``. settings: its own, all of them.
+        name: of the backbone, as in ``create_backbone``.
+        checkpoint: as in ``create_backbone``.
+        image_size: as in ``create_backbone``.
+        access: a name in ``accesses``; None: white-box.
+        tuning: a name in ``tunings``.
+        settings: all options of the tuning.
 
     Raises:
-        ConfigError: the backbone cannot be built, its weights do not fit, it lacks what the tuning needs, or a pass fails.
+        ConfigError: the backbone cannot be built, its weights do not fit, it lacks what the tuning needs, or a forward pass
+            fails.
     """
     given = tuple(sorted((key, value) for key, value in settings.items() if isinstance(value, int | float | str)))
     _check_tuning(name, checkpoint, image_size, access, tuning, given)
@@ -55,20 +60,12 @@ def _check_tuning(
 ) -> None:
     backbone = _built(name, checkpoint, image_size)
     where = f"backbone {name!r}"
-    if access == "spiking" and not isinstance(backbone, TransformerBackbone):
-        raise ConfigError(
-            f"access='spiking' with {where}: spikes travel between the blocks of a plain vision transformer"
-        )
-    plain = isinstance(backbone, TransformerBackbone)
-    why = backbone.lacks(tunings.get(tuning).needs)
-    if access == "exported" and tuning == "adapter" and not plain:
-        why = "only a plain vision transformer's graph takes adapters"
-    if why:
-        able = accesses[access or "white-box"].tunings or [name for name, _ in tunings.items()]
-        left = [other for other in able if not backbone.lacks(tunings.get(other).needs)]
-        if access == "exported" and not plain:
-            left = [other for other in left if other != "adapter"]
-        raise ConfigError(f"{where}: it cannot be tuned by {tuning!r}: {why}; it can by {', '.join(left)}")
+    way = accesses[access or "white-box"]
+    if way.transformers_only and not isinstance(backbone, TransformerBackbone):
+        raise ConfigError(f"access={access!r} with {where}: {way.transformers_only}")
+    if why := way.lacks(backbone, tuning):
+        able = ", ".join(way.able(backbone))
+        raise ConfigError(f"{where}: it cannot be tuned by {tuning!r}: {why}; it can by {able}")
     try:
         shape = _tried(backbone, name, image_size, lambda built: _pass(built, tuning, dict(settings)))
     except ConfigError:
@@ -91,7 +88,7 @@ def check_buildable(name: str, checkpoint: str | None, image_size: int | None) -
 
 
 class Anatomy(NamedTuple):
-    """What a backbone is like: values of its weights, features, side of its images in pixels, and the tunings that it takes."""
+    """Properties of a backbone: number of parameters and of features, side of its images in pixels, supported tunings."""
 
     parameters: int
     width: int
@@ -100,10 +97,10 @@ class Anatomy(NamedTuple):
 
 
 def anatomy(name: str) -> Anatomy:
-    """What a backbone is like, without a head and with its own image size.
+    """Properties of a backbone without a head, with its default image size.
 
     Raises:
-        ConfigError: it is not known, or cannot be built here.
+        ConfigError: it is unknown, or cannot be built here.
     """
     backbone = _built(name, None, None)
     try:
@@ -113,13 +110,12 @@ def anatomy(name: str) -> Anatomy:
 
 
 def _anatomy(backbone: Backbone) -> Anatomy:
-    able = [name for name, tuning in tunings.items() if not backbone.lacks(tuning.needs)]
     values = sum(parameter.numel() for parameter in backbone.parameters())
-    return Anatomy(values, backbone.width, backbone.image_size, able)
+    return Anatomy(values, backbone.width, backbone.image_size, accesses["white-box"].able(backbone))
 
 
 def _tried(backbone: Backbone, name: str, image_size: int | None, look: Callable[[Backbone], Found]) -> Found:
-    """What ``look`` finds; with numbers where it cannot do without, which the meta device has none of."""
+    """The result of ``look``; with real numbers if it fails on the meta device, which has none."""
     try:
         return look(backbone)
     except ConfigError:
@@ -139,7 +135,7 @@ def _meta(backbone: Backbone) -> bool:
 
 
 def _pass(backbone: Backbone, tuning: str, settings: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of the features of two empty images."""
+    """The shape of the features of two blank images."""
     like, channels = backbone.like, getattr(backbone, "channels", 3)
     made = create_tuning(tuning, backbone, torch.Generator().manual_seed(0), settings).eval()
     if _meta(backbone):

@@ -1,6 +1,6 @@
-"""A backbone that answers in spikes: its activations are hard thresholds, whose derivative is zero almost everywhere.
+"""A spiking backbone: its activations are hard thresholds, whose derivative is zero almost everywhere.
 
-Converted from the pretrained one without training: every channel of every block's output, and of the features, becomes the
+It is converted from the pretrained backbone without training: every channel of every block's output, and of the features, becomes the
 firing rate of an integrate-and-fire neuron. Source: Bu et al., "Optimal ANN-SNN Conversion for High-accuracy and
 Ultra-low-latency Spiking Neural Networks", ICLR 2022, Eq. 5 and 11 (rate of a neuron that starts half charged).
 """
@@ -22,42 +22,43 @@ STEPS = 16
 """Time steps T: a neuron fires 0 to T times."""
 
 SHARE = 0.999
-"""Of what is seen while calibrating, the share that a channel's highest rate reaches."""
+"""Quantile of a channel's calibration values that becomes its highest rate."""
 
 IMAGES = 1024
-"""The most images to calibrate on. Of a larger task at least half as many are left: enough that ``SHARE`` of the features, one
-value an image, is less than all."""
+"""Maximum number of calibration images. Of a larger task at least half as many are used: enough that the quantile ``SHARE`` of
+the features, which have one value per image, is not their maximum."""
 
 BATCH = 64
-"""Images per forward pass while calibrating: how many there are can change its last bits."""
+"""Images per forward pass while calibrating; fixed, since it can change the last bits."""
 
 
 def firing_rate(current: Tensor, highest: Tensor, steps: int = STEPS) -> Tensor:
-    """Spikes of neurons in ``steps`` time steps, times the charge of a spike: multiples of ``highest / steps``.
+    """Number of spikes in ``steps`` time steps, times the charge of a spike: multiples of ``highest / steps``.
 
-    A neuron starts half charged, takes the same ``current`` at every step, fires once where its charge reaches ``highest`` and
-    loses as much; a negative current drives its twin, whose spikes count negative. In closed form, which is exact for a
-    constant current. Autograd and forward mode differentiate it without complaint, to zero.
+    An integrate-and-fire neuron starts half charged, takes the same ``current`` at every step, fires when its charge reaches
+    ``highest``, and loses that charge; a negative current drives its twin, whose spikes count negative. The closed form is
+    exact for a constant current. Both autograd and forward mode differentiate it to zero.
 
     Args:
-        current: ``[..., d]``. highest: rate of a neuron that fires at every step ``[d]``, > 0.
+        current: ``[..., d]``.
+        highest: rate of a neuron that fires at every step, ``[d]``, > 0.
+        steps: number of time steps.
     """
     spikes = torch.floor(current.abs() * (steps / highest) + 0.5).clamp(max=steps)
     return torch.sign(current) * spikes * (highest / steps)
 
 
 class SpikingBackbone(TransformerBackbone):
-    """A ``TransformerBackbone`` between whose blocks only spikes travel, and whose features are firing rates.
+    """A ``TransformerBackbone`` whose blocks exchange spikes only, and whose features are firing rates.
 
-    So nothing inside has a slope that could be followed: the derivative of the features with respect to any value trained
-    inside is zero. ``calibrate`` comes first.
+    The derivative of the features with respect to any value trained inside is therefore zero. Call ``calibrate`` first.
     """
 
     highest: Tensor
 
     def __init__(self, vit: VisionTransformer, channels: int = 3) -> None:
         super().__init__(vit, channels=channels)
-        # Of each block's output and of the features; zero: not calibrated.
+        # One row per block's output and one for the features; zero: not calibrated.
         self.register_buffer("highest", torch.zeros(self.depth + 1, self.width))
         # While calibrating: the largest values so far of every channel, in falling order, and the images in all.
         self._largest: dict[int, Tensor] | None = None
@@ -65,11 +66,11 @@ class SpikingBackbone(TransformerBackbone):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Set every channel's highest rate, from images of the first task; no label is looked at.
+        """Set every channel's highest rate from images of the first task, without labels.
 
-        From all images up to ``IMAGES``, otherwise from every second, fourth, ... one: they arrive class by class, so the first
-        ones would not do. How they are cut into batches changes nothing. In memory are these images and, of what they make of
-        a channel, the largest share of ``1 - SHARE``.
+        Up to ``IMAGES`` images are all used, otherwise every second, fourth, ... one: they arrive class by class, so the first
+        ones would not represent all classes. The split into batches does not matter. Memory holds these images and the largest
+        share ``1 - SHARE`` of each channel's values.
         """
         images = _spread(batches)
         self._largest, self._images = {}, len(images)
@@ -94,7 +95,7 @@ class SpikingBackbone(TransformerBackbone):
 
 
 def _spread(batches: Iterable[Tensor]) -> list[Tensor]:
-    """At most ``IMAGES`` images, evenly spread over all batches; how many there will be need not be known."""
+    """At most ``IMAGES`` images, evenly spread over all batches, whose number need not be known in advance."""
     chosen: list[Tensor] = []
     every, seen = 1, 0
     for images in batches:

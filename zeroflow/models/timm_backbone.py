@@ -1,4 +1,4 @@
-"""Backbones of timm: any model, and plain vision transformers, of which evaluations on the same images share a part."""
+"""Backbones from timm: any model, and plain vision transformers, where evaluations on the same images share a prefix."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 
 class TimmBackbone(Backbone):
-    """Any model of timm, pooled as its own configuration says: what it hands to its classifier.
+    """Any timm model, pooled as configured: the features are the input of its classifier.
 
     Args:
-        model: headless, frozen here. image_size: pixels. channels: of the images.
+        model: without a head; it is frozen here.
+        image_size: side of the images, pixels.
+        channels: of the images.
     """
 
     def __init__(self, model: nn.Module, image_size: int, channels: int = 3) -> None:
@@ -39,7 +41,7 @@ class TimmBackbone(Backbone):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """The residual blocks that end in an MLP, as images pass them."""
+        """The residual blocks that end in an MLP, in the order of a forward pass."""
         trunk = {
             name: module for name, module in self.model.named_modules() if not name.startswith(("head", "attn_pool"))
         }
@@ -52,7 +54,7 @@ class TimmBackbone(Backbone):
 
     @cached_property
     def widths(self) -> Sequence[int]:
-        """As in ``Backbone``; found by a pass of an empty image. Empty where what travels is no stream that ends in an MLP."""
+        """As in ``Backbone``, measured by passing a blank image; empty where a block has no residual stream that ends in an MLP."""
         found: list[int | None] = []
 
         def measured(number: int, block: BlockPass, values: Tensor) -> Tensor:
@@ -84,7 +86,7 @@ class TimmBackbone(Backbone):
             self.model.set_grad_checkpointing(enable)
 
     def emitted(self, number: int, values: Tensor) -> Tensor:
-        """What leaves block ``number``, or (``depth``) the whole as features, of what it has computed: all of it."""
+        """Transform the output of block ``number``, or the features where it is ``depth``; here, return it unchanged."""
         return values
 
     def forward(self, images: Tensor | Prefix, adapters: Iterable[nn.Module] | None = None) -> Tensor:
@@ -103,16 +105,16 @@ class TimmBackbone(Backbone):
         return cast(Tensor, self.model.forward_head(self.model.forward_features(images), pre_logits=True))
 
     def _wrapped(self, step: Step) -> Step:
-        """The step as a graph wants it built."""
+        """The step, with activation checkpointing where that is on."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return step
         return cast(Step, partial(checkpoint, step, use_reentrant=False))
 
 
 class TransformerBackbone(TimmBackbone):
-    """A plain vision transformer of timm: DeiT, hybrids and the towers of CLIP and SigLIP among them.
+    """A plain vision transformer of timm, including DeiT, hybrids and the towers of CLIP and SigLIP.
 
-    Its blocks follow one upon the other, so a pass may begin in the middle: see ``prefix`` and ``entering``.
+    Its blocks form a sequence, so a forward pass may start in the middle: see ``prefix`` and ``entering``.
     """
 
     def __init__(self, model: VisionTransformer, image_size: int | None = None, channels: int = 3) -> None:
@@ -135,7 +137,7 @@ class TransformerBackbone(TimmBackbone):
         return None if odd is None else f"its blocks are {type(odd).__name__}s, not timm's plain ones"
 
     def tokens(self, images: Tensor) -> Tensor:
-        """What enters the first block, ``[N, tokens, width]``; ``images`` ``[N, C, H, W]``."""
+        """Input of the first block, ``[N, tokens, width]``, for ``images`` ``[N, C, H, W]``."""
         vit = self.model
         return cast(Tensor, vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images)))))
 
@@ -155,7 +157,7 @@ class TransformerBackbone(TimmBackbone):
         return self.stepped(self.tokens(images))
 
     def stepped(self, start: Prefix | Tensor, step: Step = plain) -> Tensor:
-        """As in ``Backbone``; a tensor is what enters the first block, images ``[N, C, H, W]`` come from nowhere else."""
+        """As in ``Backbone``; a tensor of four dimensions is images ``[N, C, H, W]``, any other the first block's input."""
         if isinstance(start, Prefix):
             tokens, first = self.emitted(0, step(0, _Known(self.blocks[0], start), start.hidden)), 1
         else:
@@ -168,7 +170,7 @@ class TransformerBackbone(TimmBackbone):
 
 
 class _Plain(BlockPass):
-    """Of timm's plain transformer block: both halves without hooks."""
+    """Pass of timm's plain transformer block: both halves without hooks."""
 
     def __call__(self, values: Tensor) -> Tensor:
         return self.halves(values)[1]
@@ -183,7 +185,7 @@ class _Plain(BlockPass):
 
 
 class _Known(_Plain):
-    """Of a block whose pass has been made."""
+    """Pass of the first block, already computed as the prefix."""
 
     def __init__(self, block: nn.Module, prefix: Prefix) -> None:
         super().__init__(block)
@@ -201,8 +203,7 @@ def _pass_of(block: nn.Module) -> BlockPass:
 
 @contextmanager
 def _stepping(blocks: Sequence[nn.Module], step: Step) -> Iterator[None]:
-    """Let ``step`` make the output of every block while the model runs; the model hands each what it needs besides."""
-
+    """Let ``step`` compute the output of every block while the model runs; the model passes further arguments to each."""
     own = 0  # tokens of the images
 
     def made(
@@ -226,7 +227,7 @@ def _stepping(blocks: Sequence[nn.Module], step: Step) -> Iterator[None]:
 
 
 def _lengthened(named: dict[str, Any], more: int) -> dict[str, Any]:
-    """A block's arguments, where as many tokens follow those of the image: they have no place, so none of them is turned."""
+    """A block's arguments for ``more`` tokens after those of the image: they have no position, so RoPE does not rotate them."""
     if more <= 0 or (rope := named.get("rope")) is None:
         return named
     sine, cosine = rope[..., :1, :].chunk(2, dim=-1)
@@ -235,7 +236,7 @@ def _lengthened(named: dict[str, Any], more: int) -> dict[str, Any]:
 
 
 def _lengthens(model: Any) -> bool:
-    """Whether the attention of a model takes tokens that have no place among the patches."""
+    """Whether the attention of a model takes tokens without a position."""
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
@@ -243,5 +244,5 @@ def _lengthens(model: Any) -> bool:
 
 
 def norms(backbone: nn.Module) -> list[nn.Module]:
-    """The normalisation layers, torch's and timm's; those without values of their own are among them."""
+    """The normalisation layers, torch's and timm's, including those without parameters."""
     return [module for module in backbone.modules() if "norm" in type(module).__name__.lower()]

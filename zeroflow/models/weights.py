@@ -1,7 +1,7 @@
-"""Weights from files as people have them: whole or in shards, in a container, under a prefix, with a head, in half precision.
+"""Read weights from files as found in practice: sharded, in a container, under a prefix, with a head, in half precision.
 
 A file fits a headless model as it is, or by timm's own conversion for that model (another image size, other input channels,
-original DINOv2, MAE or CLIP names), or not at all: no weight that a feature depends on is left out in silence.
+original DINOv2, MAE or CLIP names), or not at all: no weight that a feature depends on is silently skipped.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ State = dict[str, Tensor]
 _EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 _CONTAINERS = (*_EMA, "state_dict", "model_state_dict", "model", "teacher", "student")
 _LEFTOVER = re.compile(r"mask_token$|decoder_")
-"""What masked pretraining leaves beside an encoder: the token of hidden patches, and MAE's decoder."""
+"""Remains of masked pretraining: the mask token, and MAE's decoder."""
 
 
 class Fit(NamedTuple):
-    """How weights fit a model.
+    """Comparison of weights with a model.
 
     Attributes:
-        state: weights that it takes. missing, unexpected: names. misshapen: names with the shapes they have and should have.
+        state: weights that the model takes.
+        missing: names that the model has and the file lacks.
+        unexpected: names that the file has and the model lacks.
+        misshapen: names with their actual and expected shapes.
     """
 
     state: State
@@ -52,12 +55,13 @@ class Fit(NamedTuple):
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a file's weights into a headless model; on an error the model stays as it was.
 
-    The file may name them under any prefix (``module.``, ``model.backbone.``): the one under which most of the model's names
-    are; of several alike EMA's or a teacher's, then the shortest. Other prefixes are other modules. Ignored besides: heads of any
-    name, what masked pretraining leaves (``mask_token``, ``decoder_*``), and buffers that the model computes by itself.
+    Names may have any prefix (``module.``, ``model.backbone.``): the one with most of the model's names is taken, if tied that
+    of an EMA or a teacher, then the shortest. Other prefixes belong to other modules. Also ignored: heads of any name, remains
+    of masked pretraining (``mask_token``, ``decoder_*``), and buffers that the model computes itself.
 
     Args:
-        model: a timm model with ``num_classes=0``, or any module without its head. path: see ``read_weights``.
+        model: a timm model with ``num_classes=0``, or any module without its head.
+        path: see ``read_weights``.
 
     Raises:
         ConfigError: the file cannot be read, a weight is not finite, or one is missing, unknown or of another shape.
@@ -79,17 +83,18 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def read_weights(path: Path) -> State:
-    """A file's tensors by name; those of floating point as float32.
+    """A file's tensors by name; floating-point tensors become float32.
 
-    Of a training checkpoint only the weights are taken. Of several sets EMA's win (``state_dict_ema``, ``model_ema``, ``ema``),
-    as in timm; then ``state_dict``, ``model_state_dict``, ``model``, ``teacher``, ``student``; then whatever holds most tensors.
+    Of a training checkpoint only the weights are read. Of several sets, EMA weights are preferred (``state_dict_ema``,
+    ``model_ema``, ``ema``), as in timm; then ``state_dict``, ``model_state_dict``, ``model``, ``teacher``, ``student``; then
+    the set with most tensors.
 
     Args:
-        path: ``.safetensors``; an index of shards (``*.safetensors.index.json``, ``*.bin.index.json``); anything else is what
-            ``torch.save`` wrote (``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.tar``), read without running code in it.
+        path: ``.safetensors``; an index of shards (``*.safetensors.index.json``, ``*.bin.index.json``); anything else is
+            read as a file of ``torch.save`` (``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.tar``), without running code in it.
 
     Raises:
-        ConfigError: the file or one of its shards is not there or cannot be read, or holds no tensors.
+        ConfigError: the file or one of its shards is missing or cannot be read, or contains no tensors.
     """
     weights = _sharded(path) if path.name.endswith(".index.json") else _whole(path)
     if not weights:
@@ -105,7 +110,7 @@ def _plain(value: Tensor) -> Tensor:
 
 
 def _whole(path: Path) -> State:
-    """What one file holds, unwrapped."""
+    """The weights in one file."""
     import safetensors.torch
 
     try:
@@ -121,7 +126,7 @@ def _whole(path: Path) -> State:
 
 
 def _unsafe(path: Path) -> str:
-    """What a file asks for that ``weights_only`` refuses; empty if that is not what is wrong with it."""
+    """The objects in a file that ``weights_only`` refuses, as a message; empty if the problem is another."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             asked = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
@@ -172,7 +177,7 @@ def _unwrapped(content: object) -> State:
 
 
 def _prefix(weights: State, model: nn.Module) -> str:
-    """The prefix under which most of the model's names are; that of all weights if no prefix has even half of them."""
+    """The prefix with most of the model's names; the common prefix of all weights if none has at least half of them."""
     wanted, found = _wanted(model), Counter[str]()
     for name in weights:
         starts = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
@@ -194,7 +199,7 @@ def _wanted(model: nn.Module) -> State:
 
 
 def _headless(model: nn.Module, weights: State) -> State:
-    """Weights without heads, leftovers of pretraining, and buffers that the model computes by itself."""
+    """Weights without heads, remains of pretraining, and buffers that the model computes itself."""
     wanted, heads = _wanted(model), _heads(model, weights)
     computed = {name for name, _ in model.named_buffers()} - wanted.keys()
 
@@ -207,9 +212,9 @@ def _headless(model: nn.Module, weights: State) -> State:
 def _heads(model: nn.Module, weights: State) -> tuple[str, ...]:
     """Modules that only a head can be: ``("head.", "fc.")``.
 
-    A head is timm's classifier, or a module that the model does not have, at the top or beside norms alone (``head.norm`` and
-    ``head.fc``), and that works on features ``[N, d]``: it has a matrix as weight, and no tensor of more dimensions. One that differs
-    from the model's own by a number only (``layer5``, ``fc2``) is a further layer.
+    A head is timm's classifier, or a module that the model lacks, at the top level or next to norms only (``head.norm`` and
+    ``head.fc``), that takes features ``[N, d]``: its weight is a matrix, and it has no tensor of more dimensions. One whose name
+    differs from the model's own by a number only (``layer5``, ``fc2``) is another layer.
     """
     wanted = _wanted(model)
     modules = {step for name in wanted for step in _steps(name)}
@@ -236,7 +241,7 @@ def _steps(name: str) -> list[str]:
 
 
 def _listed(model: nn.Module, key: str) -> tuple[str, ...]:
-    """Modules that timm's settings of a model name: ``first_conv``, ``classifier``; with a dot behind each."""
+    """Modules that a model's timm configuration lists under a key (``first_conv``, ``classifier``), with a dot appended."""
     settings = getattr(model, "pretrained_cfg", None)
     named = settings.get(key) if isinstance(settings, Mapping) else None
     return tuple(f"{name}." for name in ([named] if isinstance(named, str) else named or ()))
@@ -246,7 +251,7 @@ def _listed(model: nn.Module, key: str) -> tuple[str, ...]:
 
 
 def _fit(model: nn.Module, weights: State) -> Fit:
-    """Compare weights with what the model wants."""
+    """Compare weights with those of the model."""
     wanted, weights = _wanted(model), _headless(model, weights)
     state = {name: value for name, value in weights.items() if name in wanted and value.shape == wanted[name].shape}
     # A tensor that the model has under two names is often saved under one; counts of batches change no feature.
@@ -261,19 +266,19 @@ def _fit(model: nn.Module, weights: State) -> Fit:
 
 
 def _converted(model: nn.Module, sources: tuple[State, ...]) -> Iterator[State]:
-    """The weights with the model's input channels, as they are named and then as timm's conversions for it give them."""
+    """The weights with the model's input channels, first under their own names, then converted by timm's functions for it."""
     conversions: list[Callable[[dict[str, Any], nn.Module], State]] = [lambda state, model: state, *_timms(model)]
     for convert in conversions:
         for source in sources:
             try:  # with a copy, for conversions take entries out
                 converted = _with_channels(model, convert(dict(source), model))
             except Exception:
-                continue  # the source is not of the layout that it is for
+                continue  # the source has another layout than the conversion expects
             yield converted
 
 
 def _timms(model: nn.Module) -> list[Callable[[dict[str, Any], nn.Module], State]]:
-    """``checkpoint_filter_fn`` of the module that builds the model (hybrids have their own), and of its class's."""
+    """``checkpoint_filter_fn`` of the module that builds the model (hybrids have their own), and of its class's module."""
     from timm.models import is_model, model_entrypoint
 
     homes = [kind.__module__ for kind in type(model).__mro__]
@@ -303,7 +308,7 @@ def _with_channels(model: nn.Module, weights: State) -> State:
     return weights
 
 
-# What is told
+# Messages
 
 
 _FAMILIES = {
@@ -313,7 +318,7 @@ _FAMILIES = {
     ".layer1.0.conv1.": "of a ResNet, such as resnet50",
     ".stages.0.blocks.0.conv_dw.": "of a ConvNeXt, such as convnext_tiny",
 }
-"""Parts of names that tell an architecture."""
+"""Parts of names that reveal an architecture."""
 
 
 def _misfit(path: Path, model: nn.Module, fit: Fit, prefix: str, weights: State) -> ConfigError:
@@ -334,7 +339,7 @@ def _misfit(path: Path, model: nn.Module, fit: Fit, prefix: str, weights: State)
 
 
 def _advice(path: Path, model: nn.Module, fit: Fit, weights: State) -> str:
-    """The nearest right thing to do."""
+    """What the user should do instead."""
     if re.search(r"-of-\d+\.\w+$", path.name):
         return "the file is one shard of several: name the index beside it (*.index.json)"
     wanted = _wanted(model)

@@ -1,4 +1,4 @@
-"""Ask and tell: the losses of a step are made elsewhere, by devices, people, a simulator, other machines."""
+"""The ask-and-tell interface: losses are computed elsewhere, by devices, people, a simulator or other machines."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Seed(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """Parameters whose loss is asked for.
+    """Parameters whose loss is requested.
 
     Attributes:
-        number: among the candidates of one ``ask``; what its loss is told under.
+        number: index among the candidates of one ``ask``; the key of its loss in ``tell``.
     """
 
     number: int
@@ -46,7 +46,7 @@ class Candidate:
 
     @property
     def seed(self) -> Seed | None:
-        """What another machine with the same parameters makes it from; None where it is no displacement along one direction."""
+        """What another machine with the same parameters rebuilds it from; None: it is not a displacement along one direction."""
         if self._shift.vector is not None or self._objective.theta is not self._objective.flat.vector:
             return None
         number = 0 if self._shift.query is None else self._shift.query
@@ -63,7 +63,7 @@ class Candidate:
         """The model itself has these parameters inside, and draws the dropout masks of this step.
 
         Raises:
-            RuntimeError: its loss was told already, and the parameters have moved.
+            RuntimeError: the step has been made, so the parameters have moved.
         """
         assert isinstance(self._objective.closure, Told)
         if self._objective.closure.over:
@@ -73,7 +73,7 @@ class Candidate:
 
 
 class Asked(Exception):
-    """A step cannot go on without the losses of these candidates."""
+    """A step cannot continue without the losses of these candidates."""
 
     def __init__(self, candidates: list[Candidate]) -> None:
         super().__init__(f"the losses of {len(candidates)} candidates are awaited: tell them first")
@@ -81,10 +81,11 @@ class Asked(Exception):
 
 
 class Told(Elsewhere):
-    """The losses of a step told so far, round after round: most steps have one round, those that try a step two.
+    """The losses passed to ``tell`` so far, by round: most steps have one round, those that try a step have two.
 
     Args:
-        rounds: losses by round. names: of the parameters.
+        rounds: losses by round.
+        names: of the parameters.
 
     Attributes:
         over: whether the step has been made.
@@ -95,7 +96,7 @@ class Told(Elsewhere):
         self._answered = 0
 
     def begin(self) -> None:
-        """The step is made from its beginning."""
+        """Restart the step from its beginning."""
         self._answered = 0
 
     def losses(self, objective: Objective, shifts: Sequence[Shift]) -> list[float]:
@@ -118,22 +119,23 @@ class AskTell:
     _adapted: dict[str, Any]
     _symptoms: Symptoms
     _told: Told | None
-    """Of the step whose losses are made elsewhere."""
+    """Losses of the current step; None: no step is in progress."""
     _candidates: list[Candidate]
-    """Those that are awaited."""
+    """Candidates whose losses are awaited."""
     step: Callable[..., Tensor]
     _made: Callable[[Closure], Tensor]
     _names: Callable[[], list[str]]
 
     @undisturbed
     def ask(self) -> list[Candidate]:
-        """Places whose losses the next step needs, where losses are made elsewhere; the same ones until these are told.
+        """Candidates whose losses the next step needs; the same ones until ``tell`` is called.
 
-        ``tell`` makes the step that ``step(closure)`` would make, to the bit, if the losses are those that the closure gives.
-        Batch statistics do not move. A state dict between the two remembers what was told.
+        ``tell`` makes the same step as ``step(closure)``, bit for bit, if the losses are those of the closure. Batch statistics
+        do not move. A state dict saved in between contains the losses passed to ``tell`` so far.
 
         Raises:
-            TypeError: the optimizer wants derivatives, or looks into single examples. ConfigError: as ``step``.
+            TypeError: the optimizer needs derivatives, or a loss of each example.
+            ConfigError: as in ``step``.
         """
         estimator = self.composition.estimator
         if estimator.differentiates or estimator.per_example or self.steps < self.composition.first_order_steps:
@@ -152,18 +154,21 @@ class AskTell:
 
     @undisturbed
     def tell(self, losses: Sequence[Any] | Mapping[int, Any] | Tensor) -> Tensor | None:
-        """Make the step from the losses of all candidates that ``ask`` gave.
+        """Make the step from the losses of all candidates of ``ask``.
 
         Args:
-            losses: in the candidates' order, or by ``Candidate.number`` in any order. None, NaN, or none at all: it is missing,
-                and counts like a loss that is not finite.
+            losses: in the candidates' order, or by ``Candidate.number``. A loss that is None, NaN or left out counts as not
+                finite.
 
         Returns:
-            As ``step``; None where the step needs more, as -conserve and zo-svrg do: ``ask`` then gives its next candidates.
+            As ``step``; None where the step needs more losses, as -conserve and zo-svrg do: ``ask`` then gives the next
+            candidates.
 
         Raises:
-            RuntimeError: nothing was asked. ValueError, TypeError: losses that do not belong to the candidates; nothing happens.
-            NonFiniteLoss: as ``step``.
+            RuntimeError: ``ask`` was not called before.
+            ValueError: losses that do not belong to the candidates; nothing happens.
+            TypeError: a loss that is not a real number; nothing happens.
+            NonFiniteLoss: as in ``step``.
         """
         if not self._candidates or self._told is None:
             raise RuntimeError("tell: nothing was asked; candidates = optimizer.ask() first")
@@ -181,7 +186,7 @@ class AskTell:
             return None
 
     def _attempt(self, told: Told, step: Callable[[Closure], Tensor]) -> Tensor:
-        """A step from what was told; where that is not enough, nothing has happened."""
+        """Make the step from the losses so far; if more are needed, restore the state before it."""
         kept = copy.deepcopy((self._memory, self._adapted, self._symptoms)) if told.rounds else None
         skipped = self.skipped
         told.begin()
@@ -203,7 +208,8 @@ def listed(losses: Any, candidates: int) -> list[float]:
     """Losses in the candidates' order, NaN where one is missing.
 
     Raises:
-        ValueError: not as many as candidates, or of a candidate that there is not. TypeError: one is no real number.
+        ValueError: their number differs from that of the candidates, or a number is no candidate's.
+        TypeError: a loss is not a real number.
     """
     if isinstance(losses, Mapping):
         unknown = [number for number in losses if number not in range(candidates)]

@@ -1,8 +1,8 @@
-"""The gradient ban: inside it a graph cannot be built, not even by accident.
+"""The gradient ban: no autograd graph can be built inside, not even by accident.
 
-``torch.no_grad()`` prevents graphs until somebody switches them on again; this finds whoever does. It watches the two places
-that every derivative of reverse mode goes through: where autograd makes a node of a graph, and where its engine starts.
-Nothing is watched operation by operation, so a forward pass is as fast as without.
+``torch.no_grad()`` prevents graphs until some code enables them again; the ban catches that code. It watches the two places
+that all reverse-mode differentiation passes through: where autograd creates a graph node, and where its engine starts. It does
+not intercept operations, so a forward pass is as fast as without it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.autograd import Variable
 
 
 class GradientBanned(RuntimeError):
-    """Something wanted a gradient where gradients are banned."""
+    """A gradient was requested where gradients are banned."""
 
 
 _here = threading.local()
-"""``depth``: bans around this thread's code."""
+"""``depth``: number of bans active in this thread."""
 
 _lock = threading.Lock()
 _everywhere = 0
@@ -30,19 +30,19 @@ _everywhere = 0
 
 @contextmanager
 def gradient_ban() -> Iterator[None]:
-    """Let nothing in this thread be differentiated backwards; other threads, also those started inside, are free.
+    """Forbid reverse-mode differentiation in this thread; other threads, even if started inside, are not affected.
 
-    Raising inside: an operation that would be recorded in an autograd graph (a forward pass with trainable parameters outside
-    ``torch.no_grad()``, whoever switched gradients on), and any backward call, also on a graph from outside. Forward passes
-    under ``torch.no_grad()`` and forward-mode differentiation go on as ever; so does what works with values alone that require
-    no gradient, except a ``torch.autograd.Function``, which makes its node regardless. Bans nest; it serves as a decorator too.
+    It raises at any operation that would be recorded in an autograd graph (a forward pass with trainable parameters outside
+    ``torch.no_grad()``, whoever enabled gradients), and at any backward call, even on a graph from outside. Forward passes
+    under ``torch.no_grad()`` and forward-mode differentiation work as usual; so do operations on values that require no
+    gradient, except a ``torch.autograd.Function``, which always creates a node. Bans nest; this is also a decorator.
 
-    The watch is autograd's anomaly mode, which stays on inside; who asks torch for it is told what it would be without a ban, and
-    what is set inside holds from the end on. Not seen: who starts the engine in C++ on a graph from outside (TorchScript,
-    ``torch.distributed.autograd``, an engine object of ``torch._C``), and who switches the mode off in ``torch._C``.
+    The ban uses autograd's anomaly mode, which is on inside; torch's queries report what it would be without a ban, and changes
+    made inside take effect afterwards. Not detected: code that starts the engine in C++ on a graph from outside (TorchScript,
+    ``torch.distributed.autograd``, an engine object of ``torch._C``), or that disables the mode in ``torch._C``.
 
     Raises:
-        GradientBanned: where it happens, with that place in its traceback.
+        GradientBanned: at the operation itself, which is in its traceback.
     """
     _begin()
     _here.depth = _depth() + 1

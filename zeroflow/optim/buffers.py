@@ -13,15 +13,16 @@ from zeroflow.optim.executor import Numbers
 
 
 class Buffers:
-    """A model's buffers, such as batch norm's statistics: put back after every evaluation, moved once a step.
+    """A model's buffers, such as batch norm's statistics: restored after every evaluation, updated once a step.
 
-    Most never move. Those that did not in the first step are not copied again.
+    Most never change. Those that did not change in the first step are not copied again.
 
     Args:
-        tensors: all of them. still: identities of those known not to move, the same in all processes; kept by the caller.
+        tensors: all buffers.
+        still: identities of those known not to change, the same in all processes; kept by the caller.
 
     Attributes:
-        settled: whether it is known what this step makes of them.
+        settled: whether their values after this step are known.
     """
 
     def __init__(self, tensors: Sequence[Tensor], still: set[int] | None = None) -> None:
@@ -34,7 +35,7 @@ class Buffers:
 
     @property
     def seen_still(self) -> bool:
-        """Whether an evaluation was made in this process, and moved none."""
+        """Whether an evaluation in this process changed none."""
         return self._moving == []
 
     @property
@@ -49,7 +50,7 @@ class Buffers:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Put back what changes inside."""
+        """Restore buffers that change inside."""
         before = [(t, t.clone()) for t in (self._tensors if self._moving is None else self._moving)]
         try:
             yield
@@ -62,7 +63,7 @@ class Buffers:
 
     @contextmanager
     def remembered(self) -> Iterator[None]:
-        """Put back what changes inside, and remember what it became."""
+        """Restore buffers that change inside, and record their new values."""
         before = [(tensor, tensor.clone()) for tensor in self._tensors]
         try:
             yield
@@ -73,17 +74,18 @@ class Buffers:
                 tensor.detach().copy_(values)
 
     def numbers(self, share: float, first: bool) -> Numbers:
-        """What is remembered, so that the sum over shards is what ``take`` takes: which ones moved, then all values.
+        """The recorded values, to be summed over shards for ``take``: which ones changed, then all values.
 
         Args:
-            share: of the mini-batch. first: whether integers are taken from this shard.
+            share: this shard's share of the mini-batch.
+            first: whether integers are taken from this shard.
         """
         weights = [share if not _integral(tensor) else float(first) for tensor, _ in self._after]
         values = [(_real(after) * weight).tolist() for (_, after), weight in zip(self._after, weights, strict=True)]
         return (*map(float, self._moved), *itertools.chain.from_iterable(values))
 
     def take(self, numbers: Sequence[float]) -> bool:
-        """Remember what all shards found together; whether anything moved."""
+        """Record the sum over all shards; returns whether anything changed."""
         moved, values = numbers[: len(self._tensors)], torch.tensor(numbers[len(self._tensors) :], dtype=torch.float64)
         self._after, self.settled, place = [], True, 0
         for tensor, flag in zip(self._tensors, moved, strict=True):
@@ -100,7 +102,7 @@ class Buffers:
         return bool(self._after)
 
     def release(self) -> None:
-        """Let the tensors have the remembered values."""
+        """Set the buffers to the recorded values."""
         for tensor, values in self._after:
             tensor.detach().copy_(values)
 

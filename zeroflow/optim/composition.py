@@ -1,4 +1,4 @@
-"""What an optimizer is made of: an estimator, directions, and an update."""
+"""The three steps of an optimizer: an estimator, directions, and an update."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ class Composition:
     """A method: how it estimates, which direction it takes, and how it updates.
 
     Attributes:
-        estimator: step 1. directions: step 2, one after the other.
-        inner: ``inner(param_groups) -> torch.optim.Optimizer``, the rule of step 3. update: how the rule is applied.
-        sparsity: share of the components that a seed-made mask holds still (ZeroFlow, Section 6): they are zero in the
-            perturbation and in the update alike. The same ones in every step.
-        first_order_steps: how many steps at the beginning take the exact gradient instead (ZeroFlow, Section 6, "hybrid").
-        first_order_lr: multiple of the learning rate during those; moments start anew after them.
-        max_skipped: how many steps in a row may be without any finite loss; one more raises ``NonFiniteLoss``.
-        check_precision: refuse an eps that the half precision of parameters or of the loss would swallow.
+        estimator: step 1.
+        directions: step 2, applied in order.
+        inner: ``inner(param_groups) -> torch.optim.Optimizer``, the rule of step 3.
+        update: how the rule is applied.
+        sparsity: share of the components that are frozen by a random mask (ZeroFlow, Section 6): they are zero in both
+            perturbation and update, and the same in every step.
+        first_order_steps: number of initial steps that use the exact gradient instead (ZeroFlow, Section 6, "hybrid").
+        first_order_lr: multiple of the learning rate during those; moments are reset after them.
+        max_skipped: number of consecutive steps that may lack a finite loss; one more raises ``NonFiniteLoss``.
+        check_precision: refuse an eps that is below the rounding of half-precision parameters or losses.
 
     Raises:
-        TypeError: pieces that do not go together.
+        TypeError: the parts cannot be combined.
     """
 
     estimator: Estimator

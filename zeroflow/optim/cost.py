@@ -1,4 +1,4 @@
-"""Forward passes as a formula in the number of queries, from which both the text and the number are made."""
+"""The number of forward passes as a formula in the number of queries, for computing and for printing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ class Cost:
     """Forward passes of one step: ``per_query * q + fixed``.
 
     Attributes:
-        per_query: for each query. fixed: whatever the number of queries. beside: in words, what comes on top and is counted
-            elsewhere.
+        per_query: for each query.
+        fixed: independent of the number of queries.
+        beside: further passes that are counted elsewhere, in words.
     """
 
     per_query: int = 0
@@ -19,7 +20,7 @@ class Cost:
     beside: str = ""
 
     def __call__(self, queries: int) -> int:
-        """The number for q queries."""
+        """Forward passes for q queries."""
         return self.per_query * queries + self.fixed
 
     def __add__(self, other: Cost) -> Cost:

@@ -1,8 +1,8 @@
-"""Where the evaluations of a step run.
+"""Executors run the evaluations of a step.
 
-An ``Executor`` is given the number of evaluations and a function that makes one, and returns all results in order: one process
-runs them all, several share them, and a log can replay them. Processes may also share the mini-batch: each evaluates the loss on
-its own slice, and the executor adds up what they found.
+An ``Executor`` takes the number of evaluations and a function for a single one, and returns all results in order: one process
+runs them all, several share them, or a log replays them. Processes may also share the mini-batch: each evaluates the loss on
+its own slice, and the executor sums the results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Together = Callable[[Sequence[int], Callable[[int], Numbers]], list[Numbers]]
 
 
 class PeerError(RuntimeError):
-    """Another process that shares the work has failed or is gone; its own error says why."""
+    """Another process that shares the work has failed or exited; its own error says why."""
 
 
 class Executor(ABC):
@@ -27,8 +27,9 @@ class Executor(ABC):
 
     Attributes:
         rank: number of this process; process 0 writes files.
-        shards: into how many slices a mini-batch is cut. shard: which of them is this process's.
-        groups: of processes among which evaluations are divided, each with all slices.
+        shards: number of slices of a mini-batch.
+        shard: index of this process's slice.
+        groups: number of process groups that divide the evaluations, each with all slices.
     """
 
     rank: int = 0
@@ -45,23 +46,25 @@ class Executor(ABC):
 
     @abstractmethod
     def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
-        """``[evaluate(0), ..., evaluate(count - 1)]``, in this order, each the sum of what the shards found.
+        """``[evaluate(0), ..., evaluate(count - 1)]``, in this order, each summed over the shards.
 
         Args:
-            count: how many. evaluate: makes one. width: how many numbers each gives; None: only evaluating it tells, and
-                all give the same, or none where a shard has nothing to add.
+            count: number of evaluations.
+            evaluate: makes one evaluation.
+            width: how many numbers an evaluation returns; None: unknown before the first, the same for all, or none where a
+                shard has nothing to add.
         """
 
     def broadcast(self, content: bytes) -> bytes:
-        """What process 0 gave, in all processes."""
+        """Broadcast the value of process 0 to all processes."""
         return content
 
     def total(self, vector: Tensor) -> Tensor:
-        """Sum over the shards of ``vector`` ``[n]``, which may be worked on in place; the same bits in all processes."""
+        """Sum over the shards of ``vector`` ``[n]``, which may be modified in place; the same bits in all processes."""
         return vector
 
     def slice(self, samples: int) -> slice:
-        """The part of a mini-batch of so many samples that this process looks at. The first shard has at least one."""
+        """This process's slice of a mini-batch of so many samples. The first shard has at least one."""
         first, last = (-(-samples * shard // self.shards) for shard in (self.shard, self.shard + 1))
         return slice(first, last)
 

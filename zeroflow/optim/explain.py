@@ -1,4 +1,4 @@
-"""What a closure did wrong, in words, where torch's own error tells only what it met."""
+"""Explain mistakes of a closure where torch's own error message does not."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NO_RULE = ("forward ad", "forward mode ad", "jvp")
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Around a closure, or the derivative of its answer.
+    """Context for a call of a closure, or for differentiating its result.
 
     Raises:
-        TypeError: it calls ``backward()``, or a module of it has no forward-mode derivative; else what was raised.
+        TypeError: it calls ``backward()``, or one of its modules has no forward-mode derivative; other errors pass through.
     """
     try:
         yield
@@ -39,7 +39,7 @@ def explained() -> Iterator[None]:
 
 
 def _module(error: BaseException) -> str:
-    """Type of the innermost module in which it was raised; empty where it was in none."""
+    """Type of the innermost module that raised; empty if none did."""
     owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
     modules = [owner for owner in owners if isinstance(owner, nn.Module)]
     return type(modules[-1]).__name__ if modules else ""

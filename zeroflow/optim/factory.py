@@ -1,4 +1,4 @@
-"""Named optimizers: each a composition of the three steps, found by name, added by one registration."""
+"""Named optimizers: each is a composition of the three steps, registered under a name."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ ENHANCEMENTS: Mapping[str, Any] = {
 }  # fmt: skip
 """Options of every optimizer.
 
-history: share a of earlier estimates mixed into each. history_of: what is mixed, the estimates, or only their directions while
-the slopes stay this step's own (``"directions"``, as the authors' package does). sparsity: share of the components that a random mask holds still.
-hybrid: steps at the beginning that take the exact gradient; hybrid_lr: their learning rate where lr is the other steps'
-(groups and schedules keep their ratios; default: the same). max_skipped: steps in a row that may be without any finite loss.
-check_precision: refuse an eps that half precision would swallow.
+history: share a of earlier estimates mixed into each. history_of: what is mixed, the estimates, or only their directions with
+the slopes of this step (``"directions"``, as in the authors' package). sparsity: share of the components that a random mask
+freezes. hybrid: number of initial steps with the exact gradient; hybrid_lr: their learning rate, where lr is that of the other
+steps (groups and schedules keep their ratios; default: the same). max_skipped: number of consecutive steps that may lack a
+finite loss. check_precision: refuse an eps below the rounding of half precision.
 """
 
 
@@ -46,12 +46,17 @@ class OptimizerInfo:
     """A named optimizer.
 
     Attributes:
-        name: as users write it. description: one line.
-        estimator, direction, update: the three steps; their dataclass fields are options too.
-        rule: ``rule(groups, lr=..., **options)`` makes the ``torch.optim`` optimizer of step 3: a class of torch's or timm's,
-            or any callable. rule_options: which of its options users may give, with their defaults.
-        default_lr: learning rate where a trial names none: tuned for the embedded benchmark, a start for others.
-        default_eps, default_queries: where none are named, and where the estimator knows no number for so many parameters.
+        name: as users write it.
+        description: one line.
+        estimator: step 1; its dataclass fields are options too.
+        direction: step 2; its dataclass fields are options too.
+        update: step 3; its dataclass fields are options too.
+        rule: ``rule(groups, lr=..., **options)`` makes the ``torch.optim`` optimizer of step 3: a class of torch's or
+            timm's, or any callable.
+        rule_options: which of its options users may give, with their defaults.
+        default_lr: learning rate where a trial gives none: tuned for the embedded benchmark, a starting point for others.
+        default_eps: perturbation size where none is given.
+        default_queries: number of queries where none is given and the estimator derives none from the parameters.
     """
 
     name: str
@@ -67,7 +72,7 @@ class OptimizerInfo:
 
     @functools.cached_property
     def options(self) -> Mapping[str, Any]:
-        """Every option that users may give, with its default."""
+        """All options with their defaults."""
         pieces = {k: v for piece in (self.estimator, self.direction, self.update) for k, v in _fields(piece).items()}
         return {**self.rule_options, **pieces, **ENHANCEMENTS}
 
@@ -81,7 +86,7 @@ class OptimizerInfo:
         return self.cost(queries)
 
     def equivalents(self, queries: int) -> int:
-        """Work per step in forward passes as a function of q; see ``Estimator.equivalents``."""
+        """Work per step in units of forward passes as a function of q; see ``Estimator.equivalents``."""
         return self.forwards(queries) - self.estimator.cost(queries) + self.estimator.equivalents(queries)
 
     def snapshot_forwards(self, queries: int, steps: int, batches: int, options: Mapping[str, Any]) -> int:
@@ -116,7 +121,7 @@ class OptimizerInfo:
         )  # fmt: skip
 
     def _directions(self, chosen: Mapping[str, Any]) -> list[Direction]:
-        """The optimizer's own direction and the history, in their order."""
+        """The optimizer's own direction and the history, in order."""
         direction, share, of = _with(self.direction, chosen), float(chosen["history"]), chosen["history_of"]
         if of not in ("estimates", "directions"):
             raise ValueError(f"history_of={of!r}: expected 'estimates' or 'directions'")
@@ -138,7 +143,7 @@ optimizers: Registry[OptimizerInfo] = Registry("optimizer")
 
 
 def register_optimizer(info: OptimizerInfo) -> OptimizerInfo:
-    """Make an optimizer known by its name; outside packages call this from a ``zeroflow.optimizers`` entry point."""
+    """Register an optimizer; outside packages call this from a ``zeroflow.optimizers`` entry point."""
     return optimizers.register(info.name, info)
 
 
@@ -150,7 +155,8 @@ def list_optimizers(pattern: str = "*", *, details: bool = False) -> list[str] |
     """Names that match a shell-style pattern, e.g. ``"zo-*"``.
 
     Args:
-        pattern: as in a shell. details: give ``OptimizerInfo`` (``description``, ``cost``, ``forwards(q)``, ``options``).
+        pattern: shell-style.
+        details: return ``OptimizerInfo`` (``description``, ``cost``, ``forwards(q)``, ``options``) instead of names.
     """
     names = optimizers.names(pattern)
     return [optimizers.get(name) for name in names] if details else names
@@ -171,24 +177,27 @@ def create_optimizer(
 
     Args:
         name: one of ``list_optimizers()``.
-        params: a module, parameters, named parameters, or parameter groups. Prefer the module: its buffers are then kept
-            from seeing each mini-batch several times.
-        lr: learning rate; None: the registered default, and a warning says so, since it was chosen on another model. ``tune``
+        params: a module, parameters, named parameters, or parameter groups. Prefer the module: its buffers (batch norm)
+            are then updated once per step instead of once per evaluation.
+        lr: learning rate; None: the registered default, with a warning, since it was chosen on another model. ``tune``
             chooses one for a model and a loss.
-        queries: directions per step, q >= 1 (default 1; 8 for zo-fzoo, 16 for zo-muon; 4 + floor(3 ln d)
-            for es-cma, its population, which is at least 2).
-        eps: perturbation size, > 0 (default 1e-3; .5 for zo-cars, 1e-4 for zo-fzoo, .1 for es-cma, the first step size).
-        seed: key of all directions, >= 0. executor: where evaluations run (default: here).
-        **options: of the named optimizer, e.g. ``momentum`` or ``weight_decay``; of all: see ``ENHANCEMENTS``.
+        queries: directions per step, q >= 1 (default 1; 8 for zo-fzoo, 16 for zo-muon; 4 + floor(3 ln d) for es-cma,
+            its population, which is at least 2).
+        eps: perturbation size, > 0 (default 1e-3; .5 for zo-cars, 1e-4 for zo-fzoo, .1 for es-cma, the first step
+            size).
+        seed: key of all directions, >= 0.
+        executor: runs the evaluations; default: this process.
+        **options: of the named optimizer, e.g. ``momentum`` or ``weight_decay``; options of all: see ``ENHANCEMENTS``.
 
     Returns:
         An optimizer with ``loss = optimizer.step(closure)``.
 
     Raises:
-        ConfigError: unknown name or option, or a number out of range; it names the argument and the nearest right one.
-            es-cma: too many parameters for a full covariance matrix.
+        ConfigError: a name or option is unknown, or a number is out of range; the message names the argument and the nearest
+            valid one. es-cma: there are too many parameters for a full covariance matrix.
         ImportError: es-cma without the package ``cmaes``.
-        ValueError, TypeError: parameters that cannot be trained.
+        ValueError: parameters that cannot be trained.
+        TypeError: something that is not a floating-point parameter.
     """
     info = optimizers.get(name)
     named = info.default_queries if queries is None else queries
@@ -248,12 +257,12 @@ def _is_number(value: Any) -> bool:
 
 
 def _expected(default: Any) -> str:
-    """What a value must be, said by the default's type."""
+    """The expected kind of value, from the type of the default."""
     if isinstance(default, bool):
         return "True or False"
     if isinstance(default, tuple):
         return f"{len(default)} numbers"
-    return {float: "a number", int: "an integer", str: "a text"}.get(type(default), "")
+    return {float: "a number", int: "an integer", str: "a string"}.get(type(default), "")
 
 
 def _fits(value: Any, default: Any) -> bool:
@@ -273,6 +282,6 @@ def _fields(piece: Any) -> dict[str, Any]:
 
 
 def _with(piece: Piece, chosen: Mapping[str, Any]) -> Piece:
-    """A copy of a piece of a composition with the options that are its own."""
+    """A copy of one step of a composition with its own options."""
     changes = {name: chosen[name] for name in _fields(piece)}
     return dataclasses.replace(piece, **changes) if changes else piece  # type: ignore[type-var]

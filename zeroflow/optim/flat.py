@@ -1,8 +1,8 @@
 """All trainable parameters as one flat float32 (or float64) vector, so that a perturbation is one fused operation.
 
-The vector is the master copy: perturbations and updates are made on it and written into the model's own parameters, which
-keep their storages, layouts and precision (so they can be saved, tied, shared and moved as ever). A step smaller than the
-rounding of a half-precision parameter is not lost, and what was written for an evaluation is undone exactly.
+The vector is the master copy: perturbations and updates are applied to it and written into the model's own parameters, which
+keep their storages, layouts and dtypes (so they can be saved, tied, shared and moved as usual). A step smaller than the
+rounding of a half-precision parameter is not lost, and a perturbation is undone exactly.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class FlatParameters:
             only with itself.
 
     Attributes:
-        masters: what an update rule works on: the slices of the vector in the parameters' shapes, in the same order.
+        masters: what an update rule modifies: the slices of the vector in the parameters' shapes, in the same order.
         half: the lowest precision among the parameters, or None.
 
     Raises:
-        ValueError: no parameters, or dtypes or devices that cannot stand in one vector.
+        ValueError: there are no parameters, or their dtypes or devices do not fit into one vector.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -49,7 +49,7 @@ class FlatParameters:
         self._made_in_inference = any(p.is_inference() for p in parameters)
 
     def bind(self) -> None:
-        """Make the masters slices of the vector again, which a deep copy does not preserve."""
+        """Make the masters slices of the vector again, since a deep copy does not preserve that."""
         for master, view in zip(self.masters, self.views(self.vector), strict=True):
             master.data = view
 
@@ -60,7 +60,7 @@ class FlatParameters:
 
     @property
     def outdated(self) -> bool:
-        """Whether a parameter has got another dtype, device or shape since (``module.half()``, ``module.to(...)``)."""
+        """Whether a parameter's dtype, device or shape has changed since (``module.half()``, ``module.to(...)``)."""
         return self._kinds != self._seen()
 
     def slices(self) -> Iterator[tuple[nn.Parameter, slice]]:
@@ -78,7 +78,7 @@ class FlatParameters:
 
     @torch.no_grad()
     def show(self, vector: Tensor | None = None) -> None:
-        """Let the model's parameters be ``vector`` ``[d]``, rounded where they are half precision; default: the masters."""
+        """Write ``vector`` ``[d]`` into the model's parameters, rounded if in half precision; default: the masters."""
         # Parameters that were made in inference mode change only there.
         with torch.inference_mode() if self._made_in_inference else torch.no_grad():
             torch._foreach_copy_(tuple(self.parameters), tuple(self.views(self.vector if vector is None else vector)))
@@ -86,7 +86,7 @@ class FlatParameters:
 
     @torch.no_grad()
     def refresh(self) -> bool:
-        """Take over values that others gave to the parameters since, such as a loaded state dict; whether there are any."""
+        """Read back parameters that were changed from outside, such as by a loaded state dict; returns whether any were."""
         changed = False
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             shown = master if parameter.dtype == master.dtype else master.to(parameter.dtype)

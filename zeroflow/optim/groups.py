@@ -1,4 +1,4 @@
-"""The forms in which a user may give parameters, brought into ``torch.optim``'s groups and checked."""
+"""Convert the parameters that a user passes into ``torch.optim``'s groups, and check them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def parameter_groups(params: Parameters) -> list[dict[str, Any]]:
     """Groups with a list of parameters each, as (name, parameter) where names are known.
 
     Raises:
-        TypeError: something that is no floating-point parameter. ValueError: no parameters, frozen ones, one given twice, or
-            a number of a group out of range.
+        TypeError: something is not a floating-point parameter.
+        ValueError: there are no parameters, one is frozen or given twice, or a number of a group is out of range.
     """
     if isinstance(params, nn.Module):
         params = [(name, p) for name, p in params.named_parameters() if p.requires_grad]

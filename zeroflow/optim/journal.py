@@ -1,8 +1,8 @@
-"""A durable log of what evaluations gave, from which steps are made again without a single forward pass.
+"""A durable log of evaluation results, from which steps can be replayed without a single forward pass.
 
-A forward-pass step is determined by its losses: directions are regenerated, moments follow. So a few numbers a step are a
-checkpoint of everything, as small as it can be. Against a power cut a record carries a checksum, and the file is synced to the
-disk once a second at most: a cut loses the steps of that second, a kill none but the one in flight.
+A forward-pass step is determined by its losses: directions are regenerated, and moments follow. So a few numbers per step are
+a complete checkpoint. Against a power cut, each record carries a checksum, and the file is synced to the disk at most once a
+second: a power cut loses the steps of the last second, a kill only the step in flight.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from torch import Tensor
 from zeroflow.optim.executor import Executor, LocalExecutor, Numbers
 
 SYNC_SECONDS = 1.0
-"""Seconds of steps that a power cut may take along: syncing takes milliseconds, a step as many."""
+"""Seconds between syncs: a sync takes milliseconds, as a step does."""
 
 
 class Journal(Executor):
-    """An ``Executor`` that writes down what another one's evaluations gave, and gives it again when asked anew.
+    """An ``Executor`` that records the results of another one, and replays them.
 
-    Made on a file of earlier steps it answers from there as long as it can; then it has evaluations made and appends to the
-    file before anybody sees the results. The caller makes the same steps in the same order: the same seed, mini-batches,
-    options. The file is little-endian float64: for every call the number of numbers, the numbers, and the CRC-32 of these
-    bytes. From the first record on that a crash cut off or tore, everything is dropped. Of several processes that share evaluations (``DistributedExecutor``) the first one has the
-    file, and tells the others what is in it.
+    With a file of earlier steps it replays its records first; then it runs evaluations and appends their results to the file
+    before it returns them. The caller must make the same steps in the same order: the same seed, mini-batches, options. The
+    file is little-endian float64: for every call the number of values, the values, and the CRC-32 of these bytes. Everything
+    from the first truncated or torn record on is dropped. Where several processes share evaluations
+    (``DistributedExecutor``), the first one reads and writes the file, and broadcasts its records.
 
     Args:
-        path: the file; its folder exists. executor: makes evaluations; default: here.
+        path: the file; its folder must exist.
+        executor: makes evaluations; default: in this process.
 
     Attributes:
         replaying: whether the next call is answered from the file.
@@ -61,7 +62,7 @@ class Journal(Executor):
         """As ``Executor.map``.
 
         Raises:
-            ValueError: what is written there cannot be from this step: the file is another run's.
+            ValueError: a record cannot be from this step: the file belongs to another run.
         """
         if self._records:
             numbers = self._records.popleft()
@@ -110,7 +111,7 @@ class Journal(Executor):
 
 
 def _records(written: bytes) -> tuple[deque[npt.NDArray[np.float64]], int]:
-    """The whole records of a file up to the first that is not, and how many bytes they are."""
+    """The complete records of a file up to the first damaged one, and their size in bytes."""
     values = np.frombuffer(written[: len(written) // 8 * 8], "<f8")
     records: deque[npt.NDArray[np.float64]] = deque()
     place = 0

@@ -1,4 +1,4 @@
-"""The named optimizers: which three steps each one is. Learning rates are starts for adapters of the embedded backbone."""
+"""The named optimizers and their three steps. Learning rates are starting points for adapters of the embedded backbone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SGD = torch.optim.SGD
 
 
 class Adam(torch.optim.Adam):
-    """Adam whose own epsilon is called ``eps_adam`` in options: ``eps`` is the perturbation size everywhere here."""
+    """Adam whose own epsilon is the option ``eps_adam``, since ``eps`` is the perturbation size everywhere here."""
 
     def __init__(self, params: Any, *, eps_adam: float = 1e-8, **options: Any) -> None:
         super().__init__(params, eps=eps_adam, **options)

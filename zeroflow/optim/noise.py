@@ -62,7 +62,11 @@ def orthonormal(rows: int, columns: int, seed: int, period: int, number: int) ->
     """A matrix ``[rows, columns]`` with orthonormal columns, uniform among such; float64 on the CPU, the same for every device.
 
     Args:
-        rows, columns: of it, rows >= columns. seed, period, number: its key.
+        rows: of the basis, at least ``columns``.
+        columns: of the basis.
+        seed: first part of the key.
+        period: second part of the key.
+        number: third part of the key.
     """
     basis = _numpy(seed, period, number, _BASES).standard_normal((rows, columns)).T.copy()
     for place, column in enumerate(basis):

@@ -21,31 +21,34 @@ from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.groups import Parameters, parameter_groups
 from zeroflow.optim.objective import Closure, NonFiniteLoss, Objective
 from zeroflow.optim.precision import PrecisionWatch, check_eps, half_precision
-from zeroflow.optim.saved import OWN, packed, unpacked
+from zeroflow.optim.saving import OWN, Saving
 from zeroflow.optim.surroundings import Surroundings, undisturbed
 from zeroflow.optim.symptoms import Symptoms
 from zeroflow.optim.updates import Plain, Rule
 
 
-class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
-    """A ``torch.optim`` optimizer whose ``step(closure)`` asks for function values (or slopes, or the gradient).
+class ThreeStepOptimizer(AskTell, Saving):
+    """A ``torch.optim`` optimizer whose ``step(closure)`` uses function values (or slopes, or the gradient).
 
-    Parameter groups may have their own ``lr``, ``eps_zo`` and whatever the inner rule knows; LR schedulers, ``state_dict``,
-    hooks and ``add_param_group`` work as with any other. The master copy of all parameters is one flat vector of float32 (or
-    float64), which is written into the model's own.
+    Parameter groups may have their own ``lr``, ``eps_zo`` and hyper-parameters of the inner rule; LR schedulers, ``state_dict``,
+    hooks and ``add_param_group`` work as usual. The master copy of all parameters is one flat vector of float32 (or float64),
+    which is written into the model's own parameters.
 
     Args:
-        params: a module (its parameters that require gradients), parameters, named parameters, or groups of them. Given a
-            module, buffers in training mode (batch norm) see each mini-batch once a step instead of once an evaluation.
+        params: a module (its parameters that require gradients), parameters, named parameters, or groups of them. Given
+            a module, buffers in training mode (batch norm) see each mini-batch once a step instead of once an
+            evaluation.
         composition: the three steps.
         queries: directions per step, q.
-        eps: default perturbation size of a group. A group may be given with its own ``"eps"``; its key afterwards is
-            ``"eps_zo"``, since Adam's own is ``"eps"``.
+        eps: default perturbation size of a group. A group may have its own ``"eps"``; its key is then ``"eps_zo"``, since
+            ``"eps"`` is Adam's.
         seed: key of all directions and of dropout during evaluations.
-        executor: where evaluations run; one process by default.
+        executor: runs the evaluations; default: this process.
 
     Raises:
-        ValueError, TypeError: parameters that cannot be trained. ConfigError: an eps too small for half-precision ones.
+        ValueError: parameters that cannot be trained.
+        TypeError: something that is not a floating-point parameter.
+        ConfigError: eps is too small for half-precision parameters.
     """
 
     inner: torch.optim.Optimizer
@@ -56,7 +59,7 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
     """Work done so far in forward passes, over all processes; see ``Estimator.equivalents``."""
 
     around: Surroundings
-    """What the caller of the present step has switched on in torch."""
+    """Torch modes of the caller of the current step."""
 
     @undisturbed
     def __init__(
@@ -93,18 +96,18 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
 
     @property
     def checkpoint(self) -> bool:
-        """Whether the model should recompute activations on the way back instead of storing them."""
+        """Whether the model should recompute activations in the backward pass instead of storing them."""
         return self.composition.estimator.checkpoint
 
     def held(self) -> list[Tensor]:
-        """What is kept from step to step besides the model's own: master copies, moments, history, covariance, mask..."""
+        """Tensors kept from step to step besides the model's own: master copies, moments, history, covariance, mask, ..."""
         moments = [value for state in self.inner.state.values() for value in state.values()]
         kept = [self.flat.vector, self._mask, *self._memory.values(), *self._adapted.values(), *moments]
         return [value for value in kept if isinstance(value, Tensor)]
 
     @property
     def first_order(self) -> bool:
-        """Whether the step before this was made with the exact gradient, as the first of a hybrid run are."""
+        """Whether the previous step used the exact gradient, as the first steps of a hybrid run do."""
         return self.composition.estimator.exact or 0 < self.steps <= self.composition.first_order_steps
 
     @property
@@ -114,23 +117,23 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
 
     @undisturbed
     def step(self, closure: Closure | None = None, full: Sequence[Closure] = ()) -> Tensor:  # type: ignore[override]
-        """One step.
+        """Make one step.
 
         Args:
             closure: returns the loss at the current parameters, a tensor or a number, and never calls backward. It is
-                evaluated several times and must look at the same mini-batch each time. Where ``per_example`` is true it
-                should return one loss for each example, ``[N]``. Where processes share the mini-batch, it is a ``Slice`` of
-                it, or every process's part is equally large.
-            full: closures of mini-batches that together are the whole training data; only ``zo-svrg`` asks them, when it
-                takes a snapshot.
+                evaluated several times and must use the same mini-batch each time. Where ``per_example`` is true it
+                should return one loss per example, ``[N]``. Where processes share the mini-batch, it must be a ``Slice``,
+                or all processes must have equally large parts.
+            full: closures of mini-batches that together are the whole training data; only ``zo-svrg`` evaluates them, when
+                it takes a snapshot.
 
         Returns:
-            The loss (mean over the finite evaluations near theta), float64, 0-dimensional; NaN where none was finite, and
-            then nothing has moved.
+            The loss (mean over the finite evaluations near theta), float64, 0-dimensional; NaN where none was finite, in
+            which case nothing has moved.
 
         Raises:
-            NonFiniteLoss: more than ``max_skipped`` steps in a row without a finite loss.
-            TypeError: the loss is not a scalar, or carries a graph it should not carry.
+            NonFiniteLoss: more than ``max_skipped`` consecutive steps had no finite loss.
+            TypeError: the loss is not a scalar, or has a graph where none is allowed.
             ConfigError: the loss is computed in half precision and eps is too small for that.
         """
         if closure is None and self._asked_for_state():
@@ -188,10 +191,11 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
 
     @undisturbed
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch. Moments, history and mask of the parameters so far stay; a snapshot and a distribution start anew.
+        """As in torch. Moments, history and mask of existing parameters are kept; a snapshot or a distribution is reset.
 
         Raises:
-            ValueError, TypeError: parameters that cannot be trained together with those so far; nothing is added then.
+            ValueError: parameters that cannot be trained together with those so far; nothing is added then.
+            TypeError: something that is not a floating-point parameter; nothing is added then.
         """
         if not hasattr(self, "flat"):
             super().add_param_group(param_group)
@@ -207,67 +211,8 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
         super().add_param_group(group)
         self._lay_out()
 
-    def state_dict(self) -> dict[str, Any]:
-        """As in torch, with the counters that key the randomness and all that a step looks back to: resumes bit for bit.
-
-        What is no parameter's own stands in the first group's ``"zeroflow"`` as bytes, for which every way of saving
-        optimizers has a place (``torch.distributed.checkpoint`` and others keep what is in groups and drop the rest).
-        """
-        rounded = self.flat.half is not None  # torch rounds moments to the parameters' precision
-        wraps = (
-            type(self.inner).state_dict is not torch.optim.Optimizer.state_dict
-        )  # a rule around a rule, as Lookahead
-        own = {
-            "steps": self.steps, "forwards": self.forwards, "equivalents": self.equivalents, "skipped": self.skipped,
-            "seed": self.seed, "queries": self.queries, "size": self.flat.size, "memory": self._memory, "mask": self._mask,
-            "estimator": self._adapted, "masters": self.flat.vector if rounded else None,
-            "rule": self.inner.state_dict()["state"] if rounded or wraps else None,
-            "told": self._told.rounds if self._told else None,
-        }  # fmt: skip
-        state = super().state_dict()
-        state["param_groups"][0][OWN] = packed(own)
-        return state
-
-    @undisturbed
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As in torch. For half-precision parameters the float32 master copy is part of it.
-
-        Raises:
-            ValueError: the state is another optimizer's, or of other parameters.
-        """
-        own, torchs = unpacked(state_dict)
-        if own["size"] != self.flat.size:
-            raise ValueError(f"state_dict: of {own['size']} trained components, this optimizer has {self.flat.size}")
-        super().load_state_dict(torchs)
-        self.param_groups[0][OWN] = b""
-        self.inner = self._rule()
-        self._give_moments(own["rule"])
-        self.steps, self.forwards, self.skipped = own["steps"], own["forwards"], own["skipped"]
-        self.equivalents = own["equivalents"]
-        self.seed, self.queries = own["seed"], own["queries"]
-        self._memory = {k: self._placed(v) for k, v in copy.deepcopy(own["memory"]).items()}
-        self._adapted = copy.deepcopy(own.get("estimator", {}))
-        self._mask = None if own["mask"] is None else self._placed(own["mask"].clone())
-        self._candidates, told = [], own.get("told")
-        self._told = Told(told, self._names()) if told else None
-        if self.flat.half is not None and own["masters"] is not None:
-            self.flat.vector.copy_(own["masters"])
-            self.flat.show()
-        self._take_back()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # torch's own leaves out all that a step needs; a scheduler's patch of ``step`` must not come along.
-        state = {key: value for key, value in self.__dict__.items() if key != "step"}
-        return {**state, "_candidates": []}  # which are asked again
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._still = set()
-        if "flat" in state:
-            self.flat.bind()
-
     def _lay_out(self) -> None:
-        """Put all parameters into one vector, and what is kept for each component with them."""
+        """Put all parameters into one vector, along with the state of each component."""
         # Named parameters are laid out by name, so that the order they were registered in does not change the noise.
         named: list[tuple[str, nn.Parameter]] = []
         for number, group in enumerate(self.param_groups):
@@ -291,14 +236,14 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
         self._check_eps()
 
     def _names(self) -> list[str]:
-        """Of the parameters in the vector, as they were given; numbers where they were given without."""
+        """Names of the parameters in the vector; numbers where they were given without names."""
         every = [parameter for group in self.param_groups for parameter in group["params"]]
         given = [name for group in self.param_groups for name in group.get("param_names", [])]
         names = dict(zip(every, given or map(str, range(len(every))), strict=True))
         return [names[parameter] for parameter in self.flat.parameters]
 
     def _give_moments(self, unrounded: Mapping[Any, Any] | None) -> None:
-        """Let the inner rule remember what is in ``self.state``, or its own saved state where that is given."""
+        """Load ``self.state``, or a saved state of the inner rule where that is given, into the inner rule."""
         if unrounded is not None:
             saved = self.inner.state_dict()
             self.inner.load_state_dict({**saved, "state": copy.deepcopy(unrounded.get("state", unrounded))})
@@ -308,7 +253,7 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
                 self.inner.state[master] = {k: self._placed(v) for k, v in self.state[parameter].items()}
 
     def _carry_over(self, before: FlatParameters, mask: Tensor | None) -> None:
-        """From the layout before: unrounded values, history and mask of parameters that were there already."""
+        """Take unrounded values, history and mask of existing parameters from the previous layout."""
         places = dict(before.slices())
 
         def carried(fresh: Tensor, old: Tensor) -> Tensor:
@@ -331,7 +276,7 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
                 self._adapted.clear()  # it is of those components together
 
     def _placed(self, value: Any) -> Any:
-        """A tensor beside the vector, in its precision; anything else as it is, and counters too."""
+        """A tensor with the vector's device and dtype; counters and other values unchanged."""
         if not isinstance(value, Tensor) or value.ndim == 0:
             return value
         return value.to(self.flat.vector) if value.is_floating_point() else value.to(self.flat.vector.device)
@@ -343,7 +288,7 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
         )
 
     def _catch_up(self) -> None:
-        """Notice what others did to parameters and groups since the last step."""
+        """Adopt changes made to parameters and groups since the last step."""
         if self.flat.outdated:
             self._lay_out()
             self._still.clear()
@@ -356,7 +301,7 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
             check_eps(min(float(group["eps_zo"]) for group in self.param_groups), half)
 
     def _trained(self) -> Tensor | None:
-        """Ones and zeros ``[d]``, or None for all: the mask, and whatever has been frozen since."""
+        """Trained components as ones and zeros ``[d]``, None for all: the mask, and parameters frozen since."""
         mask = self._mask
         if any(not p.requires_grad for p in self.flat.parameters):
             mask = torch.ones_like(self.flat.vector) if mask is None else mask.clone()
@@ -370,13 +315,13 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
         return frozenset(frozen | estimate.unused)
 
     def _hand_over(self, lr_factor: float) -> None:
-        """Give the inner rule the groups' hyper-parameters, as a user or a scheduler may have changed them."""
+        """Copy the groups' hyper-parameters, which a user or a scheduler may have changed, to the inner rule."""
         for inner, group in zip(self.inner.param_groups, self.param_groups, strict=True):
             inner.update({k: v for k, v in group.items() if k not in ("params", "param_names", OWN)})
             inner["lr"] = group["lr"] * lr_factor
 
     def _take_back(self) -> None:
-        """Show here what the inner rule remembers: moments by parameter, and numbers that it keeps in its groups."""
+        """Copy the state of the inner rule back: moments by parameter, and values in its groups."""
         moments = self.inner.state
         self.state.clear()
         self.state.update({p: moments[master] for p, master in self._master.items() if master in moments})
@@ -393,7 +338,7 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
         )  # fmt: skip
 
     def _ask(self, closure: Closure) -> Tensor | float:
-        """The closure's answer; the first time, find out whether it is made in a precision that eps is too small for."""
+        """Evaluate the closure; the first time, check that eps is not too small for the precision of the loss."""
         if self._watched:
             answer = closure()
             if isinstance(answer, Tensor) and answer.is_floating_point():
@@ -407,7 +352,7 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
         return answer
 
     def _asked_for_state(self) -> bool:
-        """Whether torch's checkpoint functions make this step, with zero gradients and lr, to have the moments made."""
+        """Whether torch's checkpoint functions call this step, with zero gradients and lr, only to create the moments."""
         asked = all(group["lr"] == 0 for group in self.param_groups) and all(
             parameter.grad is not None and not parameter.grad.any()
             for parameter in self.flat.parameters
@@ -444,7 +389,7 @@ class ThreeStepOptimizer(AskTell, torch.optim.Optimizer):
 
 
 def _checkpoint(module: nn.Module | None) -> None:
-    """Ask a model to recompute activations, by the name its library has for that."""
+    """Enable activation checkpointing of a model, by its library's name for that."""
     for name in ("set_grad_checkpointing", "gradient_checkpointing_enable"):
         if callable(method := getattr(module, name, None)):
             method()

@@ -1,7 +1,7 @@
-"""What is switched on around a step (inference mode, a default device, autocast) holds for the closure, not for the optimizer itself.
+"""Torch modes around a step (inference mode, default device, autocast) apply to the closure, not to the optimizer itself.
 
-A tensor that an optimizer keeps must not depend on the mode in which it happened to be made: one of inference mode, or one on a
-default device, could not be worked on in the next step, and autocast would round an optimizer's own products of matrices.
+A tensor that an optimizer keeps must not depend on the modes that it was created in: in the next step it could not modify an
+inference tensor, or one on another device, and autocast would round its own matrix products.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a caller has switched on.
+    """The torch modes of a caller.
 
     Attributes:
-        inference: inference mode. device: the default one of new tensors. autocast: device types with it, and its precision.
+        inference: whether inference mode is on.
+        device: default device of new tensors.
+        autocast: device types with autocast, and its dtype.
     """
 
     inference: bool = False
@@ -39,13 +41,13 @@ class Surroundings:
 
     @contextmanager
     def left(self) -> Iterator[None]:
-        """Without them."""
+        """Leave the modes."""
         with _inference(False, self.inference), _default(_CPU, self.device), _autocast(False, self.autocast):
             yield
 
     @contextmanager
     def entered(self, differentiates: bool = False) -> Iterator[None]:
-        """With them again; without inference mode where derivatives are asked for, since it has none."""
+        """Enter the modes again; without inference mode where derivatives are needed, since it has none."""
         inference = self.inference and not differentiates
         with _inference(True, inference), _default(self.device, self.device), _autocast(True, self.autocast):
             yield
@@ -78,7 +80,7 @@ def _autocast(enabled: bool, kinds: tuple[tuple[str, torch.dtype], ...]) -> Iter
 
 
 def undisturbed(method: Method) -> Method:
-    """A method of an optimizer that runs without its caller's surroundings, which stand in ``self.around`` meanwhile."""
+    """Decorate a method of an optimizer to run without its caller's modes, which are in ``self.around`` meanwhile."""
 
     @functools.wraps(method)
     def wrapped(self: Any, *arguments: Any, **named: Any) -> Any:
@@ -94,7 +96,7 @@ def undisturbed(method: Method) -> Method:
 
 
 def forget_copies() -> None:
-    """Drop what torch has kept of parameters that have changed: autocast's casts, and cached parametrizations."""
+    """Clear torch's caches of parameters that have changed: autocast's casts, and cached parametrizations."""
     torch.clear_autocast_cache()
     # There is no other way into the cache of torch.nn.utils.parametrize.cached().
     getattr(parametrize, "_cache", {}).clear()

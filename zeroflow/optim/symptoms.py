@@ -1,4 +1,4 @@
-"""What a run shows when nothing is learnt: each symptom is told once, with what to change."""
+"""Symptoms of a run that does not learn: warn of each once, with a remedy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 IN_A_ROW = 10
-"""Steps that must show the same symptom; one alone can be chance."""
+"""Number of steps that must show the same symptom; a single one can be chance."""
 ROUNDING = 4
-"""Differences of at most so many roundings of the loss mean nothing."""
+"""Differences of at most so many rounding errors of the loss are noise."""
 GROWN = 1e3
-"""A loss that is so many times the first one has run away."""
+"""A loss that is so many times the first one has diverged."""
 
 
 @dataclass
 class Symptoms:
-    """Looks at every step's losses and warns once of each symptom."""
+    """Checks the losses of every step and warns once of each symptom."""
 
     _first: float | None = None
     _told: set[str] = field(default_factory=set)
@@ -26,11 +26,14 @@ class Symptoms:
     def see(
         self, loss: float, differences: Collection[float] | None, *, lr: float, eps: float | None, rounding: float
     ) -> None:
-        """Look at one step.
+        """Check one step.
 
         Args:
-            loss: of the step. differences: of losses at different places, or slopes; None where none were measured.
-            lr, eps: for the message; eps is None where no place is displaced by it. rounding: relative, of the loss; 0: unknown.
+            loss: of the step.
+            differences: loss differences, or slopes; None where none were measured.
+            lr: for the message.
+            eps: for the message; None where no evaluation is displaced by it.
+            rounding: relative rounding error of the loss; 0: unknown.
         """
         if not math.isfinite(loss):
             return

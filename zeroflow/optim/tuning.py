@@ -1,9 +1,9 @@
-"""lr and eps for one's own model, within a few hundred forward passes.
+"""Choose lr and eps for a model within a few hundred forward passes.
 
-Two questions, each with the answers of the model itself. How far may a difference reach? Slopes along a few random directions are
-measured at several eps: too small an eps drowns in rounding (or in the steps of a loss that moves in steps), too large a one leaves
-the straight part; where slopes depend least on eps is the place. How long may a step be? Short runs from the same parameters, with
-the same directions and mini-batches, find an lr that is better than ten times more and ten times less, then look between, and take the next smaller one.
+eps: slopes along a few random directions are measured at several eps. Too small an eps drowns in rounding (or in the steps of a
+loss that is piecewise constant), too large a one leaves the linear range; the best is where slopes depend least on eps.
+lr: short runs from the same parameters, with the same directions and mini-batches, find an lr that is better than ten times more
+and ten times less, then try values in between, and take the next smaller one.
 """
 
 from __future__ import annotations
@@ -29,27 +29,29 @@ from zeroflow.optim.objective import Closure
 from zeroflow.optim.optimizer import ThreeStepOptimizer
 
 EPS = tuple(10 ** (power / 2) for power in range(-8, 1))
-"""Perturbation sizes that are tried: 1e-4 to 1, two a power of ten."""
+"""Perturbation sizes to try: 1e-4 to 1, two per power of ten."""
 DIRECTIONS = 4
 STRAIGHT = 0.1
-"""Slopes that differ by less, relatively, from one eps to the next are one slope."""
+"""Slopes at neighbouring eps that differ by less, relatively, count as equal."""
 RUNS = 8
-"""Short runs that the budget is cut into."""
+"""Number of short runs that the budget is split into."""
 JUDGES = 4
-"""Mini-batches that a short run is judged on, at most."""
+"""Maximum number of mini-batches that a short run is evaluated on."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What ``tune`` found; ``print(tuned)`` shows what was tried.
+    """The result of ``tune``; ``print(tuned)`` shows all runs.
 
     Attributes:
-        name: of the optimizer. arguments: for ``create_optimizer(name, params, **arguments)``.
-        lr, eps: chosen; eps is the default where it does not matter.
-        loss: (before, after the best short run), mean over the mini-batches that judge.
+        name: of the optimizer.
+        arguments: for ``create_optimizer(name, params, **arguments)``.
+        lr: the chosen learning rate.
+        eps: the chosen perturbation size; the default where it does not matter.
+        loss: (before, after the best short run), mean over the evaluated mini-batches.
         forwards: forward passes spent, an exact gradient counting three.
         slopes: (eps, how much slopes differ from those at the next eps, 0 to 1), where eps was chosen.
-        runs: (what was varied, ``"lr"`` or ``"eps"``; its value; the loss afterwards), in order.
+        runs: (the varied option, ``"lr"`` or ``"eps"``; its value; the loss afterwards), in order.
     """
 
     name: str
@@ -63,7 +65,7 @@ class Tuned:
 
     @property
     def learns(self) -> bool:
-        """Whether the best short run ended below the loss it began with."""
+        """Whether the best short run reduced the loss."""
         return self.loss[1] < self.loss[0]
 
     def __str__(self) -> str:
@@ -92,20 +94,24 @@ def tune(
     seed: int = 0,
     **options: Any,
 ) -> Tuned:
-    """Choose lr and eps of a named optimizer for a model and a loss; parameters, buffers and random numbers stay as they were.
+    """Choose lr and eps of a named optimizer for a model and a loss; parameters, buffers and random state are restored.
 
     Args:
-        closure: as ``step`` takes it, or several, one for each mini-batch: steps take them in turn, and what is judged is their
-            mean. The more of them, the better what is found holds for others.
-        params: as ``create_optimizer`` takes them; groups keep their own lr, which is what is varied everywhere else.
-        name, queries, seed, options: as ``create_optimizer`` takes them.
-        budget: forward passes to spend, at most, an exact gradient counting three.
+        closure: as in ``step``, or several, one per mini-batch: steps use them in turn, and their mean is evaluated. With more
+            of them the result generalises better to others.
+        params: as in ``create_optimizer``; groups with their own lr keep it.
+        name: as in ``create_optimizer``.
+        queries: as in ``create_optimizer``.
+        budget: maximum number of forward passes; an exact gradient counts as three.
+        seed: as in ``create_optimizer``.
+        **options: as in ``create_optimizer``.
 
     Returns:
-        What was found, with all that was tried.
+        The chosen values, with all runs.
 
     Raises:
-        ConfigError: unknown name or option, or a budget too small for one run. ValueError: no finite loss anywhere.
+        ConfigError: a name or option is unknown, or the budget is too small for one run.
+        ValueError: no loss was finite.
     """
     info = optimizers.get(name)
     closures = list(closure) if isinstance(closure, Sequence) else [closure]
@@ -218,7 +224,7 @@ class _Search:
         return values[vary] * 10 ** (best / 2), at(best)
 
     def run(self, lr: float, eps: float) -> float:
-        """The loss after a short run from the parameters as they were."""
+        """The loss after a short run from the original parameters."""
         self.restore()
         settings = {"max_skipped": self.steps, **self.settings}
         optimizer = create_optimizer(self.info.name, self.params, lr=lr, eps=eps, **settings)
@@ -230,7 +236,7 @@ class _Search:
         return self.judged()
 
     def judged(self) -> float:
-        """Mean loss of the mini-batches that judge; infinite where it is not a number."""
+        """Mean loss of the evaluated mini-batches; infinite where it is NaN."""
         every = len(self.closures) / self.judges
         torch.manual_seed(self.settings["seed"])  # the same dropout masks every time
         with torch.no_grad():
@@ -240,7 +246,7 @@ class _Search:
         return mean if math.isfinite(mean) else math.inf
 
     def restore(self) -> None:
-        """Let parameters and buffers be what they were."""
+        """Restore parameters and buffers."""
         self.flat.show(self.start)
         for buffer, value in self.buffers:
             buffer.copy_(value)
@@ -263,6 +269,6 @@ def _mean(answer: Tensor | float) -> float:
 
 
 def _apart(one: float, other: float) -> float:
-    """How much two slopes differ, 0 to 1; two of zero tell nothing."""
+    """Relative difference of two slopes, 0 to 1; undefined for two zeros."""
     largest = max(abs(one), abs(other))
     return min(1.0, abs(one - other) / largest) if 0 < largest < math.inf else 1.0

@@ -1,4 +1,4 @@
-"""Ways to tune a frozen backbone, one a file."""
+"""Ways to tune a frozen backbone, one per file."""
 
 from zeroflow.models.tuning.adapters import Adapters
 from zeroflow.models.tuning.block_shift import BlockShift

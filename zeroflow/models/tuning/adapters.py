@@ -1,4 +1,4 @@
-"""Adapters beside every block."""
+"""Adapters parallel to every block's MLP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zeroflow.models.tuning.tuning import Tuning
 
 
 class Adapters(Tuning):
-    """A bottleneck beside every block's MLP; arguments as in ``AdapterStack``."""
+    """A bottleneck parallel to every block's MLP; arguments as in ``AdapterStack``."""
 
     needs = "blocks"
 

@@ -1,4 +1,4 @@
-"""A shift behind every block."""
+"""A shift after every block."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from zeroflow.models.tuning.tuning import Tuning
 
 
 class BlockShift(Tuning):
-    """A learnable vector that is added to every token behind every block, zero at first: depth x width values.
+    """A learnable vector added to every token after every block, initially zero: depth x width values.
 
-    What SSF (Lian et al. 2022) adds behind its layers, in one place of each block and without the scales. It is added to what
-    travels between blocks, so that nothing inside one need be touched.
+    It is the shift of SSF (Lian et al. 2022), at one place per block and without scales. It is added between blocks, so that
+    nothing inside a block changes.
     """
 
     needs = "blocks"

@@ -1,4 +1,4 @@
-"""Fine-tuning of everything."""
+"""Full fine-tuning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zeroflow.models.tuning.tuning import Tuning
 
 
 class Full(Tuning):
-    """Every weight of a copy of the backbone."""
+    """Train every weight of a copy of the backbone."""
 
     per_example = False
     needs = "weights"

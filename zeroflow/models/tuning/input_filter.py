@@ -1,4 +1,4 @@
-"""A small filter in front of the model: a handful of values that any backbone can be tuned by."""
+"""A small filter in front of the backbone: a handful of values that tune any backbone."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from zeroflow.models.backbone import Backbone
 from zeroflow.models.tuning.tuning import Tuning
 
 SLOPE = 0.1
-"""Of what lies beyond an image's own range."""
+"""Slope for values outside an image's own range."""
 
 
 class InputFilter(Tuning):
-    """Every image passes a ``size`` x ``size`` filter, a gain and an offset, and is bent back into its own range.
+    """A ``size`` x ``size`` filter, a gain and an offset on every image, with the result squashed into the image's own range.
 
-    The filter has one weight for each distance from its centre, so it does the same in all directions: 5 x 5 has six. A weight is
-    shared by all pixels at its distance, so that one step changes an image as much whatever their number. At first
-    it gives every image back, bit for bit. Few values, which every pixel of every image feels alike, are what an estimate from
-    function values finds reliably. Ours; no paper.
+    The filter is isotropic, with one weight per distance from its centre: 5 x 5 has six. A weight is divided among all pixels
+    at its distance, so that a step changes an image equally whatever their number. Initially it returns every image unchanged,
+    bit for bit. Zeroth-order estimates are reliable for so few values, each of which affects every pixel. Ours; no paper.
 
-    Beyond its edge an image goes on as it is there, so that a plain surface stays plain up to the edge; a drawing, whose edge
-    is paper, goes on in paper. What leaves the range of the image's own values, channel by channel, is shrunk to ``SLOPE`` of
-    its excess: a range that any normalisation has, and nothing to be kept from the training images.
+    Images are padded by replicating their edges, so that a uniform surface stays uniform up to the edge. Values outside the
+    image's own range, channel by channel, keep ``SLOPE`` of their excess: the range needs no statistics of the training
+    images, whatever the normalisation.
 
     Args:
-        channels: of the images. size: of the filter, pixels, odd. shared: one filter for all channels, otherwise one for each.
+        channels: of the images.
+        size: side of the filter, pixels, odd.
+        shared: one filter for all channels, otherwise one for each.
     """
 
     per_example = False
@@ -57,7 +58,7 @@ class InputFilter(Tuning):
         return weights[:, cast(Tensor, self._ring_of)]
 
     def filtered(self, images: Tensor) -> Tensor:
-        """What enters the model, ``[N, C, H, W]``."""
+        """The filtered images, ``[N, C, H, W]``."""
         weights = self.kernel()[:, None].expand(self.channels, -1, -1, -1)
         offset = self.offset.expand(self.channels)
         padded = F.pad(images, [self.margin] * 4, mode="replicate")

@@ -1,4 +1,4 @@
-"""A pattern on the image."""
+"""A learnable pattern added to the image."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from zeroflow.models.tuning.tuning import Tuning
 
 
 class InputPrompt(Tuning):
-    """A pattern that is added to every image, zero at first: a frame around it, and a pattern of low rank over all of it.
+    """A pattern added to every image, initially zero: a frame, and a low-rank pattern over the whole image.
 
-    All that can be trained of a backbone of which only the input can be reached. Source: Bahng et al., "Exploring Visual
-    Prompts for Adapting Large-Scale Models", 2022, Section 3 (the frame); the low rank keeps the number of values small.
+    It suits a backbone whose input alone is accessible. Source: Bahng et al., "Exploring Visual Prompts for Adapting
+    Large-Scale Models", 2022, Section 3 (the frame); the low rank keeps the number of values small.
 
     Args:
-        channels, size: of the images. border: width of the frame, pixels. rank: of the pattern; 0: none.
+        channels: of the images.
+        size: side of the images, pixels.
+        border: width of the frame, pixels.
+        rank: of the pattern; 0: none.
     """
 
     per_example = False
@@ -38,7 +41,7 @@ class InputPrompt(Tuning):
         return cls(3, backbone.image_size, settings["border"], settings["rank"], generator)
 
     def pattern(self) -> Tensor:
-        """What is added, ``[C, H, W]``."""
+        """The pattern, ``[C, H, W]``."""
         framed = cast(Tensor, self._framed)
         frame = self.frame.new_zeros(self.rows.shape[0], self.rows.shape[1], self.columns.shape[2])
         frame = frame.index_put(

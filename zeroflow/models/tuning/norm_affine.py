@@ -1,4 +1,4 @@
-"""The scales and shifts that a backbone's norms have already."""
+"""The scales and shifts of a backbone's own norms."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from zeroflow.models.tuning.tuning import Tuning
 
 
 class NormAffine(Tuning):
-    """Scale and shift of every norm, from where pretraining left them: 2 x width for each norm, nothing that was not there.
+    """Scale and shift of every norm, starting from their pretrained values: 2 x width values per norm, no new parameters.
 
-    Source: what TENT trains at test time (Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization", ICLR 2021,
-    Section 3.2), with whatever norms there are; batch norms keep their running statistics.
+    Source: TENT trains these at test time (Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization", ICLR 2021,
+    Section 3.2); here for any kind of norm, and batch norms keep their running statistics.
 
     Args:
         backbone: its other weights are shared, not copied.
@@ -30,7 +30,7 @@ class NormAffine(Tuning):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         own = {id(value) for norm in norms(backbone) for value in norm.parameters(recurse=False)}
-        # deepcopy takes what stands in its memo as copied already.
+        # deepcopy treats entries of its memo as copied already.
         shared: dict[int, Any] = {
             id(value): value for value in [*backbone.parameters(), *backbone.buffers()] if id(value) not in own
         }

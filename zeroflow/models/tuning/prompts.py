@@ -1,4 +1,4 @@
-"""Learnable tokens among those of the image."""
+"""Learnable tokens (visual prompts) added to those of the image."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from zeroflow.models.tuning.tuning import Tuning
 
 
 class Prompts(Tuning):
-    """Learnable tokens at the end of the sequence, zero at first, that enter the first block and stay.
+    """Learnable tokens at the end of the sequence, initially zero, that enter the first block and pass through all others.
 
-    Source: VPT (Jia et al., "Visual Prompt Tuning", ECCV 2022), Eq. 4-5; appended behind the patches and started at zero as
-    PILOT does.
+    Source: VPT (Jia et al., "Visual Prompt Tuning", ECCV 2022), Eq. 4-5; appended after the patches and initialised with zero,
+    as in PILOT.
 
     Args:
-        backbone: for its shape. tokens: how many at each place.
+        backbone: determines width and depth.
+        tokens: number of tokens at each place.
     """
 
     per_example = False
@@ -52,6 +53,6 @@ class Prompts(Tuning):
 
 
 class DeepPrompts(Prompts):
-    """The same, with new tokens at every block; those of the block before are dropped (Eq. 6-7)."""
+    """The same with new tokens at every block, which replace those of the previous block (Eq. 6-7)."""
 
     deep = True

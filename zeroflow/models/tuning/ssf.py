@@ -1,4 +1,4 @@
-"""Scales and shifts behind every layer."""
+"""Scales and shifts after every layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zeroflow.models.tuning.tuning import Tuning
 
 
 class ScaleAndShift(nn.Module):
-    """``scale * x + shift`` on the last axis of ``width``, drawn from N(1, .02) and N(0, .02)."""
+    """``scale * x + shift`` along the last axis of size ``width``, initialised from N(1, .02) and N(0, .02)."""
 
     def __init__(self, width: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ScaleAndShift(nn.Module):
 
 
 class SSF(Tuning):
-    """A scale and a shift behind the patch embedding, every norm and every linear layer.
+    """A scale and a shift after the patch embedding, every norm and every linear layer.
 
     Source: SSF (Lian et al., "Scaling & Shifting Your Features", NeurIPS 2022), Eq. 2 and Figure 2.
 
@@ -39,7 +39,7 @@ class SSF(Tuning):
 
     def __init__(self, backbone: Backbone, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        # The structure is copied, the weights are not: deepcopy takes what stands in its memo as copied already.
+        # The structure is copied, the weights are not: deepcopy treats entries of its memo as copied already.
         shared: dict[int, Any] = {id(value): value for value in [*backbone.parameters(), *backbone.buffers()]}
         self.tuned = copy.deepcopy(backbone, shared)
         vit: Any = self.tuned.model

@@ -1,4 +1,4 @@
-"""A tuning of which only a few random coordinates are trained."""
+"""Train another tuning in a random subspace of a few coordinates."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from zeroflow.models.tuning.tuning import Tuning, tunings
 
 
 class Subspace(Tuning):
-    """The values of another tuning, ``theta = theta_0 + P z``: ``z`` ``[k]``, zero at first, is all that is trained.
+    """The values of another tuning, ``theta = theta_0 + P z``; only ``z`` ``[k]`` is trained, initially zero.
 
-    Each value belongs to one coordinate of z, with a random sign: P ``[d, k]`` has one number in a row, and its columns have
-    length 1. So P^T P = I: a step of z by SGD is the tuning's own step, projected. A perturbation of z by eps moves a value by
-    eps sqrt(k / d) on average, so eps and lr want to be larger than without. P is made again from its seed at every pass, in
-    O(d), and is part of no state.
-    Source: Li et al., "Measuring the Intrinsic Dimension of Objective Landscapes", ICLR 2018, Eq. 2 and the sparse projections of
-    its appendix, here with one number in a row.
+    Each value depends on one coordinate of z, with a random sign: P ``[d, k]`` has one non-zero entry per row, and its columns
+    have length 1. So P^T P = I: an SGD step of z is the tuning's own step, projected. A perturbation of z by eps changes a
+    value by eps sqrt(k / d) on average, so eps and lr should be larger than without a subspace. P is regenerated from its seed
+    at every pass, in O(d), and is not part of the state.
+    Source: Li et al., "Measuring the Intrinsic Dimension of Objective Landscapes", ICLR 2018, Eq. 2 and the sparse projections
+    of its appendix, here with one non-zero entry per row.
 
     Args:
-        tuning: at theta_0, which stays. dimensions: k. seed: of P, below 2^63.
+        tuning: with the values theta_0, which stay fixed.
+        dimensions: k.
+        seed: of P, below 2^63.
 
     Raises:
-        ConfigError: it has fewer values than that.
+        ConfigError: the tuning has fewer than ``dimensions`` values.
     """
 
     per_example = False
@@ -64,9 +66,9 @@ class Subspace(Tuning):
 
 
 def projection(size: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
-    """P by rows: the coordinate that each of ``size`` values belongs to, and its number there, +-1 / length; each ``[size]``.
+    """P by rows: the coordinate of each of ``size`` values, and its entry, +-1 / length of the column; both ``[size]``.
 
-    The first values have a coordinate each, so that none is idle; all others are drawn.
+    The first values get one coordinate each, so that none is unused; the others are drawn at random.
     """
     drawn = np.random.Generator(np.random.Philox(key=seed)).integers(2 * dimensions, size=size, dtype=np.int64)
     coordinates = drawn >> 1
@@ -77,7 +79,7 @@ def projection(size: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def create_tuning(name: str, backbone: Backbone, generator: torch.Generator, settings: Mapping[str, Any]) -> Tuning:
-    """A fresh tuning by its name; of it only ``settings["subspace"]`` coordinates move, where that is there and not 0."""
+    """Create a tuning by name, in a subspace of ``settings["subspace"]`` coordinates if that is given and not 0."""
     tuning = tunings.get(name).of(backbone, generator, settings)
     dimensions = settings.get("subspace", 0)
     if not dimensions:

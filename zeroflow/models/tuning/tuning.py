@@ -1,4 +1,4 @@
-"""What a tuning is, and the registry of tunings: what is trained, and how it changes the forward pass."""
+"""The base class of tunings (what is trained, and how it changes the forward pass) and their registry."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from zeroflow.registry import Registry
 
 
 class Tuning(nn.Module, ABC):
-    """Trainable values beside a frozen backbone, which is handed in at each call and is no part of this module."""
+    """Trainable values for a frozen backbone, which is an argument of each call and not part of this module."""
 
     per_example: ClassVar[bool] = True
-    """Whether its values may differ from example to example of a mini-batch, as ``zo-per-example`` needs it."""
+    """Whether its values may differ between the examples of a mini-batch, as ``zo-per-example`` requires."""
 
     needs: ClassVar[str] = "features"
-    """What of a backbone it needs, one of ``zeroflow.models.backbone.PARTS``."""
+    """What it needs of a backbone, one of ``zeroflow.models.backbone.PARTS``."""
 
     @classmethod
     def of(cls, backbone: Backbone, generator: torch.Generator, settings: Mapping[str, Any]) -> Tuning:
-        """A fresh one for ``backbone``; ``generator`` makes its initial values, of the settings it takes what it knows."""
+        """Create one for ``backbone``; ``generator`` is the source of initial values; unknown settings are ignored."""
         return cls()
 
     def prefix(self, backbone: Backbone, images: Tensor) -> Any:
-        """The part of a forward pass that no trained value changes, without a graph; ``images`` ``[N, C, H, W]``."""
+        """The part of a forward pass that no trained value changes, without a graph, for ``images`` ``[N, C, H, W]``."""
         return images
 
     @abstractmethod
@@ -37,7 +37,7 @@ class Tuning(nn.Module, ABC):
 
 
 class Untuned(Tuning):
-    """The backbone as it is: only a head is trained."""
+    """The backbone without changes: only a head is trained."""
 
     def prefix(self, backbone: Backbone, images: Tensor) -> Tensor:
         with torch.no_grad():

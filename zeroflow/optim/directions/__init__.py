@@ -1,4 +1,4 @@
-"""Step 2: from the estimates so far to the vector handed to the update, one direction a file."""
+"""Step 2: from the estimates so far to the vector for the update, one direction per file."""
 
 from zeroflow.optim.directions.direction import Direction, Identity, Step
 from zeroflow.optim.directions.history import DirectionHistory, History

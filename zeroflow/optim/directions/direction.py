@@ -1,4 +1,4 @@
-"""Step 2 of a step: what a direction is."""
+"""The base class of directions, step 2 of an optimizer step."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from zeroflow.optim.objective import Closure, Objective
 
 @dataclass
 class Step:
-    """What is known while a step is made.
+    """Context of one optimizer step.
 
     Attributes:
-        objective: may be asked for more. estimator, queries: made the estimate. estimate: of this step.
-        memory: of the direction, kept from step to step and part of the optimizer's state; plain numbers and tensors.
-        full: closures of mini-batches that are the whole training data together; empty where there are none.
+        objective: evaluates further losses.
+        estimator: made the estimate.
+        queries: number of directions of the estimate.
+        estimate: the gradient estimate of this step.
+        memory: the direction's own state, kept from step to step and saved; plain numbers and tensors.
+        full: closures of mini-batches that together are the whole training data; may be empty.
     """
 
     objective: Objective
@@ -38,26 +41,26 @@ class Direction(ABC):
     before_history: ClassVar[bool] = False
     """Whether it needs the estimate as it was measured, before it is mixed with earlier ones."""
     needs: ClassVar[tuple[type[Estimator], ...]] = ()
-    """Estimators it works with; empty: all."""
+    """Supported estimators; empty: all."""
     cost: ClassVar[Cost] = Cost()
     """Forward passes of one step besides the estimator's."""
     kept: ClassVar[int] = 0
-    """Vectors ``[d]`` that it keeps from step to step."""
+    """Number of vectors ``[d]`` that it keeps from step to step."""
     keeps_mean: ClassVar[bool] = True
-    """Whether it leaves the mean of the estimates where it is."""
+    """Whether it preserves the mean of the estimates."""
     keeps_span: ClassVar[bool] = True
-    """Whether what it makes of a combination of the step's directions is still one."""
+    """Whether it maps linear combinations of the step's directions to such combinations."""
 
     snapshot_every: int = 0
     """Steps from one snapshot of the parameters to the next; 0: it takes none."""
 
     def snapshot_forwards(self, queries: int, steps: int, batches: int) -> int:
-        """Further forward passes in so many steps, where the training data is so many mini-batches."""
+        """Further forward passes in a number of steps, for training data of a number of mini-batches."""
         return 0
 
     @abstractmethod
     def __call__(self, vector: Tensor, step: Step) -> Tensor:
-        """The new vector ``[d]`` from ``vector`` ``[d]``, which it may work on in place."""
+        """The new vector ``[d]`` from ``vector`` ``[d]``, which may be modified in place."""
 
 
 @dataclass(frozen=True)

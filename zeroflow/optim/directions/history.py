@@ -19,7 +19,7 @@ from zeroflow.optim.estimators.spsa import SPSA
 class History(Direction):
     """h_t = (1 - a) e_t + a h_{t-1}, where e_t is this step's estimate and h_0 = e_0.
 
-    Unlike momentum it keeps the length of the estimate, and it comes before the sign and the update rule. Source: ZeroFlow,
+    Unlike momentum it preserves the scale of the estimate, and it precedes the sign and the update rule. Source: ZeroFlow,
     Section 6, "historical information" (a = 0 to .8). Memory: one vector ``[d]``. Cost: no forward pass.
     """
 
@@ -44,15 +44,16 @@ class History(Direction):
 class DirectionHistory(Direction):
     """mean over i of g_i h_i, where h_i = (1 - a) z_i + a h_{i-1} goes on from query to query and from step to step.
 
-    The slopes are those along z_i, but the step goes along the history h_i of directions; the first h is the first z. Most of
-    a step then lies along directions that g_i says nothing about: it is no estimate of the gradient for a > 0, and here to
-    run the settings of the authors' package. A query without a finite loss leaves no trace.
+    The slopes are those along z_i, but the step follows the history h_i of directions; the first h is the first z. Most of
+    a step then lies along directions that g_i does not measure: for a > 0 it does not estimate the gradient, and exists to
+    run the settings of the authors' package. A query without a finite loss is ignored.
 
     Source: class ``ZeroFlow`` of the Python package ``infty`` 0.1.2 (``use_history_grad``, ``alpha``). Memory: one vector
     ``[d]``. Cost: no forward pass.
 
     Attributes:
-        a: share of the history. signs: sign(g_i) instead of g_i, as ``sign="scalar"``.
+        a: share of the history.
+        signs: sign(g_i) instead of g_i, as ``sign="scalar"``.
     """
 
     needs: ClassVar[tuple[type[Estimator], ...]] = (SPSA, RGE, FZOO, ForwardGradient)

@@ -1,4 +1,4 @@
-"""The estimate with all singular values of each matrix made alike."""
+"""Orthogonalise the estimate: make all singular values of each matrix nearly equal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Orthogonal(Direction):
 
 
 def msign(matrix: Tensor) -> Tensor:
-    """U V^T of a matrix ``[m, n]``, about; zero of zero."""
+    """Approximately U V^T of a matrix ``[m, n]``; zero for zero."""
     a, b, c = COEFFICIENTS
     rows, columns = matrix.shape
     x = matrix.T if rows > columns else matrix

@@ -29,7 +29,7 @@ class Sign(Direction):
 
     @property
     def before_history(self) -> bool:  # type: ignore[override]
-        """The scalar form is made of the slopes as they were measured."""
+        """The scalar form needs the slopes as measured."""
         return self.sign == "scalar"
 
     @property

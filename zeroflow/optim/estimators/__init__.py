@@ -1,4 +1,4 @@
-"""Step 1: a gradient estimate from function values, one estimator a file."""
+"""Step 1: a gradient estimate from function values, one estimator per file."""
 
 from zeroflow.optim.estimators.backpropagation import Backpropagation
 from zeroflow.optim.estimators.cars import CARS

@@ -19,7 +19,8 @@ class Exact(Estimate):
     """The gradient itself.
 
     Attributes:
-        loss: see ``Estimate``. gradient: ``[d]``, zero where there is none.
+        loss: see ``Estimate``.
+        gradient: ``[d]``, zero where there is none.
         unused: positions of the parameters that are in no graph: as in torch, no rule moves them.
     """
 

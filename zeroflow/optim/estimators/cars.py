@@ -18,7 +18,9 @@ class Line(Estimate):
     """What CARS found on its line: the Newton direction, and the places visited with their losses.
 
     Attributes:
-        loss: at theta. objective: regenerates the line. newton: d/h in units of the displacement.
+        loss: at theta.
+        objective: regenerates the line.
+        newton: d/h in units of the displacement.
         visited: (multiple of the displacement, loss) of theta and both sides.
     """
 

@@ -22,12 +22,12 @@ from zeroflow.optim.objective import Objective, Shift, mean_finite
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
 MOST_COMPONENTS = 2_560
-"""For a full covariance matrix. The package adds up one matrix for each query: 1.4 GB at this size with 27 queries."""
+"""Limit for a full covariance matrix. The package adds one matrix per query: 1.4 GB at this size with 27 queries."""
 
 
 @dataclass(frozen=True)
 class CMAES(Estimator):
-    """Covariance matrix adaptation evolution strategy: q places around theta, of which only the order of losses matters.
+    """Covariance matrix adaptation evolution strategy: q samples around theta, of which only the ranking of losses matters.
 
     x_i = theta + eps sigma C^(1/2) z_i with z_i ~ N(0, I);  estimate = theta - sum over the best q/2 of w_i x_i. Then sigma (1 at
     first, so that eps is sigma_0) and C (I at first) adapt to the order, along paths of the last steps. lr is the mean's
@@ -76,10 +76,13 @@ class CMAES(Estimator):
 
 @dataclass
 class Population(Estimate):
-    """Places with their losses, and the distribution that they were drawn from.
+    """Samples with their losses, and the distribution that they were drawn from.
 
     Attributes:
-        loss: mean over the finite ones. objective: was asked. losses: by query. vectors: displacements from theta ``[d]``.
+        loss: mean over the finite losses.
+        objective: evaluated the losses.
+        losses: by query.
+        vectors: displacements from theta, ``[d]`` each.
         distribution: before the step.
     """
 
@@ -107,8 +110,12 @@ class Distribution:
     """N(0, sigma^2 C) over the n components that may move, in units of eps.
 
     Attributes:
-        sigma: step size. C: ``[n, n]``, or ``[n]`` where it is diagonal. p_sigma, p_c: evolution paths ``[n]``.
-        free: positions of the components among all; None: they are all. generation: number of steps so far.
+        sigma: step size.
+        C: ``[n, n]``, or ``[n]`` where it is diagonal.
+        p_sigma: evolution path of the step size, ``[n]``.
+        p_c: evolution path of the covariance, ``[n]``.
+        free: positions of the n components among all; None: all of them.
+        generation: number of steps so far.
     """
 
     sigma: float
@@ -120,7 +127,7 @@ class Distribution:
 
     @classmethod
     def of(cls, objective: Objective, separable: bool) -> Distribution:
-        """What an optimizer has kept; a new one where that is nothing, or of other components (some were frozen since)."""
+        """The distribution in an optimizer's state; a new one if there is none, or if other components are frozen now."""
         state, size, free = objective.state, objective.dimensions, objective.directions.free
         if state and len(state["C"]) == size and _equal(state["free"], free):
             C, p_sigma, p_c = (state[key].numpy(force=True) for key in ("C", "p_sigma", "p_c"))
@@ -129,7 +136,7 @@ class Distribution:
         return cls(1.0, np.ones(size) if diagonal else np.eye(size), np.zeros(size), np.zeros(size), free)
 
     def state(self) -> dict[str, Any]:
-        """As numbers and tensors."""
+        """The state as numbers and tensors."""
         arrays = {"C": self.C, "p_sigma": self.p_sigma, "p_c": self.p_c}
         tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
         return {**tensors, "sigma": self.sigma, "free": self.free, "generation": self.generation}
@@ -185,7 +192,7 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def _one_thread() -> Any:
-    """The order in which BLAS adds up, and so the last bits, depend on the number of its threads."""
+    """Use one BLAS thread, since the number of threads changes the order of summation and so the last bits."""
     return _controller().limit(limits=1, user_api="blas")
 
 

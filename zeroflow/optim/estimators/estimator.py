@@ -1,4 +1,4 @@
-"""Step 1 of a step: what an estimator is, and what it gives."""
+"""The base classes of estimators and their estimates, step 1 of an optimizer step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Estimate(ABC):
 
     Attributes:
         loss: the loss near theta, NaN where no evaluation was finite.
-        unused: positions of the parameters that the loss is known not to depend on; no rule moves them.
+        unused: positions of parameters that the loss is known not to depend on; no rule moves them.
     """
 
     loss: float
@@ -39,7 +39,7 @@ class Estimate(ABC):
         """The estimate itself, ``[d]``, a new tensor."""
 
     def differences(self) -> Collection[float] | None:
-        """Differences of losses that it is made of (or slopes), finite ones; None: it is made of something else."""
+        """The finite loss differences (or slopes) that it is computed from; None: it is computed from something else."""
         return None
 
     def scalar_sign(self) -> Tensor:
@@ -53,15 +53,16 @@ class Estimate(ABC):
 
 @dataclass
 class Slopes(Estimate):
-    """An estimate made of slopes along random directions: factor / eps * mean over queries i of slopes[i] * z_i.
+    """An estimate from slopes along random directions: factor / eps * mean over queries i of slopes[i] * z_i.
 
     Attributes:
-        loss: see ``Estimate``. objective: regenerates the directions.
-        slopes: finite ones by query, times eps: (L(theta + eps z) - L(theta - eps z)) / 2 and the like. Where a query's
+        loss: see ``Estimate``.
+        objective: regenerates the directions.
+        slopes: finite ones by query, multiplied by eps, as (L(theta + eps z) - L(theta - eps z)) / 2. Where a query's
             loss was not finite, the mean is over the others.
         factor: of the distribution; see ``zeroflow.optim.estimators``.
-        eps: what the slopes are still multiplied with, one number or ``[d]``.
-        span: whether it is the projection on the span of the directions instead of their mean; the factor is then 1.
+        eps: factor that the slopes still contain, one number or ``[d]``.
+        span: whether to project onto the span of the directions instead of averaging; the factor is then 1.
     """
 
     loss: float
@@ -111,7 +112,7 @@ class Slopes(Estimate):
 
 
 class Estimator(ABC):
-    """Turns answers of an ``Objective`` into an ``Estimate``. Its dataclass fields are options that users may give."""
+    """Computes an ``Estimate`` from evaluations of an ``Objective``. Its dataclass fields are options for users."""
 
     uses_queries: ClassVar[bool] = True
     """Whether the number of queries matters."""
@@ -120,26 +121,26 @@ class Estimator(ABC):
     per_example: ClassVar[bool] = False
     """Whether a closure may return one loss for every example of its mini-batch."""
     least_queries: ClassVar[int] = 1
-    """The smallest number of queries that it works with."""
+    """Minimum number of queries."""
     scales_itself: ClassVar[bool] = False
-    """Whether an estimate is a step already, whose length goes with eps; lr then only damps it."""
+    """Whether an estimate is already a step whose length is proportional to eps; lr then only damps it."""
     differentiates: ClassVar[bool] = False
-    """Whether it asks for derivatives, backwards or forwards, instead of values of the loss."""
+    """Whether it needs derivatives, in reverse or forward mode, instead of values of the loss."""
     exact: ClassVar[bool] = False
-    """Whether it gives the gradient itself, by backpropagation."""
+    """Whether it computes the gradient itself, by backpropagation."""
     population: ClassVar[bool] = False
-    """Whether a step holds the places of all its queries at once."""
+    """Whether a step stores the parameters of all its queries at once."""
     cost: ClassVar[Cost]
     """Forward passes of one step."""
 
     checkpoint: bool = False
-    """Whether the model should recompute activations on the way back."""
+    """Whether the model should recompute activations in the backward pass."""
 
     distributions: ClassVar[tuple[str, ...]] = ()
-    """Those that a user may choose from; empty: there is nothing to choose."""
+    """Distributions that a user may choose from; empty: there is no choice."""
 
     distribution: str = "gaussian"
-    """Of the directions; see ``zeroflow.optim.noise.Directions``."""
+    """Distribution of the directions; see ``zeroflow.optim.noise.Directions``."""
 
     combine: str = "mean"
     """How the slopes of several queries become one estimate: ``"mean"``, or ``"span"`` where it is an option.
@@ -166,26 +167,27 @@ class Estimator(ABC):
 
     @property
     def kept(self) -> int | None:
-        """Float32 vectors ``[d]`` that it keeps from step to step; None: as much as a matrix."""
+        """Number of float32 vectors ``[d]`` that it keeps from step to step; None: as much as a matrix."""
         return 0
 
     def equivalents(self, queries: int) -> int:
-        """Work of one step in forward passes of one mini-batch, by arithmetic: what else is done besides them is added.
+        """Work of one step in units of forward passes, by number of operations.
 
         A forward pass counts 1, a backward pass 2 (products with the weights and with the activations), a forward pass that
-        carries a tangent 2, activations computed again 1.
+        carries a tangent 2, recomputed activations 1.
         """
         return self.cost(queries)
 
     def usual_queries(self, size: int) -> int | None:
-        """How many queries to take for so many parameters where nobody says; None: it does not depend on that."""
+        """Default number of queries for ``size`` parameters; None: it does not depend on them."""
         return None
 
     def check(self, size: int) -> None:
-        """Refuse a number of components that may move before the first step.
+        """Refuse, before the first step, a number of trained components that it cannot handle.
 
         Raises:
-            ConfigError: too many. ImportError: a package is missing.
+            ConfigError: there are too many.
+            ImportError: a package is missing.
         """
         return None
 
@@ -195,7 +197,21 @@ class Estimator(ABC):
 
     @abstractmethod
     def estimate(self, objective: Objective, queries: int) -> Estimate:
-        """Ask ``objective`` and give the estimate."""
+        """Evaluate ``objective`` and return the estimate."""
+
+
+@dataclass(frozen=True)
+class RandomSlopes(Estimator):
+    """Base of estimators that use slopes along random directions with independent components."""
+
+    distributions: ClassVar[tuple[str, ...]] = ("gaussian", "rademacher")
+
+    distribution: str = "gaussian"
+    combine: str = "mean"
+
+    @property
+    def unbiased(self) -> bool:
+        return self.combine == "mean"
 
 
 def differences(first: Sequence[float], second: Sequence[float]) -> dict[int, float]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from zeroflow.optim.cost import Cost
-from zeroflow.optim.estimators.estimator import Estimate, Estimator, Slopes
+from zeroflow.optim.estimators.estimator import Estimate, RandomSlopes, Slopes
 from zeroflow.optim.objective import Objective, mean_finite
 
 
 @dataclass(frozen=True)
-class ForwardGradient(Estimator):
+class ForwardGradient(RandomSlopes):
     """Forward gradient: the exact directional derivative along random directions, by forward-mode differentiation.
 
     g_i = dL(theta)/d z_i;  estimate = mean over i of g_i z_i. No eps. Source: Baydin et al. 2022, Eq. 1; Ren et al. 2023.
@@ -22,15 +22,6 @@ class ForwardGradient(Estimator):
     uses_eps: ClassVar[bool] = False
     differentiates: ClassVar[bool] = True
     cost: ClassVar[Cost] = Cost(1)
-
-    distributions: ClassVar[tuple[str, ...]] = ("gaussian", "rademacher")
-
-    distribution: str = "gaussian"
-    combine: str = "mean"
-
-    @property
-    def unbiased(self) -> bool:
-        return self.combine == "mean"
 
     def equivalents(self, queries: int) -> int:
         return 2 * queries

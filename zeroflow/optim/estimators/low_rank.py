@@ -19,7 +19,9 @@ class Products(noise.Directions):
     """Directions whose part of each matrix is P Psi; see ``LowRank``.
 
     Attributes:
-        shapes: of the matrices, in the order of the flat vector. rank, resample_every: see ``LowRank``.
+        shapes: of the matrices, in the order of the flat vector.
+        rank: see ``LowRank``.
+        resample_every: see ``LowRank``.
     """
 
     shapes: Sequence[tuple[int, int]] = ()

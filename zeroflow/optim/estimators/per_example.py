@@ -1,31 +1,26 @@
-"""One direction for every example of the mini-batch, all in the same two forward passes."""
+"""One direction per example of the mini-batch, all in the same two forward passes."""
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch import Tensor
 
-from zeroflow.optim import noise
 from zeroflow.optim.cost import Cost
+from zeroflow.optim.estimators.displaced import Displaced, OtherSize
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
+from zeroflow.optim.estimators.example_signs import signs_of
 from zeroflow.optim.executor import Numbers
-from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.objective import HERE, Objective, Shift, mean_finite, scalar
 
 
 @dataclass(frozen=True)
 class PerExample(Estimator):
-    """Two-sided differences with a direction of its own for each of the batch's N examples.
+    """Two-sided differences with a separate direction for each of the batch's N examples.
 
     g_n = (l_n(theta + eps z_n) - l_n(theta - eps z_n)) / 2 eps with l_n the loss of example n;
     estimate = mean over n (and over q repetitions) of g_n z_n.
@@ -36,14 +31,14 @@ class PerExample(Estimator):
     forward passes, by up to sqrt(N) in its cosine to the gradient.
 
     The closure returns the losses ``[N]`` (``reduction="none"``), and dimension 0 of the model's activations is the example.
-    Examples must not meet: no batch statistics. This is verified on one example for every new size of a mini-batch. A closure
-    that returns a single number gets plain SPSA along signs, with a warning.
+    Examples must not interact: no batch statistics. This is verified on one example for every new size of a mini-batch. A
+    closure that returns a single number gets plain SPSA along signs, with a warning.
 
-    With ``normalize`` the g_n of a repetition are divided by their standard deviation over n (about their mean, with 1/N), so that lr
-    does not depend on the scale of the loss or of eps; of a single example the sign is left.
-    Source: per-example directions of GRZO and EVA-0 (2026); ``normalize``: Tan et al. 2026 (GRZO, arXiv:2606.02857), whose lr is 2 eps
-    times the one here. Cost: 2q forward passes, and 3 more to count and verify a
-    mini-batch of a new size (1 more where the size has been seen).
+    With ``normalize`` the g_n of a repetition are divided by their standard deviation over n (about their mean, with 1/N), so
+    that lr does not depend on the scale of the loss or of eps; a single example keeps only its sign.
+    Source: per-example directions of GRZO and EVA-0 (2026); ``normalize``: Tan et al. 2026 (GRZO, arXiv:2606.02857), whose lr
+    is 2 eps times the one here. Cost: 2q forward passes, and 3 more to count and verify a mini-batch of a new size (1 more
+    where the size has been seen).
     """
 
     per_example: ClassVar[bool] = True
@@ -80,11 +75,11 @@ class PerExample(Estimator):
 
 @dataclass
 class Census:
-    """How many losses the closure gives, and for which numbers of them displaced evaluation has been verified.
+    """The number of losses that the closure returns, and the mini-batch sizes for which displaced evaluation is verified.
 
     Attributes:
-        examples: of the last mini-batch, also where this process looks at a slice of it; 1 where the closure gives a single
-            number; None before the first.
+        examples: number in the last mini-batch, also where this process evaluates a slice of it; 1 where the closure returns
+            a single number; None before the first.
         verified: sizes of mini-batches.
     """
 
@@ -95,8 +90,8 @@ class Census:
     def losses(self, objective: Objective, query: int, scale: float) -> Numbers:
         """Losses of all examples at theta + scale * eps * z_n, or the one loss of a mini-batch that has only one.
 
-        Of the slice that this process looks at, so that the sum over shards has all: zero for other examples, and the one
-        loss weighted.
+        Only the slice of this process is evaluated, so that the sum over shards has all: losses of other examples are zero,
+        and a single loss is weighted.
         """
         counted = False
         for _ in range(2):
@@ -111,7 +106,7 @@ class Census:
                 if self.examples not in self.verified:
                     self._verify(objective, query)
                 return _displaced(objective, query, scale, self.examples)
-            except _OtherSize as error:
+            except OtherSize as error:
                 found, self.examples = error, None
             except (TypeError, RuntimeError, ValueError, IndexError):
                 if counted:
@@ -137,10 +132,10 @@ class Census:
             )
 
     def _verify(self, objective: Objective, query: int) -> None:
-        """Compare the last own example's loss with that of the mini-batch at this example's own place.
+        """Compare the last example's loss from displaced evaluation with that of the whole mini-batch at its parameters.
 
-        Far from theta, so that a difference shows: they are the same function unless examples meet, or something that only
-        happens to have the batch's size was taken for it.
+        Far from theta, so that a difference shows: both are the same function unless examples interact, or unless a
+        dimension that happens to have the batch's size was mistaken for the batch.
         """
         examples, far = self.examples or 1, 30.0
         last = objective.own(examples).stop - 1
@@ -166,8 +161,10 @@ class ExampleSlopes(Estimate):
     """Slopes by query and example, and the mean of slope times direction.
 
     Attributes:
-        loss: see ``Estimate``. objective: regenerates the directions. slopes: times eps, ``[q, N]``; N = 1 where the closure
-            returns a single number. Non-finite ones are left out of the mean.
+        loss: see ``Estimate``.
+        objective: regenerates the directions.
+        slopes: multiplied by eps, ``[q, N]``; N = 1 where the closure returns a single number. The mean is over the finite
+            ones.
         normalize: whether the slopes of a query are divided by their standard deviation.
     """
 
@@ -189,7 +186,7 @@ class ExampleSlopes(Estimate):
         return self._combine(self.slopes).div_(self.objective.eps)
 
     def _spread(self) -> Tensor:
-        """Standard deviation of each query's finite slopes ``[q, 1]``; of a single one its size; infinite where it is zero."""
+        """Standard deviation of each query's finite slopes ``[q, 1]``; its magnitude for a single one; infinite where zero."""
         kept = self.slopes.isfinite()
         count = kept.sum(1, keepdim=True)
         mean = torch.where(kept, self.slopes, 0.0).sum(1, keepdim=True) / count
@@ -218,78 +215,8 @@ class ExampleSlopes(Estimate):
         return total
 
 
-@dataclass
-class Signs:
-    """The signs that tell the examples' directions apart: for a matrix those of its rows and columns, else all.
-
-    Attributes:
-        flat: the parameters. seed, step, query: key. examples: N.
-    """
-
-    flat: FlatParameters
-    seed: int
-    step: int
-    query: int
-    examples: int
-    _drawn: dict[int, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        flat = self.flat
-        widths = [self._width(parameter) for parameter in flat.parameters]
-        drawn = flat.vector.new_empty(self.examples * sum(widths))
-        noise.example_signs_(drawn, self.seed, self.step, self.query)
-        parts = torch.split(drawn.view(self.examples, -1), widths, dim=1)
-        self._drawn = {id(p): part for p, part in zip(flat.parameters, parts, strict=True)}
-
-    @staticmethod
-    def _width(parameter: Tensor) -> int:
-        return sum(parameter.shape) if parameter.ndim == 2 else parameter.numel()
-
-    def matrix(self, parameter: Tensor) -> tuple[Tensor, Tensor]:
-        """Row signs ``[N, out]`` and column signs ``[N, in]`` of a matrix."""
-        rows, columns = torch.split(self._drawn[id(parameter)], list(parameter.shape), dim=1)
-        return rows, columns
-
-    def full(self, parameter: Tensor) -> Tensor:
-        """Signs of each component ``[N, *shape]``."""
-        if parameter.ndim == 2:
-            rows, columns = self.matrix(parameter)
-            return rows[:, :, None] * columns[:, None, :]
-        return self._drawn[id(parameter)].view(self.examples, *parameter.shape)
-
-    def only(self, examples: slice) -> Signs:
-        """Those of some of the examples."""
-        other = copy.copy(self)
-        other.examples = examples.stop - examples.start
-        other._drawn = {key: drawn[examples] for key, drawn in self._drawn.items()}
-        return other
-
-    def weighted(self, parameter: Tensor, weights: Tensor) -> Tensor:
-        """Sum over examples of ``weights`` ``[N]`` times signs, in the parameter's shape."""
-        if parameter.ndim == 2:
-            rows, columns = self.matrix(parameter)
-            return (rows * weights[:, None]).T @ columns
-        return (weights @ self._drawn[id(parameter)]).view(parameter.shape)
-
-
-def signs_of(objective: Objective, query: int, examples: int) -> Signs:
-    """The signs of a query's examples; the last ones stay for the step: for both sides of a query and its part of the sum."""
-    key = (query, examples)
-    kept = objective.cache.get("signs")
-    if kept is None or kept[0] != key:
-        directions = objective.directions
-        kept = key, Signs(objective.flat, directions.seed, objective.step, query, examples)
-        objective.cache["signs"] = kept
-    signs: Signs = kept[1]
-    return signs
-
-
-class _OtherSize(Exception):
-    """The mini-batch has another number of examples than the last one; the argument is the shape that shows it."""
-
-
 def _several(objective: Objective, answer: Tensor | float, examples: int) -> Tensor:
-    """A closure's answer as losses of its part of a mini-batch of so many examples; of one it may be a number."""
+    """A closure's result as losses of its slice of a mini-batch of ``examples``; of one example it may be a number."""
     if examples == 1 and not (isinstance(answer, Tensor) and answer.ndim):
         return torch.tensor([scalar(answer)], dtype=torch.float64)
     if not isinstance(answer, Tensor) or answer.ndim != 1:
@@ -297,178 +224,18 @@ def _several(objective: Objective, answer: Tensor | float, examples: int) -> Ten
         raise TypeError(f"closure: expected one loss per example, [{examples}], got {found}")
     own = objective.own(examples)
     if len(answer) != own.stop - own.start or objective.whole(len(answer)) != examples:
-        raise _OtherSize(tuple(answer.shape))
+        raise OtherSize(tuple(answer.shape))
     return answer
 
 
 def _displaced(objective: Objective, query: int, scale: float, examples: int) -> Numbers:
-    """Losses of all examples, each at its own place: theta + scale * eps * z_n; zero for those of other processes."""
+    """Losses of all examples, each at its own theta + scale * eps * z_n; zero for those of other processes."""
     own = objective.own(examples)
     if objective.whole(own.stop - own.start) != examples:
-        raise _OtherSize((objective.whole(own.stop - own.start),))
+        raise OtherSize((objective.whole(own.stop - own.start),))
     objective.move(HERE)
-    with _Displaced(objective, query, scale, examples):
+    with Displaced(objective, query, scale, examples):
         answer = objective.call()
     losses = torch.zeros(examples, dtype=torch.float64)
     losses[own] = _several(objective, answer, examples).as_subclass(Tensor).to(losses)
     return tuple(losses.tolist())
-
-
-class _PerExampleTensor(Tensor):
-    """A tensor that depends on parameters alone, one version for each example: dimension 0 is the example."""
-
-
-class _Displaced(TorchFunctionMode):
-    """While active, each example sees its own displaced parameters.
-
-    A linear layer's weight costs one more product for all examples. Any other function of a parameter is evaluated by
-    ``torch.vmap`` with a displaced copy for each example.
-    """
-
-    def __init__(self, objective: Objective, query: int, scale: float, examples: int) -> None:
-        super().__init__()
-        flat, base = objective.flat, objective.direction(query) * objective.eps
-        base.mul_(scale)
-        self.signs = signs_of(objective, query, examples).only(objective.own(examples))
-        self.examples = self.signs.examples
-        # Each parameter and its displacement before signs.
-        self.parameters = {
-            id(p): (p, part.to(p.dtype)) for p, part in zip(flat.parameters, flat.views(base), strict=True)
-        }
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.linear and self._is_parameter(args[1]):
-            return self._linear(*args, **kwargs)
-        if func is torch.addmm and not kwargs and (rows := self._rows(*args)) is not None:
-            return rows
-        if not self._concerned(args) and not (kwargs and self._concerned(tuple(kwargs.values()))):
-            return func(*args, **kwargs)
-        inputs = list(_tensors((args, kwargs)))
-        if func in _ASKS_ONLY:
-            first = [t.as_subclass(Tensor)[0] if isinstance(t, _PerExampleTensor) else t for t in inputs]
-            return func(*_replaced(args, iter(first)), **_replaced(kwargs, iter(first)))
-        try:
-            return self._mapped(func, args, kwargs, inputs)
-        except _OtherSize:
-            raise
-        except Exception as error:
-            raise TypeError(
-                f"zo-per-example: {getattr(func, '__name__', func)} of a trainable parameter cannot be evaluated for each "
-                f"example ({error}); take zo-sgd, or train other layers"
-            ) from error
-
-    def _is_parameter(self, value: Any) -> bool:
-        return id(value) in self.parameters
-
-    def _concerned(self, values: Any) -> bool:
-        """Whether any of the values is a parameter or made of parameters alone; most calls have none, so this is quick."""
-        for value in values:
-            if id(value) in self.parameters or type(value) is _PerExampleTensor:
-                return True
-            if isinstance(value, list | tuple | dict) and self._concerned(
-                value.values() if isinstance(value, dict) else value
-            ):
-                return True
-        return False
-
-    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if isinstance(input, _PerExampleTensor) or isinstance(bias, _PerExampleTensor):
-            inputs = [t for t in (input, weight, bias) if t is not None]
-            return cast(Tensor, self._mapped(F.linear, (input, weight, bias), {}, inputs))
-        if input.ndim < 2 or len(input) != self.examples:
-            raise _OtherSize(tuple(input.shape))
-        weight, displacement = self.parameters[id(weight)]
-        rows, columns = (s.to(input.dtype) for s in self.signs.matrix(weight))
-        shape = (self.examples, *(1,) * (input.ndim - 2), -1)
-        moved = F.linear(input * columns.view(shape), displacement).mul_(rows.view(shape))
-        if bias is not None and self._is_parameter(bias):
-            _, shift = self.parameters[id(bias)]
-            moved += (shift * self.signs.full(bias).to(input.dtype)).view(shape)
-        return moved.add_(F.linear(input, weight, bias))
-
-    def _rows(self, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor | None:
-        """``addmm`` with a weight ``[in, out]``, rows being the positions of one example after the other; None: it is not that.
-
-        So is Hugging Face's Conv1D, a linear layer with its weight the other way around.
-        """
-        if not self._is_parameter(weight) or self._concerned((input,)) or type(bias) is _PerExampleTensor:
-            return None
-        if len(input) == self.examples or len(input) % self.examples:
-            return None
-        weight, displacement = self.parameters[id(weight)]
-        rows, columns = (s.to(input.dtype)[:, None] for s in self.signs.matrix(weight))
-        moved = ((input.view(self.examples, -1, len(weight)) * rows) @ displacement).mul_(columns)
-        if self._is_parameter(bias):
-            bias, shift = self.parameters[id(bias)]
-            moved += (shift * self.signs.full(bias).to(input.dtype))[:, None]
-        return moved.view(len(input), -1).add_(torch.addmm(bias, input, weight))
-
-    def _mapped(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
-        """``func`` for every example by ``torch.vmap``: over displaced parameters and over activations.
-
-        An activation goes in as a batch of one, so that ``func`` finds the dimensions it expects.
-        """
-        dims: list[int | None] = []
-        values: list[Tensor] = []
-        single: list[bool] = []
-        for tensor in inputs:
-            activation = False
-            if self._is_parameter(tensor):
-                parameter, displacement = self.parameters[id(tensor)]
-                tensor = parameter + displacement * self.signs.full(parameter).to(parameter.dtype)
-                dims.append(0)
-            elif isinstance(tensor, _PerExampleTensor):
-                tensor = tensor.as_subclass(Tensor)
-                dims.append(0)
-            elif not isinstance(tensor, nn.Parameter) and tensor.ndim and len(tensor) == self.examples:
-                activation = True
-                dims.append(0)
-            else:
-                dims.append(None)
-            values.append(tensor)
-            single.append(activation)
-        meets = any(single)
-
-        def one(*given: Tensor) -> Any:
-            rest = iter([t.unsqueeze(0) if alone else t for t, alone in zip(given, single, strict=True)])
-            result = func(*_replaced(args, rest), **_replaced(kwargs, rest))
-            return (
-                tree_map(lambda t: t.squeeze(0) if isinstance(t, Tensor) and t.ndim else t, result) if meets else result
-            )
-
-        result = torch.vmap(one, in_dims=tuple(dims), randomness="same")(*values)
-        return result if meets or not isinstance(result, Tensor) else result.as_subclass(_PerExampleTensor)
-
-
-_ASKS_ONLY = {
-    *(getattr(Tensor, name).__get__ for name in dir(Tensor) if name in (
-        "shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_leaf", "grad_fn", "is_sparse", "is_cuda",
-        "is_cpu", "is_nested", "is_quantized", "is_meta", "is_mkldnn",
-    )),
-    Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous,
-    Tensor.stride, Tensor.element_size, Tensor.__len__, Tensor.type, torch.is_floating_point,
-}  # fmt: skip
-"""Functions that ask for a property of a tensor, which displacement does not change."""
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
-
-
-def _replaced(value: Any, rest: Iterator[Tensor]) -> Any:
-    """``value`` with its tensors replaced by the next ones, in the order of ``_tensors``."""
-    if isinstance(value, Tensor):
-        return next(rest)
-    if isinstance(value, list | tuple):
-        return type(value)(_replaced(part, rest) for part in value)
-    if isinstance(value, dict):
-        return {key: _replaced(part, rest) for key, part in value.items()}
-    return value

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from zeroflow.optim.cost import Cost
-from zeroflow.optim.estimators.estimator import Estimate, Estimator, Slopes, differences
+from zeroflow.optim.estimators.estimator import Estimate, RandomSlopes, Slopes, differences
 from zeroflow.optim.objective import HERE, Objective, Shift
 
 
 @dataclass(frozen=True)
-class RGE(Estimator):
+class RGE(RandomSlopes):
     """One-sided random gradient estimate with q queries that share the loss at theta.
 
     estimate = c/q * sum over i of (L(theta + eps u_i) - L(theta)) / eps * u_i, with c = 1 for Gaussian directions and for
@@ -23,13 +23,6 @@ class RGE(Estimator):
     cost: ClassVar[Cost] = Cost(1, 1)
 
     distributions: ClassVar[tuple[str, ...]] = ("gaussian", "rademacher", "sphere")
-
-    distribution: str = "gaussian"
-    combine: str = "mean"
-
-    @property
-    def unbiased(self) -> bool:
-        return self.combine == "mean"
 
     def factor(self, objective: Objective, slopes: dict[int, float]) -> float:
         """c of the formula, given the finite slopes."""

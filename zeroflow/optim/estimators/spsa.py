@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from zeroflow.optim.cost import Cost
-from zeroflow.optim.estimators.estimator import Estimate, Estimator, Slopes, differences
+from zeroflow.optim.estimators.estimator import Estimate, RandomSlopes, Slopes, differences
 from zeroflow.optim.objective import Objective, Shift, mean_finite
 
 
 @dataclass(frozen=True)
-class SPSA(Estimator):
+class SPSA(RandomSlopes):
     """Two-sided simultaneous perturbation with q queries.
 
     g_i = (L(theta + eps z_i) - L(theta - eps z_i)) / 2 eps;  estimate = mean over i of g_i z_i.
@@ -20,15 +20,6 @@ class SPSA(Estimator):
     """
 
     cost: ClassVar[Cost] = Cost(2)
-
-    distributions: ClassVar[tuple[str, ...]] = ("gaussian", "rademacher")
-
-    distribution: str = "gaussian"
-    combine: str = "mean"
-
-    @property
-    def unbiased(self) -> bool:
-        return self.combine == "mean"
 
     def estimate(self, objective: Objective, queries: int) -> Estimate:
         losses = objective.losses([Shift(sign, query) for query in range(queries) for sign in (1.0, -1.0)])

@@ -1,4 +1,4 @@
-"""Does a forward-pass optimizer do what it says? Checks for this library's, and for anybody's.
+"""Conformance checks for forward-pass optimizers, of this library or any other.
 
 from zeroflow.optim.testing import Subject, run_conformance
 for outcome in run_conformance(Subject(lambda model, seed: MyOptimizer(model, seed=seed))):

@@ -1,4 +1,4 @@
-"""All checks with the subjects they are for."""
+"""All checks, and the subjects that they apply to."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ CHECKS: Mapping[Callable[[Subject], None], Callable[[Subject], bool]] = {
     checks.check_memory_is_that_of_a_forward_pass: lambda s: s.forward_only and s.kept is not None,
     checks.check_resumes_bit_for_bit: lambda s: s.resumes,
 }
-"""Each check with the question whether it applies to a subject."""
+"""Each check with a function that tells whether it applies to a subject."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one check found. ``passed`` is None where it does not apply; ``message`` says what is wrong."""
+    """Result of one check. ``passed`` is None where it does not apply; ``message`` says what is wrong."""
 
     check: str
     passed: bool | None

@@ -1,4 +1,4 @@
-"""Small problems with known answers: a network, what it sees and remembers, and a quadratic."""
+"""Small problems with known solutions: a network that records its evaluations, and a quadratic."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ class Net(nn.Module):
     """Two linear layers with something between them.
 
     Args:
-        between: a layer. inputs, hidden: widths. turned: whether the layers are registered the other way around, which
-            changes nothing that the network computes.
+        between: a layer.
+        inputs: width of the input.
+        hidden: width of the hidden layer.
+        turned: whether the layers are registered the other way around, which changes nothing that the network computes.
     """
 
     def __init__(self, between: nn.Module, *, inputs: int = 4, hidden: int = 5, turned: bool = False) -> None:
@@ -36,7 +38,7 @@ class Net(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout that notes its masks."""
+    """Dropout that records its masks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +59,7 @@ def regression(
     hidden: int = 5,
     turned: bool = False,
 ) -> tuple[nn.Module, Loss]:
-    """A network and its squared error on eight examples; ``per_example``: the error of each."""
+    """A network and its squared error on eight examples; ``per_example``: one error per example."""
     model = Net(between or nn.Identity(), inputs=inputs, hidden=hidden, turned=turned).to(dtype)
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(8, inputs, generator=generator).to(dtype)
@@ -114,10 +116,11 @@ def true_gradient(model: nn.Module, loss: Loss) -> Tensor:
 
 
 class Places:
-    """A closure that notes where it is asked.
+    """A closure that records the parameters of its evaluations.
 
     Attributes:
-        model, loss: what is watched.
+        model: whose parameters are watched.
+        loss: whose evaluations are watched.
         displacements: of the parameters from where they were at ``watch()``, ``[d]`` for each evaluation; in
             forward-mode differentiation the tangent.
     """
@@ -127,7 +130,7 @@ class Places:
         self.watch()
 
     def watch(self) -> None:
-        """Forget what was noted; displacements are from here."""
+        """Clear the records; displacements are relative to the current parameters from now on."""
         self.displacements: list[Tensor] = []
         self.origin = theta(self.model)
 

@@ -1,4 +1,4 @@
-"""What a conformance check is told about an optimizer, and how one that deviates is reported."""
+"""The description of an optimizer for conformance checks, and the error of one that deviates."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Reference = Callable[[Function, Callable[[np.ndarray], np.ndarray], np.ndarray, 
 
 
 class ConformanceError(AssertionError):
-    """An optimizer does not do what it says. The message tells what was measured and what was expected."""
+    """An optimizer does not do what it claims. The message gives the measured and the expected value."""
 
 
 class Stepper(Protocol):
-    """All that an optimizer must be: ``step(closure)`` evaluates the loss as often as it likes, then moves parameters.
+    """The interface of an optimizer: ``step(closure)`` evaluates the loss any number of times, then moves parameters.
 
     ``closure()`` returns the loss at the module's present parameters, a 0-dimensional tensor (``[N]``, one for each
     example, where ``Subject.per_example`` is true), and never calls backward. It reads the module that ``build`` was
@@ -42,12 +42,14 @@ class Subject:
             parameters of these names, they are used: ``lr`` (0 must hold the parameters still), ``queries``, and
             ``executor`` (see ``zeroflow.optim.Executor``).
         name: for reports.
-        lr, eps, queries: of ``build(model, seed)``: learning rate, perturbation size, directions of a step.
+        lr: learning rate of ``build(model, seed)``.
+        eps: perturbation size of ``build(model, seed)``.
+        queries: directions of a step of ``build(model, seed)``.
         unbiased: the mean first step is ``-lr`` times the gradient: a plain SGD rule on an unbiased estimate.
         along: the first step is a combination of the perturbations: an SGD rule, without weight decay.
         forward_only: no step takes a gradient by backpropagation.
         per_example: the closure should return one loss for each example.
-        sparsity: share of the components that a random mask holds still.
+        sparsity: share of the components that a random mask freezes.
         keeps_best: a step never makes the loss on its mini-batch larger.
         snapshot: SVRG on two-sided differences, with a snapshot at the first step and none at the next two.
         span: an estimate is the projection on the span of its directions instead of their mean.
@@ -91,11 +93,16 @@ def subject(
     reference: Reference | None = None,
     **options: Any,
 ) -> Subject:
-    """An optimizer of ``list_optimizers()`` as a subject; what it claims follows from its three steps.
+    """An optimizer of ``list_optimizers()`` as a subject; its claims follow from its three steps.
 
     Args:
-        name: as ``create_optimizer`` knows it. lr, queries, eps, options: as there.
-        per_example, reference: see ``Subject``.
+        name: as ``create_optimizer`` knows it.
+        lr: as in ``create_optimizer``.
+        queries: as in ``create_optimizer``.
+        eps: as in ``create_optimizer``.
+        per_example: see ``Subject``.
+        reference: see ``Subject``.
+        **options: as in ``create_optimizer``.
     """
     info = optimizers.get(name)
     usual_lr, usual_queries = lr, info.default_queries if queries is None else queries
@@ -141,7 +148,7 @@ def subject(
 
 
 def _asked(pieces: Composition) -> tuple[int, bool]:
-    """What a rule's first step shows: how many vectors it keeps, and whether it is -lr times the gradient."""
+    """Probe a rule's first step: how many vectors it keeps, and whether it is -lr times the gradient."""
     parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0, 4.0]))
     rule = pieces.inner([{"params": [parameter]}])
     before, parameter.grad = parameter.detach().clone(), torch.tensor([3.0, -2.0, 1.0])

@@ -12,14 +12,14 @@ T = TypeVar("T")
 
 
 class Backwards(Executor):
-    """Makes the last evaluation first."""
+    """Runs the evaluations in reverse order."""
 
     def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
         return [evaluate(index) for index in reversed(range(count))][::-1]
 
 
 class Twice(Executor):
-    """Makes all evaluations, then all again, and believes the second answers."""
+    """Runs all evaluations twice, and returns the second results."""
 
     def map(self, count: int, evaluate: Callable[[int], Numbers], width: int | None = 1) -> list[Numbers]:
         for index in range(count):
@@ -28,10 +28,12 @@ class Twice(Executor):
 
 
 class Worker(Executor):
-    """One of ``size`` that share every step's evaluations, each with a model and an optimizer of its own.
+    """One of ``size`` workers that share every step's evaluations, each with its own model and optimizer.
 
     Args:
-        rank: which one. size: how many there are. together: where they meet.
+        rank: of this worker.
+        size: number of workers.
+        together: collects their results.
     """
 
     def __init__(self, rank: int, size: int, together: _Meeting) -> None:
@@ -49,7 +51,7 @@ class Worker(Executor):
 
 
 class _Meeting:
-    """Collects what the workers of a round found. Only one of them runs at a time: they share torch's generators."""
+    """Collects the results of the workers in a round. Only one of them runs at a time: they share torch's generators."""
 
     def __init__(self, size: int) -> None:
         self.turn, self._all_here = threading.Lock(), threading.Barrier(size)
@@ -65,7 +67,7 @@ class _Meeting:
         return self._rounds[number]
 
     def leave(self) -> None:
-        """Let nobody wait for a worker that has failed."""
+        """Release all workers that wait for one that has failed."""
         self._all_here.abort()
 
 

@@ -1,4 +1,4 @@
-"""Step 3: from a direction to new parameters: any ``torch.optim`` rule, bare or guarded, and rules of methods' own."""
+"""Step 3: from a direction to new parameters, by any ``torch.optim`` rule, plain or conserving, or by a method's own rule."""
 
 from zeroflow.optim.updates.adamm import AdaMM
 from zeroflow.optim.updates.conserve import Conserve, KeepBest

@@ -14,8 +14,11 @@ class AdamLike(torch.optim.Optimizer):
     """A rule with moments that start at zero; a subclass says which, and what a step is.
 
     Args:
-        params: as in any ``torch.optim`` optimizer. lr: learning rate. betas: (b1, b2), both in [0, 1).
-        eps_adam: keeps the quotient finite where no gradient was seen. weight_decay: adds ``weight_decay * theta`` to g.
+        params: as in any ``torch.optim`` optimizer.
+        lr: learning rate.
+        betas: (b1, b2), both in [0, 1).
+        eps_adam: keeps the quotient finite where no gradient was seen.
+        weight_decay: adds ``weight_decay * theta`` to g.
     """
 
     moments: tuple[str, ...]

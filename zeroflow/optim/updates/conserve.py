@@ -1,4 +1,4 @@
-"""Steps that are taken only where they help."""
+"""Take a step only if it reduces the loss."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from zeroflow.optim.updates.rule import Rule, Update
 class Conserve(Update):
     """The best of theta, theta - step and theta + step on the same mini-batch, where step is what the rule would do.
 
-    Unless theta - step is kept, the rule's moments return to what they were, so a rejected step leaves no trace. Staying
-    wins a tie; a place whose loss is not finite never wins.
+    Unless theta - step wins, the rule's moments are restored, so a rejected step leaves no trace. theta wins a tie; a
+    candidate without a finite loss never wins.
     Source: ZeroFlow, Section 3.1; Kim et al. 2021 (CARS). Cost: 3 forward passes.
     """
 
@@ -67,5 +67,5 @@ class KeepBest(Update):
 
 
 def best_of(losses: list[float]) -> int:
-    """Position of the smallest finite loss, the first of equal ones; 0 where none is finite."""
+    """Index of the smallest finite loss, the first of equal ones; 0 if none is finite."""
     return min(range(len(losses)), key=lambda i: losses[i] if math.isfinite(losses[i]) else math.inf)

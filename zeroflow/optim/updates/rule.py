@@ -1,4 +1,4 @@
-"""Step 3 of a step: the rule that moves the parameters, and what an update is."""
+"""The base class of updates, step 3 of an optimizer step, and the rule that moves the parameters."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from zeroflow.optim.flat import FlatParameters
 
 
 class Rule:
-    """Any ``torch.optim`` optimizer, working on the flat vector of parameters.
+    """Any ``torch.optim`` optimizer, applied to the flat vector of parameters.
 
     Args:
-        inner: holds hyper-parameters and moments; its parameters are ``flat.masters``.
-        flat: the parameters. mask: ``[d]`` of ones and zeros, components that may move; None: all.
-        skip: positions of parameters that have no gradient at all, which a rule leaves alone.
+        inner: has the hyper-parameters and moments; its parameters are ``flat.masters``.
+        flat: the parameters.
+        mask: ``[d]`` of ones and zeros, components that may move; None: all.
+        skip: positions of parameters without a gradient, which a rule leaves alone.
     """
 
     def __init__(
@@ -47,9 +48,9 @@ class Rule:
 
     @contextmanager
     def tried(self, vector: Tensor) -> Iterator[Tensor]:
-        """What ``apply(vector)`` would change, in the place of ``vector`` ``[d]``, while the parameters stay.
+        """Replace ``vector`` ``[d]`` by the change that ``apply(vector)`` would make, without moving the parameters.
 
-        The rule remembers the step only if ``keep()`` is called meanwhile.
+        The rule's state is restored unless ``keep()`` is called meanwhile.
         """
         theta, moments = self.flat.vector.clone(), copy.deepcopy(self.inner.state_dict())
         self.kept = False
@@ -66,7 +67,7 @@ class Rule:
                 self.inner.load_state_dict(moments)
 
     def keep(self) -> None:
-        """Remember the step that is being tried."""
+        """Keep the rule's state after the step that is being tried."""
         self.kept = True
 
 
@@ -74,7 +75,7 @@ class Update(ABC):
     """Moves the parameters along ``-vector``. Its dataclass fields are options."""
 
     needs: ClassVar[tuple[type[Estimator], ...]] = ()
-    """Estimators it works with; empty: all."""
+    """Supported estimators; empty: all."""
     cost: ClassVar[Cost] = Cost()
     """Forward passes of one update."""
     keeps_best: ClassVar[bool] = False

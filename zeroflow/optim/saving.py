@@ -1,0 +1,127 @@
+"""Save and restore an optimizer: its own state is stored as bytes in the first parameter group of a state dict.
+
+Every way of saving optimizers keeps parameter groups; ``torch.distributed.checkpoint`` drops all other keys, and loads tensors
+and dicts only where it has seen the same ones before.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zeroflow.optim.asking import Candidate, Told
+from zeroflow.optim.flat import FlatParameters
+from zeroflow.optim.surroundings import undisturbed
+
+OWN = "zeroflow"
+"""Key in the first group; in the groups of an optimizer itself it is empty, to reserve the place."""
+
+
+def packed(own: Mapping[str, Any]) -> bytes:
+    """Serialise numbers and tensors."""
+    file = io.BytesIO()
+    torch.save(dict(own), file)
+    return file.getvalue()
+
+
+def unpacked(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The unpacked state, and torch's own part of the state dict.
+
+    Raises:
+        ValueError: it is not the state of a zeroflow optimizer.
+    """
+    groups = [dict(group) for group in state_dict["param_groups"]]
+    content = groups[0].pop(OWN, b"") if groups else b""
+    own = state_dict.get(OWN)  # earlier versions had it beside torch's keys
+    if content:
+        own = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if own is None:
+        raise ValueError("state_dict: expected one of a zeroflow optimizer (key 'zeroflow'), found only torch's keys")
+    return own, {"state": state_dict["state"], "param_groups": groups}
+
+
+class Saving(torch.optim.Optimizer):
+    """The part of ``ThreeStepOptimizer`` that saves and restores it."""
+
+    flat: FlatParameters
+    inner: torch.optim.Optimizer
+    steps: int
+    forwards: int
+    equivalents: int
+    skipped: int
+    seed: int
+    queries: int
+    _memory: dict[str, Any]
+    _adapted: dict[str, Any]
+    _mask: Tensor | None
+    _still: set[int]
+    _told: Told | None
+    _candidates: list[Candidate]
+    _names: Callable[[], list[str]]
+    _rule: Callable[[], torch.optim.Optimizer]
+    _give_moments: Callable[[Mapping[Any, Any] | None], None]
+    _take_back: Callable[[], None]
+    _placed: Callable[[Any], Any]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch, with the counters that key the randomness and all other state: training resumes bit for bit.
+
+        State that belongs to no single parameter is in the first group's ``"zeroflow"`` as bytes, since every way of saving
+        optimizers keeps groups (``torch.distributed.checkpoint`` and others drop other keys).
+        """
+        rounded = self.flat.half is not None  # torch rounds moments to the parameters' precision
+        # A rule around a rule, as Lookahead, has a state of its own.
+        wraps = type(self.inner).state_dict is not torch.optim.Optimizer.state_dict
+        own = {
+            "steps": self.steps, "forwards": self.forwards, "equivalents": self.equivalents, "skipped": self.skipped,
+            "seed": self.seed, "queries": self.queries, "size": self.flat.size, "memory": self._memory, "mask": self._mask,
+            "estimator": self._adapted, "masters": self.flat.vector if rounded else None,
+            "rule": self.inner.state_dict()["state"] if rounded or wraps else None,
+            "told": self._told.rounds if self._told else None,
+        }  # fmt: skip
+        state = super().state_dict()
+        state["param_groups"][0][OWN] = packed(own)
+        return state
+
+    @undisturbed
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As in torch. For half-precision parameters the state includes the float32 master copy.
+
+        Raises:
+            ValueError: the state belongs to another kind of optimizer, or to other parameters.
+        """
+        own, torchs = unpacked(state_dict)
+        if own["size"] != self.flat.size:
+            raise ValueError(f"state_dict: of {own['size']} trained components, this optimizer has {self.flat.size}")
+        super().load_state_dict(torchs)
+        self.param_groups[0][OWN] = b""
+        self.inner = self._rule()
+        self._give_moments(own["rule"])
+        self.steps, self.forwards, self.skipped = own["steps"], own["forwards"], own["skipped"]
+        self.equivalents = own["equivalents"]
+        self.seed, self.queries = own["seed"], own["queries"]
+        self._memory = {k: self._placed(v) for k, v in copy.deepcopy(own["memory"]).items()}
+        self._adapted = copy.deepcopy(own.get("estimator", {}))
+        self._mask = None if own["mask"] is None else self._placed(own["mask"].clone())
+        self._candidates, told = [], own.get("told")
+        self._told = Told(told, self._names()) if told else None
+        if self.flat.half is not None and own["masters"] is not None:
+            self.flat.vector.copy_(own["masters"])
+            self.flat.show()
+        self._take_back()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's own leaves out all that a step needs; a scheduler's patch of ``step`` must not come along.
+        state = {key: value for key, value in self.__dict__.items() if key != "step"}
+        return {**state, "_candidates": []}  # which are asked again
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._still = set()
+        if "flat" in state:
+            self.flat.bind()
