@@ -35,7 +35,7 @@ from zeroflow.optim import ENHANCEMENTS, list_optimizers
 from zeroflow.results import load
 from zeroflow.results.schema import markdown
 from zeroflow.results.searches import render_searches, search_rows
-from zeroflow.results.tables import render_markdown, summary
+from zeroflow.results.summary import render_markdown, summary
 from zeroflow.trial.metrics import DEFINITIONS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -295,7 +295,7 @@ def test_a_run_that_was_saved_ends_with_the_same_bits(options: dict[str, Any]) -
     [
         ("zo-sgd", {"history_of": "direction", "history": 0.5}, "history_of='direction'.*'estimates' or 'directions'"),
         ("zo-sgd", {"history_of": "directions"}, "together with history > 0"),
-        ("zo-sgd", {"history_of": True, "history": 0.5}, "history_of=True.*a text"),
+        ("zo-sgd", {"history_of": True, "history": 0.5}, "history_of=True.*a string"),
         ("zo-svrg", {"history_of": "directions", "history": 0.5}, "zo-svrg needs the estimate itself"),
         ("fo-sgd", {"history_of": "directions", "history": 0.5}, "needs the estimator.*got Backpropagation"),
         ("zo-per-example", {"history_of": "directions", "history": 0.5}, "got PerExample"),

@@ -30,7 +30,7 @@ from zeroflow.cli.progress import Bar
 from zeroflow.results import load
 from zeroflow.results.report import read
 from zeroflow.results.schema import CONFIG_KEYS
-from zeroflow.results.sheets import sheets
+from zeroflow.results.tables import sheets
 
 ROOT = Path(__file__).parent.parent
 QUICK = ROOT / "results" / "quick"

@@ -47,7 +47,7 @@ def _existing(results: str) -> Store:
 @json_option
 def status(results: str, price_per_hour: float | None, as_json: bool) -> None:
     """Show how far the sweeps on a store are, what it holds, and what failed. Also while they run, from anywhere."""
-    from zeroflow.results.tables import render_text, summary
+    from zeroflow.results.summary import render_text, summary
     from zeroflow.sweep.status import running_sweeps
 
     store = _existing(results)
@@ -126,8 +126,8 @@ def tables(results: tuple[str, ...], names: tuple[str, ...], format_: str, outpu
     """
     from zeroflow.errors import unknown
     from zeroflow.results.report import read
-    from zeroflow.results.sheets import plain, render, sheets
     from zeroflow.results.store import write_atomically
+    from zeroflow.results.tables import plain, render, sheets
 
     if output is not None:
         check_writable(output, "--output")

@@ -253,7 +253,7 @@ def _expected(default: Any) -> str:
         return "True or False"
     if isinstance(default, tuple):
         return f"{len(default)} numbers"
-    return {float: "a number", int: "an integer", str: "a text"}.get(type(default), "")
+    return {float: "a number", int: "an integer", str: "a string"}.get(type(default), "")
 
 
 def _fits(value: Any, default: Any) -> bool:

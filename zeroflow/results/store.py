@@ -177,7 +177,7 @@ class Store:
         return rows.to_pylist()[0] if len(rows) else None
 
     def write_failure(self, table: pa.Table) -> None:
-        """Record that a cell failed: one row from ``records.failure``."""
+        """Record that a cell failed: one row from ``rows.failure``."""
         self._put("failures", table["cell_id"][0].as_py(), _encode("failures", table))
 
     def write_search(self, table: pa.Table) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zeroflow.results import figures, published
-from zeroflow.results.tables import Row, summary
+from zeroflow.results.summary import Row, summary
 from zeroflow.telling import Tell, silent
 
 
@@ -46,7 +46,7 @@ def choose(
     """The figures that some tables have something for.
 
     Args:
-        tables: as ``Store.load`` gives them. rows: of ``trials``, from ``tables.summary``.
+        tables: as ``Store.load`` gives them. rows: of ``trials``, from ``summary.summary``.
         efficiency: what ``zeroflow efficiency --json`` wrote. tell: as in ``report.write_report``.
     """
     drawn = Drawn()
