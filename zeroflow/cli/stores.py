@@ -1,4 +1,4 @@
-"""Commands on stores of results: status, report, tables, merge."""
+"""Commands on stores of results: status, report, tables, merge, pack."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def tables(results: tuple[str, ...], names: tuple[str, ...], format_: str, outpu
     """
     from zeroflow.errors import unknown
     from zeroflow.results.report import read
-    from zeroflow.results.store import write_atomically
+    from zeroflow.results.storage import write_atomically
     from zeroflow.results.tables import plain, render, sheets
 
     if output is not None:
@@ -177,3 +177,31 @@ def merge(target: str, sources: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps({"results": into.root, "added": added, "done": len(into.done())}, indent=1))
     else:
         click.echo(f"{into.root}: {added} cells added, {len(into.done())} done")
+
+
+@click.command(
+    cls=Command,
+    short_help="One file for each table of a store.",
+    examples=(
+        ("zeroflow pack runs/full", "thousands of small files become a handful"),
+        ("zeroflow pack s3://bucket/full", "loading takes a few requests then"),
+    ),
+)
+@click.argument("results", type=Folder())
+@json_option
+def pack(results: str, as_json: bool) -> None:
+    """Write the rows of a store's many small Parquet files into one for each table, and remove those that it holds.
+
+    Everything reads as before; a sweep goes on from a packed store, and packing again takes in what it added. Refused while
+    a sweep is at work on the store.
+    """
+    from zeroflow.results.packing import pack as pack_store
+
+    store = _existing(results)
+    with Bar("pack", "table") as bar:
+        packed = pack_store(store, tell=bar)
+    if as_json:
+        click.echo(json.dumps({"results": store.root, **vars(packed)}, indent=1))
+    else:
+        size = f"{packed.bytes / 2**20:.2f} MiB"
+        click.echo(f"{store.root}: {packed.files} files packed into {size}, {packed.cells} cells done")
