@@ -98,6 +98,6 @@ class PackedTable:
             if isinstance(error, FileNotFoundError):
                 raise
             raise ConfigError(
-                f"results {self.storage.root!r}: {self.file.name} cannot be read: {error}; expected what 'zeroflow pack' "
+                f"results {self.storage.root!r}: {self.file.name} cannot be read: {' '.join(str(error).split())}; expected what 'zeroflow pack' "
                 "writes: bring it back from a copy, or remove it and run its cells again"
             ) from None
