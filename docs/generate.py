@@ -573,6 +573,31 @@ def many_cells() -> str:
     )
 
 
+def packing() -> str:
+    """How much faster a packed store loads."""
+    file = RESULTS / "benchmarks" / "packing.json"
+    if not file.is_file():
+        return f"Not measured yet: `python benchmarks/packing.py --output {file.relative_to(RESULTS.parent)}`.\n"
+    result = measured("packing")
+    stores = result["stores"]
+    lines = [
+        f"| loading | {' | '.join(f'{s["where"]}, {s["cells"]:,} cells: loose, s | packed, s | times faster' for s in stores)} |"
+    ]
+    lines.append("|---|" + "---:|" * 3 * len(stores))
+    for name in stores[0]["times_faster"]:
+        cells = [
+            f"{s['loose_seconds'][name]:.3f} | {s['packed_seconds'][name]:.3f} | {s['times_faster'][name]:.1f}"
+            for s in stores
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    took = " and ".join(f"{s['packing_in_loading_all']:.1f} ({s['where']})" for s in stores)
+    return "\n".join([
+        *lines, "",
+        f"Medians of {result['rounds']} rounds; packing takes {took} times as long as loading the four tables loose once. "
+        f"{source(result)}", "",
+    ])  # fmt: skip
+
+
 def metric_definitions() -> str:
     """What the metrics of a cell mean."""
     return "\n".join(
@@ -681,6 +706,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         "plan", "--grid", "sweeps/quick.yaml", "--results", "results/quick", "--set", "seed=[0,1,2,3,4]"
     ),
     "status": lambda: terminal("status", "results/quick"),
+    "packing": packing,
     "metrics": metric_definitions,
     "model-card": model_card,
     "optimizer-time": optimizer_time,

@@ -359,7 +359,7 @@ class Torn(Folder):
 def test_nothing_is_removed_if_the_packed_file_is_not_what_was_written(store: Store) -> None:
     fill(store, 0, 1)
     before = loose(store)
-    with pytest.raises(ConfigError, match="packed.parquet"):
+    with pytest.raises(ConfigError, match=r"packed\.parquet"):
         pack(Store(Torn(store.root)))
     assert loose(store) == before
 
