@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from zeroflow.results import Store
-from zeroflow.results.records import tables
+from zeroflow.results.rows import tables
 from zeroflow.sweep.grid import Grid, parse_grid
 from zeroflow.sweep.plan import make_plan
 from zeroflow.trial.config import TrialConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import findings
 
 from zeroflow.results import load
-from zeroflow.results.tables import estimate, render_markdown, summary
+from zeroflow.results.summary import estimate, render_markdown, summary
 
 _SPENT = ("requests", "queried_images", "images_per_point")
 

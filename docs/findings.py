@@ -12,7 +12,7 @@ from zeroflow.classifiers import classifiers
 from zeroflow.methods import methods
 from zeroflow.methods.closed_form import NAMED
 from zeroflow.results import load
-from zeroflow.results.tables import BASELINE, Estimate, estimate, holm, is_baseline
+from zeroflow.results.summary import BASELINE, Estimate, estimate, holm, is_baseline
 
 Cell = dict[str, Any]
 Key = tuple[Any, ...]

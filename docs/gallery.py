@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 from PIL import Image, PngImagePlugin
 
 from zeroflow.results import figures
-from zeroflow.results.captions import Entry, choose
+from zeroflow.results.named_stores import named_stores
 from zeroflow.results.report import Results, read
-from zeroflow.results.sources import named_stores
-from zeroflow.results.tables import summary
+from zeroflow.results.report_figures import Entry, choose
+from zeroflow.results.summary import summary
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, FOLDER = ROOT / "results", ROOT / "docs" / "gallery"

@@ -37,7 +37,7 @@ from zeroflow.optim import ENHANCEMENTS, list_optimizers
 from zeroflow.results import load
 from zeroflow.results.schema import markdown
 from zeroflow.results.searches import render_searches, search_rows
-from zeroflow.results.tables import render_markdown, summary
+from zeroflow.results.summary import render_markdown, summary
 from zeroflow.trial.metrics import DEFINITIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -575,6 +575,31 @@ def many_cells() -> str:
     )
 
 
+def packing() -> str:
+    """How much faster a packed store loads."""
+    file = RESULTS / "benchmarks" / "packing.json"
+    if not file.is_file():
+        return f"Not measured yet: `python benchmarks/packing.py --output {file.relative_to(RESULTS.parent)}`.\n"
+    result = measured("packing")
+    stores = result["stores"]
+    lines = [
+        f"| loading | {' | '.join(f'{s["where"]}, {s["cells"]:,} cells: loose, s | packed, s | times faster' for s in stores)} |"
+    ]
+    lines.append("|---|" + "---:|" * 3 * len(stores))
+    for name in stores[0]["times_faster"]:
+        cells = [
+            f"{s['loose_seconds'][name]:.3f} | {s['packed_seconds'][name]:.3f} | {s['times_faster'][name]:.1f}"
+            for s in stores
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    took = " and ".join(f"{s['packing_in_loading_all']:.1f} ({s['where']})" for s in stores)
+    return "\n".join([
+        *lines, "",
+        f"Medians of {result['rounds']} rounds; packing takes {took} times as long as loading the four tables loose once. "
+        f"{source(result)}", "",
+    ])  # fmt: skip
+
+
 def metric_definitions() -> str:
     """What the metrics of a cell mean."""
     return "\n".join(
@@ -683,6 +708,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "plan": lambda: terminal(
         "plan", "--grid", "sweeps/quick.yaml", "--results", "results/quick", "--set", "seed=[0,1,2,3,4]"
     ),
+    "packing": packing,
     "metrics": metric_definitions,
     "model-card": model_card,
     "optimizer-time": optimizer_time,

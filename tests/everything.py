@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from zeroflow.results import SCHEMAS, Store
-from zeroflow.results.records import failure, tables
+from zeroflow.results.rows import failure, tables
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.result import Probe, Step, TrialResult
 

@@ -9,7 +9,6 @@ import os
 import pty
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,10 +26,10 @@ import zeroflow.cli.progress as progress
 from zeroflow.cli import main
 from zeroflow.cli.completion import TABLES, Bash
 from zeroflow.cli.progress import Bar
-from zeroflow.results import load
+from zeroflow.results import Store, load
 from zeroflow.results.report import read
 from zeroflow.results.schema import CONFIG_KEYS
-from zeroflow.results.sheets import sheets
+from zeroflow.results.tables import sheets
 
 ROOT = Path(__file__).parent.parent
 QUICK = ROOT / "results" / "quick"
@@ -214,11 +213,9 @@ def test_trajectories_in_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_merge_brings_stores_together(tmp_path: Path) -> None:
     cells = load(QUICK, "trials")["cell_id"].to_pylist()
     for name, own in (("here", cells[:12]), ("there", cells[10:])):
-        for table in ("trials", "accuracy", "stages", "steps"):
-            (tmp_path / name / table).mkdir(parents=True)
-            for cell in own:
-                if (QUICK / table / f"{cell}.parquet").exists():
-                    shutil.copy(QUICK / table / f"{cell}.parquet", tmp_path / name / table)
+        for cell in own:
+            rows = {table: load(QUICK, table, cells=[cell]) for table in ("trials", "accuracy", "stages", "steps")}
+            Store(tmp_path / name).write({table: found for table, found in rows.items() if len(found)})
     target = tmp_path / "all"
     run = invoke("merge", target, tmp_path / "here", tmp_path / "there")
     assert run.exit_code == 0 and run.output == f"{target}: {len(cells)} cells added, {len(cells)} done\n"

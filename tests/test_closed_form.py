@@ -14,7 +14,7 @@ from zeroflow import ConfigError, TrialConfig, TrialResult, run_trial
 from zeroflow.classifiers import ClassMeans, classifiers
 from zeroflow.methods import EASE, SimpleCIL, methods
 from zeroflow.models.factory import create_backbone
-from zeroflow.results.tables import summary
+from zeroflow.results.summary import summary
 from zeroflow.sweep.grid import parse_grid
 
 pytestmark = pytest.mark.usefixtures("some_drawings", "tiny_vit")
@@ -70,7 +70,7 @@ def test_seeds_are_cells_of_their_own_only_where_something_is_drawn() -> None:
     ("values", "message"),
     [
         ({"method": "simplecil", "classifier": "rigde"}, r"unknown classifier 'rigde'; did you mean 'ridge'"),
-        ({"method": "simplecil", "classifier": 3}, r"classifier=3: expected a text"),
+        ({"method": "simplecil", "classifier": 3}, r"classifier=3: expected a string"),
         ({"method": "finetune", "classifier": "lda"}, r"classifier='lda' with method 'finetune': it classifies in its own way; any is taken by aper-adapter, "),
         ({"method": "ease", "classifier": "ridge"}, r"of an old class there are no images in a newer task's space.*it takes class-means, lda; any is taken by"),
         ({"method": "ranpac", "classifier": "lda"}, r"that is what it is; simplecil takes any; it takes random-projection"),
@@ -188,7 +188,7 @@ def test_a_grid_has_classifiers_and_their_options_as_axes() -> None:
 
 def test_the_row_to_beat_is_class_means_whatever_else_simplecil_has(monkeypatch: pytest.MonkeyPatch) -> None:
     from zeroflow.classifiers.classifier import ClassifierInfo
-    from zeroflow.results.records import tables
+    from zeroflow.results.rows import tables
 
     class Half(ClassMeans):
         """A classifier of somebody else's, which no method is named after."""

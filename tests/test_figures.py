@@ -16,7 +16,7 @@ from everything import HALF_WIDTH, cell, fill, landscape, seeds, simplecil
 
 from zeroflow.results import Store, figures, published
 from zeroflow.results.figures.style import look
-from zeroflow.results.tables import Row, estimate, summary
+from zeroflow.results.summary import Row, estimate, summary
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from zeroflow.cli import main
 from zeroflow.errors import ConfigError
 from zeroflow.results import Store
-from zeroflow.results.records import tables
+from zeroflow.results.rows import tables
 from zeroflow.sweep.estimate import Estimate, Finished, estimate
 from zeroflow.sweep.grid import load_grid, parse_grid, parse_yaml
 from zeroflow.sweep.placement import CellPlacement

@@ -27,8 +27,8 @@ from zeroflow.data.transforms import center_crop, random_resized_crop
 from zeroflow.errors import ConfigError
 from zeroflow.models.factory import preprocessing_of
 from zeroflow.results import Store
-from zeroflow.results.records import tables
-from zeroflow.results.tables import summary
+from zeroflow.results.rows import tables
+from zeroflow.results.summary import summary
 from zeroflow.sweep.grid import parse_grid
 from zeroflow.sweep.plan import make_plan
 from zeroflow.trial.loop import scenario_of

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from zeroflow.results import Store, load, published
-from zeroflow.results.records import tables
-from zeroflow.results.tables import estimate
+from zeroflow.results.rows import tables
+from zeroflow.results.summary import estimate
 from zeroflow.trial.config import TrialConfig
 
 ROOT = Path(__file__).parent.parent
@@ -143,7 +143,7 @@ def test_effects_are_paired_by_seed(tmp_path: Path) -> None:
     assert (first.ours.mean, first.ours.half_width) == pytest.approx((paired.mean, paired.half_width))
     assert found["history 40% - 0%", "avg"].verdict == "no"
     sixty = found["history 60% - 0%", "avg"]
-    assert sixty.verdict == "open" and sixty.ours is not None and sixty.ours.n == 2
+    assert sixty.verdict == "n.s." and sixty.ours is not None and sixty.ours.n == 2
     assert (
         found["history 80% - 0%", "avg"].verdict == "not measured" and found["history 80% - 0%", "avg"].expected == -1
     )

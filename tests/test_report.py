@@ -19,9 +19,9 @@ from everything import HALF_WIDTH, cell, fill, landscape, seeds, simplecil
 from zeroflow.cli import main
 from zeroflow.errors import ConfigError
 from zeroflow.results import SCHEMA_VERSION, Store, figures, load
-from zeroflow.results.records import failure, tables
 from zeroflow.results.report import write_report
-from zeroflow.results.sheets import render, sheets
+from zeroflow.results.rows import failure, tables
+from zeroflow.results.tables import render, sheets
 from zeroflow.trial.metrics import DEFINITIONS
 
 ROOT = Path(__file__).parent.parent

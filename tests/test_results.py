@@ -30,10 +30,10 @@ from pyarrow import fs
 
 import zeroflow.results.store as store_module
 from zeroflow.errors import ConfigError
-from zeroflow.results import SCHEMA_VERSION, SCHEMAS, Store, load, merge
-from zeroflow.results.records import failure, tables
+from zeroflow.results import SCHEMA_VERSION, SCHEMAS, Store, load, merge, parquet
+from zeroflow.results.rows import failure, tables
 from zeroflow.results.schema import markdown
-from zeroflow.results.tables import estimate, render_markdown, render_text, summary
+from zeroflow.results.summary import estimate, render_markdown, render_text, summary
 from zeroflow.trial.config import NESTED, TrialConfig
 from zeroflow.trial.metrics import DEFINITIONS
 from zeroflow.trial.result import Step, TrialResult
@@ -251,7 +251,7 @@ def test_tables_of_two_cells_are_refused(store: Store) -> None:
 def test_an_object_store_is_read_like_a_folder() -> None:
     store = Store("mock://bucket/results")
     for name in SCHEMAS:
-        store._filesystem.create_dir(f"{store._base}/{name}")
+        store.storage.filesystem.create_dir(f"{store.storage.base}/{name}")
     store.write_failure(failure(cell().config, "RuntimeError", "boom", "", 1))
     assert set(store.failed()) == {cell().cell_id} and store.done() == set()
     fill(store, cell(), simplecil())
@@ -277,7 +277,7 @@ def test_the_row_in_front_is_the_row_in_the_columns(store: Store, monkeypatch: p
         files = sorted(Path(store.root, name).iterdir())
         columns = pa.concat_tables([pq.ParquetFile(file).read() for file in files]).cast(SCHEMAS[name])
         with monkeypatch.context() as patched:
-            patched.setattr(store_module, "_decode", None)
+            patched.setattr(parquet, "decode", None)
             assert store.load(name).equals(columns, check_metadata=True), "not read from the rows in front"
     assert len(columns) == 1 and len(store.load("trials")) == len(results)
 
@@ -479,7 +479,7 @@ def test_s3_holds_what_a_folder_holds(s3: str, store: Store) -> None:
     assert remote.done() == store.done() and remote.failed() == {}
     for name in SCHEMAS:
         assert load(remote.root, name).equals(store.load(name), check_metadata=True), name
-    found = remote._filesystem.get_file_info(fs.FileSelector("bucket/some/results", recursive=True))
+    found = remote.storage.filesystem.get_file_info(fs.FileSelector("bucket/some/results", recursive=True))
     names = {info.base_name.removesuffix(".parquet") for info in found if info.is_file}
     assert names == store.done(), "something else was left there"
 
@@ -515,10 +515,12 @@ def test_an_s3_that_cannot_be_used_is_one_clear_error(s3: str, what: str, monkey
 def test_an_object_appears_whole_or_not_at_all(s3: str) -> None:
     remote = Store("s3://bucket/whole")
     fill(remote, cell(80.0))
-    stream = remote._filesystem.open_output_stream(remote._path("trials", cell().cell_id))
+    stream = remote.storage.filesystem.open_output_stream(f"{remote.storage.base}/trials/{cell().cell_id}.parquet")
     stream.write(b"PAR1" * 50)
     assert remote.load("trials")["avg"].to_pylist() == [75.0]
-    another = remote._filesystem.open_output_stream(remote._path("trials", cell(seed=1).cell_id))
+    another = remote.storage.filesystem.open_output_stream(
+        f"{remote.storage.base}/trials/{cell(seed=1).cell_id}.parquet"
+    )
     another.write(b"PAR1" * 50)
     assert remote.done() == {cell().cell_id}
     for unfinished in (stream, another):

@@ -22,7 +22,7 @@ from zeroflow.data.dataset import datasets, register_dataset
 from zeroflow.errors import ConfigError
 from zeroflow.optim import list_optimizers, optimizers
 from zeroflow.results import SCHEMAS, Store, load, merge
-from zeroflow.results.records import failure
+from zeroflow.results.rows import failure
 from zeroflow.results.searches import render_searches, search_rows
 from zeroflow.sweep.candidates import SearchPlan, plan_search
 from zeroflow.sweep.choice import Outcome, outcomes, write

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from zeroflow.cli import main
 from zeroflow.data import ArraySamples, load_dataset
 from zeroflow.models.factory import create_backbone
-from zeroflow.results import Store, load, merge, records
+from zeroflow.results import Store, load, merge, rows
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.landscapes import Adapter, Run, TwoParameters
 from zeroflow.trial.loop import Placement
@@ -133,7 +133,7 @@ def test_the_losses_at_the_start_are_those_of_class_means(adapter: Study, some_d
 
 
 def test_what_is_stored_is_what_was_seen_and_merges(adapter: Study, tmp_path: Path) -> None:
-    Store(tmp_path / "a").write_landscape(*records.landscape(adapter))
+    Store(tmp_path / "a").write_landscape(*rows.landscape(adapter))
     assert merge(tmp_path / "b", tmp_path / "a") == 0
     for folder in ("a", "b"):
         looks, surface = (load(tmp_path / folder, name).to_pylist() for name in ("trajectories", "surfaces"))

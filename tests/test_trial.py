@@ -24,7 +24,7 @@ import zeroflow.results
 from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.cli import main
 from zeroflow.models.factory import create_backbone
-from zeroflow.results import records
+from zeroflow.results import rows
 from zeroflow.sweep.grid import parse_grid
 from zeroflow.trial import metrics
 
@@ -347,7 +347,7 @@ def test_a_stream_that_stops_early_is_the_beginning_of_the_whole_one(monkeypatch
         np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[:2, :2])
     assert [step.loss for step in part.steps] == [step.loss for step in whole.steps[: len(part.steps)]]
     assert part.summary["forward_passes"] == whole.summary["forward_passes"] / 2
-    stages = records.tables(part)["stages"].to_pylist()
+    stages = rows.tables(part)["stages"].to_pylist()
     assert [row["classes_seen"] for row in stages] == [5, 10] and [row["n"] for row in stages] == [25, 50]
 
 

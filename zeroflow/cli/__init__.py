@@ -11,7 +11,7 @@ from zeroflow.cli.command import Commands
 from zeroflow.cli.grids import plan, search, sweep
 from zeroflow.cli.looking import look
 from zeroflow.cli.serving import serve
-from zeroflow.cli.stores import merge, report, status, tables
+from zeroflow.cli.stores import merge, pack, report, status, tables
 
 __all__ = ["main", "sweep"]
 
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 for command in (
-    plan, look, run, sweep, search, status, report, tables, merge, efficiency, trajectories, serve, list_, download, check_cluster,
+    plan, look, run, sweep, search, status, report, tables, merge, pack, efficiency, trajectories, serve, list_, download, check_cluster,
     sync_data,
 ):  # fmt: skip
     main.add_command(command)

@@ -55,7 +55,7 @@ def run(
     """Run one cell in this process, without Ray."""
     from zeroflow.models.endpoint import EndpointError
     from zeroflow.optim import NonFiniteLoss
-    from zeroflow.results import records
+    from zeroflow.results import rows
     from zeroflow.results.store import Store
     from zeroflow.sweep.grid import merge_overrides, parse_override
     from zeroflow.trial.checks import check_backbone_of
@@ -86,7 +86,7 @@ def run(
     except EndpointError as error:
         raise click.ClickException(str(error)) from None
     if store:
-        store.write(records.tables(result))
+        store.write(rows.tables(result))
     if as_json:
         click.echo(json.dumps({"cell_id": result.cell_id, "config": config.canonical(), **result.summary}, indent=1))
         return
@@ -188,7 +188,7 @@ def trajectories(
     The nine optimizers on a problem of two parameters with known minima; with a grid, its cells' optimizers on the values of one
     adapter too, shown on the plane through the start and both tasks' optima, with both losses on that plane.
     """
-    from zeroflow.results import records
+    from zeroflow.results import rows
     from zeroflow.results.store import Store
     from zeroflow.trial.landscapes import TwoParameters, check_cells
     from zeroflow.trial.loop import Placement
@@ -205,7 +205,7 @@ def trajectories(
         if grid:
             found.append(adapter_study(grid.cells, Placement(data_dir=folder, device=device, threads=threads), bar))
     for one in found:
-        store.write_landscape(*records.landscape(one))
+        store.write_landscape(*rows.landscape(one))
     if as_json:
         landscapes = [
             {"landscape": f.landscape, "landscape_id": f.landscape_id, "looks": len(f.looks), "surface": len(f.surface)}

@@ -172,7 +172,7 @@ def sweep(
     """Run the cells of a grid that are not done yet, with Ray Tune and Ray Train, into a Parquet store."""
     from zeroflow.results.report import write_report
     from zeroflow.results.store import Store
-    from zeroflow.results.tables import render_text, summary
+    from zeroflow.results.summary import render_text, summary
     from zeroflow.sweep.driver import run_sweep
     from zeroflow.sweep.plan import check_data, make_plan
 

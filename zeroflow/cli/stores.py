@@ -1,4 +1,4 @@
-"""Commands on stores of results: status, report, tables, merge."""
+"""Commands on stores of results: status, report, tables, merge, pack."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _existing(results: str) -> Store:
 @json_option
 def status(results: str, price_per_hour: float | None, as_json: bool) -> None:
     """Show how far the sweeps on a store are, what it holds, and what failed. Also while they run, from anywhere."""
-    from zeroflow.results.tables import render_text, summary
+    from zeroflow.results.summary import render_text, summary
     from zeroflow.sweep.status import running_sweeps
 
     store = _existing(results)
@@ -126,8 +126,8 @@ def tables(results: tuple[str, ...], names: tuple[str, ...], format_: str, outpu
     """
     from zeroflow.errors import unknown
     from zeroflow.results.report import read
-    from zeroflow.results.sheets import plain, render, sheets
-    from zeroflow.results.store import write_atomically
+    from zeroflow.results.storage import write_atomically
+    from zeroflow.results.tables import plain, render, sheets
 
     if output is not None:
         check_writable(output, "--output")
@@ -177,3 +177,31 @@ def merge(target: str, sources: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps({"results": into.root, "added": added, "done": len(into.done())}, indent=1))
     else:
         click.echo(f"{into.root}: {added} cells added, {len(into.done())} done")
+
+
+@click.command(
+    cls=Command,
+    short_help="One file for each table of a store.",
+    examples=(
+        ("zeroflow pack runs/full", "thousands of small files become a handful"),
+        ("zeroflow pack s3://bucket/full", "loading takes a few requests then"),
+    ),
+)
+@click.argument("results", type=Folder())
+@json_option
+def pack(results: str, as_json: bool) -> None:
+    """Write the rows of a store's many small Parquet files into one for each table, and remove those that it holds.
+
+    Everything reads as before; a sweep goes on from a packed store, and packing again takes in what it added. Refused while
+    a sweep is at work on the store.
+    """
+    from zeroflow.results.packing import pack as pack_store
+
+    store = _existing(results)
+    with Bar("pack", "table") as bar:
+        packed = pack_store(store, tell=bar)
+    if as_json:
+        click.echo(json.dumps({"results": store.root, **vars(packed)}, indent=1))
+    else:
+        size = f"{packed.bytes / 2**20:.2f} MiB"
+        click.echo(f"{store.root}: {packed.files} files packed into {size}, {packed.cells} cells done")

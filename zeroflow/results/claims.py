@@ -21,6 +21,9 @@ from pyarrow import fs
 LEASE_SECONDS = 60.0
 """How long a claim in an object store is good for after it was last renewed."""
 
+_ALL = "all"
+"""In the place of a cell's id."""
+
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -29,6 +32,10 @@ class Claims(Protocol):
 
     def take(self, cell: str) -> bool:
         """Claim a cell; False if another process has it. A cell that is claimed here already stays so."""
+        ...
+
+    def take_all(self) -> bool:
+        """Claim every cell there is or will be; False if another process has claimed one."""
         ...
 
     def release(self, cell: str) -> None:
@@ -54,10 +61,16 @@ class FolderClaims:
         self._file: int | None = os.open(Path(folder) / ".claims", os.O_RDWR | os.O_CREAT, 0o666)
 
     def take(self, cell: str) -> bool:
+        return self._lock(1, _place(cell))
+
+    def take_all(self) -> bool:
+        return self._lock(0, 0)  # to the end of any file
+
+    def _lock(self, length: int, start: int) -> bool:
         if self._file is None:
             return True
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(cell))
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 warnings.warn(
@@ -84,7 +97,7 @@ class FolderClaims:
 class ObjectClaims:
     """Claims on the cells of a store in an object store, renewed by a thread of this process.
 
-    A claim is ``<base>/claims/<cell>.<holder>``. Who has written one and then sees another's takes his own back: of two that
+    A claim is ``<base>/claims/<cell>.<holder>``, one on all cells ``<base>/claims/all.<holder>``. Who has written one and then sees another's takes his own back: of two that
     come at the same moment neither may get the cell, never both. Listings must show what has been written (S3 and GCS do).
 
     Args:
@@ -100,12 +113,20 @@ class ObjectClaims:
         self._thread.start()
 
     def take(self, cell: str) -> bool:
+        return self._take(cell, (cell, _ALL))
+
+    def take_all(self) -> bool:
+        return self._take(_ALL, None)
+
+    def _take(self, cell: str, against: tuple[str, ...] | None) -> bool:
+        """Claim a cell against claims on some, or on any."""
         with self._lock:
             if cell in self._held:
                 return True
             self._write(cell)
             found = self._filesystem.get_file_info(fs.FileSelector(self._base, allow_not_found=True))
-            found = [info for info in found if info.is_file and info.base_name.startswith(f"{cell}.")]
+            named = ((info, info.base_name.partition(".")[0]) for info in found if info.is_file)
+            found = [info for info, name in named if against is None or name in against]
             own = next((info for info in found if info.base_name == f"{cell}.{self._holder}"), None)
             # Their times are all of the same clock, the object store's.
             now = own.mtime.timestamp() if own and own.mtime else 0.0

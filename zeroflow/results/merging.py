@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from zeroflow.errors import ConfigError
+from zeroflow.results import agreement
 from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.store import Store
 from zeroflow.telling import Tell, silent
-
-# What a cell's configuration determines; the rest of its row is the configuration, or says where, when and how fast.
-RESULTS = (
-    "avg", "last", "fgt", "bwt", "avg_task_incremental", "last_task_incremental", "avg_domain_incremental",
-    "last_domain_incremental", "final_loss", "forward_passes", "trainable_parameters", "class_order", "class_names",
-)  # fmt: skip
 
 
 def merge(target: Store | str | Path, *sources: Store | str | Path, tell: Tell = silent) -> int:
     """Copy into a store what it lacks of others: finished cells, searches, landscapes, and failures of cells that are done nowhere.
 
     Nothing in ``target`` is overwritten, and nothing is copied before all stores are found to agree on every key of
-    ``RESULTS`` that both measured. Merging again goes on where an interruption ended it.
+    ``agreement.RESULTS`` that both measured. Merging again goes on where an interruption ended it.
 
     Args:
         target: a store, its folder or its URI; made if it is not there. sources: others, which stay as they are.
@@ -41,12 +37,12 @@ def merge(target: Store | str | Path, *sources: Store | str | Path, tell: Tell =
         if not store.exists():
             raise ConfigError(f"results {store.root!r}: expected a store to merge from, found nothing")
     home: dict[str, Store] = {}
-    rows: dict[str, dict[str, Any]] = {}
+    found = agreement.SCHEMA.empty_table()
     for store in (into, *others):
-        for row in store.load("trials").select(["cell_id", *RESULTS]).to_pylist():
-            cell = row["cell_id"]
-            first = rows.setdefault(cell, row)
-            _check_equal(first, row, home.setdefault(cell, store), store)
+        trials = store.load("trials", agreement.SCHEMA.names)
+        _check_equal(found, trials, home, store)
+        new = [cell for cell in trials["cell_id"].to_pylist() if home.setdefault(cell, store) is store]
+        found = pa.concat_tables([found, trials.filter(pc.is_in(trials["cell_id"], pa.array(new, pa.string())))])
 
     into.check_writable()
     added, copied = 0, [(cell, store) for cell, store in home.items() if store is not into]
@@ -63,10 +59,7 @@ def merge(target: Store | str | Path, *sources: Store | str | Path, tell: Tell =
     return added
 
 
-def _check_equal(first: dict[str, Any], second: dict[str, Any], home: Store, store: Store) -> None:
-    for key in RESULTS:
-        if first[key] != second[key] and first[key] is not None and second[key] is not None:
-            raise ConfigError(
-                f"cell {first['cell_id']}: {key} is {first[key]!r} in {home.root!r} and {second[key]!r} in "
-                f"{store.root!r}; nothing was merged: remove the cell from the store that is wrong"
-            )
+def _check_equal(found: pa.Table, trials: pa.Table, home: Mapping[str, Store], store: Store) -> None:
+    for difference in agreement.differences(found, trials):
+        words = difference.described(repr(home[difference.cell].root), repr(store.root))
+        raise ConfigError(f"{words}; nothing was merged: remove the cell from the store that is wrong")

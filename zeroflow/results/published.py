@@ -20,7 +20,7 @@ import pyarrow as pa
 from scipy import stats
 
 from zeroflow.results.schema import CONFIG_KEYS
-from zeroflow.results.tables import Estimate, estimate
+from zeroflow.results.summary import Estimate, estimate
 
 METRICS = ("avg", "last", "fgt")
 DATASETS = {"CIFAR-100": "cifar100", "CUB": "cub", "ImageNet-A": "imagenet-a", "OmniBenchmark": "omnibenchmark"}
@@ -255,13 +255,13 @@ class Effect:
 
     @property
     def verdict(self) -> str:
-        """Whether ours has the paper's sign: ``open`` where the 95 % interval holds 0, ``one seed`` where there is none."""
+        """Whether ours has the paper's sign: ``n.s.`` where the 95 % interval holds 0, ``one seed`` where there is none."""
         if self.ours is None:
             return "not measured"
         if self.ours.half_width is None:
             return "one seed"
         if not self.expected or abs(self.ours.mean) <= self.ours.half_width:
-            return "open"
+            return "n.s."
         return "yes" if self.ours.mean * self.expected > 0 else "no"
 
 

@@ -21,10 +21,11 @@ from plotly.offline import get_plotlyjs
 
 from zeroflow.errors import ConfigError
 from zeroflow.results import figures, published
-from zeroflow.results.captions import Drawn, Entry, by_dataset, choose
-from zeroflow.results.sheets import Sheet, sheets
-from zeroflow.results.store import Store, load, remove_leftovers, write_atomically
-from zeroflow.results.tables import FILTERS, Row, summary
+from zeroflow.results.report_figures import Drawn, Entry, by_dataset, choose
+from zeroflow.results.storage import remove_leftovers, write_atomically
+from zeroflow.results.store import Store, load
+from zeroflow.results.summary import FILTERS, Row, summary
+from zeroflow.results.tables import Sheet, sheets
 from zeroflow.telling import Tell, silent
 
 _PROVENANCE = (

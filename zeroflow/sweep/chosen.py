@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from zeroflow.errors import ConfigError
-from zeroflow.results.store import write_atomically
+from zeroflow.results.storage import write_atomically
 from zeroflow.sweep.grid import parse_grid, parse_yaml
 from zeroflow.sweep.rules import matches
 

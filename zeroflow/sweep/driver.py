@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from zeroflow.errors import ConfigError
-from zeroflow.results import records
+from zeroflow.results import rows
 from zeroflow.results.store import Store
 from zeroflow.results.sweeps import SweepRecord, is_alive
 from zeroflow.sweep.environment import changed_environment
@@ -186,7 +186,7 @@ def _run(
             return tune.PlacementGroupFactory([own.worker if own.workers_per_trial == 1 else _WAITING])
 
         def record_failure(job: Job, outcome: Mapping[str, Any]) -> None:
-            row = records.failure(
+            row = rows.failure(
                 job.config, outcome["type"], outcome["message"], outcome["traceback"],
                 placement.retries + 1 if outcome["kind"] == "died" else job.tries + 1,
             )  # fmt: skip

@@ -28,7 +28,7 @@ from ray import tune
 from zeroflow.errors import ConfigError
 from zeroflow.models.named import find_modules_in
 from zeroflow.optim import Executor, NonFiniteLoss
-from zeroflow.results import records
+from zeroflow.results import rows
 from zeroflow.results.store import Store
 from zeroflow.secrets import without_secrets
 from zeroflow.sweep.group import GroupDied, WorkerGroup
@@ -161,7 +161,7 @@ def compute(setting: Mapping[str, Any], desk: Any, executor: Executor | None = N
         with travelling(store, folder) if store else nullcontext():
             result = run_trial(config, place, executor=executor, folder=folder)
         if first:
-            tables = records.tables(
+            tables = rows.tables(
                 result, workers=placement.workers_per_trial, shards=placement.data_shards, ray_version=ray.__version__
             )
             ray.get(desk.write.remote(tables))

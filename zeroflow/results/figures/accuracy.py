@@ -26,7 +26,7 @@ from zeroflow.results.figures.style import (
     numbers,
     room,
 )  # fmt: skip
-from zeroflow.results.tables import Estimate, Row, estimate
+from zeroflow.results.summary import Estimate, Row, estimate
 from zeroflow.trial.metrics import Matrix
 
 _MOST_LINES, _MOST_DOTS = 12, 40

@@ -26,7 +26,7 @@ from zeroflow.results.figures.style import (
     numbers,
     room,
 )  # fmt: skip
-from zeroflow.results.tables import Row
+from zeroflow.results.summary import Row
 
 _MOST = 24  # settings in a figure
 _TUNED = ("lr", "eps")  # chosen anew for every number of queries

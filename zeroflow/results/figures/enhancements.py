@@ -24,7 +24,7 @@ from zeroflow.results.figures.style import (
     numbers,
 )  # fmt: skip
 from zeroflow.results.published import Comparison, Effect
-from zeroflow.results.tables import Estimate, Row, estimate
+from zeroflow.results.summary import Estimate, Row, estimate
 
 SHARES = {"history": "share of the historical estimate (1)", "sparsity": "share of components left out (1)"}
 """The optimizer's options of Tables 3 and 4, and what they say on an axis."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from zeroflow.results.figures.style import escape, figure, looks, meta
-from zeroflow.results.tables import Row
+from zeroflow.results.summary import Row
 
 _CONFIGURED = ("method", "optimizer", "queries", "lr", "eps", "epochs")
 _MEASURED = {

@@ -24,7 +24,7 @@ from zeroflow.results.figures.style import (
     number,
     numbers,
 )  # fmt: skip
-from zeroflow.results.tables import Estimate, Row, estimate
+from zeroflow.results.summary import Estimate, Row, estimate
 from zeroflow.trial.metrics import Matrix
 
 _OLD, _NEW = BLUE, VERMILLION

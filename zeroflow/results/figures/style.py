@@ -15,7 +15,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from zeroflow.results.tables import Estimate, Row
+from zeroflow.results.summary import Estimate, Row
 
 # Okabe & Ito 2008, "Color Universal Design"; yellow left out: it is lost on white.
 BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE, BLACK = PALETTE = (

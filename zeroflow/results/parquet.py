@@ -1,0 +1,133 @@
+"""Rows as a Parquet file and back.
+
+Opening a Parquet file costs by the column, whatever the rows: a store of many cells would be slow to load. So a file of
+one row holds that row a second time, as a line of JSON between the magic bytes and the first column, where the format
+leaves room. Parquet readers skip it; a reader here decodes nothing else as long as its checksum of the whole file holds.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from zeroflow.errors import unknown
+from zeroflow.results.schema import SCHEMAS
+
+_MAGIC = b"PAR1"
+_NO_CHECKSUM = b"\0" * 8  # until the file is whole
+_ROW_START = len(_MAGIC) + len(_NO_CHECKSUM)
+_MANY = 100  # rows from which on a file gains by dictionaries, statistics and compression
+
+
+def encode(name: str, table: pa.Table) -> bytes:
+    """A table as a Parquet file; a single row also as JSON in front.
+
+    Args:
+        name: of the table, which says its columns.
+        table: the rows.
+
+    Raises:
+        ValueError: columns other than the declared ones.
+    """
+    if name not in SCHEMAS:
+        raise unknown("table", name, SCHEMAS)
+    table = table.cast(SCHEMAS[name])
+    row = _as_line(table) if len(table) == 1 else b""
+    # What a file costs to open grows with its footer. So the columns' descriptions stay out of it (``load`` adds them),
+    # and so does, for a few rows, what pays only for many.
+    many = len(table) >= _MANY
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink, table.schema, store_schema=False, use_dictionary=many, write_statistics=many,
+        compression="zstd" if many else "none",
+    ) as writer:  # fmt: skip
+        sink.write(_NO_CHECKSUM + row if row else b"")
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return _MAGIC + _checksum(data) + data[_ROW_START:] if row else data
+
+
+def decode_all(files: Mapping[str, bytes], schema: pa.Schema) -> tuple[pa.Table, list[str]]:
+    """The rows of some files in the columns of ``schema``, and the names of those that cannot be read."""
+    try:
+        lines = [row_in_front(data) for data in files.values()]
+        if all(lines):
+            return decode_lines(lines, schema), []
+    except pa.ArrowException:
+        pass  # one is broken: each by itself
+    parts, unreadable = [schema.empty_table()], []
+    for name, data in files.items():
+        try:
+            parts.append(decode(data, schema))
+        except (pa.ArrowException, OSError):
+            unreadable.append(name)
+    return pa.concat_tables(parts).combine_chunks(), unreadable
+
+
+def decode(data: bytes, schema: pa.Schema) -> pa.Table:
+    """A Parquet file's rows in the columns of ``schema``; a column that it lacks is null."""
+    row_in_front(data)  # for its check
+    # Not ``read_table``: what it does beyond this takes longer than the reading.
+    return declared(pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False), schema)
+
+
+def declared(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The same rows in the columns of ``schema``; a column that is lacking is null."""
+    names = set(table.column_names)
+    columns = [table[f.name] if f.name in names else pa.nulls(len(table), f.type) for f in schema]
+    return pa.table(columns, names=schema.names).cast(schema)
+
+
+def columns_of(data: bytes) -> list[str]:
+    """The columns that a Parquet file has.
+
+    Raises:
+        ArrowInvalid: it is none.
+    """
+    return list(pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).schema_arrow.names)
+
+
+def row_in_front(data: bytes) -> bytes | None:
+    """The line that ``encode`` put in front; None if the file has none.
+
+    Raises:
+        ArrowInvalid: the file is not what was written.
+    """
+    checksum = data[len(_MAGIC) : _ROW_START]
+    if len(checksum.strip(b"0123456789abcdef")) or not checksum:  # a column's first page starts with another byte
+        return None
+    if checksum != _checksum(data):
+        raise pa.ArrowInvalid("the file is not what was written")
+    return data[_ROW_START : data.index(b"\n", _ROW_START) + 1]
+
+
+def decode_lines(lines: Iterable[bytes | None], schema: pa.Schema) -> pa.Table:
+    """The rows of ``row_in_front`` in the columns of ``schema``; a column that a line lacks is null."""
+    text = b"".join(line for line in lines if line)
+    if not text:
+        return schema.empty_table()
+    return pyarrow.json.read_json(
+        io.BytesIO(text),
+        read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(text) + 1),
+        parse_options=pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+    ).cast(schema)
+
+
+def _as_line(table: pa.Table) -> bytes:
+    """A table's one row as a line of JSON; nothing for what JSON has no word for (infinity)."""
+    try:
+        text = json.dumps(table.to_pylist()[0], default=str, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    except ValueError:
+        return b""
+    return text.encode() + b"\n"
+
+
+def _checksum(data: bytes) -> bytes:
+    """Of a file, from its line of JSON to its end: eight hexadecimal digits."""
+    return b"%08x" % zlib.crc32(memoryview(data)[_ROW_START:])

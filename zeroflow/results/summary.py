@@ -1,0 +1,293 @@
+"""The table a reader looks at first: a row per configuration, averaged over seeds, with what it cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from scipy import stats
+
+from zeroflow.results.schema import CONFIG_KEYS, SCHEMAS
+
+BASELINE = "simplecil"
+
+_MEASURED = (
+    "avg",
+    "last",
+    "fgt",
+    "trainable_parameters",
+    "forward_passes",
+    "forward_equivalents",
+    "peak_memory_bytes",
+    "seconds",
+)
+FILTERS = ("dataset", "method", "optimizer", "queries")
+"""The keys that a reader of a report filters by."""
+
+_NAMES = ("dataset", "backbone", "method", "classifier", "optimizer")  # say by themselves what they are
+_SHORT = {"queries": "q"}
+_ALWAYS_SHOWN = ("method", "optimizer", "queries")
+# A key that only follows others (every optimizer its own learning rate) tells no rows apart and gets no column.
+_FOLLOWS = {
+    "transform": ("dataset",),
+    "image_size": ("dataset", "backbone"),
+    "preprocessing": ("dataset", "transform", "backbone"),
+    "checkpoint": ("backbone",),
+    "method_options": ("dataset", "method"),
+    "classifier_options": ("dataset", "method", "classifier"),
+    "epochs": ("dataset", "method"),
+    "lr": ("dataset", "method", "optimizer"),
+    "eps": ("dataset", "method", "optimizer"),
+    "optimizer_options": ("dataset", "method", "optimizer"),
+}
+# Here null stands for a value, the data set's or the backbone's own; elsewhere it says that the key does not apply.
+_DEFAULTED = (
+    "transform", "image_size", "checkpoint", "stop_after", "base_classes", "increments", "fixed_class_order", "access", "loss",
+    "classifier", "classifier_options", "preprocessing",
+)  # fmt: skip
+# Accuracies are comparable only where all of these agree.
+_SAME_PROBLEM = (
+    "dataset", "transform", "image_size", "tasks", "base_classes", "increments", "class_order_seed", "fixed_class_order",
+    "stop_after", "validation", "backbone", "checkpoint", "dtype", "access", "preprocessing",
+)  # fmt: skip
+
+
+_USUAL = {"access": "white-box", "loss": "cross-entropy"}
+"""What null stands for, where it has a name."""
+
+_LONG = 16
+"""Characters of a list of labels that are shown."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` seeds and the half width of its 95 % t-interval, None for a single one."""
+
+    mean: float
+    half_width: float | None
+    n: int
+
+    @property
+    def p_value(self) -> float | None:
+        """Of the two-sided t-test that the mean is 0; None where values do not differ, which are no independent draws."""
+        if self.half_width is None or self.half_width <= 1e-9 * max(1.0, abs(self.mean)):
+            return None
+        t = self.mean / self.half_width * stats.t.ppf(0.975, self.n - 1)
+        return float(2 * stats.t.sf(abs(t), self.n - 1))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.half_width is None else f" ± {self.half_width:.2f}")
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and 95 % t-interval of at least one value."""
+    n, mean = len(values), sum(values) / len(values)
+    if n == 1:
+        return Estimate(mean, None, n)
+    deviation = (sum((value - mean) ** 2 for value in values) / (n - 1)) ** 0.5
+    return Estimate(mean, float(stats.t.ppf(0.975, n - 1)) * deviation / n**0.5, n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number, in the same order. Source: Holm, "A simple sequentially rejective multiple test
+    procedure", Scandinavian Journal of Statistics 1979."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, number in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[number]))
+        adjusted[number] = largest
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Row:
+    """A configuration over its seeds.
+
+    Attributes:
+        config: every key but the seed. shown: the keys that tell this row from others, as text. cells: ids, by seed.
+        avg, last, fgt: percent. vs_simplecil: Avg minus that of SimpleCIL on the same problem, percentage points; None
+            where there is none, and for SimpleCIL itself. trainable_parameters: values trained in a task. forward_passes, forward_equivalents, peak_memory (MiB), seconds:
+            means over cells.
+    """
+
+    config: Mapping[str, Any]
+    shown: Mapping[str, str]
+    cells: tuple[str, ...]
+    avg: Estimate | None
+    last: Estimate | None
+    fgt: Estimate | None
+    vs_simplecil: float | None
+    trainable_parameters: float | None
+    forward_passes: float | None
+    forward_equivalents: float | None
+    peak_memory: float | None
+    seconds: float | None
+
+    @property
+    def seeds(self) -> int:
+        return len(self.cells)
+
+    @property
+    def is_baseline(self) -> bool:
+        return is_baseline(self.config)
+
+    @property
+    def label(self) -> str:
+        """A short name for figures: method and optimizer by name, every other key with its value unless that is the usual one."""
+        return self.name()
+
+    @property
+    def filters(self) -> dict[str, str]:
+        """What a reader filters by; ``none``: the key does not apply."""
+        return {key: "none" if self.config[key] is None else str(self.config[key]) for key in FILTERS}
+
+    def name(self, *, without: Sequence[str] = ()) -> str:
+        """The same without some keys."""
+        named = [
+            text if key in _NAMES or key.endswith(("_options", "preprocessing")) else f"{_SHORT.get(key, key)}={text}"
+            for key, text in sorted(self.shown.items(), key=lambda item: item[0] == "queries")
+            if text not in ("-", _USUAL.get(key)) and key not in without
+        ]
+        return " ".join(named)
+
+
+def is_baseline(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is the row to beat: SimpleCIL with class means."""
+    return bool(config["method"] == BASELINE and config.get("classifier") is None)
+
+
+def summary(trials: pa.Table) -> list[Row]:
+    """Rows over seeds: data set by data set, SimpleCIL (the row to beat) first, then by method, optimizer, queries.
+
+    Args:
+        trials: the table ``trials``, or some rows of it.
+    """
+    keys = [key for key in CONFIG_KEYS if key != "seed"]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for trial in trials.select([*CONFIG_KEYS, "cell_id", *_MEASURED]).sort_by("seed").to_pylist():
+        groups.setdefault(tuple(trial[key] for key in keys), []).append(trial)
+    found = [(dict(zip(keys, group, strict=True)), members) for group, members in groups.items()]
+
+    configs = [config for config, _ in found]
+    shown = [key for key in keys if key in _ALWAYS_SHOWN or _varies(key, configs)]
+    baselines = {same_problem(config): _mean(members, "avg") for config, members in found if is_baseline(config)}
+    rows = (_row(config, members, shown, baselines.get(same_problem(config))) for config, members in found)
+    return sorted(rows, key=_order)
+
+
+def _row(config: dict[str, Any], trials: list[dict[str, Any]], shown: list[str], baseline: float | None) -> Row:
+    avg, memory = _mean(trials, "avg"), _mean(trials, "peak_memory_bytes")
+    gain = None if avg is None or baseline is None or is_baseline(config) else avg - baseline
+    return Row(
+        config=config,
+        shown={key: as_text(key, config[key]) for key in shown},
+        cells=tuple(trial["cell_id"] for trial in trials),
+        avg=_estimate(trials, "avg"),
+        last=_estimate(trials, "last"),
+        fgt=_estimate(trials, "fgt"),
+        vs_simplecil=gain,
+        trainable_parameters=_mean(trials, "trainable_parameters"),
+        forward_passes=_mean(trials, "forward_passes"),
+        forward_equivalents=_mean(trials, "forward_equivalents"),
+        peak_memory=None if memory is None else memory / 2**20,
+        seconds=_mean(trials, "seconds"),
+    )
+
+
+def _estimate(trials: list[dict[str, Any]], name: str) -> Estimate | None:
+    values = [trial[name] for trial in trials if trial[name] is not None]
+    return estimate(values) if values else None
+
+
+def _mean(trials: list[dict[str, Any]], name: str) -> float | None:
+    found = _estimate(trials, name)
+    return found.mean if found else None
+
+
+def _varies(key: str, configs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a key takes several values beyond what the keys it follows explain."""
+    values: dict[tuple[Any, ...], set[Any]] = {}
+    for config in configs:
+        values.setdefault(tuple(config[other] for other in _FOLLOWS.get(key, ())), set()).add(config[key])
+    ignored = set() if key in _DEFAULTED else {None}
+    return any(len(found - ignored) > 1 for found in values.values())
+
+
+def same_problem(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two configurations must have in common for their accuracies to be compared."""
+    return tuple(config[key] for key in _SAME_PROBLEM)
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    config = row.config
+    stream = [str(config[key]) for key in ("dataset", "backbone", "checkpoint")]
+    named = (config["method"], config["optimizer"] or "", config["queries"] or 0)
+    # Numbers by size, null first, whatever the key.
+    rest = [(value is not None, isinstance(value, str), value or 0) for value in config.values()]
+    return (stream, not row.is_baseline, named, rest)
+
+
+def as_text(key: str, value: Any) -> str:
+    """A key's value as a reader sees it."""
+    if key.endswith(("_options", "preprocessing")):
+        value = " ".join(f"{name}={option}" for name, option in json.loads(value or "{}").items()) or None
+    if key == "hybrid_epochs":
+        value = value or None  # no epoch is none, as in older files
+    if value is None and key in _USUAL:
+        return _USUAL[key]
+    if key == "fixed_class_order" and value and len(value) > _LONG:
+        value = f"{value[:_LONG]}...]"
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The table as text: a line of headings, then a line per row; ``-`` for what was not measured."""
+    shown = list(rows[0].shown) if rows else list(_ALWAYS_SHOWN)
+    headings = [{"queries": "q"}.get(key, key) for key in shown]
+    lines = [[*headings, "n", "Avg", "Last", "Fgt", "gain", "values", "forwards", "MiB", "seconds"]]
+    for row in rows:
+        lines.append(
+            [
+                *row.shown.values(),
+                str(row.seeds),
+                *("-" if value is None else str(value) for value in (row.avg, row.last, row.fgt)),
+                "-" if row.vs_simplecil is None else f"{row.vs_simplecil:+.2f}",
+                "-" if row.trainable_parameters is None else f"{row.trainable_parameters:,.0f}",
+                "-" if row.forward_passes is None else f"{row.forward_passes:,.0f}",
+                "-" if row.peak_memory is None else f"{row.peak_memory:,.1f}",
+                "-" if row.seconds is None else f"{row.seconds:,.1f}",
+            ]
+        )
+    return lines
+
+
+LEGEND = (
+    "q: queries per step. n: seeds. Avg, Last, Fgt: percent, ± half width of the 95 % t-interval over seeds.",
+    "gain: Avg minus SimpleCIL's. values: trained in a task. forwards: forward passes in training. MiB: peak memory.",
+)
+
+
+def render_text(rows: Sequence[Row]) -> str:
+    """The table for a terminal, with a legend."""
+    columns = []
+    for heading, *values in zip(*cells(rows), strict=True):
+        width = max(map(len, [heading, *values]))
+        adjust = str.ljust if is_text(heading) else str.rjust
+        columns.append([adjust(value, width) for value in [heading, "-" * width, *values]])
+    lines = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+    return "\n".join([*lines, "", *LEGEND]) + "\n"
+
+
+def render_markdown(rows: Sequence[Row]) -> str:
+    """The table in GitHub's Markdown, with a legend."""
+    heading, *lines = [[value.replace("\\", "\\\\").replace("|", "\\|") for value in line] for line in cells(rows)]
+    rule = [":--" if is_text(name) else "--:" for name in heading]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in [heading, rule, *lines])
+    return f"{body}\n\n{' '.join(LEGEND)}\n"
+
+
+def is_text(heading: str) -> bool:
+    """Whether a column holds words (set flush left) and not numbers."""
+    return heading in CONFIG_KEYS and SCHEMAS["trials"].field(heading).type == pa.string()
