@@ -17,10 +17,10 @@ import pytest
 from pyarrow import fs
 
 import zeroflow.results
+from zeroflow.grid.grid_file import load_grid
 from zeroflow.results.claims import FolderClaims, ObjectClaims
 from zeroflow.results.store import Store
 from zeroflow.results.sweeps import sweeps
-from zeroflow.sweep.grid import load_grid
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,10 +16,10 @@ import zeroflow.trial.loop
 from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.data.dataset import ArraySamples
 from zeroflow.data.scenario import View
+from zeroflow.grid.grid_file import parse_grid
+from zeroflow.grid.plan import check_data
 from zeroflow.methods import Method, methods
 from zeroflow.models.factory import create_backbone
-from zeroflow.sweep.grid import parse_grid
-from zeroflow.sweep.plan import check_data
 from zeroflow.trial.loading import Loader
 from zeroflow.trial.loop import Placement
 
@@ -222,7 +222,7 @@ def test_a_grid_file_tells_them_and_rules_change_them(
         assert (place.loader_threads, place.cache_bytes) == found[config.method]
         raise Enough
 
-    from zeroflow.sweep.train import compute
+    from zeroflow.sweep.cell import compute
 
     monkeypatch.setattr(zeroflow.trial.loop, "run_trial", look)
     for config in grid.cells:
@@ -233,6 +233,6 @@ def test_a_grid_file_tells_them_and_rules_change_them(
         assert compute(setting, None)["type"] == "Enough"
 
     opened: list[int] = []
-    monkeypatch.setattr("zeroflow.sweep.plan.load_dataset", lambda name, root, cache_bytes: opened.append(cache_bytes))
+    monkeypatch.setattr("zeroflow.grid.plan.load_dataset", lambda name, root, cache_bytes: opened.append(cache_bytes))
     check_data(grid.cells, None, grid.placement)
     assert opened == [0], "the least that any cell of a data set is given"

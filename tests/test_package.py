@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -62,7 +63,8 @@ def test_the_wheel_runs_a_cell_outside_the_checkout(tmp_path) -> None:
         ("zeroflow.methods", ["ray", "pyarrow", "plotly", "zeroflow.trial"]),
         ("zeroflow.trial.loop", ["ray", "pyarrow", "plotly", "zeroflow.results"]),
         ("zeroflow.results", ["ray", "torch", "timm"]),
-        ("zeroflow.sweep.plan", ["ray", "timm", "torchvision", "plotly", "torch._dynamo"]),
+        ("zeroflow.grid.plan", ["ray", "timm", "torchvision", "plotly", "torch._dynamo", "zeroflow.sweep"]),
+        ("zeroflow.clusters.launch", ["ray", "timm", "torchvision", "plotly", "torch._dynamo"]),
         ("zeroflow.cli", ["ray", "torch", "timm", "pyarrow", "plotly"]),
     ],
 )
@@ -70,6 +72,24 @@ def test_a_room_imports_only_what_is_before_it(module: str, unwanted: list[str])
     program = f"import sys, {module}; print([m for m in {unwanted!r} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+def test_only_the_sweep_imports_ray() -> None:
+    """Not even inside a function, where it would show only when the function runs."""
+    importers = {
+        path.relative_to(ROOT / "zeroflow").parts[0]
+        for path in (ROOT / "zeroflow").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""] * (node.level == 0)
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+        if name.split(".")[0] == "ray"
+    }
+    assert importers == {"sweep"}
 
 
 def test_no_file_names_a_place_of_one_machine() -> None:

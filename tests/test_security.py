@@ -21,13 +21,13 @@ from everything import everything
 
 import zeroflow.results
 from zeroflow.cli import main
-from zeroflow.data.sync import synchronise
+from zeroflow.clusters.data_sync import synchronise
 from zeroflow.errors import ConfigError
+from zeroflow.grid.grid_file import load_grid, parse_override
 from zeroflow.models.factory import create_backbone
 from zeroflow.results.store import Store
 from zeroflow.secrets import without_secrets
-from zeroflow.sweep.grid import load_grid, parse_override
-from zeroflow.sweep.train import failure
+from zeroflow.sweep.cell import failure
 from zeroflow.trial.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent

@@ -12,10 +12,10 @@ import pytest
 
 import zeroflow.results
 from zeroflow.errors import ConfigError
+from zeroflow.grid.grid_file import load_grid, parse_grid, parse_override
+from zeroflow.grid.placement import CellPlacement, cells_that_fit
+from zeroflow.grid.plan import make_plan
 from zeroflow.results.store import Store
-from zeroflow.sweep.grid import load_grid, parse_grid, parse_override
-from zeroflow.sweep.placement import CellPlacement, cells_that_fit
-from zeroflow.sweep.plan import make_plan
 
 ROOT = Path(__file__).parent.parent
 
@@ -304,7 +304,7 @@ import ray
 from pathlib import Path
 from zeroflow.results.store import Store
 from zeroflow.sweep.driver import run_sweep
-from zeroflow.sweep.grid import load_grid
+from zeroflow.grid.grid_file import load_grid
 import dataclasses
 
 ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import random
 import shutil
@@ -18,45 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from zeroflow.errors import ConfigError
+from zeroflow.grid.placement import CellPlacement, Node, SweepPlacement
 from zeroflow.results import records
 from zeroflow.results.store import Store
 from zeroflow.results.sweeps import SweepRecord, is_alive
-from zeroflow.sweep.environment import changed_environment
-from zeroflow.sweep.placement import CellPlacement, Node, SweepPlacement
+from zeroflow.sweep.environment import LOCAL_SETTINGS, RAY_SETTINGS, changed_environment, set_defaults
+from zeroflow.sweep.local_ray import QUIET, start_local_ray
 from zeroflow.sweep.progress import Progress
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.result import checkout_commit, code_state
-
-# Read by Ray when it is imported or started, so set before. All are about noise and start-up time, but for two: Tune's
-# snapshots of thousands of trials take longer with every trial, and the store is what a sweep goes on from; and on Ctrl-C Tune
-# would give every trial ten seconds to end, of which none has any use.
-_RAY_SETTINGS = {
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_DEDUP_LOGS": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-
-KEPT_MEMORY = {
-    "GLIBC_TUNABLES": ":".join(
-        f"glibc.malloc.{name}={value}"
-        for name, value in {
-            "hugetlb": 1, "trim_threshold": 2**32, "mmap_threshold": 2**25, "top_pad": 2**26, "arena_max": 1
-        }.items()
-    )
-}  # fmt: skip
-"""Environment of worker processes: freed memory is kept, in huge pages. Otherwise a forward pass on a CPU gives all of its
-memory back and faults it in again, page by page (``benchmarks/kept_memory.py``). Other C libraries ignore it."""
-
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Environment of a local Ray: it is nobody else's, and listens on the machine's own address alone (what Ray does on Windows and
-macOS of its own accord). Without it its ports are open to the network."""
 
 # What a Tune trial holds while Ray Train's workers do its work. Any share of a CPU would be missing for the last worker
 # of a full cluster, which then never starts; nothing at all is refused.
@@ -99,23 +68,20 @@ def run_sweep(
     Raises:
         ConfigError: no node can hold a cell, or the store cannot be written; before anything runs.
     """
-    for setting, value in _RAY_SETTINGS.items():
-        os.environ.setdefault(setting, value)
-    local = not (address or os.environ.get("RAY_ADDRESS"))
-    if local:
-        for setting, value in KEPT_MEMORY.items():
-            os.environ.setdefault(setting, value)
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process of its own for what cannot happen
+    address = address or os.environ.get("RAY_ADDRESS")
+    set_defaults({**RAY_SETTINGS, **({} if address else LOCAL_SETTINGS)})
     import ray
 
     from zeroflow.sweep import serve
 
     started_here = not ray.is_initialized()
-    served = serve.wanted(cells, placement, local=local and started_here)
+    served = serve.wanted(cells, placement, local=started_here and not address)
     with changed_environment(serve.variables()) if served else nullcontext():
         if started_here:
-            with closed_to_the_network() if local else nullcontext():
-                ray.init(address or os.environ.get("RAY_ADDRESS") or "local", **_quiet(local))
+            if address:
+                ray.init(address, **QUIET)
+            else:
+                start_local_ray()
         try:
             with _terminated_like_interrupted():
                 if served:
@@ -141,9 +107,9 @@ def _run(
     from ray.util.placement_group import remove_placement_group
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from zeroflow.sweep.desk import SWEEPS, Desk, places
+    from zeroflow.sweep.cell import run_cell
+    from zeroflow.sweep.coordinator import SWEEPS, Desk, places
     from zeroflow.sweep.queue import CellQueue, Job
-    from zeroflow.sweep.train import run_cell
 
     def nodes() -> list[Node]:
         here = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -293,22 +259,3 @@ def _terminated_like_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def closed_to_the_network() -> Iterator[None]:
-    """Have what Ray starts meanwhile listen on this machine alone, whether or not Ray was imported before."""
-    from ray._private import ray_constants
-
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        with changed_environment(LOOPBACK):
-            yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-def _quiet(local: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    return {**options, "include_dashboard": False} if local else options

@@ -17,10 +17,10 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from zeroflow.errors import ConfigError
+from zeroflow.grid.cost_estimate import work
+from zeroflow.grid.placement import CellPlacement, Node, SweepPlacement, cells_that_fit, on_cluster
 from zeroflow.results.claims import Claims
 from zeroflow.results.store import Store
-from zeroflow.sweep.estimate import work
-from zeroflow.sweep.placement import CellPlacement, Node, SweepPlacement, cells_that_fit, on_cluster
 from zeroflow.trial.config import TrialConfig
 
 _LOOK_AGAIN = 2.0

@@ -19,8 +19,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
+from zeroflow.grid.placement import BLOCK
 from zeroflow.results.store import Store
-from zeroflow.sweep.placement import BLOCK
 
 if TYPE_CHECKING:
     import pyarrow as pa

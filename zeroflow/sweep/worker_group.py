@@ -19,8 +19,8 @@ import ray.train
 import ray.train.torch
 from ray.train import TrainingFailedError
 
-from zeroflow.sweep.meeting import MeetingConfig
-from zeroflow.sweep.placement import BLOCK, CellPlacement
+from zeroflow.grid.placement import BLOCK, CellPlacement
+from zeroflow.sweep.rendezvous import MeetingConfig
 
 _FOREVER = datetime.timedelta(days=30)
 """How long workers wait for each other: between cells as long as it takes. That somebody is dead they learn from Ray."""

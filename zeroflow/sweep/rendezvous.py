@@ -1,7 +1,7 @@
 """How the workers of a group find each other, without a port that is open to everybody.
 
 torch's own meeting point listens on every address of a machine and asks nobody who they are. This one listens on the address
-that Ray uses: of a local Ray, the machine's own (see ``driver.LOOPBACK``).
+that Ray uses: of a local Ray, the machine's own (see ``local_ray.LOOPBACK``).
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from typing import Any
 
 from zeroflow.data.decoded import CACHE_BYTES
 from zeroflow.errors import ConfigError, unknown
+from zeroflow.grid.rules import matches, parse_rule
 from zeroflow.optim import optimizers
-from zeroflow.sweep.rules import matches, parse_rule
 from zeroflow.trial.config import TrialConfig
 
 Changes = Mapping[str, Any]

@@ -26,14 +26,14 @@ import torch
 from ray import tune
 
 from zeroflow.errors import ConfigError
+from zeroflow.grid.placement import CellPlacement
 from zeroflow.models.named import find_modules_in
 from zeroflow.optim import Executor, NonFiniteLoss
 from zeroflow.results import records
 from zeroflow.results.store import Store
 from zeroflow.secrets import without_secrets
-from zeroflow.sweep.group import GroupDied, WorkerGroup
-from zeroflow.sweep.placement import CellPlacement
-from zeroflow.sweep.travel import forget, travelling
+from zeroflow.sweep.checkpoint_sync import remove_copies, synchronised
+from zeroflow.sweep.worker_group import GroupDied, WorkerGroup
 from zeroflow.trial.config import TrialConfig
 
 _FALSE_STARTS = 3
@@ -158,7 +158,7 @@ def compute(setting: Mapping[str, Any], desk: Any, executor: Executor | None = N
         with suppress(ConfigError):  # the desk writes results; a node that reaches no store still computes
             store = Store(setting["root"])
     try:
-        with travelling(store, folder) if store else nullcontext():
+        with synchronised(store, folder) if store else nullcontext():
             result = run_trial(config, place, executor=executor, folder=folder)
         if first:
             tables = records.tables(
@@ -171,14 +171,14 @@ def compute(setting: Mapping[str, Any], desk: Any, executor: Executor | None = N
         if isinstance(error, NonFiniteLoss):
             shutil.rmtree(folder, ignore_errors=True)
             if store:
-                forget(store, config.cell_id)
+                remove_copies(store, config.cell_id)
         return failure(error)
     finally:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()  # a neighbour on the same GPU may need it
     if first:
         if store:
-            forget(store, config.cell_id)
+            remove_copies(store, config.cell_id)
         for old in everything.glob(f"{config.cell_id}-*"):
             shutil.rmtree(old, ignore_errors=True)
     return {"ok": True, **{key: float(result.summary[key]) for key in ("avg", "last", "fgt")}}
@@ -207,7 +207,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def unfinished(root: str) -> Path:
     """The folder of unfinished cells: beside the results, or of this machine where they are in an object store.
 
-    There a log that grows by a few bytes has no place; copies of it go there, see ``travel``. Of this machine too if it has no
+    There a log that grows by a few bytes has no place; copies of it go there, see ``checkpoint_sync``. Of this machine too if it has no
     such folder for results.
     """
     if "://" not in root:
