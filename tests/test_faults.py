@@ -46,14 +46,18 @@ placement:
 
 
 class Sweep:
-    """A real sweep in processes of its own."""
+    """A real sweep in processes of its own; ``start_new_session``: whose signals reach nobody else."""
 
-    def __init__(self, file: Path, out: Path | str, *arguments: str) -> None:
+    def __init__(self, file: Path, out: Path | str, *arguments: str, start_new_session: bool = False) -> None:
         command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), "--grid", str(file), "--results", str(out)]
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [*command, "--no-report", *arguments], stdout=self.log, stderr=subprocess.STDOUT, env=environment
+            [*command, "--no-report", *arguments],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=start_new_session,
         )
         self._seen: set[int] = set()
 

@@ -6,10 +6,8 @@ import dataclasses
 import os
 import random
 import shutil
-import signal
 import socket
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from zeroflow.results.sweeps import SweepRecord, is_alive
 from zeroflow.sweep.environment import LOCAL_SETTINGS, RAY_SETTINGS, changed_environment, set_defaults
 from zeroflow.sweep.local_ray import QUIET, start_local_ray
 from zeroflow.sweep.progress import Progress
+from zeroflow.sweep.signals import stopped_like_interrupted
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.result import checkout_commit, code_state
 
@@ -56,7 +55,7 @@ def run_sweep(
 ) -> SweepEnd:
     """Run cells through Ray Tune and Ray Train.
 
-    Ctrl-C and SIGTERM end it in order; what is finished is in the store, and what is not goes on from its log the next time.
+    Ctrl-C, SIGTERM and SIGHUP end it in order; what is finished is in the store, and what is not goes on from its log the next time.
 
     Args:
         cells: what to run. store: where results go, each as soon as its cell is finished.
@@ -82,16 +81,16 @@ def run_sweep(
                 ray.init(address, **QUIET)
             else:
                 start_local_ray()
-        try:
-            with _terminated_like_interrupted():
+        with stopped_like_interrupted():  # Ray has just set handlers of its own
+            try:
                 if served:
                     url = serve.start(served)
                     placement = serve.placed_at(placement, url)
                     echo(f"{served.backbone} is served at {url}")
                 return _run(cells, store, placement, name, data_dir, echo)
-        finally:
-            if started_here:
-                ray.shutdown()
+            finally:
+                if started_here:
+                    ray.shutdown()
 
 
 def _run(
@@ -246,16 +245,3 @@ def deaths_told_to_tune() -> Iterator[None]:
         yield
     finally:
         RayActorManager._actor_task_failed = known
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM, with which a job is stopped, do what Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +19,14 @@ macOS of its own accord). Without it its ports are open to the network."""
 
 
 def start_local_ray(**options: Any) -> None:
-    """Start a Ray that only this machine reaches, without a dashboard; ``ray.shutdown`` ends it.
+    """Start a Ray that only this machine and no signal but this process's reaches; ``ray.shutdown`` ends it.
 
     Args:
         options: further arguments of ``ray.init``.
     """
     import ray
 
-    with loopback_only():
+    with loopback_only(), sessions_of_their_own():
         ray.init("local", include_dashboard=False, **QUIET, **options)
 
 
@@ -41,3 +42,21 @@ def loopback_only() -> Iterator[None]:
             yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def sessions_of_their_own() -> Iterator[None]:
+    """Have the processes that Ray starts meanwhile in sessions of their own, where no signal to this one's group reaches them.
+
+    ``timeout``, a batch system and a terminal that closes signal the whole group. Ray's own processes would end at once, and
+    this one, which then asks them to end in order, would wait a minute for an answer. Should this process be killed, they
+    still end with it: the kernel tells them.
+    """
+    from ray._private import services
+
+    before = services.ConsolePopen
+    services.ConsolePopen = functools.partial(before, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
