@@ -17,7 +17,7 @@ from test_faults import Sweep, expected, wait_for
 from zeroflow.grid.grid_file import load_grid
 from zeroflow.results.store import Store
 from zeroflow.sweep import checkpoint_sync
-from zeroflow.sweep.driver import _to_come
+from zeroflow.sweep.nodes import nodes_to_come
 from zeroflow.trial.loop import run_trial
 
 ROOT = Path(__file__).parent.parent
@@ -233,4 +233,4 @@ def test_nodes_that_the_autoscaler_may_start_are_reckoned_with(
 
     config = type("Config", (), {"node_group_configs": groups})()
     monkeypatch.setattr(state, "get_cluster_config", lambda: config if groups else None)
-    assert _to_come(here) == come
+    assert nodes_to_come(here) == come

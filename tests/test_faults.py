@@ -189,8 +189,8 @@ def test_random_kills_lose_no_cell_and_no_bit(kills: int, tmp_path) -> None:
     assert not [p for s in started for p in Path(tempfile.gettempdir()).glob(f"zeroflow-{s.process.pid}-*")]
 
 
-VICTIMS = ("ImplicitFunc", "TrainController", "RayTrainWorker", "Desk")
-"""Trials, Ray Train's controllers and workers, the desk; as they call themselves."""
+VICTIMS = ("ImplicitFunc", "TrainController", "RayTrainWorker", "Coordinator")
+"""Trials, Ray Train's controllers and workers, the coordinator; as they call themselves."""
 
 
 @pytest.mark.ray

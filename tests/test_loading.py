@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -223,14 +222,12 @@ def test_a_grid_file_tells_them_and_rules_change_them(
         raise Enough
 
     from zeroflow.sweep.cell import compute
+    from zeroflow.sweep.messages import CellFailed, CellTask, SweepContext
 
     monkeypatch.setattr(zeroflow.trial.loop, "run_trial", look)
     for config in grid.cells:
-        setting = {
-            "cell": asdict(config), "placement": asdict(placed[config.method]), "commit": None, "data_dir": None,
-            "root": str(tmp_path), "code": "0", "folder": None,
-        }  # fmt: skip
-        assert compute(setting, None)["type"] == "Enough"
+        outcome = compute(CellTask(config, placed[config.method], SweepContext(str(tmp_path))), None)
+        assert isinstance(outcome, CellFailed) and outcome.error == "Enough"
 
     opened: list[int] = []
     monkeypatch.setattr("zeroflow.grid.plan.load_dataset", lambda name, root, cache_bytes: opened.append(cache_bytes))

@@ -37,6 +37,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_the_cheapest_cells_begin_first_among_those_that_need_as_much(tmp_path: Path) -> None:
+    from zeroflow.sweep.messages import SweepContext
     from zeroflow.sweep.queue import CellQueue
 
     grid = parse_grid(
@@ -52,7 +53,7 @@ def test_the_cheapest_cells_begin_first_among_those_that_need_as_much(tmp_path: 
         },
         where="mixed.yaml",
     )
-    queue = CellQueue(grid.cells, grid.placement, lambda: [{"CPU": 2.0}], Store(tmp_path), {})
+    queue = CellQueue(grid.cells, grid.placement, lambda: [{"CPU": 2.0}], Store(tmp_path), SweepContext(str(tmp_path)))
     began = [(job.config.optimizer, job.config.queries, job.config.epochs) for job in queue.waiting]
     assert began == [(None, None, None), ("zo-sgd", 1, 1), ("fo-sgd", None, 2), ("zo-sgd", 2, 2), ("zo-sgd", 1, 9)]
 
