@@ -18,7 +18,7 @@ import click
 import torch
 
 from zeroflow.models.factory import create_backbone
-from zeroflow.sweep.driver import KEPT_MEMORY
+from zeroflow.sweep.environment import KEPT_MEMORY
 
 
 @click.command(help=__doc__)

@@ -18,8 +18,8 @@ from pathlib import Path
 import click
 from store import fill, medians
 
+from zeroflow.grid.grid_file import Grid, load_grid
 from zeroflow.results import Store
-from zeroflow.sweep.grid import Grid, load_grid
 
 OPTIMIZERS = [
     "zo-sgd", "zo-sgd-sign", "zo-sgd-conserve", "zo-adam", "zo-adam-sign", "zo-adam-conserve", "forward-grad", "fo-sgd",

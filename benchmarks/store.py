@@ -20,10 +20,10 @@ import click
 import numpy as np
 import pyarrow.parquet as pq
 
+from zeroflow.grid.grid_file import Grid, parse_grid
+from zeroflow.grid.plan import make_plan
 from zeroflow.results import Store
 from zeroflow.results.rows import tables
-from zeroflow.sweep.grid import Grid, parse_grid
-from zeroflow.sweep.plan import make_plan
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.result import Step, TrialResult
 

@@ -235,8 +235,10 @@ Gains = dict[tuple[Any, Key], Estimate | None]
 
 
 def shift_gains(store: Path) -> tuple[Gains, Gains, dict[Any, Group]]:
-    """By stream and row, of the rows that were run on every stream: the gain in Avg over SimpleCIL, and what training adds to
-    the same classifier on frozen features (None: nothing is trained); and SimpleCIL by stream.
+    """Gains in Avg by stream and row, of the rows that were run on every stream.
+
+    Over SimpleCIL, and what training adds to the same classifier on frozen features (None: nothing is trained); and SimpleCIL
+    by stream.
     """
     found = groups(store, ["dataset", "method", "classifier", "optimizer"])
     by_key = {tuple(group.values.values()): group for group in found}

@@ -582,9 +582,8 @@ def packing() -> str:
         return f"Not measured yet: `python benchmarks/packing.py --output {file.relative_to(RESULTS.parent)}`.\n"
     result = measured("packing")
     stores = result["stores"]
-    lines = [
-        f"| loading | {' | '.join(f'{s["where"]}, {s["cells"]:,} cells: loose, s | packed, s | times faster' for s in stores)} |"
-    ]
+    heads = [f"{s['where']}, {s['cells']:,} cells: loose, s | packed, s | times faster" for s in stores]
+    lines = [f"| loading | {' | '.join(heads)} |"]
     lines.append("|---|" + "---:|" * 3 * len(stores))
     for name in stores[0]["times_faster"]:
         cells = [

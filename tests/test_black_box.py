@@ -24,6 +24,7 @@ from torch import Tensor
 
 from zeroflow import ConfigError, Placement, TrialConfig, run_trial
 from zeroflow.cli import main
+from zeroflow.grid.grid_file import load_grid, parse_grid
 from zeroflow.models import endpoint, named
 from zeroflow.models.backbone import Backbone
 from zeroflow.models.endpoint import BlackBox, EndpointError, HttpFeatures, open_black_box
@@ -31,7 +32,6 @@ from zeroflow.models.factory import create_backbone
 from zeroflow.models.tuning import InputPrompt
 from zeroflow.optim import list_optimizers
 from zeroflow.results import load
-from zeroflow.sweep.grid import load_grid, parse_grid
 from zeroflow.sweep.serve import wanted
 
 pytestmark = pytest.mark.usefixtures("some_drawings", "tiny_vit")

@@ -12,10 +12,10 @@ import torch
 
 from zeroflow import ConfigError, TrialConfig, TrialResult, run_trial
 from zeroflow.classifiers import ClassMeans, classifiers
+from zeroflow.grid.grid_file import parse_grid
 from zeroflow.methods import EASE, SimpleCIL, methods
 from zeroflow.models.factory import create_backbone
 from zeroflow.results.summary import summary
-from zeroflow.sweep.grid import parse_grid
 
 pytestmark = pytest.mark.usefixtures("some_drawings", "tiny_vit")
 STREAM = {"dataset": "some-drawings", "transform": "plain", "tasks": 5, "stop_after": 3}

@@ -19,12 +19,13 @@ from click.testing import CliRunner
 from pyarrow import fs
 
 from zeroflow.cli import main
-from zeroflow.data.sync import synchronise
+from zeroflow.clusters.aws import Findings, _group, _quota
+from zeroflow.clusters.cluster_file import Machines, read_cluster
+from zeroflow.clusters.data_sync import synchronise
+from zeroflow.clusters.prices import hourly_price
 from zeroflow.errors import ConfigError
+from zeroflow.grid.grid_file import load_grid
 from zeroflow.results.store import Store
-from zeroflow.sweep.aws import Findings, _group, _quota
-from zeroflow.sweep.clusters import Machines, read_cluster
-from zeroflow.sweep.grid import load_grid
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
@@ -46,7 +47,7 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file.write_text(text.replace("CHANGE-ME", "mine"))
     monkeypatch.chdir(tmp_path)
     # Ray's version here need not be the pinned one.
-    monkeypatch.setattr("zeroflow.sweep.clusters._ray_version", lambda: constraints()["ray"])
+    monkeypatch.setattr("zeroflow.clusters.cluster_file._ray_version", lambda: constraints()["ray"])
     return tmp_path / "cluster"
 
 
@@ -70,7 +71,7 @@ def test_the_maximum_spend_in_the_comment_is_what_machines_and_prices_make(name:
     (line,) = [line for line in (CLUSTER / name).read_text().splitlines() if "At most" in line]
     terms = re.findall(r"(\d+) x ([\d.]+)", line)
     total = sum(int(count) * float(price) for count, price in terms)
-    hourly = read_cluster(CLUSTER / name).hourly()
+    hourly = hourly_price(read_cluster(CLUSTER / name))
     assert hourly is not None and hourly[1] in line and hourly[0] == pytest.approx(total)
     content = yaml.safe_load((CLUSTER / name).read_text())
     assert {int(count) for count, _ in terms} == {content["max_workers"], 1}

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 import zeroflow.results
-from zeroflow.sweep.grid import load_grid
+from zeroflow.grid.grid_file import load_grid
 
 ROOT = Path(__file__).parent.parent
 WORLD = ["unshare", "--pid", "--net", "--mount", "--ipc", "--fork", "--kill-child", "--mount-proc"]

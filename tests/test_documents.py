@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from zeroflow.sweep.grid import load_grid
+from zeroflow.grid.grid_file import load_grid
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

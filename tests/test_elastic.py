@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from test_faults import Sweep, expected, wait_for
 
+from zeroflow.grid.grid_file import load_grid
 from zeroflow.results.store import Store
-from zeroflow.sweep import travel
-from zeroflow.sweep.driver import _to_come
-from zeroflow.sweep.grid import load_grid
+from zeroflow.sweep import checkpoint_sync
+from zeroflow.sweep.nodes import nodes_to_come
 from zeroflow.trial.loop import run_trial
 
 ROOT = Path(__file__).parent.parent
@@ -138,13 +138,12 @@ LOST = """
 import sys
 from pathlib import Path
 from zeroflow.results.store import Store
-from zeroflow.sweep.grid import load_grid
-from zeroflow.trial.loop import run_trial
-from zeroflow.sweep.travel import travelling
+from zeroflow.grid.grid_file import load_grid
+from zeroflow.sweep.checkpoint_sync import synchronised
 from zeroflow.trial.loop import run_trial
 
 config, folder = load_grid(sys.argv[1]).cells[0], Path(sys.argv[3])
-with travelling(Store(sys.argv[2]), folder):
+with synchronised(Store(sys.argv[2]), folder):
     run_trial(config, folder=folder)
 """
 
@@ -164,7 +163,7 @@ def test_a_cell_goes_on_from_the_store_on_a_machine_that_has_never_seen_it(s3: s
     lost.kill()
     lost.wait()
     logged = sum(len(data) for file_name, data in store.files(f"unfinished/{name}") if file_name.endswith(".losses"))
-    with travel.travelling(store, tmp_path / "other" / name):
+    with checkpoint_sync.synchronised(store, tmp_path / "other" / name):
         found = run_trial(config, folder=tmp_path / "other" / name)
     assert (
         [s.loss for s in found.steps],
@@ -174,39 +173,39 @@ def test_a_cell_goes_on_from_the_store_on_a_machine_that_has_never_seen_it(s3: s
 
 
 def test_copies_of_unfinished_work_go_both_ways_and_the_longer_log_wins(s3: str, tmp_path: Path) -> None:
-    store, here, there = Store("s3://bucket/travels"), tmp_path / "a" / "0123-code", tmp_path / "b" / "0123-code"
-    with travel.travelling(store, here):
+    store, here, there = Store("s3://bucket/synchronised"), tmp_path / "a" / "0123-code", tmp_path / "b" / "0123-code"
+    with checkpoint_sync.synchronised(store, here):
         here.mkdir(parents=True)
         (here / "task-0.losses").write_bytes(bytes(48))
         (here / "tasks.pt").write_bytes(b"one")
         (here / ".lock").touch()
-        copies = travel._Copies(store, here)
+        copies = checkpoint_sync.Copies(store, here)
         copies.copy()
     assert store.names("unfinished") == ["0123-code/task-0.losses", "0123-code/tasks.pt"]
     there.mkdir(parents=True)
     (there / "task-0.losses").write_bytes(bytes(24))
     (there / "task-1.losses").write_bytes(bytes(8))
-    with travel.travelling(store, there):
+    with checkpoint_sync.synchronised(store, there):
         assert {p.name: p.stat().st_size for p in there.iterdir()} == {
             "task-0.losses": 48,
             "task-1.losses": 8,
             "tasks.pt": 3,
         }
     (here / "task-0.losses").write_bytes(bytes(72))
-    travel._Copies(store, here).fetch()
+    checkpoint_sync.Copies(store, here).fetch()
     assert (here / "task-0.losses").stat().st_size == 72, "this node is further than its copy"
-    travel.forget(store, "0123")
+    checkpoint_sync.remove_copies(store, "0123")
     assert not store.names("unfinished")
 
 
 def test_a_store_out_of_reach_stops_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: str) -> None:
-    monkeypatch.setattr(travel, "EVERY", 0.01)
+    monkeypatch.setattr(checkpoint_sync, "INTERVAL", 0.01)
     folder = tmp_path / "0123-code"
     folder.mkdir()
     (folder / "task-0.losses").write_bytes(bytes(8))
-    with travel.travelling(Store("s3://no-such-bucket/x"), folder):
+    with checkpoint_sync.synchronised(Store("s3://no-such-bucket/x"), folder):
         assert (folder / "task-0.losses").exists()
-    travel.forget(Store("s3://no-such-bucket/x"), "0123")
+    checkpoint_sync.remove_copies(Store("s3://no-such-bucket/x"), "0123")
 
 
 class Group:
@@ -234,4 +233,4 @@ def test_nodes_that_the_autoscaler_may_start_are_reckoned_with(
 
     config = type("Config", (), {"node_group_configs": groups})()
     monkeypatch.setattr(state, "get_cluster_config", lambda: config if groups else None)
-    assert _to_come(here) == come
+    assert nodes_to_come(here) == come

@@ -17,10 +17,10 @@ import pytest
 from pyarrow import fs
 
 import zeroflow.results
+from zeroflow.grid.grid_file import load_grid
 from zeroflow.results.claims import FolderClaims, ObjectClaims
 from zeroflow.results.store import Store
 from zeroflow.results.sweeps import sweeps
-from zeroflow.sweep.grid import load_grid
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,14 +46,18 @@ placement:
 
 
 class Sweep:
-    """A real sweep in processes of its own."""
+    """A real sweep in processes of its own; ``start_new_session``: whose signals reach nobody else."""
 
-    def __init__(self, file: Path, out: Path | str, *arguments: str) -> None:
+    def __init__(self, file: Path, out: Path | str, *arguments: str, start_new_session: bool = False) -> None:
         command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), "--grid", str(file), "--results", str(out)]
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [*command, "--no-report", *arguments], stdout=self.log, stderr=subprocess.STDOUT, env=environment
+            [*command, "--no-report", *arguments],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=start_new_session,
         )
         self._seen: set[int] = set()
 
@@ -185,8 +189,8 @@ def test_random_kills_lose_no_cell_and_no_bit(kills: int, tmp_path) -> None:
     assert not [p for s in started for p in Path(tempfile.gettempdir()).glob(f"zeroflow-{s.process.pid}-*")]
 
 
-VICTIMS = ("ImplicitFunc", "TrainController", "RayTrainWorker", "Desk")
-"""Trials, Ray Train's controllers and workers, the desk; as they call themselves."""
+VICTIMS = ("ImplicitFunc", "TrainController", "RayTrainWorker", "Coordinator")
+"""Trials, Ray Train's controllers and workers, the coordinator; as they call themselves."""
 
 
 @pytest.mark.ray

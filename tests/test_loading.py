@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ import zeroflow.trial.loop
 from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.data.dataset import ArraySamples
 from zeroflow.data.scenario import View
+from zeroflow.grid.grid_file import parse_grid
+from zeroflow.grid.plan import check_data
 from zeroflow.methods import Method, methods
 from zeroflow.models.factory import create_backbone
-from zeroflow.sweep.grid import parse_grid
-from zeroflow.sweep.plan import check_data
 from zeroflow.trial.loading import Loader
 from zeroflow.trial.loop import Placement
 
@@ -222,17 +221,15 @@ def test_a_grid_file_tells_them_and_rules_change_them(
         assert (place.loader_threads, place.cache_bytes) == found[config.method]
         raise Enough
 
-    from zeroflow.sweep.train import compute
+    from zeroflow.sweep.cell import compute
+    from zeroflow.sweep.messages import CellFailed, CellTask, SweepContext
 
     monkeypatch.setattr(zeroflow.trial.loop, "run_trial", look)
     for config in grid.cells:
-        setting = {
-            "cell": asdict(config), "placement": asdict(placed[config.method]), "commit": None, "data_dir": None,
-            "root": str(tmp_path), "code": "0", "folder": None,
-        }  # fmt: skip
-        assert compute(setting, None)["type"] == "Enough"
+        outcome = compute(CellTask(config, placed[config.method], SweepContext(str(tmp_path))), None)
+        assert isinstance(outcome, CellFailed) and outcome.error == "Enough"
 
     opened: list[int] = []
-    monkeypatch.setattr("zeroflow.sweep.plan.load_dataset", lambda name, root, cache_bytes: opened.append(cache_bytes))
+    monkeypatch.setattr("zeroflow.grid.plan.load_dataset", lambda name, root, cache_bytes: opened.append(cache_bytes))
     check_data(grid.cells, None, grid.placement)
     assert opened == [0], "the least that any cell of a data set is given"

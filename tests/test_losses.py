@@ -12,10 +12,10 @@ from sklearn.linear_model import Ridge
 from torch.autograd import forward_ad
 
 from zeroflow import ConfigError, TrialConfig, run_trial
+from zeroflow.grid.placement import parse_placement
 from zeroflow.methods import methods
 from zeroflow.models.criteria import class_means, criteria, ridge
 from zeroflow.optim import LocalExecutor
-from zeroflow.sweep.placement import parse_placement
 from zeroflow.trial.randomness import balanced_order
 
 pytestmark = pytest.mark.usefixtures("some_drawings", "tiny_vit")

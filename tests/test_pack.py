@@ -25,12 +25,12 @@ from everything import cell, everything
 
 from zeroflow.cli import main
 from zeroflow.errors import ConfigError
+from zeroflow.grid.grid_file import parse_grid
+from zeroflow.grid.plan import make_plan
 from zeroflow.results import SCHEMA_VERSION, SCHEMAS, Store, load, merge, pack
 from zeroflow.results.report import write_report
 from zeroflow.results.rows import failure, tables
 from zeroflow.results.storage import File, Folder
-from zeroflow.sweep.grid import parse_grid
-from zeroflow.sweep.plan import make_plan
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = ("quick", "families_quickdraw", "trajectories", "table1_quickdraw_search")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import os
 import re
@@ -65,7 +66,8 @@ def test_the_wheel_runs_a_cell_outside_the_checkout(tmp_path) -> None:
         ("zeroflow.methods", ["ray", "pyarrow", "plotly", "zeroflow.trial"]),
         ("zeroflow.trial.loop", ["ray", "pyarrow", "plotly", "zeroflow.results"]),
         ("zeroflow.results", ["ray", "torch", "timm"]),
-        ("zeroflow.sweep.plan", ["ray", "timm", "torchvision", "plotly", "torch._dynamo"]),
+        ("zeroflow.grid.plan", ["ray", "timm", "torchvision", "plotly", "torch._dynamo", "zeroflow.sweep"]),
+        ("zeroflow.clusters.launch", ["ray", "timm", "torchvision", "plotly", "torch._dynamo"]),
         ("zeroflow.cli", ["ray", "torch", "timm", "pyarrow", "plotly"]),
     ],
 )
@@ -105,6 +107,24 @@ def test_hooks_are_those_of_make_check_and_need_no_network() -> None:
 def test_continuous_integration_runs_the_project_s_own_script() -> None:
     job = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]
     assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"] and job["timeout-minutes"] == 90
+
+
+def test_only_the_sweep_imports_ray() -> None:
+    """Not even inside a function, where it would show only when the function runs."""
+    importers = {
+        path.relative_to(ROOT / "zeroflow").parts[0]
+        for path in (ROOT / "zeroflow").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""] * (node.level == 0)
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+        if name.split(".")[0] == "ray"
+    }
+    assert importers == {"sweep"}
 
 
 def test_no_file_names_a_place_of_one_machine() -> None:

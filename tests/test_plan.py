@@ -16,12 +16,13 @@ from click.testing import CliRunner
 
 from zeroflow.cli import main
 from zeroflow.errors import ConfigError
+from zeroflow.grid.cost_estimate import CostEstimate, Finished, estimate_costs
+from zeroflow.grid.grid_file import load_grid, parse_grid
+from zeroflow.grid.placement import CellPlacement
+from zeroflow.grid.plan import make_plan
+from zeroflow.grid.yaml_loader import parse_yaml
 from zeroflow.results import Store
 from zeroflow.results.rows import tables
-from zeroflow.sweep.estimate import Estimate, Finished, estimate
-from zeroflow.sweep.grid import load_grid, parse_grid, parse_yaml
-from zeroflow.sweep.placement import CellPlacement
-from zeroflow.sweep.plan import make_plan
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.result import TrialResult
 
@@ -61,10 +62,10 @@ def finish(
     store.write(tables(result, workers=workers))
 
 
-def of(store: Store, values: dict[str, Any], **placement: Any) -> Estimate:
+def of(store: Store, values: dict[str, Any], **placement: Any) -> CostEstimate:
     """The estimate of one cell."""
     place = CellPlacement(**placement)
-    return estimate([TrialConfig.from_dict(values)], store.load("trials"), lambda config: place)
+    return estimate_costs([TrialConfig.from_dict(values)], store.load("trials"), lambda config: place)
 
 
 # Estimates of cells
@@ -212,7 +213,7 @@ def test_cells_without_basis_are_counted_and_the_rest_is_estimated(store: Store)
     finish(store, ZO | {"seed": 1})
     finish(store, ZO | {"seed": 2}, 10, 50)
     finish(store, {"method": "simplecil"}, 5, 0, 0)
-    assert make_plan(parse_grid(MIXED), store, None).estimate == Estimate(0.0, 0.0, 0, 0.0, 0.0, 0, 0, None)
+    assert make_plan(parse_grid(MIXED), store, None).estimate == CostEstimate(0.0, 0.0, 0, 0.0, 0.0, 0, 0, None)
     more = make_plan(parse_grid(MIXED, {"seed": 3}), store, None)
     # 55 for 50 twice, 50 for 60.
     assert more.describe(None).endswith(
@@ -296,10 +297,10 @@ three: {<<: *two, lr: 2.0}
         ("x: 1\na: &a {b: {c: *a}}", "an anchor is used inside its own value", 2, 4),
         ("a: {b: 1, b: 2}", "key 'b' is given twice", 1, 11),
         ("a: {<<: {b: 1}, <<: {c: 1}}", "key '<<' is given twice", 1, 17),
-        ("on: 1", "key True is not a text", 1, 1),
-        ("a: 1\nb: 2026-11-29", "a timestamp is no value here", 2, 4),
-        ("a: !!binary aGk=", "a binary is no value here", 1, 4),
-        ("a: !!set {b}", "a set is no value here", 1, 4),
+        ("on: 1", "key True is not a string", 1, 1),
+        ("a: 1\nb: 2026-11-29", "a timestamp is not allowed here", 2, 4),
+        ("a: !!binary aGk=", "a binary is not allowed here", 1, 4),
+        ("a: !!set {b}", "a set is not allowed here", 1, 4),
         ("a: !!python/object:os.system {}", "could not determine a constructor", 1, 4),
         ("a: *b", "found undefined alias 'b'", 1, 4),
     ],

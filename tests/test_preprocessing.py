@@ -25,12 +25,12 @@ from zeroflow.cli import main
 from zeroflow.data import Preprocessing, transform_of, transforms
 from zeroflow.data.transforms import center_crop, random_resized_crop
 from zeroflow.errors import ConfigError
+from zeroflow.grid.grid_file import parse_grid
+from zeroflow.grid.plan import make_plan
 from zeroflow.models.factory import preprocessing_of
 from zeroflow.results import Store
 from zeroflow.results.rows import tables
 from zeroflow.results.summary import summary
-from zeroflow.sweep.grid import parse_grid
-from zeroflow.sweep.plan import make_plan
 from zeroflow.trial.loop import scenario_of
 
 CLIP, DINO = "vit_base_patch16_clip_224.openai", "vit_base_patch14_dinov2.lvd142m"

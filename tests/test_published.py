@@ -62,7 +62,7 @@ def test_the_package_has_the_papers_numbers() -> None:
 
 def test_every_published_row_is_a_cell_that_its_command_makes(tmp_path: Path) -> None:
     """What the command sets, on a cell of the paper's protocol, is the row's configuration."""
-    from zeroflow.sweep.grid import merge_overrides, parse_override
+    from zeroflow.grid.grid_file import merge_overrides, parse_override
 
     for row in published.rows():
         words = shlex.split(row.command)

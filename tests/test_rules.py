@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from zeroflow.errors import ConfigError
-from zeroflow.sweep.grid import parse_grid, parse_override
-from zeroflow.sweep.rules import check_when, matches
+from zeroflow.grid.grid_file import parse_grid, parse_override
+from zeroflow.grid.rules import check_when, matches
 
 
 @pytest.mark.parametrize(

@@ -20,15 +20,16 @@ from zeroflow.cli import main
 from zeroflow.data import ImageDataset, load_dataset
 from zeroflow.data.dataset import datasets, register_dataset
 from zeroflow.errors import ConfigError
+from zeroflow.grid.grid_file import Grid, load_grid, parse_grid
+from zeroflow.grid.search_plan import SearchPlan, plan_search
+from zeroflow.grid.search_selection import Outcome, outcomes, write
+from zeroflow.grid.search_settings import Between, Listed
+from zeroflow.grid.search_writeback import BEGIN, END, with_chosen, write_chosen
+from zeroflow.grid.yaml_loader import parse_yaml
 from zeroflow.optim import list_optimizers, optimizers
 from zeroflow.results import SCHEMAS, Store, load, merge
 from zeroflow.results.rows import failure
 from zeroflow.results.searches import render_searches, search_rows
-from zeroflow.sweep.candidates import SearchPlan, plan_search
-from zeroflow.sweep.choice import Outcome, outcomes, write
-from zeroflow.sweep.chosen import BEGIN, END, with_chosen, write_chosen
-from zeroflow.sweep.grid import Grid, load_grid, parse_grid, parse_yaml
-from zeroflow.sweep.search import Between, Listed
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.loop import run_trial
 

@@ -21,13 +21,13 @@ from everything import everything
 
 import zeroflow.results
 from zeroflow.cli import main
-from zeroflow.data.sync import synchronise
+from zeroflow.clusters.data_sync import synchronise
 from zeroflow.errors import ConfigError
+from zeroflow.grid.grid_file import load_grid, parse_override
 from zeroflow.models.factory import create_backbone
 from zeroflow.results.store import Store
 from zeroflow.secrets import without_secrets
-from zeroflow.sweep.grid import load_grid, parse_override
-from zeroflow.sweep.train import failure
+from zeroflow.sweep.failures import failed
 from zeroflow.trial.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
@@ -137,10 +137,10 @@ def test_secrets_are_cut_out_of_what_a_failed_cell_says(monkeypatch: pytest.Monk
             "PUT https://me:hunter2hunter2@host/x with wJalrXUtnFEMI and 0f1e2d3c4b5a from /home/somebody/.ray/auth_token 1"
         )
     except OSError as error:
-        told = failure(error)
-    for text in (told["message"], told["traceback"]):
+        told = failed(error)
+    for text in (told.message, told.traceback):
         assert not any(secret in text for secret in ("wJalrXUtnFEMI", "0f1e2d3c4b5a", "hunter2"))
-    assert told["message"] == "PUT https://***@host/x with *** and *** from /home/somebody/.ray/auth_token 1"
+    assert told.message == "PUT https://***@host/x with *** and *** from /home/somebody/.ray/auth_token 1"
     assert without_secrets("nothing") == "nothing"
 
 

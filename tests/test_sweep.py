@@ -13,11 +13,11 @@ import pytest
 
 import zeroflow.results
 from zeroflow.errors import ConfigError
+from zeroflow.grid.grid_file import load_grid, parse_grid, parse_override
+from zeroflow.grid.placement import CellPlacement, cells_that_fit
+from zeroflow.grid.plan import make_plan
 from zeroflow.results.store import Store
 from zeroflow.sweep.driver import run_sweep
-from zeroflow.sweep.grid import load_grid, parse_grid, parse_override
-from zeroflow.sweep.placement import CellPlacement, cells_that_fit
-from zeroflow.sweep.plan import make_plan
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,6 +39,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_the_cheapest_cells_begin_first_among_those_that_need_as_much(tmp_path: Path) -> None:
+    from zeroflow.sweep.messages import SweepContext
     from zeroflow.sweep.queue import CellQueue
 
     grid = parse_grid(
@@ -54,7 +55,7 @@ def test_the_cheapest_cells_begin_first_among_those_that_need_as_much(tmp_path: 
         },
         where="mixed.yaml",
     )
-    queue = CellQueue(grid.cells, grid.placement, lambda: [{"CPU": 2.0}], Store(tmp_path), {})
+    queue = CellQueue(grid.cells, grid.placement, lambda: [{"CPU": 2.0}], Store(tmp_path), SweepContext(str(tmp_path)))
     began = [(job.config.optimizer, job.config.queries, job.config.epochs) for job in queue.waiting]
     assert began == [(None, None, None), ("zo-sgd", 1, 1), ("fo-sgd", None, 2), ("zo-sgd", 2, 2), ("zo-sgd", 1, 9)]
 

@@ -23,9 +23,9 @@ import zeroflow.optim
 import zeroflow.results
 from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.cli import main
+from zeroflow.grid.grid_file import parse_grid
 from zeroflow.models.factory import create_backbone
 from zeroflow.results import rows
-from zeroflow.sweep.grid import parse_grid
 from zeroflow.trial import metrics
 
 SMALL = {"dataset": "some-drawings", "tasks": 4, "epochs": 2, "batch_size": 16}

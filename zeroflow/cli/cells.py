@@ -53,11 +53,11 @@ def run(
     as_json: bool,
 ) -> None:
     """Run one cell in this process, without Ray."""
+    from zeroflow.grid.grid_file import merge_overrides, parse_override
     from zeroflow.models.endpoint import EndpointError
     from zeroflow.optim import NonFiniteLoss
     from zeroflow.results import rows
     from zeroflow.results.store import Store
-    from zeroflow.sweep.grid import merge_overrides, parse_override
     from zeroflow.trial.checks import check_backbone_of
     from zeroflow.trial.config import TrialConfig
     from zeroflow.trial.loop import Placement, run_trial

@@ -53,8 +53,8 @@ def check_cluster(
     roles. That results can be written, and the grid's data sets are where machines will get them from. What the cluster costs
     at most in an hour, and with cells that have finished in the store what the missing ones will take.
     """
-    from zeroflow.sweep.clusters import read_cluster
-    from zeroflow.sweep.launch import check_launch
+    from zeroflow.clusters.cluster_file import read_cluster
+    from zeroflow.clusters.launch import check_launch
 
     cluster = read_cluster(cluster_file)
     grid = open_grid(grid_file, settings, None)[0] if grid_file else None
@@ -87,7 +87,7 @@ def check_cluster(
 )  # fmt: skip
 def sync_data(source: str, data_dir: Path) -> None:
     """Copy the files of SOURCE, a bucket's address or a folder, that are missing here or have another size."""
-    from zeroflow.data.sync import synchronise
+    from zeroflow.clusters.data_sync import synchronise
 
     with Bar("sync-data") as bar:
         copied = synchronise(source, data_dir.expanduser(), bar)

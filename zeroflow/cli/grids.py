@@ -19,10 +19,10 @@ from zeroflow.cli.progress import Bar
 from zeroflow.errors import ConfigError
 
 if TYPE_CHECKING:
+    from zeroflow.grid.grid_file import Grid
+    from zeroflow.grid.placement import SweepPlacement
+    from zeroflow.grid.plan import Plan
     from zeroflow.results.store import Store
-    from zeroflow.sweep.grid import Grid
-    from zeroflow.sweep.placement import SweepPlacement
-    from zeroflow.sweep.plan import Plan
     from zeroflow.trial.config import TrialConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,7 +63,7 @@ def ray_options(command: F) -> F:
 
 def open_grid(grid_file: Path | None, settings: tuple[str, ...], data_dir: str | None) -> tuple[Grid, str | None]:
     """A grid, the default one for None, and the folder of its data sets."""
-    from zeroflow.sweep.grid import load_grid, parse_override
+    from zeroflow.grid.grid_file import load_grid, parse_override
 
     if grid_file is None:
         beside = Path(__file__).resolve().parents[2] / DEFAULT_GRID
@@ -116,8 +116,8 @@ def plan(
     """
     import dataclasses
 
+    from zeroflow.grid.plan import make_plan
     from zeroflow.results.store import Store
-    from zeroflow.sweep.plan import make_plan
 
     grid, folder = open_grid(grid_file, settings, data_dir)
     found = make_plan(grid, Store(_root(results, grid.name)), folder)
@@ -170,11 +170,11 @@ def sweep(
     as_json: bool,
 ) -> None:
     """Run the cells of a grid that are not done yet, with Ray Tune and Ray Train, into a Parquet store."""
+    from zeroflow.grid.plan import check_data, make_plan
     from zeroflow.results.report import write_report
     from zeroflow.results.store import Store
     from zeroflow.results.summary import render_text, summary
     from zeroflow.sweep.driver import run_sweep
-    from zeroflow.sweep.plan import check_data, make_plan
 
     started, say = time.monotonic(), partial(click.echo, err=as_json)
     grid, folder = open_grid(grid_file, settings, data_dir)
@@ -257,13 +257,13 @@ def search(
     Every optimizer gets the same budget of forward passes, on held-out training data of the first task. Candidates that have
     been run are not run again.
     """
+    from zeroflow.grid.plan import make_plan
+    from zeroflow.grid.search_plan import plan_search
+    from zeroflow.grid.search_selection import outcomes, write
+    from zeroflow.grid.search_writeback import render, write_chosen
     from zeroflow.results.searches import render_searches, search_rows
     from zeroflow.results.store import Store
-    from zeroflow.sweep.candidates import plan_search
-    from zeroflow.sweep.choice import outcomes, write
-    from zeroflow.sweep.chosen import render, write_chosen
     from zeroflow.sweep.driver import run_sweep
-    from zeroflow.sweep.plan import make_plan
 
     say = partial(click.echo, err=as_json)
     grid, folder = open_grid(grid_file, settings, data_dir)

@@ -1,1 +1,1 @@
-"""Grids of cells: what to run, what is missing, and running it with Ray. The only room that knows Ray."""
+"""Running the cells of a grid with Ray. The only package of zeroflow that imports Ray."""

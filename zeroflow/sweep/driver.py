@@ -3,64 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
-import random
 import shutil
-import signal
 import socket
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zeroflow.errors import ConfigError
-from zeroflow.results import rows
+from zeroflow.grid.placement import SweepPlacement
 from zeroflow.results.store import Store
 from zeroflow.results.sweeps import SweepRecord, is_alive
-from zeroflow.sweep.environment import changed_environment
-from zeroflow.sweep.placement import CellPlacement, Node, SweepPlacement
+from zeroflow.sweep.environment import LOCAL_SETTINGS, RAY_SETTINGS, changed_environment, set_defaults
+from zeroflow.sweep.local_ray import QUIET, start_local_ray
+from zeroflow.sweep.messages import SweepContext
 from zeroflow.sweep.progress import Progress
+from zeroflow.sweep.signals import stopped_like_interrupted
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.result import checkout_commit, code_state
 
-# Read by Ray when it is imported or started, so set before. All are about noise and start-up time, but for two: Tune's
-# snapshots of thousands of trials take longer with every trial, and the store is what a sweep goes on from; and on Ctrl-C Tune
-# would give every trial ten seconds to end, of which none has any use.
-_RAY_SETTINGS = {
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_DEDUP_LOGS": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-
-KEPT_MEMORY = {
-    "GLIBC_TUNABLES": ":".join(
-        f"glibc.malloc.{name}={value}"
-        for name, value in {
-            "hugetlb": 1, "trim_threshold": 2**32, "mmap_threshold": 2**25, "top_pad": 2**26, "arena_max": 1
-        }.items()
-    )
-}  # fmt: skip
-"""Environment of worker processes: freed memory is kept, in huge pages. Otherwise a forward pass on a CPU gives all of its
-memory back and faults it in again, page by page (``benchmarks/kept_memory.py``). Other C libraries ignore it."""
-
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Environment of a local Ray: it is nobody else's, and listens on the machine's own address alone (what Ray does on Windows and
-macOS of its own accord). Without it its ports are open to the network."""
-
-# What a Tune trial holds while Ray Train's workers do its work. Any share of a CPU would be missing for the last worker
-# of a full cluster, which then never starts; nothing at all is refused.
-_WAITING = {"memory": 1.0}
+if TYPE_CHECKING:
+    from zeroflow.sweep.queue import CellQueue
 
 
 @dataclass(frozen=True)
@@ -68,7 +33,8 @@ class SweepEnd:
     """How a sweep ended.
 
     Attributes:
-        failed: cells that failed. stopped: why it ended before all cells had run; None: it did not.
+        failed: cells that failed.
+        stopped: why it ended before all cells had run; None: it did not.
     """
 
     failed: int
@@ -87,45 +53,45 @@ def run_sweep(
 ) -> SweepEnd:
     """Run cells through Ray Tune and Ray Train.
 
-    Ctrl-C and SIGTERM end it in order; what is finished is in the store, and what is not goes on from its log the next time.
+    Ctrl-C, SIGTERM and SIGHUP end it in order; what is finished is in the store, and what is not resumes from its log the next
+    time.
 
     Args:
-        cells: what to run. store: where results go, each as soon as its cell is finished.
-        placement: processes and resources of cells, and how many at a time. name: of the grid, for ``zeroflow status``.
-        data_dir: of the data sets, on every node. address: a running Ray's, ``"auto"``, or None: the one that
-            ``RAY_ADDRESS`` names, else a new local one.
+        cells: what to run.
+        store: where results go, each as soon as its cell is finished.
+        placement: processes and resources of cells, and how many at a time.
+        name: of the grid, for ``zeroflow status``.
+        data_dir: of the data sets, on every node.
+        address: a running Ray's, ``"auto"``, or None: the one that ``RAY_ADDRESS`` names, else a new local one.
         echo: receives progress lines.
 
     Raises:
         ConfigError: no node can hold a cell, or the store cannot be written; before anything runs.
     """
-    for setting, value in _RAY_SETTINGS.items():
-        os.environ.setdefault(setting, value)
-    local = not (address or os.environ.get("RAY_ADDRESS"))
-    if local:
-        for setting, value in KEPT_MEMORY.items():
-            os.environ.setdefault(setting, value)
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process of its own for what cannot happen
+    address = address or os.environ.get("RAY_ADDRESS")
+    set_defaults({**RAY_SETTINGS, **({} if address else LOCAL_SETTINGS)})
     import ray
 
     from zeroflow.sweep import serve
 
     started_here = not ray.is_initialized()
-    served = serve.wanted(cells, placement, local=local and started_here)
+    served = serve.wanted(cells, placement, local=started_here and not address)
     with changed_environment(serve.variables()) if served else nullcontext():
         if started_here:
-            with closed_to_the_network() if local else nullcontext():
-                ray.init(address or os.environ.get("RAY_ADDRESS") or "local", **_quiet(local))
-        try:
-            with _terminated_like_interrupted():
+            if address:
+                ray.init(address, **QUIET)
+            else:
+                start_local_ray()
+        with stopped_like_interrupted():  # Ray has just set handlers of its own
+            try:
                 if served:
                     url = serve.start(served)
                     placement = serve.placed_at(placement, url)
                     echo(f"{served.backbone} is served at {url}")
                 return _run(cells, store, placement, name, data_dir, echo)
-        finally:
-            if started_here:
-                ray.shutdown()
+            finally:
+                if started_here:
+                    ray.shutdown()
 
 
 def _run(
@@ -136,179 +102,79 @@ def _run(
     data_dir: str | None,
     echo: Callable[[str], None],
 ) -> SweepEnd:
-    import ray
-    from ray import tune
-    from ray.util.placement_group import remove_placement_group
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from zeroflow.sweep.desk import SWEEPS, Desk, places
-    from zeroflow.sweep.queue import CellQueue, Job
-    from zeroflow.sweep.train import run_cell
-
-    def nodes() -> list[Node]:
-        here = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return [*here, *_to_come(here)]
+    """Run cells on the Ray that this process is connected to; see ``run_sweep``."""
+    from zeroflow.sweep.coordinator import running_coordinator
+    from zeroflow.sweep.nodes import present_and_to_come
+    from zeroflow.sweep.queue import CellQueue
+    from zeroflow.sweep.tune_events import deaths_told_to_tune
 
     commit = checkout_commit()
-    scratch = _scratch_folder()
-    common = {
-        "root": store.root, "data_dir": data_dir, "commit": commit, "code": code_state(commit), "scratch": scratch,
-        "retries": placement.retries, "folder": placement.folder,
-    }  # fmt: skip
-    claims = desk = None
-    try:
-        queue = CellQueue(cells, placement, nodes, store, common)
-        store.check_writable()
-        claims = queue.claims = store.claims()
-        record = SweepRecord(store, name, cells, dataclasses.asdict(placement), commit)
-        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if more := _to_come(found):
-            # Otherwise Tune waits for one cell's machine before it asks for the next one's.
-            os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(10 * len(more)))
-        echo(
-            f"Ray {ray.__version__} at {ray.get_runtime_context().gcs_address}: {len(found)} node(s), "
-            f"{sum(n.get('CPU', 0) for n in found):g} CPUs, {sum(n.get('GPU', 0) for n in found):g} GPUs"
-            f"{f', {len(more)} more node(s) may come' if more else ''}; "
-            f"{len(cells)} cells, {max(map(queue.at_a_time, {job.placement for job in queue.waiting}), default=0)} at a time"
+    with _scratch_folder() as scratch:
+        context = SweepContext(
+            store.root, data_dir, commit, code_state(commit), scratch, placement.retries, placement.folder
         )
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        # Calls that wait are many: of all groups of workers at once.
-        remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=100_000)(Desk)
-        sweep = random.randrange(1, SWEEPS)
-        desk = remote.options(scheduling_strategy=here).remote(store.root, sweep)
-        order = desk.keep_order.remote()
-
-        def trial(setting: Mapping[str, Any]) -> None:
-            run_cell(setting["one"], desk)
-
-        def resources(setting: Mapping[str, Any]) -> Any:
-            own = CellPlacement(**setting["one"]["placement"])
-            return tune.PlacementGroupFactory([own.worker if own.workers_per_trial == 1 else _WAITING])
-
-        def record_failure(job: Job, outcome: Mapping[str, Any]) -> None:
-            row = rows.failure(
-                job.config, outcome["type"], outcome["message"], outcome["traceback"],
-                placement.retries + 1 if outcome["kind"] == "died" else job.tries + 1,
-            )  # fmt: skip
-            try:
-                store.write_failure(row)
-            except (OSError, ConfigError) as refused:
-                queue.stopped = f"results {store.root!r}: cannot be written: {refused}"
-
-        trial.__name__ = "cell"
-        progress = Progress(queue, echo, record_failure)
-        tuner = tune.Tuner(
-            tune.with_resources(trial, resources),
-            tune_config=tune.TuneConfig(search_alg=queue, num_samples=-1, reuse_actors=True),
-            run_config=tune.RunConfig(
-                name="sweep", storage_path=scratch, verbose=0, callbacks=[progress.callback()],
-                failure_config=tune.FailureConfig(max_failures=placement.retries),
-            ),
-        )  # fmt: skip
-        with suppress(KeyboardInterrupt), progress.reporting(record), deaths_told_to_tune():
-            tuner.fit()
-        return SweepEnd(progress.failed, queue.stopped or ("interrupted" if queue.left else None))
-    finally:
-        if desk:
-            # Tune remembers the trial's function, and with it the desk; and what it was about to give back stays else.
-            with suppress(Exception):
-                ray.get([desk.end.remote(), order], timeout=10)
-            ray.kill(desk)
-            for group in places(sweep).values():
-                for place in group:
-                    remove_placement_group(place)
-        if claims:
-            claims.close()
-        shutil.rmtree(scratch, ignore_errors=True)
+        queue = CellQueue(cells, placement, present_and_to_come, store, context)
+        store.check_writable()
+        with closing(store.claims()) as claims:
+            queue.claims = claims
+            record = SweepRecord(store, name, cells, dataclasses.asdict(placement), commit)
+            echo(_first_line(queue))
+            progress = Progress(queue, echo)
+            with running_coordinator(store.root) as coordinator:
+                tuner = _tuner(coordinator, queue, progress, context)
+                with suppress(KeyboardInterrupt), progress.reporting(record), deaths_told_to_tune():
+                    tuner.fit()
+            return SweepEnd(progress.failed, queue.stopped or ("interrupted" if queue.left else None))
 
 
-def _to_come(here: Sequence[Node]) -> list[Node]:
-    """The nodes that Ray's autoscaler may start beside those that are here; none where there is no autoscaler.
+def _first_line(queue: CellQueue) -> str:
+    """Which Ray a sweep runs on, with what, and how many cells at a time."""
+    import ray
 
-    Kinds of nodes with the same resources (spot and on demand) stand for one another, and those here count for theirs.
-    """
-    from ray._private.state import state
+    from zeroflow.sweep.nodes import nodes_to_come, present_nodes
 
-    config = state.get_cluster_config()
-    most: dict[tuple[tuple[str, float], ...], int] = {}
-    for group in config.node_group_configs if config else ():
-        # What Ray itself adds to a node's resources (its kind of GPU, memory as measured) tells nothing of what fits.
-        counted = {name: float(group.resources[name]) for name in ("CPU", "GPU", "memory") if group.resources.get(name)}
-        kind = tuple(sorted(counted.items()))
-        if kind:
-            most[kind] = max(most.get(kind, 0), _ANY_NUMBER if group.max_count < 0 else group.max_count)
-    found: list[Node] = []
-    for kind, count in most.items():
-        whole = {name: amount for name, amount in kind if name != "memory"}
-        alive = sum(all(node.get(name, 0.0) == amount for name, amount in whole.items()) for node in here)
-        found += [dict(kind)] * max(count - alive, 0)
-    return found
+    present = present_nodes()
+    jobs = queue.waiting
+    most = max(map(queue.at_a_time, {job.placement for job in jobs}), default=0)
+    more = f", {len(to_come)} more node(s) may come" if (to_come := nodes_to_come(present)) else ""
+    return (
+        f"Ray {ray.__version__} at {ray.get_runtime_context().gcs_address}: {len(present)} node(s), "
+        f"{sum(node.get('CPU', 0) for node in present):g} CPUs, {sum(node.get('GPU', 0) for node in present):g} GPUs"
+        f"{more}; {len(jobs)} cells, {most} at a time"
+    )
 
 
-_ANY_NUMBER = 1000
-"""Nodes of a kind without a limit that are reckoned with."""
+def _tuner(coordinator: Any, queue: CellQueue, progress: Progress, context: SweepContext) -> Any:
+    """What runs a trial for every cell of the queue, in processes that are kept from cell to cell."""
+    from ray import tune
+
+    from zeroflow.sweep.nodes import nodes_to_come, present_nodes
+    from zeroflow.sweep.trainable import trainable
+    from zeroflow.sweep.tune_events import ProgressCallback
+
+    if to_come := nodes_to_come(present_nodes()):
+        # Otherwise Tune waits for one cell's machine before it asks for the next one's.
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(10 * len(to_come)))
+    return tune.Tuner(
+        trainable(coordinator),
+        tune_config=tune.TuneConfig(search_alg=queue, num_samples=-1, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name="sweep", storage_path=context.scratch, verbose=0, callbacks=[ProgressCallback(progress)],
+            failure_config=tune.FailureConfig(max_failures=context.retries),
+        ),
+    )  # fmt: skip
 
 
-def _scratch_folder() -> str:
-    """A folder for what Tune and Train insist on writing; those of processes that were killed are removed."""
+@contextmanager
+def _scratch_folder() -> Iterator[str]:
+    """A folder for what Tune and Train insist on writing; those of processes that were killed are removed too."""
     host = socket.gethostname()
     for old in Path(tempfile.gettempdir()).glob(f"zeroflow-{host}-*-*"):
         pid = old.name.removeprefix(f"zeroflow-{host}-").split("-")[0]
         if pid.isdigit() and not is_alive(int(pid)):
             shutil.rmtree(old, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"zeroflow-{host}-{os.getpid()}-")
-
-
-@contextmanager
-def deaths_told_to_tune() -> Iterator[None]:
-    """Let Tune count a process that Ray killed for its memory as one that died.
-
-    Ray says so by an error of its own, which Tune 2.60 does not expect: it would end all trials.
-    """
-    from ray.air.execution._internal.actor_manager import RayActorManager
-    from ray.exceptions import RayActorError, RayError, RayTaskError
-
-    known = RayActorManager._actor_task_failed
-
-    def told(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, RayError) and not isinstance(exception, RayActorError | RayTaskError):
-            exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
-        known(self, tracked_actor_task, exception)
-
-    RayActorManager._actor_task_failed = told
+    folder = tempfile.mkdtemp(prefix=f"zeroflow-{host}-{os.getpid()}-")
     try:
-        yield
+        yield folder
     finally:
-        RayActorManager._actor_task_failed = known
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM, with which a job is stopped, do what Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def closed_to_the_network() -> Iterator[None]:
-    """Have what Ray starts meanwhile listen on this machine alone, whether or not Ray was imported before."""
-    from ray._private import ray_constants
-
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        with changed_environment(LOOPBACK):
-            yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-def _quiet(local: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    return {**options, "include_dashboard": False} if local else options
+        shutil.rmtree(folder, ignore_errors=True)

@@ -8,16 +8,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zeroflow.results.sweeps import SweepRecord
+from zeroflow.sweep.messages import CellDone, CellFailed, FailureKind, Outcome
 
 if TYPE_CHECKING:
-    from zeroflow.sweep.queue import CellQueue, Job
+    from zeroflow.sweep.queue import CellQueue
 
 _WRITE_EVERY = 5.0
 """Seconds between two records of a sweep's state."""
@@ -27,13 +27,12 @@ class Progress:
     """Counts finished cells and foresees the rest from the seconds of those of the same method.
 
     Args:
-        queue: of the sweep. echo: receives the lines. record_failure: ``(job, outcome)``, of every cell that failed.
+        queue: of the sweep.
+        echo: receives the lines.
     """
 
-    def __init__(
-        self, queue: CellQueue, echo: Callable[[str], None], record_failure: Callable[[Job, Mapping[str, Any]], None]
-    ) -> None:
-        self.queue, self.total, self.echo, self.record_failure = queue, len(queue.waiting), echo, record_failure
+    def __init__(self, queue: CellQueue, echo: Callable[[str], None]) -> None:
+        self.queue, self.total, self.echo = queue, len(queue.waiting), echo
         self.done = self.failed = 0
         self.started = self.last_line = time.monotonic()
         self._seconds: dict[str, list[float]] = defaultdict(list)
@@ -46,33 +45,55 @@ class Progress:
         """A trial's process works on its cell."""
         self._since[trial_id] = datetime.now(UTC).isoformat(timespec="seconds")
 
-    def ended(self, trial_id: str, outcome: Mapping[str, Any]) -> None:
-        """A trial is over: count its cell, print its line, and have a failure recorded."""
+    def ended(self, trial_id: str, outcome: Outcome, seconds: float | None = None) -> None:
+        """A trial is over: count its cell, print its line, and have a failure recorded.
+
+        Args:
+            trial_id: Tune's.
+            outcome: of the trial's cell.
+            seconds: that the cell took; None: not known.
+        """
         tried = self.queue.running.get(trial_id)
-        if tried is None or "ok" not in outcome:  # stopped in the middle
+        if tried is None:
             return
-        job = self.queue.ended(trial_id, outcome)
-        label, seconds = tried.config.label(), f"({outcome['cell_seconds']:.1f} s)" if "cell_seconds" in outcome else ""
+        job, took = self.queue.ended(trial_id, outcome), "" if seconds is None else f"({seconds:.1f} s)"
         if job is None:
-            if outcome["kind"] == "memory":
-                self._line(f"{label}  out of memory, to be tried again with more  {seconds}")
+            if isinstance(outcome, CellFailed) and outcome.kind is FailureKind.OUT_OF_MEMORY:
+                self._line(f"{tried.config.label()}  out of memory, to be tried again with more  {took}")
             return
-        if outcome["ok"]:
+        if isinstance(outcome, CellDone):
             self.done += 1
-            text = f"Avg {outcome['avg']:.2f}  Last {outcome['last']:.2f}  Fgt {outcome['fgt']:.2f}"
-        elif outcome["kind"] == "disk":
-            text = f"NOT WRITTEN, the sweep ends: {outcome['message']}"
+            text = f"Avg {outcome.avg:.2f}  Last {outcome.last:.2f}  Fgt {outcome.fgt:.2f}"
+        elif outcome.kind is FailureKind.DISK_FULL:
+            text = f"NOT WRITTEN, the sweep ends: {outcome.message}"
         else:
             self.failed += 1
-            text = f"FAILED: {outcome['type']}: {outcome['message']}"
-            self.record_failure(job, outcome)
-        if "cell_seconds" in outcome:
-            self._seconds[job.config.method].append(outcome["cell_seconds"])
-        self._line(f"{label}  {(text.splitlines() or [''])[0][:200]}  {seconds}")
+            text = f"FAILED: {outcome.error}: {outcome.message}"
+            self.queue.write_failure(job, outcome)
+        if seconds is not None:
+            self._seconds[job.config.method].append(seconds)
+        self._line(f"{job.config.label()}  {(text.splitlines() or [''])[0][:200]}  {took}")
+
+    def died(self, trial_id: str, message: str) -> None:
+        """A trial's process is dead, after as many tries as it may have.
+
+        Args:
+            trial_id: Tune's.
+            message: what Tune knows of it.
+        """
+        kind = FailureKind.OUT_OF_MEMORY if "OutOfMemory" in message else FailureKind.PROCESS_DIED
+        if trial_id not in self._since:
+            kind = FailureKind.NOT_BEGUN  # a process that died between two cells
+        self.ended(trial_id, CellFailed(kind, "TrialDied", message, message))
 
     @contextmanager
     def reporting(self, record: SweepRecord, silence: float = 60.0) -> Iterator[None]:
-        """Write the record every few seconds, and print a line whenever none was printed for ``silence`` seconds."""
+        """Write the record every few seconds, and print a line when none was printed for a while.
+
+        Args:
+            record: of the sweep.
+            silence: that while, in seconds.
+        """
         stop = threading.Event()
 
         def beat() -> None:
@@ -100,36 +121,6 @@ class Progress:
                 record.end(ended, self.state())
             except Exception as error:
                 self.echo(f"the sweep's record was not written: {error}")
-
-    def callback(self) -> Any:
-        """A Tune callback that feeds this."""
-        from ray import tune
-
-        progress = self
-
-        class Feed(tune.Callback):  # type: ignore[misc]
-            def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-                progress.begun(trial.trial_id)
-
-            def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-                progress.ended(trial.trial_id, trial.last_result or {})
-
-            def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-                message = f"the process of the trial died: {_error_of(trial)}"
-                kind = "memory" if "OutOfMemory" in message else "died"
-                if trial.trial_id not in progress._since:
-                    kind = "unbegun"  # a process that died between two cells
-                outcome = {"ok": False, "kind": kind, "type": "TrialDied", "message": message, "traceback": message}
-                progress.ended(trial.trial_id, outcome)
-
-            def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-                # Tune gives some trials up without a word, such as one whose process would not be reset.
-                if iteration % 100 == 0:
-                    for trial in trials:
-                        if trial.trial_id in progress.queue.running and trial.status == "ERROR":
-                            self.on_trial_error(iteration, trials, trial)
-
-        return Feed()
 
     def state(self) -> dict[str, Any]:
         """Numbers of this moment, plain JSON."""
@@ -166,16 +157,6 @@ class Progress:
         elapsed = duration(time.monotonic() - self.started)
         with suppress(OSError):  # whoever listened has gone
             self.echo(f"[{ended}/{self.total}  {elapsed}{foreseen}{failed}]  {text}")
-
-
-def _error_of(trial: Any) -> str:
-    """What Tune knows of a trial's last error; it has not reached its storage yet, so from the file on this node."""
-    try:
-        from ray import cloudpickle
-
-        return str(cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()))
-    except Exception:
-        return "its log says more"
 
 
 def duration(seconds: float) -> str:

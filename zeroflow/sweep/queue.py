@@ -1,8 +1,8 @@
 """The queue: which cell runs next, as Ray Tune asks for one.
 
-The most demanding cells come first, of those that need as much the cheapest: a sweep's first rows appear early. A cell starts when its workers fit beside those that run and beside what more demanding
-ones wait for; where several sweeps write into one store, when no other one has claimed it. One that ran out of memory comes
-again with what the grid allows.
+The most demanding cells come first, of those that need as much the cheapest: a sweep's first rows appear early. A cell starts
+when its workers fit beside those that run and beside what more demanding ones wait for; where several sweeps write into one
+store, when no other one has claimed it. One that ran out of memory comes again with what the grid allows.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from zeroflow.errors import ConfigError
+from zeroflow.grid.cost_estimate import work
+from zeroflow.grid.placement import CellPlacement, Node, SweepPlacement, cells_that_fit, on_cluster
+from zeroflow.results import rows
 from zeroflow.results.claims import Claims
 from zeroflow.results.store import Store
-from zeroflow.sweep.estimate import work
-from zeroflow.sweep.placement import CellPlacement, Node, SweepPlacement, cells_that_fit, on_cluster
+from zeroflow.sweep.messages import CellFailed, CellTask, FailureKind, Outcome, SweepContext
+from zeroflow.sweep.trainable import TASK
 from zeroflow.trial.config import TrialConfig
 
 _LOOK_AGAIN = 2.0
@@ -35,8 +38,10 @@ class Job:
     """A cell to run.
 
     Attributes:
-        config, placement: what, and how. tries: how often it ran out of memory. unbegun: how often a process died before it
-            began with the cell.
+        config: what to compute.
+        placement: with which processes.
+        tries: how often it ran out of memory.
+        unbegun: how often a process died before it began with the cell.
     """
 
     config: TrialConfig
@@ -49,13 +54,17 @@ class CellQueue(Searcher):  # type: ignore[misc]
     """What Tune asks for its next trial.
 
     Args:
-        cells: what to run. placement: of the sweep. nodes: resources of the cluster's nodes now.
-        store: where cells are finished. common: what goes with every cell, see ``train.run_cell``.
+        cells: what to run.
+        placement: of the sweep.
+        nodes: resources of the cluster's nodes now.
+        store: where cells are finished.
+        context: what goes with every cell.
 
     Attributes:
         claims: what keeps other sweeps from cells; None: nothing.
-        running: jobs by Tune's trial. claimed_elsewhere: jobs whose cells other sweeps run. finished_elsewhere: how many of
-            those have ended.
+        running: jobs by Tune's trial.
+        claimed_elsewhere: jobs whose cells other sweeps run.
+        finished_elsewhere: how many of those have ended.
         stopped: why no further cell may start; None as long as they may.
 
     Raises:
@@ -68,10 +77,10 @@ class CellQueue(Searcher):  # type: ignore[misc]
         placement: SweepPlacement,
         nodes: Callable[[], Sequence[Node]],
         store: Store,
-        common: Mapping[str, Any],
+        context: SweepContext,
     ) -> None:
         super().__init__()
-        self.placement, self.store, self.common = placement, store, dict(common)
+        self.placement, self.store, self.context = placement, store, context
         self.claims: Claims | None = None
         self.running: dict[str, Job] = {}
         self.claimed_elsewhere: list[Job] = []
@@ -124,7 +133,7 @@ class CellQueue(Searcher):  # type: ignore[misc]
                 self._reached_at = time.monotonic()
                 if mine:
                     self.running[trial_id] = job
-                    return {"one": self._setting(job)}
+                    return {TASK: CellTask(job.config, job.placement, self.context)}
             self._reached_at = time.monotonic()
         except (OSError, ConfigError) as error:  # out of reach for now, it may be
             if time.monotonic() - self._reached_at > _PATIENCE:
@@ -148,29 +157,42 @@ class CellQueue(Searcher):  # type: ignore[misc]
 
     # What the sweep calls.
 
-    def ended(self, trial_id: str, outcome: Mapping[str, Any]) -> Job | None:
+    def ended(self, trial_id: str, outcome: Outcome) -> Job | None:
         """A trial is over.
 
         A cell that ran out of memory comes back if the grid allows more, and one that its process never began with, too.
+
+        Args:
+            trial_id: Tune's.
+            outcome: of the trial's cell.
 
         Returns:
             The job, if that was its last try.
         """
         job = self.running.pop(trial_id)
-        kind = outcome.get("kind")
+        kind = outcome.kind if isinstance(outcome, CellFailed) else None
         again: Job | None = None
-        if kind == "memory" and job.tries < len(self.placement.out_of_memory):
+        if kind is FailureKind.OUT_OF_MEMORY and job.tries < len(self.placement.out_of_memory):
             again = dataclasses.replace(job, placement=self._placed(job.config, job.tries + 1), tries=job.tries + 1)
-        elif kind == "unbegun" and job.unbegun <= self.placement.retries:
+        elif kind is FailureKind.NOT_BEGUN and job.unbegun <= self.placement.retries:
             again = dataclasses.replace(job, unbegun=job.unbegun + 1)
         if again:  # what is claimed stays so
             self._waiting[again.placement].appendleft(again)
             return None
         if self.claims:
             self.claims.release(job.config.cell_id)
-        if kind == "disk":
-            self.stopped = str(outcome["message"])
+        if isinstance(outcome, CellFailed) and kind is FailureKind.DISK_FULL:
+            self.stopped = outcome.message
         return job
+
+    def write_failure(self, job: Job, failed: CellFailed) -> None:
+        """Write down that a cell has failed for good; if that cannot be written no further cell starts."""
+        attempts = self.placement.retries + 1 if failed.kind is FailureKind.PROCESS_DIED else job.tries + 1
+        row = rows.failure(job.config, failed.error, failed.message, failed.traceback, attempts)
+        try:
+            self.store.write_failure(row)
+        except (OSError, ConfigError) as refused:
+            self.stopped = f"results {self.store.root!r}: cannot be written: {refused}"
 
     def _placed(self, config: TrialConfig, tries: int = 0) -> CellPlacement:
         return on_cluster(self.placement.of(config, tries), self._seen)
@@ -219,9 +241,6 @@ class CellQueue(Searcher):  # type: ignore[misc]
         """Whether a cell is done, or has failed in another sweep since this one began."""
         failed = self.store.failed_at(cell)
         return self.store.has(cell) or (failed is not None and failed >= self._began)
-
-    def _setting(self, job: Job) -> dict[str, Any]:
-        return {**self.common, "cell": job.config.canonical(), "placement": dataclasses.asdict(job.placement)}
 
     def _look_around(self) -> None:
         """See what nodes there are, and, when nothing else waits, what has become of the cells of other sweeps."""

@@ -18,12 +18,13 @@ import safetensors.torch
 import torch
 
 from zeroflow.errors import ConfigError
+from zeroflow.grid.placement import SweepPlacement
 from zeroflow.models.endpoint import MOST_BYTES, TOKEN, valid_token, weights_of
 from zeroflow.models.factory import create_backbone
 from zeroflow.models.named import find_modules_in, import_callable, is_name
 from zeroflow.models.probe import check_buildable
 from zeroflow.sweep.environment import changed_environment
-from zeroflow.sweep.placement import SweepPlacement
+from zeroflow.sweep.local_ray import start_local_ray
 from zeroflow.trial.config import TrialConfig
 
 MOST_WORKERS = 64
@@ -140,12 +141,9 @@ def serving(served: Served) -> Iterator[str]:
     """
     import ray
 
-    from zeroflow.sweep.driver import closed_to_the_network
-
     _port(served.host, served.port)
     with changed_environment(variables()):
-        with closed_to_the_network():
-            ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, num_cpus=1)
+        start_local_ray(num_cpus=1)
         try:
             yield start(served)
         finally:

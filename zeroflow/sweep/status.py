@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from zeroflow.grid.grid_file import Grid
+from zeroflow.grid.placement import CellPlacement, SweepPlacement
+from zeroflow.grid.plan import Plan, make_plan
 from zeroflow.results.store import Store
 from zeroflow.results.sweeps import sweeps, work_of
-from zeroflow.sweep.grid import Grid
-from zeroflow.sweep.placement import CellPlacement, SweepPlacement
-from zeroflow.sweep.plan import Plan, make_plan
 from zeroflow.sweep.progress import duration
 from zeroflow.trial.config import TrialConfig
 

@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zeroflow.errors import ConfigError, unknown
+from zeroflow.grid.rules import check_when
 from zeroflow.optim import optimizers
-from zeroflow.sweep.rules import check_when
 
 _KEYS = ("forward_passes", "validation", "seeds", "when", "lr", "eps", "queries")
 

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zeroflow.grid.search_plan import Candidate, Search, SearchPlan
 from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.searches import least_level
 from zeroflow.results.store import Store
-from zeroflow.sweep.candidates import Candidate, Search, SearchPlan
 
 
 @dataclass(frozen=True)

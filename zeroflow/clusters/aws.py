@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from zeroflow.sweep.clusters import WORLD, ClusterFile, Machines
+from zeroflow.clusters.cluster_file import WORLD, ClusterFile, Machines
 
 _QUOTAS = {
     ("standard", False): "L-1216C47A", ("standard", True): "L-34B43A08",

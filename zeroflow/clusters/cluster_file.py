@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import yaml
 
 from zeroflow.errors import ConfigError, unknown
+from zeroflow.sweep.cluster_config import as_ray_reads_it
 
 WORLD = ("0.0.0.0/0", "::/0")
 """Address ranges that mean everybody."""
@@ -100,25 +99,9 @@ class ClusterFile:
             for name in sorted(kinds, key=lambda name: name != head)
         ]
 
-    def hourly(self) -> tuple[float, str] | None:
-        """What the cluster costs at most in an hour on demand, and the sum as a text; None: nothing says the prices."""
-        prices = self.metadata.get("prices") or {}
-        if not self.machines or any(machines.type not in prices for machines in self.machines):
-            return None
-        head, *workers = self.machines
-        left, terms = int(self.config["max_workers"]), [(1, float(prices[head.type]))]
-        for kind in sorted(workers, key=lambda kind: -prices[kind.type]):
-            taken = min(kind.count, left)
-            left -= taken
-            if taken:
-                terms.append((taken, float(prices[kind.type])))
-        total = sum(count * price for count, price in terms)
-        words = " + ".join(f"{count} x {price:g}" for count, price in reversed(terms))
-        return total, f"{words} = {total:.2f}"
-
 
 def read_cluster(path: Path) -> ClusterFile:
-    """Read a cluster file and find what is wrong with it. Asks nobody; see ``zeroflow.sweep.aws`` for what an account says.
+    """Read a cluster file and find what is wrong with it. Asks nobody; see ``zeroflow.clusters.aws`` for what an account says.
 
     Raises:
         ConfigError: no such file, no YAML, or nothing in it that Ray could start.
@@ -140,26 +123,12 @@ def read_cluster(path: Path) -> ClusterFile:
     if kind not in _PROVIDERS:
         raise unknown("provider type", kind, _PROVIDERS, where=f"{path}: provider.type")
     try:
-        config = _as_ray_takes_it(given)
+        config = as_ray_reads_it(given)
     except Exception as error:
         said = getattr(error, "message", None) or str(error)
         at = ".".join(map(str, getattr(error, "absolute_path", ())))
         raise ConfigError(f"{path}: {at + ': ' if at else ''}Ray refuses it: {said}") from None
     return ClusterFile(path, kind, config, tuple(_problems(kind, given, config)))
-
-
-def _as_ray_takes_it(given: Mapping[str, Any]) -> dict[str, Any]:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    said = io.StringIO()
-    try:
-        with redirect_stdout(said), redirect_stderr(said):
-            # As `ray up` reads it: what aliases share is several things there.
-            config: dict[str, Any] = prepare_config(json.loads(json.dumps(given)))
-            validate_config(config)
-    except SystemExit:
-        raise ValueError(re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue()).strip()) from None
-    return config
 
 
 def _problems(kind: str, given: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 Starting a group costs many times what a small cell does: a controller, the workers, their imports, their connections. So the
 process of a Tune trial, which Tune hands from cell to cell, keeps its group as long as cells want the same. The group is one
-run of Ray Train, whose loop asks the desk for cells; when a worker dies, Ray Train starts the workers anew, and they go on
+run of Ray Train, whose loop asks the coordinator for cells; when a worker dies, Ray Train starts the workers anew, and they go on
 with the cell they were at, from its checkpoint and its log.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import threading
 import uuid
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import ray
@@ -19,33 +18,34 @@ import ray.train
 import ray.train.torch
 from ray.train import TrainingFailedError
 
-from zeroflow.sweep.meeting import MeetingConfig
-from zeroflow.sweep.placement import BLOCK, CellPlacement
+from zeroflow.grid.placement import CellPlacement
+from zeroflow.sweep.failures import GroupDied
+from zeroflow.sweep.messages import CellTask, Outcome
+from zeroflow.sweep.rendezvous import RendezvousConfig
+from zeroflow.sweep.reservations import with_number
 
 _FOREVER = datetime.timedelta(days=30)
 """How long workers wait for each other: between cells as long as it takes. That somebody is dead they learn from Ray."""
-
-
-class GroupDied(RuntimeError):
-    """The group has ended, by more deaths of its workers than it may have, or of its controller."""
 
 
 class WorkerGroup:
     """A running group.
 
     Args:
-        placement: of its cells. loop: the Ray Train loop, called with ``{"desk": ..., "group": name, "shards": number}``; an
-            empty cell tells it to end.
-        desk: see ``Desk``. retries: deaths of workers, preemptions apart, until the group ends. scratch: folder.
+        placement: of its cells.
+        loop: the Ray Train loop, called with ``{"coordinator": handle, "group": name, "shards": number}``.
+        coordinator: handle of the ``Coordinator``.
+        retries: deaths of workers, preemptions apart, until the group ends.
+        scratch: folder for what Ray Train insists on writing.
     """
 
     kept: ClassVar[WorkerGroup | None] = None
     """The group of this process."""
 
     name: str
-    """Of its tray on the desk."""
-    mark: int
-    """By which its place on the cluster is known, see ``desk.GROUPS``."""
+    """By which the coordinator knows it."""
+    reservation: int
+    """Number of what it holds on the cluster, see ``reservations``."""
     number: int
     """Of the cell in work, among those of this group."""
 
@@ -58,20 +58,18 @@ class WorkerGroup:
             cls.kept = cls(placement, *arguments)
         return cls.kept
 
-    def __init__(self, placement: CellPlacement, loop: Any, desk: Any, retries: int, scratch: str) -> None:
-        self.placement, self.desk, self.name = placement, desk, uuid.uuid4().hex
-        self.mark: int = ray.get(desk.enrol.remote())
+    def __init__(self, placement: CellPlacement, loop: Any, coordinator: Any, retries: int, scratch: str) -> None:
+        self.placement, self.coordinator, self.name = placement, coordinator, uuid.uuid4().hex
+        self.reservation: int = ray.get(coordinator.new_reservation.remote())
         self.error: BaseException | None = None
         self.number = self._cells = 0
-        gpus, resources = placement.gpus_per_worker or 0.0, placement.worker
-        # Instead of a whole block: what cells were found to fit by stays enough.
-        resources["memory"] = max(resources.get("memory", 0.0) - BLOCK, 0.0) + self.mark
+        gpus, resources = placement.gpus_per_worker or 0.0, with_number(placement.worker, self.reservation)
         # nccl for gradients, where each worker has a GPU of its own; it refuses two on one. A few numbers go by gloo anyway.
         backend = "cpu:gloo,cuda:nccl" if gpus >= 1 else "gloo"
         self._trainer = ray.train.torch.TorchTrainer(
             loop,
-            train_loop_config={"desk": desk, "group": self.name, "shards": placement.data_shards},
-            torch_config=MeetingConfig(backend=backend, timeout_s=int(_FOREVER.total_seconds())),
+            train_loop_config={"coordinator": coordinator, "group": self.name, "shards": placement.data_shards},
+            torch_config=RendezvousConfig(backend=backend, timeout_s=int(_FOREVER.total_seconds())),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=placement.workers_per_trial, use_gpu=gpus > 0, resources_per_worker=resources
             ),
@@ -79,24 +77,24 @@ class WorkerGroup:
                 name=self.name, storage_path=scratch, failure_config=ray.train.FailureConfig(max_failures=retries)
             ),
         )
-        self._watch = desk.watch.remote(self.mark, ray.get_runtime_context().current_actor)
+        self._watch = coordinator.watch.remote(self.reservation, ray.get_runtime_context().current_actor)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def run(self, setting: Mapping[str, Any]) -> Mapping[str, Any]:
+    def run(self, task: CellTask) -> Outcome:
         """Have a cell worked on, and wait for its outcome.
 
         Raises:
-            GroupDied: the group ended before it had one; ``Desk.begins`` tells how often it had begun.
+            GroupDied: the group ended before it had one; ``Coordinator.times_begun`` tells how often it had begun.
         """
         number = self.number = self._cells
         self._cells += 1
-        outcome = self.desk.run.remote(self.name, number, setting)
+        outcome = self.coordinator.run_task.remote(self.name, number, task)
         while self._thread.is_alive():
             if ray.wait([outcome], timeout=1.0)[0]:
-                return dict(ray.get(outcome))
+                return ray.get(outcome)
         if ray.wait([outcome], timeout=0)[0]:
-            return dict(ray.get(outcome))
+            return ray.get(outcome)
         ray.cancel(outcome)
         raise GroupDied(f"the group of workers ended: {self.error}") from self.error
 
@@ -109,10 +107,10 @@ class WorkerGroup:
         """End the group."""
         type(self).kept = None
         if self._thread.is_alive():
-            end = self.desk.run.remote(self.name, self._cells, {})
+            end = self.coordinator.run_task.remote(self.name, self._cells, None)
             self._thread.join(timeout=30.0)  # or it waits for a node that has gone
             ray.cancel(end)
-        ray.get(self.desk.close.remote(self.name, self.mark))
+        ray.get(self.coordinator.close.remote(self.name, self.reservation))
 
     def _work(self) -> None:
         try:

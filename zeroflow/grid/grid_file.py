@@ -7,11 +7,11 @@
       - {method: [ease, aper-adapter], optimizer: [fo-sgd, zo-sgd], queries: [1, 4], seed: [0, 1, 2]}
     settings:                                     # values for the cells that match, later ones win
       - {when: {optimizer: zo-sgd}, set: {lr: 0.001}}
-      - {when: {queries: ">= 8"}, set: {epochs: 2}}         # conditions: see ``zeroflow.sweep.rules``
-    placement: {workers_per_trial: 1, cpus_per_worker: 1, gpus_per_worker: 0}    # see ``zeroflow.sweep.placement``
+      - {when: {queries: ">= 8"}, set: {epochs: 2}}         # conditions: see ``zeroflow.grid.rules``
+    placement: {workers_per_trial: 1, cpus_per_worker: 1, gpus_per_worker: 0}    # see ``zeroflow.grid.placement``
     include: [other.yaml]                         # the cells of these grids too, each as its own file has it
     settings_from: [tuned.yaml]                   # the settings of these files before this file's own
-    search: {forward_passes: 20000}               # how lr and eps are chosen: see ``zeroflow.sweep.search``
+    search: {forward_passes: 20000}               # how lr and eps are chosen: see ``zeroflow.grid.search_settings``
 
 Every key of ``TrialConfig`` may stand in ``base``, in a block and in ``set``. A list in ``base`` and in a block is an axis,
 so there a value that is a list itself is written as a list in a list (``increments: [[50, 25, 25]]``). Cells that come out
@@ -26,22 +26,22 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from zeroflow.classifiers import classifiers
 from zeroflow.errors import ConfigError, unknown
+from zeroflow.grid.placement import SweepPlacement, parse_placement
+from zeroflow.grid.rules import as_list, check_keys, matches, parse_rule
+from zeroflow.grid.search_settings import SearchSettings, parse_search
+from zeroflow.grid.yaml_loader import load_yaml, parse_yaml
 from zeroflow.methods import methods
 from zeroflow.optim import optimizers
 from zeroflow.registry import Registry
-from zeroflow.sweep.placement import SweepPlacement, parse_placement
-from zeroflow.sweep.rules import as_list, check_keys, matches, parse_rule
-from zeroflow.sweep.search import SearchSettings, parse_search
 from zeroflow.trial.config import NESTED, TrialConfig
 
 SECTIONS = ("name", "include", "base", "grid", "settings_from", "settings", "search", "placement", "data_dir")
@@ -176,18 +176,6 @@ def _content(file: Path, where: str) -> Any:
     return parse_yaml(text, where)
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """The content of a grid file's text; numbers such as 1e-3 are numbers.
-
-    Raises:
-        ConfigError: no YAML, or a key given twice.
-    """
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from None
-
-
 def _check_sections(content: Any, where: str) -> None:
     if not isinstance(content, Mapping):
         raise ConfigError(f"{where}: expected a mapping with a 'grid' list, got {type(content).__name__}")
@@ -311,7 +299,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not name:
         raise ConfigError(f"--set {text}: expected KEY=VALUE")
     try:
-        return name.strip(), yaml.load(value, _Loader)
+        return name.strip(), load_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: not a YAML value: {error}") from None
 
@@ -360,57 +348,3 @@ def _rule(rule: Any, where: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         raise ConfigError(f"{where}: set: expected a mapping, got {changes!r}")
     check_keys(changes, f"{where}: set")
     return when, changes
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number; anchors and merge keys (``<<``) work.
-
-    Refused, with line and column: a key given twice or that is no text, an anchor inside its own value, dates, and what YAML has
-    besides texts, numbers, truth values, lists and mappings.
-    """
-
-    def get_single_node(self) -> Any:
-        root = super().get_single_node()
-        _refuse_circles(root, set(), set())
-        return root
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key_node, _ in node.value:  # as written: what is merged comes later, and may be overridden
-            merge = key_node.tag == "tag:yaml.org,2002:merge"
-            key = "<<" if merge else self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                _refuse(f"key {key!r} is not a text", key_node)
-            if key in seen:
-                _refuse(f"key {key!r} is given twice", key_node)
-            seen.add(key)
-        return node
-
-
-def _refuse(why: str, node: Any) -> NoReturn:
-    raise yaml.constructor.ConstructorError(None, None, why, node.start_mark)
-
-
-def _refuse_circles(node: Any, around: set[Any], seen: set[Any]) -> None:
-    """Raise for a value that holds itself; ``around`` are the nodes that hold it, ``seen`` those that are known to be right."""
-    if node in around:
-        _refuse("an anchor is used inside its own value", node)
-    if node in seen or not isinstance(node, yaml.CollectionNode):
-        return
-    pairs = isinstance(node, yaml.MappingNode)
-    for value in node.value:
-        _refuse_circles(value[1] if pairs else value, around | {node}, seen)
-    seen.add(node)
-
-
-def _refuse_kind(loader: _Loader, node: Any) -> NoReturn:
-    kind = node.tag.rpartition(":")[2]
-    _refuse(f"a {kind} is no value here; a text such as a date goes in quotes", node)
-
-
-for _kind in ("timestamp", "binary", "set", "omap", "pairs"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _refuse_kind)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)

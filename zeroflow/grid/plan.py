@@ -9,11 +9,11 @@ from pathlib import Path
 
 from zeroflow.data import Preprocessing, datasets, load_dataset
 from zeroflow.errors import ConfigError
+from zeroflow.grid.cost_estimate import COLUMNS, CostEstimate, estimate_costs
+from zeroflow.grid.grid_file import Grid
+from zeroflow.grid.placement import SweepPlacement
 from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.store import Store
-from zeroflow.sweep.estimate import COLUMNS, Estimate, estimate
-from zeroflow.sweep.grid import Grid
-from zeroflow.sweep.placement import SweepPlacement
 from zeroflow.telling import Tell, silent
 from zeroflow.trial.config import TrialConfig
 
@@ -34,7 +34,7 @@ class Plan:
     failed: Sequence[TrialConfig]
     missing: Sequence[TrialConfig]
     unavailable: Mapping[str, Sequence[TrialConfig]]
-    estimate: Estimate
+    estimate: CostEstimate
     others: int = 0
 
     @property
@@ -100,7 +100,7 @@ def make_plan(grid: Grid, store: Store, data_dir: str | None, *, elsewhere: bool
             missing.append(config)
     # With nothing to run no row needs to be read.
     trials = store.load("trials", COLUMNS) if finished and missing else SCHEMAS["trials"].empty_table()
-    costs = estimate(missing, trials, grid.placement.of)
+    costs = estimate_costs(missing, trials, grid.placement.of)
     return Plan(grid, done, failed, missing, unavailable, costs, len(finished) - len(done))
 
 

@@ -20,22 +20,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from zeroflow.data.decoded import CACHE_BYTES
 from zeroflow.errors import ConfigError, unknown
+from zeroflow.grid.rules import matches, parse_rule
 from zeroflow.optim import optimizers
-from zeroflow.sweep.rules import matches, parse_rule
 from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.runtime import RuntimeOptions, require_amount, require_integer
 
 Changes = Mapping[str, Any]
 Node = Mapping[str, float]
 
 _GIB = 2**30
-BLOCK = 2**24
-"""Bytes of which the memory that cells ask for is a multiple."""
+MEMORY_BLOCK = 2**24
+"""Bytes of which the memory that cells ask for is a multiple; why is told in ``zeroflow.sweep.reservations``."""
 
 
 @dataclass(frozen=True)
-class CellPlacement:
+class CellPlacement(RuntimeOptions):
     """Processes and resources of one cell.
 
     Attributes:
@@ -45,13 +45,10 @@ class CellPlacement:
         cpus_per_worker: also its CPU threads.
         gpus_per_worker: may be a fraction; None: one where the cluster has any, else none.
         memory_per_worker: GiB that a node must have left for each; None: not asked for.
-        evaluation_batch: images per forward pass outside training.
-        loader_threads: of each worker, that make mini-batches ahead; 0: none; None: 4 on a GPU, 0 on a CPU.
-        cache_bytes: the most that decoded images of all data sets, and the most that features of frozen backbones, may take on
-            a machine's disk; 0: nothing is kept.
-        endpoint: address of a black box, or a callable's name ``module:attribute``; None: the sweep starts one for cells that
-            need it. endpoint_timeout: seconds of one
-            try. price_per_1000_images: that it is asked for.
+        endpoint: see ``RuntimeOptions``; None: the sweep starts one for cells that need it.
+
+    Raises:
+        ConfigError: a value is wrong, or the slices do not divide the workers.
     """
 
     workers_per_trial: int = 1
@@ -59,52 +56,28 @@ class CellPlacement:
     cpus_per_worker: int = 1
     gpus_per_worker: float | None = None
     memory_per_worker: float | None = None
-    evaluation_batch: int = 64
-    loader_threads: int | None = None
-    cache_bytes: int = CACHE_BYTES
-    endpoint: str | None = None
-    endpoint_timeout: float = 30.0
-    price_per_1000_images: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("workers_per_trial", "data_shards", "cpus_per_worker", "evaluation_batch"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"placement.{name}={value!r}: expected an integer >= 1")
-        for name in ("loader_threads", "cache_bytes"):
-            value = getattr(self, name)
-            left_open = value is None and name == "loader_threads"
-            if not left_open and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-                raise ConfigError(f"placement.{name}={value!r}: expected an integer >= 0")
-        if not isinstance(self.endpoint, str | None):
-            raise ConfigError(
-                f"placement.endpoint={self.endpoint!r}: expected an address such as http://127.0.0.1:8017/, or a callable as "
-                "my_module:features"
-            )
-        if self.endpoint is not None:
-            from zeroflow.models.endpoint import check_address
-            from zeroflow.models.named import is_name
-
-            if not is_name(self.endpoint):
-                check_address(self.endpoint)
-        if not isinstance(self.endpoint_timeout, int | float) or not 0 < self.endpoint_timeout < math.inf:
-            raise ConfigError(f"placement.endpoint_timeout={self.endpoint_timeout!r}: expected a number > 0, seconds")
-        for name in ("gpus_per_worker", "memory_per_worker", "price_per_1000_images"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0):
-                raise ConfigError(f"placement.{name}={value!r}: expected a number >= 0")
-        gpus = self.gpus_per_worker
-        if gpus is not None and gpus > 1 and gpus != int(gpus):
-            raise ConfigError(f"placement.gpus_per_worker={gpus!r}: expected a whole number above 1")
-        if self.workers_per_trial % self.data_shards:
-            raise ConfigError(
-                f"placement.data_shards={self.data_shards}: expected a divisor of workers_per_trial={self.workers_per_trial}"
-            )
+        try:
+            super().__post_init__()
+            for name in ("workers_per_trial", "data_shards", "cpus_per_worker"):
+                require_integer(name, getattr(self, name), 1)
+            for name in ("gpus_per_worker", "memory_per_worker"):
+                require_amount(name, getattr(self, name))
+            gpus = self.gpus_per_worker
+            if gpus is not None and gpus > 1 and gpus != int(gpus):
+                raise ConfigError(f"gpus_per_worker={gpus!r}: expected a whole number above 1")
+            if self.workers_per_trial % self.data_shards:
+                raise ConfigError(
+                    f"data_shards={self.data_shards}: expected a divisor of workers_per_trial={self.workers_per_trial}"
+                )
+        except ConfigError as error:
+            raise ConfigError(f"placement.{error}") from None
 
     @property
     def worker(self) -> dict[str, float]:
-        """What one worker asks Ray for; memory in whole blocks of 16 MiB, see ``desk.GROUPS``."""
-        memory = math.ceil((self.memory_per_worker or 0) * _GIB / BLOCK) * BLOCK
+        """What one worker asks Ray for; memory in whole blocks, see ``MEMORY_BLOCK``."""
+        memory = math.ceil((self.memory_per_worker or 0) * _GIB / MEMORY_BLOCK) * MEMORY_BLOCK
         asked = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker or 0, "memory": memory}
         return {name: float(amount) for name, amount in asked.items() if amount}
 

@@ -24,9 +24,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zeroflow.grid.placement import CellPlacement
 from zeroflow.optim import optimizers
 from zeroflow.optim.estimators import Backpropagation
-from zeroflow.sweep.placement import CellPlacement
 from zeroflow.trial.config import TrialConfig
 
 FEATURES = (
@@ -55,7 +55,7 @@ Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Error:
+class EstimateError:
     """How far off the estimates of the finished cells would have been, each from all the others.
 
     Attributes:
@@ -68,7 +68,7 @@ class Error:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """What cells will cost, those with a basis.
 
     Attributes:
@@ -86,7 +86,7 @@ class Estimate:
     cpu_hours: float
     cells: int
     without_basis: int
-    error: Error | None
+    error: EstimateError | None
 
     def cost(self, price_per_hour: float) -> float:
         """What the cells cost at a price for an hour of one GPU, or of one CPU for cells without."""
@@ -116,9 +116,9 @@ class Estimate:
         return text
 
 
-def estimate(
+def estimate_costs(
     cells: Iterable[TrialConfig], trials: pa.Table, placement: Callable[[TrialConfig], CellPlacement]
-) -> Estimate:
+) -> CostEstimate:
     """What cells will cost.
 
     Args:
@@ -140,7 +140,7 @@ def estimate(
         total["seconds"] += seconds
         total["workers"] += seconds * place.workers_per_trial
         total["gpus" if gpus else "cpus"] += seconds * place.workers_per_trial * (gpus or place.cpus_per_worker)
-    return Estimate(
+    return CostEstimate(
         total["seconds"] if known or not without else None, total["workers"], passes, total["gpus"] / 3600,
         total["cpus"] / 3600, known, without, finished.error(),
     )  # fmt: skip
@@ -185,14 +185,14 @@ class Finished:
         known = (self._passes[key] for key in _step_keys(cell) if key in self._passes) if unit else iter(())
         return round(unit * next(known, 0.0))
 
-    def error(self) -> Error | None:
+    def error(self) -> EstimateError | None:
         """How far off these estimates are, found by estimating each finished cell from the others."""
         off = [kind.off(self._means) for kind in self._kinds]
         found = np.concatenate([np.zeros(0), *off])
         if not len(found):
             return None
         median, ninth = np.quantile(found, [0.5, 0.9])
-        return Error(float(median), float(ninth), len(found))
+        return EstimateError(float(median), float(ninth), len(found))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""How the workers of a group find each other, without a port that is open to everybody.
+"""The rendezvous of a group's workers, without a port that is open to everybody.
 
-torch's own meeting point listens on every address of a machine and asks nobody who they are. This one listens on the address
-that Ray uses: of a local Ray, the machine's own (see ``driver.LOOPBACK``).
+torch's own store listens on every address of a machine and asks nobody who they are. This one listens on the address
+that Ray uses: of a local Ray, the machine's own (see ``local_ray.LOOPBACK``).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _open: list[Any] = []
 
 
 @dataclass
-class MeetingConfig(TorchConfig):  # type: ignore[misc]
-    """``TorchConfig`` with that meeting point."""
+class RendezvousConfig(TorchConfig):  # type: ignore[misc]
+    """``TorchConfig`` with that rendezvous."""
 
     @property
     def backend_cls(self) -> type:
@@ -34,7 +34,7 @@ class MeetingConfig(TorchConfig):  # type: ignore[misc]
 
 
 class _Backend(_TorchBackend):  # type: ignore[misc]
-    def on_start(self, worker_group: Any, backend_config: MeetingConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: RendezvousConfig) -> None:
         address, port = worker_group.execute_single(0, _serve)
         worker_group.execute(_set_torch_distributed_env_vars)
         size, timeout = len(worker_group), datetime.timedelta(seconds=backend_config.timeout_s)
@@ -49,7 +49,7 @@ class _Backend(_TorchBackend):  # type: ignore[misc]
 
 
 def _serve() -> tuple[str, int]:
-    """Open the meeting point in this process."""
+    """Open the store in which workers find each other, in this process; its address and port."""
     address = ray.util.get_node_ip_address()
     family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
     listener = socket.socket(family)

@@ -1,7 +1,8 @@
-"""Unfinished work that travels: where results are in an object store, each node has a folder of its own for unfinished cells.
+"""Checkpoints of unfinished cells that outlive their node: copied into the object store that the results go to.
 
-What a cell goes on from is copied into the store every few seconds, so that it goes on elsewhere when its node is lost. The copies
-need not be of one moment: a log is good up to any record, and a checkpoint of another task than the log's is passed over.
+Each node has a folder of its own for unfinished cells. What a cell resumes from is copied into the store every few seconds, so
+that it resumes elsewhere when its node is lost. The copies need not be of one moment: a log is good up to any record, and a
+checkpoint of another task than the log's is passed over.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ from pathlib import Path
 from zeroflow.errors import ConfigError
 from zeroflow.results.store import Store
 
-EVERY = float(os.environ.get("ZEROFLOW_COPY_EVERY", "10"))
-"""Seconds between copies: of more steps than were made meanwhile none is lost with a node."""
+INTERVAL = float(os.environ.get("ZEROFLOW_COPY_EVERY", "10"))
+"""Seconds between copies: no more steps than were made meanwhile are lost with a node."""
 
 
 @contextmanager
-def travelling(store: Store, folder: Path) -> Iterator[None]:
-    """Bring what the store has of a cell's unfinished work into ``folder``, and copy what changes there into the store.
+def synchronised(store: Store, folder: Path) -> Iterator[None]:
+    """Bring a cell's unfinished work from the store, and copy what changes of it back as long as this lasts.
 
-    A store out of reach is no reason to stop: then what was copied last is gone on from, or the cell begins anew.
+    A store out of reach is no reason to stop: then the cell resumes from what was copied last, or begins anew.
+
+    Args:
+        store: in an object store.
+        folder: of the cell, on this node.
     """
-    copies = _Copies(store, folder)
+    copies = Copies(store, folder)
     copies.fetch()
     thread = threading.Thread(target=copies.keep, daemon=True)
     thread.start()
@@ -36,16 +41,21 @@ def travelling(store: Store, folder: Path) -> Iterator[None]:
         thread.join()
 
 
-def forget(store: Store, cell: str) -> None:
-    """Remove the copies of a cell that is finished, whichever code they were made by."""
+def remove_copies(store: Store, cell: str) -> None:
+    """Remove the copies of a finished cell, whichever version of the code made them."""
     with suppress(OSError, ConfigError):
         for name in store.names("unfinished"):
             if name.split("/")[0].startswith(f"{cell}-"):
                 store.drop_file(f"unfinished/{name}")
 
 
-class _Copies:
-    """Args: store, folder: as of ``travelling``."""
+class Copies:
+    """The copies of one cell's folder.
+
+    Args:
+        store: see ``synchronised``.
+        folder: see ``synchronised``.
+    """
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.store, self.folder, self.inside = store, folder, f"unfinished/{folder.name}"
@@ -53,6 +63,7 @@ class _Copies:
         self._copied: dict[str, tuple[int, int]] = {}
 
     def fetch(self) -> None:
+        """Bring what the store has further than this node."""
         with suppress(OSError, ConfigError):
             for name, data in self.store.files(self.inside):
                 here = self.folder / name
@@ -66,7 +77,8 @@ class _Copies:
                 temporary.replace(here)
 
     def keep(self) -> None:
-        while not self.over.wait(EVERY):
+        """Copy again and again, until ``over`` is set."""
+        while not self.over.wait(INTERVAL):
             self.copy()
 
     def copy(self) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 
 from zeroflow.data import datasets
 from zeroflow.errors import ConfigError
-from zeroflow.sweep.estimate import forward_equivalents
-from zeroflow.sweep.grid import Grid
-from zeroflow.sweep.rules import look_up, matches
-from zeroflow.sweep.search import SearchSettings
+from zeroflow.grid.cost_estimate import forward_equivalents
+from zeroflow.grid.grid_file import Grid
+from zeroflow.grid.rules import look_up, matches
+from zeroflow.grid.search_settings import SearchSettings
 from zeroflow.trial.config import TrialConfig
 
 _NAMED = ("dataset", "method", "optimizer")

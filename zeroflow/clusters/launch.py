@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from zeroflow.clusters.cluster_file import ClusterFile
+from zeroflow.clusters.prices import grid_price, hourly_price
 from zeroflow.data import datasets
 from zeroflow.errors import ConfigError
+from zeroflow.grid.grid_file import Grid
+from zeroflow.grid.plan import Plan, make_plan
 from zeroflow.results.store import Store
-from zeroflow.sweep.clusters import ClusterFile, Machines
-from zeroflow.sweep.grid import Grid
-from zeroflow.sweep.plan import Plan, make_plan
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ def check_launch(cluster: ClusterFile, grid: Grid | None, results: str | None, *
         ask: the account and the buckets; otherwise only files are read.
     """
     problems, facts = list(cluster.problems), []
-    if hourly := cluster.hourly():
+    if hourly := hourly_price(cluster):
         facts.append(f"at most {hourly[1]} an hour on demand")
     if ask and cluster.kind == "aws":
-        from zeroflow.sweep.aws import ask_account
+        from zeroflow.clusters.aws import ask_account
 
         found = ask_account(cluster)
         problems += found.problems
@@ -71,7 +71,7 @@ def check_launch(cluster: ClusterFile, grid: Grid | None, results: str | None, *
     hours = cost = None
     if plan:
         facts.append(plan.describe(None))
-        hours, cost = _price(plan, cluster)
+        hours, cost = grid_price(plan, cluster)
         if hours is not None:
             facts.append(
                 f"on all machines that may come: {hours:.1f} hours"
@@ -106,19 +106,3 @@ def _absent(grid: Grid, source: str | None) -> list[str]:
     except (pa.ArrowException, OSError, ValueError) as error:
         problems.append(f"data {source!r}: cannot be read: {error}")
     return problems
-
-
-def _price(plan: Plan, cluster: ClusterFile) -> tuple[float | None, float | None]:
-    """Hours on all machines that may come, and what they cost on demand, the head included."""
-    prices: dict[str, Any] = dict(cluster.metadata.get("prices") or {})
-    workers: list[Machines] = [m for m in cluster.machines[1:] if m.count]
-    if plan.estimate.seconds is None or not workers:
-        return None, None
-    worker = max(workers, key=lambda m: prices.get(m.type, 0.0))
-    gpus, cpus = worker.resources.get("GPU", 0), worker.resources.get("CPU", 1)
-    machine_hours = plan.estimate.gpu_hours / gpus if gpus else 0.0
-    machine_hours += plan.estimate.cpu_hours / (gpus or cpus)  # what ran without a GPU so far takes a whole one there
-    hours = machine_hours / min(int(cluster.config["max_workers"]), sum(m.count for m in workers))
-    if worker.type not in prices:
-        return hours, None
-    return hours, machine_hours * float(prices[worker.type]) + hours * float(prices.get(cluster.machines[0].type, 0.0))
