@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from test_faults import Sweep, expected, wait_for
 
+from zeroflow import run_trial
 from zeroflow.results.store import Store
 from zeroflow.sweep import travel
 from zeroflow.sweep.driver import _to_come
 from zeroflow.sweep.grid import load_grid
-from zeroflow.trial.loop import run_trial
 
 ROOT = Path(__file__).parent.parent
 
@@ -138,10 +138,9 @@ LOST = """
 import sys
 from pathlib import Path
 from zeroflow.results.store import Store
+from zeroflow import run_trial
 from zeroflow.sweep.grid import load_grid
-from zeroflow.trial.loop import run_trial
 from zeroflow.sweep.travel import travelling
-from zeroflow.trial.loop import run_trial
 
 config, folder = load_grid(sys.argv[1]).cells[0], Path(sys.argv[3])
 with travelling(Store(sys.argv[2]), folder):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-import zeroflow.trial.loop
-from zeroflow import ConfigError, TrialConfig, run_trial
+import zeroflow
+from zeroflow import ConfigError, Placement, TrialConfig, run_trial
 from zeroflow.data.dataset import ArraySamples
 from zeroflow.data.scenario import View
 from zeroflow.methods import Method, methods
@@ -21,7 +21,6 @@ from zeroflow.models.factory import create_backbone
 from zeroflow.sweep.grid import parse_grid
 from zeroflow.sweep.plan import check_data
 from zeroflow.trial.loading import Loader
-from zeroflow.trial.loop import Placement
 
 SMALL = {
     "dataset": "some-drawings", "tasks": 10, "stop_after": 3, "epochs": 2, "batch_size": 10, "optimizer": "zo-sgd", "lr": 1e-3,
@@ -224,7 +223,7 @@ def test_a_grid_file_tells_them_and_rules_change_them(
 
     from zeroflow.sweep.train import compute
 
-    monkeypatch.setattr(zeroflow.trial.loop, "run_trial", look)
+    monkeypatch.setattr(zeroflow, "run_trial", look)
     for config in grid.cells:
         setting = {
             "cell": asdict(config), "placement": asdict(placed[config.method]), "commit": None, "data_dir": None,

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
+from zeroflow import run_trial
 from zeroflow.cli import main
 from zeroflow.data import ImageDataset, load_dataset
 from zeroflow.data.dataset import datasets, register_dataset
@@ -32,7 +33,6 @@ from zeroflow.sweep.chosen import BEGIN, END, with_chosen, write_chosen
 from zeroflow.sweep.grid import Grid, load_grid, parse_grid, parse_yaml
 from zeroflow.sweep.search import Between, Listed
 from zeroflow.trial.config import TrialConfig
-from zeroflow.trial.loop import run_trial
 
 TINY = {"checkpoint": "none", "tasks": 4, "epochs": 2, "batch_size": 16, "image_size": 14}
 """With ``some_drawings``: 5 classes of 12 drawings in the first task; 9 of them are trained on, 45 drawings, 3 mini-batches."""

@@ -13,13 +13,13 @@ import torch
 from click.testing import CliRunner
 from torch.nn import functional as F
 
+from zeroflow import Placement
 from zeroflow.cli import main
 from zeroflow.data import ArraySamples, load_dataset
 from zeroflow.models.factory import create_backbone
 from zeroflow.results import Store, load, merge, records
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.landscapes import Adapter, Run, TwoParameters
-from zeroflow.trial.loop import Placement
 from zeroflow.trial.trajectories import NINE, Study, adapter_study, study
 
 SMALL = {

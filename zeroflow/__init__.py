@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from zeroflow.errors import ConfigError
     from zeroflow.optim.ban import GradientBanned, gradient_ban
     from zeroflow.trial.config import TrialConfig
-    from zeroflow.trial.loop import Placement, run_trial
+    from zeroflow.trial.loop import run_trial
+    from zeroflow.trial.placement import Placement
     from zeroflow.trial.result import TrialResult
 
 __all__ = [
@@ -28,7 +29,7 @@ _HOME = {
     "GradientBanned": "zeroflow.optim.ban",
     "gradient_ban": "zeroflow.optim.ban",
     "TrialConfig": "zeroflow.trial.config",
-    "Placement": "zeroflow.trial.loop",
+    "Placement": "zeroflow.trial.placement",
     "run_trial": "zeroflow.trial.loop",
     "TrialResult": "zeroflow.trial.result",
 }

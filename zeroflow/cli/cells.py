@@ -53,6 +53,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Run one cell in this process, without Ray."""
+    from zeroflow import Placement, run_trial
     from zeroflow.models.endpoint import EndpointError
     from zeroflow.optim import NonFiniteLoss
     from zeroflow.results import records
@@ -60,7 +61,6 @@ def run(
     from zeroflow.sweep.grid import merge_overrides, parse_override
     from zeroflow.trial.checks import check_backbone_of
     from zeroflow.trial.config import TrialConfig
-    from zeroflow.trial.loop import Placement, run_trial
     from zeroflow.trial.metrics import stage_accuracy
 
     config = TrialConfig.from_dict(merge_overrides(parse_override(text) for text in settings), where="--set")
@@ -188,10 +188,10 @@ def trajectories(
     The nine optimizers on a problem of two parameters with known minima; with a grid, its cells' optimizers on the values of one
     adapter too, shown on the plane through the start and both tasks' optima, with both losses on that plane.
     """
+    from zeroflow import Placement
     from zeroflow.results import records
     from zeroflow.results.store import Store
     from zeroflow.trial.landscapes import TwoParameters, check_cells
-    from zeroflow.trial.loop import Placement
     from zeroflow.trial.trajectories import NINE, adapter_study, study
 
     store = Store(results)

@@ -131,7 +131,7 @@ def compute(setting: Mapping[str, Any], desk: Any, executor: Executor | None = N
         ``{"ok": True, "avg", "last", "fgt"}``, or what ``failure`` gives. Together with others only an error that all of them
         have alike is returned, any other one is raised.
     """
-    from zeroflow.trial.loop import Placement, run_trial
+    from zeroflow import Placement, run_trial
 
     if commit := setting["commit"]:
         os.environ["ZEROFLOW_GIT_COMMIT"] = commit

@@ -27,8 +27,9 @@ from zeroflow.models.backbone import Backbone
 from zeroflow.models.factory import create_backbone
 from zeroflow.optim import create_optimizer, optimizers
 from zeroflow.telling import Tell, silent
-from zeroflow.trial.loop import Placement, TaskTrainer
+from zeroflow.trial.loop import TaskTrainer
 from zeroflow.trial.meters import Stopwatch, peak_memory
+from zeroflow.trial.placement import Placement
 from zeroflow.trial.result import provenance
 
 PAPER = (

@@ -28,8 +28,9 @@ from zeroflow.models.factory import create_backbone
 from zeroflow.optim import ThreeStepOptimizer, create_optimizer, optimizers
 from zeroflow.trial import randomness
 from zeroflow.trial.config import TrialConfig
-from zeroflow.trial.loop import Placement, TaskTrainer, scenario_of
+from zeroflow.trial.loop import TaskTrainer, scenario_of
 from zeroflow.trial.meters import Stopwatch
+from zeroflow.trial.placement import Placement
 from zeroflow.trial.probes import some
 from zeroflow.trial.result import Probe
 

@@ -18,7 +18,7 @@ import torch
 from zeroflow.telling import Tell, silent
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.landscapes import Adapter, Landscape, Point, Run, check_cells, exact
-from zeroflow.trial.loop import Placement
+from zeroflow.trial.placement import Placement
 from zeroflow.trial.result import provenance
 
 _ROOM = 0.15  # around everything seen, as a share of its extent
