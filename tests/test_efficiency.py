@@ -18,7 +18,7 @@ from zeroflow.methods.method import MiniBatch
 from zeroflow.models.tuning import Adapters
 from zeroflow.optim import create_optimizer, list_optimizers
 from zeroflow.results import published
-from zeroflow.trial.efficiency import FIRST_TASK, PAPER, Setting, measure, parse_optimizers
+from zeroflow.studies.efficiency import FIRST_TASK, PAPER, Setting, measure, parse_optimizers
 from zeroflow.trial.loop import TaskTrainer
 
 # Forward passes of a step, and its work: written down by hand from the formulas of the methods' papers.

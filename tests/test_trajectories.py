@@ -18,9 +18,9 @@ from zeroflow.cli import main
 from zeroflow.data import ArraySamples, load_dataset
 from zeroflow.models.factory import create_backbone
 from zeroflow.results import Store, load, merge, records
+from zeroflow.studies.landscapes import Adapter, Run, TwoParameters
+from zeroflow.studies.trajectories import NINE, Study, adapter_study, study
 from zeroflow.trial.config import TrialConfig
-from zeroflow.trial.landscapes import Adapter, Run, TwoParameters
-from zeroflow.trial.trajectories import NINE, Study, adapter_study, study
 
 SMALL = {
     "dataset": "some-drawings", "transform": "plain", "tasks": 2, "batch_size": 24, "epochs": 2, "method": "finetune",

@@ -139,7 +139,7 @@ def efficiency(
     from zeroflow.methods import methods
     from zeroflow.models.probe import check_tuning
     from zeroflow.results import published
-    from zeroflow.trial.efficiency import PAPER, Setting, measure, parse_optimizers
+    from zeroflow.studies.efficiency import PAPER, Setting, measure, parse_optimizers
 
     check_tuning(backbone, "none", image_size, None, "adapter", vars(methods.get("ease").parse({})))
     setting = Setting(backbone, image_size, batch_size, steps=steps, device=device, threads=threads)
@@ -191,8 +191,8 @@ def trajectories(
     from zeroflow import Placement
     from zeroflow.results import records
     from zeroflow.results.store import Store
-    from zeroflow.trial.landscapes import TwoParameters, check_cells
-    from zeroflow.trial.trajectories import NINE, adapter_study, study
+    from zeroflow.studies.landscapes import TwoParameters, check_cells
+    from zeroflow.studies.trajectories import NINE, adapter_study, study
 
     store = Store(results)
     grid, folder = open_grid(grid_file, (), data_dir) if grid_file else (None, data_dir)
