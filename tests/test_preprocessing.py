@@ -31,7 +31,7 @@ from zeroflow.results.records import tables
 from zeroflow.results.tables import summary
 from zeroflow.sweep.grid import parse_grid
 from zeroflow.sweep.plan import make_plan
-from zeroflow.trial.loop import scenario_of
+from zeroflow.trial.stream import scenario_of
 
 CLIP, DINO = "vit_base_patch16_clip_224.openai", "vit_base_patch14_dinov2.lvd142m"
 SIGLIP, AUGREG = "vit_base_patch16_siglip_224.webli", "vit_base_patch16_224.augreg_in21k"

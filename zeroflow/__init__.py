@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from zeroflow.errors import ConfigError
     from zeroflow.optim.ban import GradientBanned, gradient_ban
     from zeroflow.trial.config import TrialConfig
-    from zeroflow.trial.loop import run_trial
     from zeroflow.trial.placement import Placement
     from zeroflow.trial.result import TrialResult
+    from zeroflow.trial.trial import run_trial
 
 __all__ = [
     "ConfigError", "GradientBanned", "Placement", "TrialConfig", "TrialResult", "gradient_ban", "run_trial",
@@ -30,7 +30,7 @@ _HOME = {
     "gradient_ban": "zeroflow.optim.ban",
     "TrialConfig": "zeroflow.trial.config",
     "Placement": "zeroflow.trial.placement",
-    "run_trial": "zeroflow.trial.loop",
+    "run_trial": "zeroflow.trial.trial",
     "TrialResult": "zeroflow.trial.result",
 }
 
