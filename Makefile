@@ -45,7 +45,7 @@ $(VENV)/bin/python:
 # Most of what is installed is never imported: what is, is compiled once, before several processes want it at once.
 $(VENV)/installed: $(VENV)/bin/python setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e .
-	$(BIN)/python -c "import ray.train, ray.tune, timm, zeroflow.trial.loop"
+	$(BIN)/python -c "import ray.train, ray.tune, timm, zeroflow.trial.trial"
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

@@ -21,7 +21,7 @@ import click
 from written import write
 
 import zeroflow.results
-from zeroflow.trial.loop import Placement
+from zeroflow import Placement
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path("results/benchmarks/many_cells.json")

@@ -364,8 +364,8 @@ def drawings_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("backbone", SIX)
 def test_a_grid_of_ones_own_changes_the_backbone_by_one_key(drawings_folder: Path, backbone: str) -> None:
+    from zeroflow import Placement
     from zeroflow.trial.checks import check_backbone_of
-    from zeroflow.trial.loop import Placement
 
     rows = [
         {"method": "simplecil"},

@@ -195,8 +195,8 @@ def test_a_sweep_that_has_nothing_to_do_says_so_in_json(tmp_path: Path) -> None:
 
 
 def test_trajectories_in_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from zeroflow.trial import trajectories
-    from zeroflow.trial.landscapes import TwoParameters
+    from zeroflow.studies import trajectories
+    from zeroflow.studies.landscapes import TwoParameters
 
     monkeypatch.setattr(TwoParameters, "side", 3)
     monkeypatch.setattr(TwoParameters, "steps", 4)

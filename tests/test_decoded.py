@@ -112,8 +112,7 @@ def test_memory_order_of_images_reaches_no_network(data_dir: Path) -> None:
 def test_results_of_a_trial_depend_neither_on_the_cache_nor_on_its_state(
     data_dir: Path, monkeypatch, cache: Path
 ) -> None:
-    from zeroflow import TrialConfig, run_trial
-    from zeroflow.trial.loop import Placement
+    from zeroflow import Placement, TrialConfig, run_trial
 
     config = TrialConfig.from_dict(
         {

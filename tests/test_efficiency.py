@@ -14,12 +14,11 @@ import torch
 
 import zeroflow.optim
 from zeroflow import ConfigError, TrialConfig, run_trial
-from zeroflow.methods.method import MiniBatch
+from zeroflow.methods import Method, MiniBatch, methods
 from zeroflow.models.tuning import Adapters
 from zeroflow.optim import create_optimizer, list_optimizers
 from zeroflow.results import published
-from zeroflow.trial.efficiency import FIRST_TASK, PAPER, Setting, measure, parse_optimizers
-from zeroflow.trial.loop import TaskTrainer
+from zeroflow.studies.efficiency import FIRST_TASK, PAPER, Setting, measure, parse_optimizers
 
 # Forward passes of a step, and its work: written down by hand from the formulas of the methods' papers.
 COSTS = {
@@ -106,18 +105,21 @@ def test_the_passes_that_a_trial_reports_went_through_the_backbone(
     method: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those for old answers and for replayed samples; replayed features pass through nothing."""
+    build = methods.get(method).build
     seen = {"training": False, "batch": 0, "passes": 0.0}
-    train, placed, forward = TaskTrainer.train, TaskTrainer._placed, Adapters.forward
+    begin, prepare, freeze, forward = build.begin_task, build.prepare, build.freeze, Adapters.forward
 
-    def training(*args: Any, **kwargs: Any) -> None:
+    def beginning(*args: Any, **kwargs: Any) -> None:
+        begin(*args, **kwargs)
         seen["training"] = True
-        train(*args, **kwargs)
-        seen["training"] = False
 
-    def placing(*args: Any, **kwargs: Any) -> MiniBatch:
-        batch = placed(*args, **kwargs)
+    def freezing(self: Method) -> None:
+        seen["training"] = False
+        freeze(self)
+
+    def preparing(self: Method, batch: MiniBatch) -> Any:
         seen["batch"] = len(batch.images)
-        return batch
+        return prepare(self, batch)
 
     def passing(*args: Any, **kwargs: Any) -> torch.Tensor:
         features = forward(*args, **kwargs)
@@ -125,8 +127,9 @@ def test_the_passes_that_a_trial_reports_went_through_the_backbone(
             seen["passes"] += len(features) / seen["batch"]
         return features
 
-    monkeypatch.setattr(TaskTrainer, "train", training)
-    monkeypatch.setattr(TaskTrainer, "_placed", placing)
+    monkeypatch.setattr(build, "begin_task", beginning)
+    monkeypatch.setattr(build, "prepare", preparing)
+    monkeypatch.setattr(build, "freeze", freezing)
     monkeypatch.setattr(Adapters, "forward", passing)
     summary = run_trial(
         TrialConfig.from_dict({**SMALL, "method": method, "optimizer": optimizer, "epochs": 2, "stop_after": 3})

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from test_faults import Sweep, expected, wait_for
 
+from zeroflow import run_trial
 from zeroflow.grid.grid_file import load_grid
 from zeroflow.results.store import Store
 from zeroflow.sweep import checkpoint_sync
 from zeroflow.sweep.nodes import nodes_to_come
-from zeroflow.trial.loop import run_trial
 
 ROOT = Path(__file__).parent.parent
 
@@ -140,7 +140,7 @@ from pathlib import Path
 from zeroflow.results.store import Store
 from zeroflow.grid.grid_file import load_grid
 from zeroflow.sweep.checkpoint_sync import synchronised
-from zeroflow.trial.loop import run_trial
+from zeroflow import run_trial
 
 config, folder = load_grid(sys.argv[1]).cells[0], Path(sys.argv[3])
 with synchronised(Store(sys.argv[2]), folder):

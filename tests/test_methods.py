@@ -32,7 +32,7 @@ from zeroflow.models.factory import build_timm, create_backbone
 from zeroflow.models.timm_backbone import TransformerBackbone
 from zeroflow.models.tuning import SSF, Full, Prompts, tunings
 from zeroflow.optim import list_optimizers
-from zeroflow.trial.loop import Evaluation
+from zeroflow.trial.evaluation import Evaluation
 
 pytestmark = pytest.mark.usefixtures("some_drawings", "tiny_vit")
 PRETRAINED = {

@@ -7,11 +7,11 @@ import safetensors.torch
 import timm
 import torch
 
+from zeroflow import run_trial
 from zeroflow.errors import ConfigError
 from zeroflow.models.adapters import AdapterStack
 from zeroflow.models.factory import create_backbone
 from zeroflow.trial.config import TrialConfig
-from zeroflow.trial.loop import run_trial
 
 TINY = "vit_tiny_patch16_224"
 

@@ -64,7 +64,7 @@ def test_the_wheel_runs_a_cell_outside_the_checkout(tmp_path) -> None:
         ("zeroflow.models.backbone", ["ray", "timm", "pyarrow", "plotly", "zeroflow.methods", "zeroflow.trial"]),
         ("zeroflow.models.factory", ["ray", "timm", "pyarrow", "plotly", "zeroflow.methods", "zeroflow.trial"]),
         ("zeroflow.methods", ["ray", "pyarrow", "plotly", "zeroflow.trial"]),
-        ("zeroflow.trial.loop", ["ray", "pyarrow", "plotly", "zeroflow.results"]),
+        ("zeroflow.trial.trial", ["ray", "pyarrow", "plotly", "zeroflow.results"]),
         ("zeroflow.results", ["ray", "torch", "timm"]),
         ("zeroflow.grid.plan", ["ray", "timm", "torchvision", "plotly", "torch._dynamo", "zeroflow.sweep"]),
         ("zeroflow.clusters.launch", ["ray", "timm", "torchvision", "plotly", "torch._dynamo"]),

@@ -15,8 +15,9 @@ from zeroflow.models.factory import build_timm
 from zeroflow.models.timm_backbone import TransformerBackbone
 from zeroflow.models.weights import load_weights
 from zeroflow.optim import create_optimizer
-from zeroflow.trial.loop import Evaluation, TaskTrainer
-from zeroflow.trial.meters import Stopwatch
+from zeroflow.trial.batches import TaskBatches
+from zeroflow.trial.evaluation import Evaluation
+from zeroflow.trial.training import TaskTrainer
 
 FIXTURES = Path(__file__).parent / "parity"
 META = json.loads((FIXTURES / "meta.json").read_text())
@@ -78,14 +79,12 @@ def test_every_loss_logit_and_prototype_equals_pilots(name: str) -> None:
                 "fo-sgd", list(trainable.items()), lr=settings["init_lr"], momentum=0.9,
                 weight_decay=settings["weight_decay"],
             )  # fmt: skip
-            trainer = TaskTrainer(
-                model, optimizer, settings["tuned_epoch"], settings["batch_size"], "cosine", device, dtype
-            )
+            trainer = TaskTrainer(model, optimizer, settings["tuned_epoch"], "cosine", device, dtype)
 
             def order(epoch: int, task=task) -> np.ndarray:
                 return np.random.RandomState(10000 + 100 * task.index + epoch).permutation(len(task.train))
 
-            trainer.train(task.train, task.index, 0, order, Stopwatch(device))
+            trainer.train(TaskBatches(model, task.train, order, settings["batch_size"], task.index, seed=0))
             losses = [step.loss for step in trainer.steps]
         np.testing.assert_allclose(losses, expected["step_losses"][task.index], rtol=0, atol=TOLERANCE)
 

@@ -15,11 +15,10 @@ import pytest
 from PIL import Image
 from test_data import write_cifar
 
-from zeroflow import TrialConfig, run_trial
+from zeroflow import Placement, TrialConfig, run_trial
 from zeroflow.data import ImageDataset, class_incremental, load_dataset, transforms
 from zeroflow.data.parquet import ParquetSamples, parquet_images
 from zeroflow.errors import ConfigError
-from zeroflow.trial.loop import Placement
 
 NAMES = ["owl", "Wren", "鸟"]
 

@@ -31,7 +31,7 @@ from zeroflow.models.factory import preprocessing_of
 from zeroflow.results import Store
 from zeroflow.results.rows import tables
 from zeroflow.results.summary import summary
-from zeroflow.trial.loop import scenario_of
+from zeroflow.trial.stream import scenario_of
 
 CLIP, DINO = "vit_base_patch16_clip_224.openai", "vit_base_patch14_dinov2.lvd142m"
 SIGLIP, AUGREG = "vit_base_patch16_siglip_224.webli", "vit_base_patch16_224.augreg_in21k"
@@ -456,8 +456,6 @@ def test_what_cannot_be_shown_is_said_before_anything_is_drawn(birds: Path) -> N
 
 
 def test_look_needs_no_ray() -> None:
-    program = (
-        "import sys, zeroflow.trial.looks, zeroflow.trial.look_sheet, zeroflow.cli.looking; print('ray' in sys.modules)"
-    )
+    program = "import sys, zeroflow.studies.looks, zeroflow.studies.look_sheet, zeroflow.cli.looking; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True)
     assert done.stdout == "False\n"

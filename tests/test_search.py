@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
+from zeroflow import run_trial
 from zeroflow.cli import main
 from zeroflow.data import ImageDataset, load_dataset
 from zeroflow.data.dataset import datasets, register_dataset
@@ -31,7 +32,6 @@ from zeroflow.results import SCHEMAS, Store, load, merge
 from zeroflow.results.rows import failure
 from zeroflow.results.searches import render_searches, search_rows
 from zeroflow.trial.config import TrialConfig
-from zeroflow.trial.loop import run_trial
 
 TINY = {"checkpoint": "none", "tasks": 4, "epochs": 2, "batch_size": 16, "image_size": 14}
 """With ``some_drawings``: 5 classes of 12 drawings in the first task; 9 of them are trained on, 45 drawings, 3 mini-batches."""

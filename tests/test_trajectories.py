@@ -13,14 +13,14 @@ import torch
 from click.testing import CliRunner
 from torch.nn import functional as F
 
+from zeroflow import Placement
 from zeroflow.cli import main
 from zeroflow.data import ArraySamples, load_dataset
 from zeroflow.models.factory import create_backbone
 from zeroflow.results import Store, load, merge, rows
+from zeroflow.studies.landscapes import Adapter, Run, TwoParameters
+from zeroflow.studies.trajectories import NINE, Study, adapter_study, study
 from zeroflow.trial.config import TrialConfig
-from zeroflow.trial.landscapes import Adapter, Run, TwoParameters
-from zeroflow.trial.loop import Placement
-from zeroflow.trial.trajectories import NINE, Study, adapter_study, study
 
 SMALL = {
     "dataset": "some-drawings", "transform": "plain", "tasks": 2, "batch_size": 24, "epochs": 2, "method": "finetune",

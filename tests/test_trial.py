@@ -413,7 +413,7 @@ def test_cached_features_score_as_fresh_ones_also_with_the_bare_backbone_as_a_sp
     from zeroflow.data import class_incremental, even_increments, load_dataset, transforms
     from zeroflow.methods import EASE
     from zeroflow.models.factory import create_backbone
-    from zeroflow.trial.loop import Evaluation
+    from zeroflow.trial.evaluation import Evaluation
 
     for frozen_space in (False, True):
         model = EASE(create_backbone(), EASE.Options(bottleneck=2, frozen_space=frozen_space, beta=0.5))

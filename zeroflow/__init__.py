@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from zeroflow.errors import ConfigError
     from zeroflow.optim.ban import GradientBanned, gradient_ban
     from zeroflow.trial.config import TrialConfig
-    from zeroflow.trial.loop import Placement, run_trial
+    from zeroflow.trial.placement import Placement
     from zeroflow.trial.result import TrialResult
+    from zeroflow.trial.trial import run_trial
 
 __all__ = [
     "ConfigError", "GradientBanned", "Placement", "TrialConfig", "TrialResult", "gradient_ban", "run_trial",
@@ -28,8 +29,8 @@ _HOME = {
     "GradientBanned": "zeroflow.optim.ban",
     "gradient_ban": "zeroflow.optim.ban",
     "TrialConfig": "zeroflow.trial.config",
-    "Placement": "zeroflow.trial.loop",
-    "run_trial": "zeroflow.trial.loop",
+    "Placement": "zeroflow.trial.placement",
+    "run_trial": "zeroflow.trial.trial",
     "TrialResult": "zeroflow.trial.result",
 }
 

@@ -53,6 +53,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Run one cell in this process, without Ray."""
+    from zeroflow import Placement, run_trial
     from zeroflow.grid.grid_file import merge_overrides, parse_override
     from zeroflow.models.endpoint import EndpointError
     from zeroflow.optim import NonFiniteLoss
@@ -60,7 +61,6 @@ def run(
     from zeroflow.results.store import Store
     from zeroflow.trial.checks import check_backbone_of
     from zeroflow.trial.config import TrialConfig
-    from zeroflow.trial.loop import Placement, run_trial
     from zeroflow.trial.metrics import stage_accuracy
 
     config = TrialConfig.from_dict(merge_overrides(parse_override(text) for text in settings), where="--set")
@@ -139,7 +139,7 @@ def efficiency(
     from zeroflow.methods import methods
     from zeroflow.models.probe import check_tuning
     from zeroflow.results import published
-    from zeroflow.trial.efficiency import PAPER, Setting, measure, parse_optimizers
+    from zeroflow.studies.efficiency import PAPER, Setting, measure, parse_optimizers
 
     check_tuning(backbone, "none", image_size, None, "adapter", vars(methods.get("ease").parse({})))
     setting = Setting(backbone, image_size, batch_size, steps=steps, device=device, threads=threads)
@@ -188,11 +188,11 @@ def trajectories(
     The nine optimizers on a problem of two parameters with known minima; with a grid, its cells' optimizers on the values of one
     adapter too, shown on the plane through the start and both tasks' optima, with both losses on that plane.
     """
+    from zeroflow import Placement
     from zeroflow.results import rows
     from zeroflow.results.store import Store
-    from zeroflow.trial.landscapes import TwoParameters, check_cells
-    from zeroflow.trial.loop import Placement
-    from zeroflow.trial.trajectories import NINE, adapter_study, study
+    from zeroflow.studies.landscapes import TwoParameters, check_cells
+    from zeroflow.studies.trajectories import NINE, adapter_study, study
 
     store = Store(results)
     grid, folder = open_grid(grid_file, (), data_dir) if grid_file else (None, data_dir)

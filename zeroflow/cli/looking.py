@@ -34,8 +34,8 @@ def look(grid_file: Path, output: Path, settings: tuple[str, ...], data_dir: str
     the numbers that the model gets, smallest to largest. Data sets that are not here are left out and named.
     """
     from zeroflow.data import datasets
-    from zeroflow.trial.look_sheet import FORMATS
-    from zeroflow.trial.looks import looks
+    from zeroflow.studies.look_sheet import FORMATS
+    from zeroflow.studies.looks import looks
 
     if output.suffix.lower() not in FORMATS:
         raise ConfigError(f"--output {output}: expected a name that ends with {' or '.join(FORMATS)}")

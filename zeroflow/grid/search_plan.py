@@ -253,7 +253,7 @@ def _search(
 
 def _batches(config: TrialConfig, data_dir: str | None, cache_bytes: int, known: dict[str, int]) -> int:
     """Mini-batches of an epoch of the first task."""
-    from zeroflow.trial.loop import training_batches
+    from zeroflow.trial.stream import training_batches
 
     key = _json({key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_OF_THE_DATA})
     if key not in known:

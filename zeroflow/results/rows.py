@@ -16,9 +16,9 @@ from zeroflow.results.schema import CONFIG_KEYS, SCHEMA_VERSION, SCHEMAS
 from zeroflow.trial.metrics import DEFINITIONS, Matrix, stage_accuracy
 
 if TYPE_CHECKING:
+    from zeroflow.studies.trajectories import Study
     from zeroflow.trial.config import TrialConfig
     from zeroflow.trial.result import TrialResult
-    from zeroflow.trial.trajectories import Study
 
 
 def tables(

@@ -31,7 +31,7 @@ def compute(task: CellTask, coordinator: Any, executor: Executor | None = None) 
     Returns:
         The outcome. Together with others only an error that all of them have alike is returned, any other one is raised.
     """
-    from zeroflow.trial.loop import run_trial
+    from zeroflow import run_trial
 
     if task.sweep.commit:
         os.environ["ZEROFLOW_GIT_COMMIT"] = task.sweep.commit

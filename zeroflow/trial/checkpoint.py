@@ -1,4 +1,4 @@
-"""What an interrupted trial goes on from: a checkpoint of finished tasks, and for the task in hand its evaluations' log.
+"""What an interrupted trial is resumed from: a checkpoint of finished tasks, and for the task in hand its evaluations' log.
 
 A forward-pass step needs no checkpoint of its own: the few numbers that its evaluations gave make it again without a forward
 pass (``zeroflow.optim.Journal``), so at most the step in flight is lost. Steps with an exact gradient are saved by epoch.
@@ -33,10 +33,10 @@ class Checkpoints:
         self.first = self.executor.rank == 0
 
     @contextmanager
-    def held(self, patience: float = 300.0) -> Iterator[None]:
+    def locked(self, patience: float = 300.0) -> Iterator[None]:
         """Make the folder, and keep other processes from it meanwhile.
 
-        A process that was given up, but is not dead yet, must not write into what its successor goes on from.
+        A process that was given up, but is not dead yet, must not write into what its successor resumes from.
 
         Args:
             patience: seconds to wait for another process to leave it.
@@ -86,7 +86,7 @@ class Checkpoints:
         return torch.load(io.BytesIO(shared), map_location="cpu", weights_only=True) if shared else None
 
     def save(self, name: str, content: Mapping[str, Any]) -> None:
-        """Save tensors, numbers, texts and containers of them under a name, in the place of what was there."""
+        """Save tensors, numbers, strings and containers of them under a name, in the place of what was there."""
         if self.first:
             packed = io.BytesIO()  # torch's own writing hides why it failed
             torch.save(dict(content), packed)

@@ -82,7 +82,7 @@ class FeatureFiles:
                 raise
 
     @contextmanager
-    def held(self, name: str) -> Iterator[None]:
+    def locked(self, name: str) -> Iterator[None]:
         """Wait until no other process makes the same features; where that cannot be told, two may make them."""
         file = None
         if self.folder:

@@ -119,7 +119,7 @@ class FrozenFeatures:
             self._file_names[part, label] = f"{part}-{label}-{_identity_of_class(view, rows)}"
         name, shape = self._file_names[part, label], (len(rows), self.backbone.width)
         if (found := files.read(name, shape)) is None:
-            with files.held(name):
+            with files.locked(name):
                 if (found := files.read(name, shape)) is None:  # nor has another process made it meanwhile
                     found = self._computed(view, rows, part, label)
                     files.write(name, found)

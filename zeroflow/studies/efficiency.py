@@ -27,9 +27,11 @@ from zeroflow.models.backbone import Backbone
 from zeroflow.models.factory import create_backbone
 from zeroflow.optim import create_optimizer, optimizers
 from zeroflow.telling import Tell, silent
-from zeroflow.trial.loop import Placement, TaskTrainer
+from zeroflow.trial.batches import TaskBatches
 from zeroflow.trial.meters import Stopwatch, peak_memory
+from zeroflow.trial.placement import Placement
 from zeroflow.trial.result import provenance
+from zeroflow.trial.training import TaskTrainer
 
 PAPER = (
     ("fo-sgd", 1), ("fo-sgd-checkpoint", 1), ("zo-sgd", 1), ("zo-sgd", 4), ("zo-sgd-sign", 1), ("zo-sgd-conserve", 1),
@@ -195,14 +197,15 @@ class _Bench:
             options["momentum"] = 0.9
         named = list(method.trainable().items())
         return TaskTrainer(
-            method=method, optimizer=create_optimizer(name, named, lr=_LR, queries=queries, **options), epochs=1,
-            batch_size=self.setting.batch_size, schedule="constant", device=self.device, dtype=torch.float32,
+            method, create_optimizer(name, named, lr=_LR, queries=queries, **options), epochs=1, schedule="constant",
+            device=self.device, dtype=torch.float32,
         )  # fmt: skip
 
     def step(self, trainer: TaskTrainer) -> float | None:
         """One step, and its seconds; the trainer's second one measures memory instead."""
         self.backbone.set_grad_checkpointing(trainer.optimizer.checkpoint)
-        trainer.train(self.task, 0, 0, lambda epoch: np.arange(self.setting.batch_size), Stopwatch(self.device))
+        size = self.setting.batch_size
+        trainer.train(TaskBatches(trainer.method, self.task, lambda epoch: np.arange(size), size, task=0, seed=0))
         self.backbone.set_grad_checkpointing(False)
         return trainer.steps[-1].seconds
 

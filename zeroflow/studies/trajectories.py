@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from zeroflow.studies.landscapes import Adapter, Landscape, Point, Run, check_cells, exact
 from zeroflow.telling import Tell, silent
 from zeroflow.trial.config import TrialConfig
-from zeroflow.trial.landscapes import Adapter, Landscape, Point, Run, check_cells, exact
-from zeroflow.trial.loop import Placement
+from zeroflow.trial.placement import Placement
 from zeroflow.trial.result import provenance
 
 _ROOM = 0.15  # around everything seen, as a share of its extent

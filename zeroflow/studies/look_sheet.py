@@ -10,7 +10,7 @@ from html import escape
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from zeroflow.trial.looks import IMAGES, PARTS, REACH, Look, as_it_is
+from zeroflow.studies.looks import IMAGES, PARTS, REACH, Look, as_it_is
 
 LEGEND = (
     "Above: what the model gets, mapped back to pixels, which shows crops, mirroring and classes; training images are as random "

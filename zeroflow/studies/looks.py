@@ -16,8 +16,8 @@ from zeroflow.models.factory import create_backbone, default_image_size
 from zeroflow.telling import Tell, silent
 from zeroflow.trial import randomness
 from zeroflow.trial.config import TrialConfig
-from zeroflow.trial.loop import scenario_of
 from zeroflow.trial.probes import some
+from zeroflow.trial.stream import scenario_of
 
 IMAGES = 3
 """Of a task's training samples and of its test samples, evenly spread."""

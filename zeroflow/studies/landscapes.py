@@ -27,11 +27,13 @@ from zeroflow.methods.finetune import FineTuning
 from zeroflow.models.factory import create_backbone
 from zeroflow.optim import ThreeStepOptimizer, create_optimizer, optimizers
 from zeroflow.trial import randomness
+from zeroflow.trial.batches import TaskBatches
 from zeroflow.trial.config import TrialConfig
-from zeroflow.trial.loop import Placement, TaskTrainer, scenario_of
-from zeroflow.trial.meters import Stopwatch
+from zeroflow.trial.placement import Placement
 from zeroflow.trial.probes import some
 from zeroflow.trial.result import Probe
+from zeroflow.trial.stream import scenario_of
+from zeroflow.trial.training import TaskTrainer
 
 _LOOKS = 25  # at an adapter's run in each task
 _SAMPLES = 100  # of each task that an adapter's losses are looked at on
@@ -278,14 +280,14 @@ class Adapter(Landscape):
         config, samples = self.config, joined([self.tasks[task] for task in tasks])
         assert config.epochs and config.batch_size and config.schedule
         trainer = TaskTrainer(
-            self.method, run.build(list(self.parameters.items()), *tasks), config.epochs * times, config.batch_size,
-            config.schedule, self.device, self.dtype, probe=_Watched(look), loader_threads=self.loaders,
+            self.method, run.build(list(self.parameters.items()), *tasks), config.epochs * times, config.schedule,
+            self.device, self.dtype, probe=_Watched(look), loader_threads=self.loaders,
         )  # fmt: skip
 
         def order(epoch: int) -> Any:
             return randomness.batch_order(run.seed, tasks[-1], epoch, len(samples))
 
-        trainer.train(samples, tasks[-1], run.seed, order, Stopwatch(self.device))
+        trainer.train(TaskBatches(self.method, samples, order, config.batch_size, tasks[-1], run.seed))
         return len(trainer.steps)
 
 

@@ -1,0 +1,87 @@
+"""Accuracy on all tasks seen so far."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zeroflow.data.scenario import Batch, Task, View
+from zeroflow.methods import Method
+
+
+@dataclass(frozen=True)
+class DeviceBatches:
+    """A view's samples under the test transform, with images on the device: as often as they are asked for."""
+
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int
+    view: View
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, labels in self.view.plain_batches(self.batch_size):
+            yield images.to(self.device, self.dtype), labels
+
+
+class Evaluation:
+    """Accuracy on all tasks seen so far; features of frozen spaces are computed once per test image and kept.
+
+    Args:
+        method: what is evaluated.
+        device: where images are put.
+        dtype: of images.
+        batch_size: images per forward pass.
+        inputs: what ``method.features`` takes of a view's samples, and their labels; default: images.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int,
+        inputs: Callable[[View], Iterable[Batch]] | None = None,
+    ) -> None:
+        self.method = method
+        self.inputs = inputs or functools.partial(DeviceBatches, device, dtype, batch_size)
+        self.kept: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def scores(self, test: View, task: int) -> Tensor:
+        """Score a task's test samples for all classes seen so far, ``[N, classes]``."""
+        self.method.eval()
+        kept = self.kept.get(task)
+        known = 0 if kept is None else kept.shape[1]
+        spaces = range(known, max(self.method.frozen_spaces, 1))
+        if len(spaces) or kept is None:
+            fresh = torch.cat([self.method.features(inputs, spaces) for inputs, _ in self.inputs(test)])
+            kept = fresh if kept is None else torch.cat([kept, fresh], dim=1)
+            self.kept[task] = kept[:, : self.method.frozen_spaces]
+        return self.method.scores(kept)
+
+    def accuracy(self, test: View, task: int) -> float:
+        """Top-1 accuracy on a task's test samples, percent."""
+        return _percent(self.scores(test, task).argmax(dim=1).cpu() == test.labels)
+
+    def accuracies(self, seen: Task, width: int | None) -> tuple[float, float, float]:
+        """Accuracy on a task's test samples in the three ``SETTINGS``, percent.
+
+        Args:
+            seen: the task.
+            width: classes of every task of the stream; None where they differ, and where being right without the task
+                therefore has no meaning (then NaN).
+        """
+        scores, labels, first = self.scores(seen.test, seen.index), seen.test.labels, seen.classes.start
+        anywhere = scores.argmax(dim=1).cpu()
+        within = scores[:, first : seen.classes.stop].argmax(dim=1).cpu() + first
+        domain = math.nan if width is None else _percent(anywhere % width == labels % width)
+        return _percent(anywhere == labels), _percent(within == labels), domain
+
+
+def _percent(right: Tensor) -> float:
+    return 100.0 * float(right.double().mean())

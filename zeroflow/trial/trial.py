@@ -1,0 +1,352 @@
+"""A trial: the stream task by task, each trained, frozen and evaluated on everything seen so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from zeroflow.classifiers import classifiers
+from zeroflow.data import datasets, load_dataset
+from zeroflow.data.dataset import ImageDataset
+from zeroflow.data.scenario import Batch, Task, View, joined
+from zeroflow.errors import ConfigError
+from zeroflow.methods import Method, methods
+from zeroflow.models.access import accesses, open_backbone
+from zeroflow.models.backbone import Backbone
+from zeroflow.models.criteria import criteria
+from zeroflow.models.endpoint import BlackBox
+from zeroflow.optim import (
+    Executor,
+    Journal,
+    LocalExecutor,
+    ThreeStepOptimizer,
+    create_optimizer,
+    gradient_ban,
+    optimizers,
+)
+from zeroflow.telling import Tell, silent
+from zeroflow.trial import randomness
+from zeroflow.trial.batches import TaskBatches
+from zeroflow.trial.checkpoint import Checkpoints
+from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.costs import Asked, Costs
+from zeroflow.trial.evaluation import DeviceBatches, Evaluation
+from zeroflow.trial.features import FrozenFeatures
+from zeroflow.trial.history import History
+from zeroflow.trial.loading import Positions
+from zeroflow.trial.meters import peak_memory
+from zeroflow.trial.metrics import SETTINGS, Matrix
+from zeroflow.trial.placement import Placement
+from zeroflow.trial.probes import FunctionValues
+from zeroflow.trial.result import TrialResult, provenance
+from zeroflow.trial.stream import scenario_of
+from zeroflow.trial.training import TaskTrainer
+
+OnStage = Callable[[int, Matrix, npt.NDArray[np.int64]], None]
+"""Called with the number of a finished stage, the accuracies so far ``[T, T]`` and the test samples per task ``[T]``."""
+
+
+def run_trial(
+    config: TrialConfig,
+    placement: Placement | None = None,
+    *,
+    executor: Executor | None = None,
+    on_stage: OnStage | None = None,
+    folder: str | Path | None = None,
+    tell: Tell = silent,
+) -> TrialResult:
+    """Run one cell in this process.
+
+    Args:
+        config: what to compute.
+        placement: where (default: one thread, a GPU if there is one).
+        executor: where the optimizer's evaluations run (default: here).
+        on_stage: called after each stage.
+        folder: for unfinished work. A trial that is interrupted and run again with the same folder resumes where it was,
+            and its result has the same bits as an uninterrupted one's; the caller deletes the folder when the result is safe.
+        tell: see ``Tell``; a unit is an epoch of a task.
+
+    Returns:
+        The result: accuracy matrix, summary, steps, provenance.
+
+    Raises:
+        ConfigError: bad configuration, missing data, unreadable checkpoint, a mini-batch cut into more slices than it has
+            samples; before any training.
+        NonFiniteLoss: training diverged.
+        GradientBanned: a method took a gradient under a forward-only optimizer.
+    """
+    placement, executor = placement or Placement(), executor or LocalExecutor()
+    config = TrialConfig.from_dict(dataclasses.asdict(config))
+    _check_shards(config, executor.shards)
+    checkpoints = None if folder is None else Checkpoints(folder, executor)
+    ban = gradient_ban() if forward_only(config) else nullcontext()
+    with _threads(placement.threads), ban, checkpoints.locked() if checkpoints else nullcontext():
+        try:
+            return Trial(config, placement, executor, checkpoints, on_stage, tell).run()
+        finally:
+            executor.together = None  # it may run other cells after this one
+
+
+def forward_only(config: TrialConfig) -> bool:
+    """Whether nothing in a cell needs a gradient of reverse mode: it runs under ``gradient_ban`` then."""
+    if config.optimizer is None:
+        return True
+    exact = optimizers.get(config.optimizer).estimator.exact
+    return not (exact or config.hybrid_epochs or config.optimizer_options.get("hybrid"))
+
+
+def _check_shards(config: TrialConfig, shards: int) -> None:
+    if config.batch_size and shards > config.batch_size:
+        raise ConfigError(f"data shards larger than the batch: {shards} shards, batch_size={config.batch_size}")
+    if reason := config.uncut(shards):
+        raise ConfigError(reason)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Trial:
+    """One cell in this process. ``run`` is all of it, step by step.
+
+    Args:
+        config: what to compute, in normal form.
+        placement: where.
+        executor: where the optimizer's evaluations run.
+        checkpoints: of unfinished work; None: nothing is saved.
+        on_stage: called after each stage.
+        tell: see ``Tell``; a unit is an epoch of a task.
+    """
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        placement: Placement,
+        executor: Executor,
+        checkpoints: Checkpoints | None = None,
+        on_stage: OnStage | None = None,
+        tell: Tell = silent,
+    ) -> None:
+        self.config, self.placement, self.executor = config, placement, executor
+        self.checkpoints, self.on_stage, self.tell = checkpoints, on_stage, tell
+        self.device = accesses[config.access or "white-box"].device(placement.torch_device())
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
+        self._began = time.perf_counter()
+
+    def run(self) -> TrialResult:
+        """Learn all tasks, or those that are left, one after the other."""
+        self.open()
+        self.resume()
+        self.backbone.calibrate(images for images, _ in self.images(self.scenario.tasks[0].train))
+        for task in self.scenario.tasks[self.history.stages :]:
+            self.train_task(task)
+            self.finish_task(task)
+            self.evaluate(task)
+            self.save(task)
+        return self.result()
+
+    def open(self) -> None:
+        """Open the backbone and the data set, cut the stream into tasks, and make the method."""
+        config, placement = self.config, self.placement
+        self.backbone: Backbone = open_backbone(
+            config.access, config.backbone, placement.endpoint, placement.endpoint_timeout,
+            checkpoint=config.checkpoint, image_size=config.image_size,
+        )  # fmt: skip
+        self.black_box = self.backbone if isinstance(self.backbone, BlackBox) else None
+        if self.black_box:
+            self.executor.together = self.black_box.together
+        dataset = load_dataset(config.dataset, placement.data_dir, cache_bytes=placement.cache_bytes)
+        self.scenario = scenario_of(config, dataset, self.backbone.image_size, placement.loaders())
+        self.method = _method(config, self.backbone).to(self.device, self.dtype)
+        self.frozen = self._frozen_features(dataset)
+        self.evaluation = Evaluation(self.method, self.device, self.dtype, placement.evaluation_batch, self.inputs)
+        stages = len(self.scenario.tasks)
+        self.test_samples = np.array([len(task.test) for task in self.scenario.tasks])
+        self.task_classes = np.array([len(task.classes) for task in self.scenario.tasks])
+        # Being right without the task has a meaning only where all tasks have as many classes.
+        self.width = int(self.task_classes[0]) if len(set(self.task_classes.tolist())) == 1 else None
+        self.history, self.costs = History(np.full((len(SETTINGS), stages, stages), np.nan)), Costs()
+
+    def resume(self) -> None:
+        """Take over the tasks that were finished before an interruption."""
+        if self.checkpoints and (saved := self.checkpoints.load("tasks")):
+            self.history, self.costs = History.of(saved["history"]), Costs.of(saved["costs"])
+            for task in self.scenario.tasks[: self.history.stages]:
+                self.method.begin_task(task.classes, self._initial_values(task))
+                self.method.freeze()
+            self.method.restore(saved["method"])
+        self._seconds_before, self._asked_before = self.costs.seconds, self.costs.asked
+        self._report("", self.history.stages)
+
+    def train_task(self, task: Task) -> None:
+        """Begin a task and train it, if the method trains this one."""
+        self.method.begin_task(task.classes, self._initial_values(task), self.images(task.train))
+        self.method.to(self.device, self.dtype)
+        trainable = self.method.trainable()
+        if not trainable:
+            return
+        batches = self._batches(task)
+        journal = self.checkpoints.journal(task.index) if self.checkpoints else None
+        optimizer = self._optimizer(trainable, batches, journal or self.executor)
+        self.method.set_grad_checkpointing(optimizer.checkpoint)
+        trainer = self._trainer(task, optimizer, journal)
+        trainer.train(batches)
+        if journal:
+            journal.close()
+        self.costs.add_training(self.method, trainer)
+        self.history.add(trainer.steps, trainer.probe.seen if trainer.probe else [])
+
+    def finish_task(self, task: Task) -> None:
+        """Freeze what was learned, and let the method take what it needs from the task's training samples."""
+        self.method.eval()
+        self.method.freeze()
+        with self.costs.passes_beside_training(self.method, self.config.batch_size):
+            self.method.end_task(self.inputs(task.train))
+        if not self.costs.peak_bytes:
+            self.costs.add_peak(self._peak_of_forward_pass(task), self.method)
+
+    def evaluate(self, task: Task) -> None:
+        """Measure the accuracy on this task and on all before it."""
+        for seen in self.scenario.tasks[: task.index + 1]:
+            self.history.accuracy[:, task.index, seen.index] = self.evaluation.accuracies(seen, self.width)
+
+    def save(self, task: Task) -> None:
+        """Count the task as finished, save all of it, and say so."""
+        if self.black_box:
+            self.costs.asked = self._asked_before + Asked.by_all(self.black_box, self.frozen.reused, self.executor)
+        self.history.stages = task.index + 1
+        self.costs.seconds = self._seconds_before + time.perf_counter() - self._began
+        if self.checkpoints:
+            # Without the features kept for evaluation, which are many times larger: a resumed trial computes them again.
+            state = {"history": self.history.state(), "costs": self.costs.state(), "method": self.method.state()}
+            self.checkpoints.save("tasks", state)
+        if self.on_stage:
+            self.on_stage(task.index, self.history.accuracy[0], self.test_samples)
+        self._report(f"task {task.index + 1} of {len(self.scenario.tasks)}", task.index + 1)
+
+    def result(self) -> TrialResult:
+        """What came out, what it cost, and where it came from."""
+        class_incremental, task_incremental, domain_incremental = self.history.accuracy
+        steps, price = self.history.steps, self.placement.price_per_1000_images
+        return TrialResult(
+            config=self.config,
+            accuracy_matrix=class_incremental,
+            task_incremental=task_incremental,
+            domain_incremental=None if self.width is None else domain_incremental,
+            test_samples=self.test_samples,
+            task_classes=self.task_classes,
+            class_order=self.scenario.order,
+            class_names=self.scenario.class_names,
+            steps=steps,
+            probes=self.history.probes,
+            costs=self.costs.summary(self.method, steps, self.black_box, price),
+            provenance=provenance(self.device, {"threads": self.placement.threads}),
+        )
+
+    def images(self, view: View) -> Iterable[Batch]:
+        """A view's samples under the test transform, with images on the device."""
+        return DeviceBatches(self.device, self.dtype, self.placement.evaluation_batch, view)
+
+    def inputs(self, view: View) -> Iterable[Batch]:
+        """A view's samples as ``method.features`` takes them: images, the frozen backbone's features of them, or both."""
+        if self.method.takes == "images":
+            return self.images(view)
+        return self.frozen.batches(view, self.images(view) if self.method.takes == "both" else None)
+
+    def _frozen_features(self, dataset: ImageDataset) -> FrozenFeatures:
+        config, placement = self.config, self.placement
+        names = {
+            "transform": config.transform or datasets.get(config.dataset).transform,
+            "backbone": config.backbone,
+            "preprocessing": config.preprocessing,
+        }
+        return FrozenFeatures(
+            self.backbone, dataset, self.device, self.dtype, placement.evaluation_batch,
+            cache_bytes=placement.cache_bytes, results=placement.results, names=names,
+        )  # fmt: skip
+
+    def _initial_values(self, task: Task) -> torch.Generator:
+        return randomness.generator(self.config.seed, randomness.INITIAL_VALUES, task.index)
+
+    def _batches(self, task: Task) -> TaskBatches:
+        config = self.config
+        assert config.batch_size
+        stream = joined([seen.train for seen in self.scenario.tasks[: task.index + 1]])
+        samples = stream if self.method.all_tasks else task.train
+
+        def order(epoch: int) -> Positions:
+            if self.method.criterion.headless:
+                return randomness.balanced_order(config.seed, task.index, epoch, samples.labels.numpy())
+            return randomness.batch_order(config.seed, task.index, epoch, len(samples))
+
+        return TaskBatches(self.method, samples, order, config.batch_size, task.index, config.seed, stream)
+
+    def _optimizer(
+        self, trainable: Mapping[str, nn.Parameter], batches: TaskBatches, executor: Executor
+    ) -> ThreeStepOptimizer:
+        config, options = self.config, dict(self.config.optimizer_options)
+        assert config.optimizer and config.lr
+        if config.hybrid_epochs:  # in the optimizer's own unit, steps
+            options["hybrid"] = config.hybrid_epochs * math.ceil(len(batches.samples) / batches.batch_size)
+        seed = randomness.key(config.seed, randomness.OPTIMIZER, batches.task)
+        return create_optimizer(
+            config.optimizer, list(trainable.items()), lr=config.lr, queries=config.queries, eps=config.eps, seed=seed,
+            executor=executor, **options,
+        )  # fmt: skip
+
+    def _trainer(self, task: Task, optimizer: ThreeStepOptimizer, journal: Journal | None) -> TaskTrainer:
+        config, tasks = self.config, self.scenario.tasks
+        assert config.epochs and config.schedule
+
+        def report(epoch: int) -> None:
+            self._report(f"task {task.index + 1} of {len(tasks)}, epoch {epoch + 1}", task.index, epoch)
+
+        return TaskTrainer(
+            self.method, optimizer, config.epochs, config.schedule, self.device, self.dtype,
+            checkpoints=self.checkpoints, journal=journal, loader_threads=self.placement.loaders(), on_epoch=report,
+            probe=FunctionValues.of(config, self.method, tasks[: task.index + 1], self.images),
+        )  # fmt: skip
+
+    def _peak_of_forward_pass(self, task: Task) -> int:
+        """The peak of memory where nothing is trained: of a forward pass over as many images as a mini-batch may have."""
+        if self.black_box and self.method.takes != "images":
+            batches = self.inputs(task.train)  # it is not asked once more for what is known
+        else:
+            size = min(self.config.batch_size or 48, self.placement.evaluation_batch)
+            batches = DeviceBatches(self.device, self.dtype, size, task.train)
+        inputs, _ = next(iter(batches))
+        forward = functools.partial(self.method.features, inputs, range(1))
+        with torch.no_grad():
+            return peak_memory(forward, self.method, self.device)[1]
+
+    def _report(self, what: str, stages: int, epoch: int = 0) -> None:
+        epochs = self.config.epochs or 1
+        self.tell(what, stages * epochs + epoch, len(self.scenario.tasks) * epochs)
+
+
+def _method(config: TrialConfig, backbone: Backbone) -> Method:
+    """A cell's method, with its classifier and its loss."""
+    info = methods.get(config.method)
+    method = info.build(backbone, info.parse(dict(config.method_options)))
+    if config.classifier or config.classifier_options:
+        classifier = classifiers.get(config.classifier or str(method.own_classifier))
+        method.classifier = classifier.build(classifier.options(**config.classifier_options))
+    if config.loss:
+        method.criterion = criteria[config.loss]
+    return method
