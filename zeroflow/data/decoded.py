@@ -164,7 +164,7 @@ def _held(lock: Path) -> Iterator[bool]:
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         warnings.warn(
-            f"{lock.parent}: {error.strerror}: images are checked anew each time they are opened", stacklevel=4
+            f"{lock.parent}: {error.strerror}: images are checked again each time they are opened", stacklevel=4
         )
         yield False
         return

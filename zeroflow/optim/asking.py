@@ -140,7 +140,7 @@ class AskTell:
         estimator = self.composition.estimator
         if estimator.differentiates or estimator.per_example or self.steps < self.composition.first_order_steps:
             raise TypeError(
-                "ask: this optimizer wants more than losses of whole places (derivatives, or a loss of each example); "
+                "ask: this optimizer needs more than losses of candidates (derivatives, or a loss of each example); "
                 "use step(closure), or zo-sgd, zo-adam, es-cma, ..."
             )
         if not self._candidates:
@@ -171,12 +171,10 @@ class AskTell:
             NonFiniteLoss: as in ``step``.
         """
         if not self._candidates or self._told is None:
-            raise RuntimeError("tell: nothing was asked; candidates = optimizer.ask() first")
+            raise RuntimeError("tell: call ask first, candidates = optimizer.ask()")
         if self.flat.refresh():
             self._told.over, self._told, self._candidates = True, None, []
-            raise RuntimeError(
-                "tell: the parameters have been changed since ask, and the losses are of others; ask again"
-            )
+            raise RuntimeError("tell: the parameters have changed since ask, so the losses are outdated; ask again")
         self._told.rounds.append(listed(losses, len(self._candidates)))
         self._candidates = []
         try:

@@ -143,7 +143,7 @@ class ThreeStepOptimizer(AskTell, Saving):
                 "step: expected a closure that returns the loss, as in optimizer.step(lambda: loss(model(x), y))"
             )
         if self._told is not None and closure is not self._told:
-            raise RuntimeError("step: the losses of an ask are awaited: tell them first")
+            raise RuntimeError("step: an ask awaits its losses; call tell first")
         return self._made(closure, full)
 
     def _made(self, closure: Closure, full: Sequence[Closure] = ()) -> Tensor:
