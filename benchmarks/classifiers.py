@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 import torch
-from optimizers import seconds
+from candidates import seconds
 from torch import Tensor
 
 from zeroflow import Placement, TrialConfig, run_trial

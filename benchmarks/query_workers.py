@@ -24,7 +24,8 @@ from typing import Any
 
 import click
 import torch
-from optimizers import drawings, new_method, seconds
+from candidates import new_method, seconds
+from quality import drawings
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 

@@ -138,7 +138,7 @@ def test_a_failed_transfer_tells_why_and_what_else_to_do(published: str, tmp_pat
         assert "not the published" in done.output
     else:
         reason = "Not Found" if how == "not found" else "refused"
-        assert f"{address}: cannot be fetched" in done.output and reason in done.output
+        assert f"{address}: cannot be downloaded" in done.output and reason in done.output
         assert "fetch cifar-100-python.tar.gz elsewhere and name it with --archive" in done.output
     assert list((tmp_path / "data").iterdir()) == []
 

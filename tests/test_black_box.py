@@ -437,11 +437,11 @@ def test_other_weights_than_the_cells_are_refused(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(HttpFeatures, "_ask", lambda self, method, body=None: facts)
 
     serving("none")
-    with pytest.raises(ConfigError, match="serves checkpoint='none', the cell wants 'embedded'"):
+    with pytest.raises(ConfigError, match="serves checkpoint='none', the cell needs 'embedded'"):
         open_black_box("quickdraw_vit", endpoint="http://h/")
     serving("mine.safetensors")
     open_black_box("quickdraw_vit", checkpoint=str(tmp_path / "mine.safetensors"), endpoint="http://h/")
-    with pytest.raises(ConfigError, match="the cell wants 'embedded'"):
+    with pytest.raises(ConfigError, match="the cell needs 'embedded'"):
         open_black_box("quickdraw_vit", endpoint="http://h/")
 
 
@@ -449,13 +449,13 @@ def test_nobody_there_a_wrong_token_and_another_backbone_are_told(port: int, sta
     with pytest.raises(EndpointError, match="no answer in 4 tries; the last: ConnectionRefusedError"):
         cell(port)
     start("o")
-    with pytest.raises(ConfigError, match="serves backbone='zeroflow_tiny_vit', the cell wants 'quickdraw_vit'"):
+    with pytest.raises(ConfigError, match="serves backbone='zeroflow_tiny_vit', the cell needs 'quickdraw_vit'"):
         open_black_box("quickdraw_vit", endpoint=f"http://127.0.0.1:{port}/")
     monkeypatch.setenv(endpoint.TOKEN, "wrong")
     with pytest.raises(ConfigError, match=r"refused the token in ZEROFLOW_ENDPOINT_TOKEN \(status 401\)"):
         cell(port)
     monkeypatch.delenv(endpoint.TOKEN)
-    with pytest.raises(ConfigError, match="no token; put it into the environment variable ZEROFLOW_ENDPOINT_TOKEN"):
+    with pytest.raises(ConfigError, match="no token; set the environment variable ZEROFLOW_ENDPOINT_TOKEN"):
         cell(port)
 
 

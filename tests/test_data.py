@@ -551,7 +551,7 @@ def test_a_wrong_layout_tells_what_was_found(tmp_path: Path) -> None:
     title, *problems = str(caught.value).splitlines()
     assert f"{root}/{{train,test}}/<class>/<image>" in title
     assert [line.strip() for line in problems] == [
-        f"{root / 'train'}: 1 images lie in it and in no class's folder, loose.png for one",
+        f"{root / 'train'}: 1 images are in it instead of in a class folder, such as loose.png",
         f"{root / 'train' / 'deep'}: no images; they are one folder too deep, in {root / 'train' / 'deep' / 'inner'}",
         f"{root / 'train' / 'owl'}: no images; it holds 1 x .txt",
         f"{root / 'test' / 'deep' / 'gone.png'}: no file, or a link that leads nowhere",

@@ -230,7 +230,7 @@ def test_decoded_images_that_nobody_uses_make_room(data_dir: Path, cache: Path) 
 
 def test_a_cache_that_cannot_be_written_is_done_without(data_dir: Path, cache: Path) -> None:
     cache.parent.write_text("a file where the folder should be")
-    with pytest.warns(UserWarning, match="images are checked anew"):
+    with pytest.warns(UserWarning, match="images are checked again"):
         assert isinstance(opened(data_dir).train, FileSamples)
 
 

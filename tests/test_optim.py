@@ -657,7 +657,7 @@ def test_normalized_slopes_leave_out_what_is_not_finite_and_do_not_know_the_scal
 def test_per_example_refuses_examples_that_meet() -> None:
     torch.manual_seed(0)
     model, x, y = nn.Linear(6, 3), torch.randn(8, 6), torch.randint(3, (8,))
-    with pytest.raises(TypeError, match="Examples meet"):
+    with pytest.raises(TypeError, match="Examples interact"):
         create_optimizer("zo-per-example", model, lr=0.1).step(
             lambda: F.cross_entropy(model(x), y, reduction="none") + 10 * model(x).mean()
         )

@@ -39,8 +39,8 @@ def parse(options: type, given: Mapping[str, Any], *, owner: str, where: str) ->
         default = known[key]
         wanted = (int, float) if isinstance(default, float) else type(default)
         if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
-            expected = "a number" if isinstance(default, float) else f"a {type(default).__name__}"
-            raise ConfigError(f"{where}.{key}={value!r}: expected {expected}")
+            kinds = {float: "a number", int: "an integer", str: "a string", bool: "true or false"}
+            raise ConfigError(f"{where}.{key}={value!r}: expected {kinds.get(type(default), type(default).__name__)}")
         if isinstance(default, float) and not finite(value):
             raise ConfigError(f"{where}.{key}={value!r}: expected a finite number")
     try:

@@ -48,7 +48,7 @@ def synchronise(source: str, folder: Path, tell: Tell = silent) -> int:
     for info in found:
         inside = PurePosixPath(info.path).relative_to(base)
         if ".." in inside.parts or inside.is_absolute():
-            raise ConfigError(f"data {source!r}: {info.path}: leads out of {folder}")
+            raise ConfigError(f"data {source!r}: {info.path}: is outside {folder}")
         target = folder / inside
         if not target.is_file() or target.stat().st_size != info.size:
             wanted.append((info.path, target))

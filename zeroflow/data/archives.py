@@ -56,7 +56,7 @@ def obtain(archive: Archive, data_dir: Path, local: Path | None = None, tell: Te
     """
     target = data_dir / archive.folder
     if target.exists():
-        raise ConfigError(f"{target}: exists already; move it away to have it made anew")
+        raise ConfigError(f"{target}: exists already; move it away to create it again")
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{archive.folder}-", dir=data_dir) as scratch:
@@ -73,7 +73,7 @@ def obtain(archive: Archive, data_dir: Path, local: Path | None = None, tell: Te
 def _fetched(archive: Archive, file: Path, tell: Tell) -> Path:
     by_hand = f"fetch {archive.file} elsewhere and name it with --archive"
     if archive.url is None:
-        raise ConfigError(f"{archive.file} has no address of its own: {by_hand}")
+        raise ConfigError(f"{archive.file} has no download address: {by_hand}")
     try:
         with urllib.request.urlopen(archive.url, timeout=60) as answer, file.open("wb") as out:
             total = int(answer.headers.get("Content-Length") or 0)
@@ -82,7 +82,7 @@ def _fetched(archive: Archive, file: Path, tell: Tell) -> Path:
                 out.write(block)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise ConfigError(f"{archive.url}: cannot be fetched: {reason}; without a network, {by_hand}") from error
+        raise ConfigError(f"{archive.url}: cannot be downloaded: {reason}; without a network, {by_hand}") from error
     return file
 
 

@@ -113,11 +113,11 @@ def prepared(
     folder, stamp = cache / "decoded" / key, cache / "verified" / key
     if cache_bytes and (found := _open(folder, samples)):
         return found
-    with _held(cache / "verified" / f"{key}.lock") as held:
+    with _locked(cache / "verified" / f"{key}.lock") as locked:
         if cache_bytes and (found := _open(folder, samples)):  # another process has made it meanwhile
             return found
         checked = int(stamp.read_text()) if stamp.is_file() else None
-        fits = held and _make_room(folder.parent, _estimate(samples) if checked is None else checked, cache_bytes)
+        fits = locked and _make_room(folder.parent, _estimate(samples) if checked is None else checked, cache_bytes)
         if checked is not None and not fits:
             return samples
         draft = _Draft(folder) if fits else None
@@ -127,7 +127,7 @@ def prepared(
         finally:
             if draft:
                 draft.drop()
-        if held:
+        if locked:
             with suppress(OSError):
                 new = stamp.with_suffix(".new")
                 new.write_text(str(places[:, 1:].prod(axis=1).sum()))
@@ -156,7 +156,7 @@ def _open(folder: Path, samples: EncodedSamples) -> DecodedSamples | None:
 
 
 @contextmanager
-def _held(lock: Path) -> Iterator[bool]:
+def _locked(lock: Path) -> Iterator[bool]:
     """Lock the images until no other process prepares them; yields False if the cache is not writable."""
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def _held(lock: Path) -> Iterator[bool]:
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         warnings.warn(
-            f"{lock.parent}: {error.strerror}: images are checked anew each time they are opened", stacklevel=4
+            f"{lock.parent}: {error.strerror}: images are checked again each time they are opened", stacklevel=4
         )
         yield False
         return

@@ -86,7 +86,9 @@ def _images_by_class(folder: Path, problems: list[str]) -> dict[str, list[Path]]
     entries = _entries(folder, problems)
     loose = [entry for entry in entries if _names_image(entry) and not entry.is_dir()]
     if loose:
-        problems.append(f"{folder}: {len(loose)} images lie in it and in no class's folder, {loose[0].name} for one")
+        problems.append(
+            f"{folder}: {len(loose)} images are in it instead of in a class folder, such as {loose[0].name}"
+        )
     problems += _unknown(folder, entries)
     return {entry.name: _images(Path(entry.path), problems) for entry in entries if entry.is_dir()}
 

@@ -50,7 +50,7 @@ def _rgb(image: Image) -> Image:
             raise ValueError("values beyond 16 bits")
         return Image.fromarray((wide.astype(np.int64) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("floating-point values, whose range nobody states")
+        raise ValueError("floating-point values of unknown range")
     with warnings.catch_warnings():
         # Of palettes whose transparency is a list of bytes Pillow says that RGBA suits them better; that is dropped here.
         warnings.filterwarnings("ignore", message="Palette images with Transparency", category=UserWarning)

@@ -35,7 +35,7 @@ WORDS = {
 IMAGE_NAMES, LABEL_NAMES = ("image", "img"), ("label", "labels")
 SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet")
 DEPTH = 4  # folders below a data set's own in which files are looked for
-HELD_BYTES = 2 * 2**30  # of row groups that have been read and may be asked for again
+CACHED_BYTES = 2 * 2**30  # of row groups that have been read and may be asked for again
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class RowGroup:
 class ParquetSamples:
     """Samples whose images are compressed in Parquet files, read by row group on access.
 
-    Row groups are kept in memory, compressed, up to ``HELD_BYTES``: below that, each is read from disk once.
+    Row groups are kept in memory, compressed, up to ``CACHED_BYTES``: below that, each is read from disk once.
 
     Attributes:
         groups: row groups in order.
@@ -90,16 +90,16 @@ class ParquetSamples:
         import pyarrow.parquet as pq
 
         with self._lock:
-            if group not in self._held:
+            if group not in self._cached:
                 try:
                     rows = pq.ParquetFile(group.file).read_row_group(group.number, columns=[self.column])[self.column]
                 except (OSError, pa.ArrowException) as error:
                     raise ConfigError(f"{group.file}: row group {group.number} cannot be read: {error}") from error
-                self._held[group] = pc.struct_field(rows, "bytes") if pa.types.is_struct(rows.type) else rows
-                while len(self._held) > 1 and sum(rows.nbytes for rows in self._held.values()) > HELD_BYTES:
-                    self._held.popitem(last=False)
-            self._held.move_to_end(group)
-            return self._held[group]
+                self._cached[group] = pc.struct_field(rows, "bytes") if pa.types.is_struct(rows.type) else rows
+                while len(self._cached) > 1 and sum(rows.nbytes for rows in self._cached.values()) > CACHED_BYTES:
+                    self._cached.popitem(last=False)
+            self._cached.move_to_end(group)
+            return self._cached[group]
 
 
 def parquet_images(name: str, root: str | Path, label_column: str | None = None) -> ImageDataset:

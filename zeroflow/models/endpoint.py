@@ -68,9 +68,7 @@ def check_address(url: str) -> SplitResult:
         )
     if parts.username or parts.password or parts.query or parts.fragment:
         plain = f"{parts.scheme}://{parts.hostname}"
-        raise ConfigError(
-            f"endpoint={plain!r}...: no user, password or query in an address; a token belongs into {TOKEN}"
-        )
+        raise ConfigError(f"endpoint={plain!r}...: no user, password or query in an address; set a token in {TOKEN}")
     return parts
 
 
@@ -82,7 +80,7 @@ def valid_token(given: str | None = None) -> str | None:
     """
     found = (given or os.environ.get(TOKEN) or "").strip()
     if not (found.isascii() and found.isprintable()):
-        raise ConfigError(f"{TOKEN}: a token is of printable ASCII characters; what it holds is not shown here")
+        raise ConfigError(f"{TOKEN}: expected printable ASCII characters; its value is not shown here")
     return found or None
 
 
@@ -107,7 +105,7 @@ class HttpFeatures:
     def __init__(self, url: str, timeout: float = 30.0, token: str | None = None) -> None:
         parts, found = check_address(url), valid_token(token)
         if not found:
-            raise ConfigError(f"endpoint={url!r}: no token; put it into the environment variable {TOKEN}")
+            raise ConfigError(f"endpoint={url!r}: no token; set the environment variable {TOKEN}")
         self.url, self.path = url, parts.path or "/"
         self._headers = {"Authorization": f"Bearer {found}"}
         host = str(parts.hostname)
@@ -189,7 +187,7 @@ class BlackBox(OpaqueBackbone):
     @torch.no_grad()
     def forward(self, images: Tensor | Prefix, adapters: Iterable[nn.Module] | None = None) -> Tensor:
         if adapters is not None or isinstance(images, Prefix):
-            raise TypeError("a black box has no blocks that adapters could stand beside")
+            raise TypeError("a black box has no blocks to add adapters to")
         if self._round is not None:
             self._round.append(images)
             raise _Asked
@@ -296,7 +294,7 @@ def open_black_box(
         endpoint = import_callable(endpoint)
     if not isinstance(endpoint, str):
         if size is None:
-            raise ConfigError(f"image_size: not known for {name!r}; name it")
+            raise ConfigError(f"image_size: not known for {name!r}; set it")
         with torch.no_grad():
             probe = endpoint(torch.zeros(1, 3, size, size))
         if not isinstance(probe, Tensor) or probe.ndim != 2 or len(probe) != 1:
@@ -316,7 +314,7 @@ def open_black_box(
     wanted = {"backbone": name, "checkpoint": weights_of(name, checkpoint), "image_size": size}
     for key, value in wanted.items():
         if value is not None and facts.get(key, value) != value:
-            raise ConfigError(f"endpoint {endpoint}: serves {key}={facts[key]!r}, the cell wants {value!r}")
+            raise ConfigError(f"endpoint {endpoint}: serves {key}={facts[key]!r}, the cell needs {value!r}")
     return BlackBox(client, facts["width"], facts["image_size"], facts=facts)
 
 

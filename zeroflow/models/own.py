@@ -34,7 +34,7 @@ class ModuleBackbone(Backbone):
         super().__init__()
         size = image_size or getattr(module, "image_size", None)
         if not isinstance(size, int):
-            raise ConfigError(f"image_size: not known for backbone {name!r}; name it")
+            raise ConfigError(f"image_size: not known for backbone {name!r}; set it")
         self.module, self._image_size = module.requires_grad_(False), size
         if isinstance(module, nn.Module) and not isinstance(module, torch.fx.GraphModule):
             module.eval()  # an exported graph keeps the mode that it was exported in
@@ -75,7 +75,7 @@ class ModuleBackbone(Backbone):
 
     def forward(self, images: Tensor | Prefix, adapters: Iterable[nn.Module] | None = None) -> Tensor:
         if adapters is not None:
-            raise TypeError("a module of one's own has no blocks that adapters could stand beside")
+            raise TypeError("a module of your own has no known blocks to add adapters to")
         return cast(Tensor, self.module(images))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -27,6 +28,18 @@ def mixup(images: Tensor, labels: Tensor, generator: torch.Generator, beta: floa
     share = float(np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator))).beta(beta, beta))
     partner = torch.randperm(len(labels), generator=generator)
     return share * images + (1 - share) * images[partner], labels[partner], share
+
+
+def warmup_and_cosine(steps: int) -> Callable[[int], float]:
+    """Multiple of the learning rate by step: linear warm-up in the first 20th of all steps, then a cosine to zero."""
+    warmup = max(1, steps // 20)
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+    return rate
 
 
 @click.command(help=__doc__)
@@ -57,14 +70,7 @@ def main(
         [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.95)
     )
     steps = epochs * (len(labels) // batch_size)
-    warmup = max(1, steps // 20)
-
-    def rate(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_and_cosine(steps))
     out.mkdir(parents=True, exist_ok=True)
 
     def save(name: str) -> None:

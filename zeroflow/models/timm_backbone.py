@@ -159,7 +159,7 @@ class TransformerBackbone(TimmBackbone):
     def stepped(self, start: Prefix | Tensor, step: Step = plain) -> Tensor:
         """As in ``Backbone``; a tensor of four dimensions is images ``[N, C, H, W]``, any other the first block's input."""
         if isinstance(start, Prefix):
-            tokens, first = self.emitted(0, step(0, _Known(self.blocks[0], start), start.hidden)), 1
+            tokens, first = self.emitted(0, step(0, _PrefixPass(self.blocks[0], start), start.hidden)), 1
         else:
             tokens, first = (self.tokens(start) if start.ndim == 4 else start), 0
         step = self._wrapped(step)
@@ -169,7 +169,7 @@ class TransformerBackbone(TimmBackbone):
         return self.emitted(self.depth, cast(Tensor, features))
 
 
-class _Plain(BlockPass):
+class _TimmBlockPass(BlockPass):
     """Pass of timm's plain transformer block: both halves without hooks."""
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ class _Plain(BlockPass):
         return output + values
 
 
-class _Known(_Plain):
+class _PrefixPass(_TimmBlockPass):
     """Pass of the first block, already computed as the prefix."""
 
     def __init__(self, block: nn.Module, prefix: Prefix) -> None:
@@ -198,7 +198,7 @@ class _Known(_Plain):
 def _pass_of(block: nn.Module) -> BlockPass:
     from timm.models.vision_transformer import Block
 
-    return _Plain(block) if type(block) is Block else BlockPass(block)
+    return _TimmBlockPass(block) if type(block) is Block else BlockPass(block)
 
 
 @contextmanager

@@ -65,7 +65,7 @@ class Candidate:
         Raises:
             RuntimeError: the step has been made, so the parameters have moved.
         """
-        assert isinstance(self._objective.closure, Told)
+        assert isinstance(self._objective.closure, ToldLosses)
         if self._objective.closure.over:
             raise RuntimeError(f"candidate {self.number} of step {self._objective.step}: the step is over, ask again")
         with self._objective.shown(self._shift):
@@ -80,7 +80,7 @@ class Asked(Exception):
         self.candidates = candidates
 
 
-class Told(Elsewhere):
+class ToldLosses(Elsewhere):
     """The losses passed to ``tell`` so far, by round: most steps have one round, those that try a step have two.
 
     Args:
@@ -118,12 +118,12 @@ class AskTell:
     _memory: dict[str, Any]
     _adapted: dict[str, Any]
     _symptoms: Symptoms
-    _told: Told | None
+    _told: ToldLosses | None
     """Losses of the current step; None: no step is in progress."""
     _candidates: list[Candidate]
     """Candidates whose losses are awaited."""
     step: Callable[..., Tensor]
-    _made: Callable[[Closure], Tensor]
+    _make_step: Callable[[Closure], Tensor]
     _names: Callable[[], list[str]]
 
     @undisturbed
@@ -140,13 +140,13 @@ class AskTell:
         estimator = self.composition.estimator
         if estimator.differentiates or estimator.per_example or self.steps < self.composition.first_order_steps:
             raise TypeError(
-                "ask: this optimizer wants more than losses of whole places (derivatives, or a loss of each example); "
+                "ask: this optimizer needs more than losses of candidates (derivatives, or a loss of each example); "
                 "use step(closure), or zo-sgd, zo-adam, es-cma, ..."
             )
         if not self._candidates:
-            self._told = self._told or Told([], self._names())
+            self._told = self._told or ToldLosses([], self._names())
             try:
-                self._attempt(self._told, self._made)
+                self._attempt(self._told, self._make_step)
             except Asked as asked:
                 self._candidates = asked.candidates
             assert self._candidates, "a step without a loss"
@@ -171,12 +171,10 @@ class AskTell:
             NonFiniteLoss: as in ``step``.
         """
         if not self._candidates or self._told is None:
-            raise RuntimeError("tell: nothing was asked; candidates = optimizer.ask() first")
+            raise RuntimeError("tell: call ask first, candidates = optimizer.ask()")
         if self.flat.refresh():
             self._told.over, self._told, self._candidates = True, None, []
-            raise RuntimeError(
-                "tell: the parameters have been changed since ask, and the losses are of others; ask again"
-            )
+            raise RuntimeError("tell: the parameters have changed since ask, so the losses are outdated; ask again")
         self._told.rounds.append(listed(losses, len(self._candidates)))
         self._candidates = []
         try:
@@ -185,7 +183,7 @@ class AskTell:
             self._candidates = asked.candidates
             return None
 
-    def _attempt(self, told: Told, step: Callable[[Closure], Tensor]) -> Tensor:
+    def _attempt(self, told: ToldLosses, step: Callable[[Closure], Tensor]) -> Tensor:
         """Make the step from the losses so far; if more are needed, restore the state before it."""
         kept = copy.deepcopy((self._memory, self._adapted, self._symptoms)) if told.rounds else None
         skipped = self.skipped

@@ -120,7 +120,7 @@ class _Engine(type(Variable._execution_engine)):  # type: ignore[misc]
 
     def run_backward(self, *arguments: Any, **named: Any) -> Any:
         if banned():
-            raise GradientBanned("a backward pass was asked for inside a gradient ban")
+            raise GradientBanned("a backward pass was requested inside a gradient ban")
         return super().run_backward(*arguments, **named)
 
 

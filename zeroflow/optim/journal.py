@@ -68,7 +68,7 @@ class Journal(Executor):
             numbers = self._records.popleft()
             if count == 0 or len(numbers) % count or width not in (None, len(numbers) // count):
                 raise ValueError(
-                    f"{self.path}: {len(numbers)} numbers where {count} evaluations of {width} were expected; it is of another run"
+                    f"{self.path}: {len(numbers)} numbers where {count} evaluations of {width} were expected; it belongs to another run"
                 )
             return [tuple(row) for row in numbers.reshape(count, -1).tolist()]
         results = self.executor.map(count, evaluate, width)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroflow.optim import noise
-from zeroflow.optim.asking import AskTell, Told
+from zeroflow.optim.asking import AskTell, ToldLosses
 from zeroflow.optim.buffers import Buffers
 from zeroflow.optim.composition import Composition
 from zeroflow.optim.directions import Step
@@ -81,7 +81,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         self._adapted: dict[str, Any] = {}  # of the estimator: part of the state, in its own precision and place
         self._transient: dict[str, Any] = {}  # of the estimator: saves work, never changes a result
         self._still: set[int] = set()  # buffers known not to move
-        self._told: Told | None = None
+        self._told: ToldLosses | None = None
         self._candidates = []
         self._symptoms, self._rounding = Symptoms(), 0.0
         self._half: torch.dtype | None = None  # precision in which losses were seen to be computed
@@ -136,18 +136,18 @@ class ThreeStepOptimizer(AskTell, Saving):
             TypeError: the loss is not a scalar, or has a graph where none is allowed.
             ConfigError: the loss is computed in half precision and eps is too small for that.
         """
-        if closure is None and self._asked_for_state():
+        if closure is None and self._only_creates_state():
             return torch.tensor(math.nan, dtype=torch.float64)
         if not callable(closure):
             raise TypeError(
                 "step: expected a closure that returns the loss, as in optimizer.step(lambda: loss(model(x), y))"
             )
         if self._told is not None and closure is not self._told:
-            raise RuntimeError("step: the losses of an ask are awaited: tell them first")
-        return self._made(closure, full)
+            raise RuntimeError("step: an ask awaits its losses; call tell first")
+        return self._make_step(closure, full)
 
-    def _made(self, closure: Closure, full: Sequence[Closure] = ()) -> Tensor:
-        self._catch_up()
+    def _make_step(self, closure: Closure, full: Sequence[Closure] = ()) -> Tensor:
+        self._adopt_changes()
         method, first_order = self.composition, self.steps < self.composition.first_order_steps
         if self.steps in (0, method.first_order_steps) and self.inner.state:
             self.inner = self._rule()  # moments start anew
@@ -157,11 +157,11 @@ class ThreeStepOptimizer(AskTell, Saving):
         estimate = estimator.estimate(objective, self.queries)
         objective.settle()
         if self.executor.rank == 0:
-            self._look_at(estimate)
+            self._check_symptoms(estimate)
         if estimate.usable:
             self.skipped = 0
             with torch.no_grad():
-                self._hand_over(method.first_order_lr if first_order else 1.0)
+                self._push_settings(method.first_order_lr if first_order else 1.0)
                 vector = estimate.vector()
                 if mask is not None:
                     vector.mul_(mask)
@@ -173,7 +173,7 @@ class ThreeStepOptimizer(AskTell, Saving):
                     update(Rule(self.inner, self.flat, mask, self._without_gradient(estimate)), vector, step)
                 finally:  # what was tried before a closure failed has left no trace in the rule, and so none here
                     self.flat.show()
-                    self._take_back()
+                    self._pull_state()
         else:
             self.skipped += 1
         objective.finish()
@@ -232,7 +232,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         self.composition.estimator.check(self.flat.size if self._mask is None else int(self._mask.sum()))
         self._master = dict(zip(self.flat.parameters, self.flat.masters, strict=True))
         self.inner = self._rule()
-        self._give_moments(None)
+        self._load_moments(None)
         self._check_eps()
 
     def _names(self) -> list[str]:
@@ -242,7 +242,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         names = dict(zip(every, given or map(str, range(len(every))), strict=True))
         return [names[parameter] for parameter in self.flat.parameters]
 
-    def _give_moments(self, unrounded: Mapping[Any, Any] | None) -> None:
+    def _load_moments(self, unrounded: Mapping[Any, Any] | None) -> None:
         """Load ``self.state``, or a saved state of the inner rule where that is given, into the inner rule."""
         if unrounded is not None:
             saved = self.inner.state_dict()
@@ -250,7 +250,7 @@ class ThreeStepOptimizer(AskTell, Saving):
             return
         for parameter, master in self._master.items():
             if parameter in self.state:
-                self.inner.state[master] = {k: self._placed(v) for k, v in self.state[parameter].items()}
+                self.inner.state[master] = {k: self._like_vector(v) for k, v in self.state[parameter].items()}
 
     def _carry_over(self, before: FlatParameters, mask: Tensor | None) -> None:
         """Take unrounded values, history and mask of existing parameters from the previous layout."""
@@ -259,7 +259,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         def carried(fresh: Tensor, old: Tensor) -> Tensor:
             for parameter, place in self.flat.slices():
                 if parameter in places:
-                    fresh[place] = self._placed(old[places[parameter]])
+                    fresh[place] = self._like_vector(old[places[parameter]])
             return fresh
 
         with torch.no_grad():
@@ -275,7 +275,7 @@ class ThreeStepOptimizer(AskTell, Saving):
             if list(map(id, before.parameters)) != list(map(id, self.flat.parameters)):
                 self._adapted.clear()  # it is of those components together
 
-    def _placed(self, value: Any) -> Any:
+    def _like_vector(self, value: Any) -> Any:
         """A tensor with the vector's device and dtype; counters and other values unchanged."""
         if not isinstance(value, Tensor) or value.ndim == 0:
             return value
@@ -287,7 +287,7 @@ class ThreeStepOptimizer(AskTell, Saving):
             [{**group, "params": [self._master[p] for p in group["params"]]} for group in groups]
         )
 
-    def _catch_up(self) -> None:
+    def _adopt_changes(self) -> None:
         """Adopt changes made to parameters and groups since the last step."""
         if self.flat.outdated:
             self._lay_out()
@@ -314,13 +314,13 @@ class ThreeStepOptimizer(AskTell, Saving):
         frozen = {number for number, p in enumerate(self.flat.parameters) if not p.requires_grad}
         return frozenset(frozen | estimate.unused)
 
-    def _hand_over(self, lr_factor: float) -> None:
+    def _push_settings(self, lr_factor: float) -> None:
         """Copy the groups' hyper-parameters, which a user or a scheduler may have changed, to the inner rule."""
         for inner, group in zip(self.inner.param_groups, self.param_groups, strict=True):
             inner.update({k: v for k, v in group.items() if k not in ("params", "param_names", OWN)})
             inner["lr"] = group["lr"] * lr_factor
 
-    def _take_back(self) -> None:
+    def _pull_state(self) -> None:
         """Copy the state of the inner rule back: moments by parameter, and values in its groups."""
         moments = self.inner.state
         self.state.clear()
@@ -351,7 +351,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         self._check_eps()
         return answer
 
-    def _asked_for_state(self) -> bool:
+    def _only_creates_state(self) -> bool:
         """Whether torch's checkpoint functions call this step, with zero gradients and lr, only to create the moments."""
         asked = all(group["lr"] == 0 for group in self.param_groups) and all(
             parameter.grad is not None and not parameter.grad.any()
@@ -359,13 +359,13 @@ class ThreeStepOptimizer(AskTell, Saving):
             if parameter.requires_grad
         )
         if asked:
-            self._hand_over(1.0)
+            self._push_settings(1.0)
             with torch.no_grad():
                 Rule(self.inner, self.flat, None).apply(torch.zeros_like(self.flat.vector))
-            self._take_back()
+            self._pull_state()
         return asked
 
-    def _look_at(self, estimate: Estimate) -> None:
+    def _check_symptoms(self, estimate: Estimate) -> None:
         group = self.param_groups[0]
         eps = float(group["eps_zo"]) if self.composition.estimator.uses_eps else None
         self._symptoms.see(

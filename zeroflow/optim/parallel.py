@@ -19,7 +19,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise PeerError(f"a process that shares the work is gone: {error}") from error
+        raise PeerError(f"a process that shares the work has exited: {error}") from error
 
 
 class DistributedExecutor(Executor):

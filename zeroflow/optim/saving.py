@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeroflow.optim.asking import Candidate, Told
+from zeroflow.optim.asking import Candidate, ToldLosses
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.surroundings import undisturbed
 
@@ -60,13 +60,13 @@ class Saving(torch.optim.Optimizer):
     _adapted: dict[str, Any]
     _mask: Tensor | None
     _still: set[int]
-    _told: Told | None
+    _told: ToldLosses | None
     _candidates: list[Candidate]
     _names: Callable[[], list[str]]
     _rule: Callable[[], torch.optim.Optimizer]
-    _give_moments: Callable[[Mapping[Any, Any] | None], None]
-    _take_back: Callable[[], None]
-    _placed: Callable[[Any], Any]
+    _load_moments: Callable[[Mapping[Any, Any] | None], None]
+    _pull_state: Callable[[], None]
+    _like_vector: Callable[[Any], Any]
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, with the counters that key the randomness and all other state: training resumes bit for bit.
@@ -101,19 +101,19 @@ class Saving(torch.optim.Optimizer):
         super().load_state_dict(torchs)
         self.param_groups[0][OWN] = b""
         self.inner = self._rule()
-        self._give_moments(own["rule"])
+        self._load_moments(own["rule"])
         self.steps, self.forwards, self.skipped = own["steps"], own["forwards"], own["skipped"]
         self.equivalents = own["equivalents"]
         self.seed, self.queries = own["seed"], own["queries"]
-        self._memory = {k: self._placed(v) for k, v in copy.deepcopy(own["memory"]).items()}
+        self._memory = {k: self._like_vector(v) for k, v in copy.deepcopy(own["memory"]).items()}
         self._adapted = copy.deepcopy(own.get("estimator", {}))
-        self._mask = None if own["mask"] is None else self._placed(own["mask"].clone())
+        self._mask = None if own["mask"] is None else self._like_vector(own["mask"].clone())
         self._candidates, told = [], own.get("told")
-        self._told = Told(told, self._names()) if told else None
+        self._told = ToldLosses(told, self._names()) if told else None
         if self.flat.half is not None and own["masters"] is not None:
             self.flat.vector.copy_(own["masters"])
             self.flat.show()
-        self._take_back()
+        self._pull_state()
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own leaves out all that a step needs; a scheduler's patch of ``step`` must not come along.

@@ -150,7 +150,7 @@ class Census:
         if math.isfinite(fast) and math.isfinite(slow) and abs(fast - slow) > tolerance * (1 + abs(slow)):
             raise TypeError(
                 f"zo-per-example: with a direction of its own the last example's loss is {fast:.6g}, evaluated alone "
-                f"{slow:.6g}. Examples meet (batch statistics, attention over dimension 0), or a tensor that is no "
+                f"{slow:.6g}. Examples interact (batch statistics, attention over dimension 0), or a tensor that is no "
                 f"activation has the length of the mini-batch ({examples}); take zo-sgd or another batch size"
             )
         self.verified.add(examples)

@@ -105,30 +105,19 @@ def subject(
         **options: as in ``create_optimizer``.
     """
     info = optimizers.get(name)
-    usual_lr, usual_queries = lr, info.default_queries if queries is None else queries
-    usual_eps = info.default_eps if eps is None else eps
-
-    def build(
-        model: Any, seed: int, *, lr: float = usual_lr, queries: int = usual_queries, executor: Any = None
-    ) -> Any:
-        return create_optimizer(
-            name, model, lr=lr, queries=queries, eps=usual_eps, seed=seed, executor=executor, **options
-        )
-
-    def build_searching(model: Any, seed: int, *, queries: int = usual_queries, executor: Any = None) -> Any:
-        return build(model, seed, queries=queries, executor=executor)  # moves to places it has seen, whatever lr is
-
+    queries = info.default_queries if queries is None else queries
+    eps = info.default_eps if eps is None else eps
     pieces = info.compose(lr, options)
     estimator, directions, update = pieces.estimator, pieces.directions, pieces.update
     moments, plain = _asked(pieces)
     forward_only = not (estimator.exact or pieces.first_order_steps)
     kept = 1 + moments + sum(direction.kept for direction in directions) + bool(pieces.sparsity)
     return Subject(
-        build if update.follows_lr else build_searching,
+        _builder(name, lr, queries, eps, options, follows_lr=update.follows_lr),
         name=" ".join([name, *(f"{key}={value}" for key, value in options.items()), *["[N]"] * per_example]),
-        lr=usual_lr,
-        eps=usual_eps,
-        queries=usual_queries if estimator.uses_queries else 1,
+        lr=lr,
+        eps=eps,
+        queries=queries if estimator.uses_queries else 1,
         unbiased=plain
         and estimator.unbiased
         and all(direction.keeps_mean for direction in directions)
@@ -145,6 +134,22 @@ def subject(
         population=estimator.population,
         reference=reference,
     )
+
+
+def _builder(
+    name: str, usual_lr: float, usual_queries: int, eps: float, options: dict[str, Any], *, follows_lr: bool
+) -> Callable[..., Any]:
+    """``Subject.build`` of a named optimizer; without a parameter ``lr`` where steps do not depend on it."""
+
+    def build(
+        model: Any, seed: int, *, lr: float = usual_lr, queries: int = usual_queries, executor: Any = None
+    ) -> Any:
+        return create_optimizer(name, model, lr=lr, queries=queries, eps=eps, seed=seed, executor=executor, **options)
+
+    def build_searching(model: Any, seed: int, *, queries: int = usual_queries, executor: Any = None) -> Any:
+        return build(model, seed, queries=queries, executor=executor)  # moves to candidates, whatever lr is
+
+    return build if follows_lr else build_searching
 
 
 def _asked(pieces: Composition) -> tuple[int, bool]:
