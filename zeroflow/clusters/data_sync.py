@@ -20,7 +20,9 @@ def synchronise(source: str, folder: Path, tell: Tell = silent) -> int:
     """Copy what ``folder`` lacks, or has with another size, each file whole or not at all. Nothing is deleted.
 
     Args:
-        source: ``s3://bucket/path``, ``gs://...``, or a folder. folder: made if missing. tell: see ``Tell``; a unit is a file.
+        source: ``s3://bucket/path``, ``gs://...``, or a folder.
+        folder: made if missing.
+        tell: see ``Tell``; a unit is a file.
 
     Returns:
         How many files were copied.

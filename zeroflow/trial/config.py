@@ -123,7 +123,7 @@ class TrialConfig:
 
         for name in ("dataset", "transform", "backbone", "checkpoint", "method", "optimizer", "schedule", "dtype"):
             value, optional = getattr(self, name), name in ("transform", "checkpoint", "optimizer", "schedule")
-            _require(name, value, isinstance(value, str) or (optional and value is None), "a text")
+            _require(name, value, isinstance(value, str) or (optional and value is None), "a string")
         dataset, method = datasets.get(self.dataset), methods.get(self.method)
         _require("seed", self.seed, _natural(self.seed) and self.seed < 2**63, "an integer >= 0")
         stream = {**self._tasks(dataset.classes), **self._class_order(dataset.classes)}
@@ -239,7 +239,7 @@ class TrialConfig:
         from zeroflow.methods.closed_form import NAMED
 
         build, chosen = method.build, self.classifier
-        _require("classifier", chosen, chosen is None or isinstance(chosen, str), "a text")
+        _require("classifier", chosen, chosen is None or isinstance(chosen, str), "a string")
         if chosen is not None:
             classifiers.get(chosen)
             if build.takes_classifiers is not None and chosen not in build.takes_classifiers:
@@ -269,7 +269,7 @@ class TrialConfig:
     def _one_of(self, key: str, known: Mapping[str, Any]) -> str | None:
         """The value of a key that is one of a few names; None for the first of them, which is the default."""
         value = getattr(self, key)
-        _require(key, value, isinstance(value, str | None), "a text")
+        _require(key, value, isinstance(value, str | None), "a string")
         if value is not None and value not in known:
             raise unknown(key, value, known)
         return None if value == next(iter(known)) else value
