@@ -23,7 +23,7 @@ from zeroflow.data.dataset import datasets, register_dataset
 from zeroflow.errors import ConfigError
 from zeroflow.grid.grid_file import Grid, load_grid, parse_grid
 from zeroflow.grid.search_plan import SearchPlan, plan_search
-from zeroflow.grid.search_selection import Outcome, outcomes, write
+from zeroflow.grid.search_selection import SearchOutcome, outcomes, write
 from zeroflow.grid.search_settings import Between, Listed
 from zeroflow.grid.search_writeback import BEGIN, END, with_chosen, write_chosen
 from zeroflow.grid.yaml_loader import parse_yaml
@@ -359,7 +359,7 @@ def three_tries(dataset: str, **search: Any) -> SearchPlan:
     return plan_search(grid_of(dataset, settings, {"optimizer": "zo-sgd"}), None)
 
 
-def found_by(store: Store, plan: SearchPlan) -> Outcome:
+def found_by(store: Store, plan: SearchPlan) -> SearchOutcome:
     (outcome,) = outcomes(plan, store)
     return outcome
 

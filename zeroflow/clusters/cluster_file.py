@@ -61,7 +61,8 @@ class ClusterFile:
     """A cluster file as Ray will take it, and what is wrong with it.
 
     Attributes:
-        config: with Ray's defaults filled in; of a Kubernetes file, its RayJob. kind: ``aws``, ``gcp``, ``local``, ``kuberay``.
+        config: with Ray's defaults filled in; of a Kubernetes file, its RayJob.
+        kind: ``aws``, ``gcp``, ``local``, ``kuberay``.
         problems: one line each; empty: nothing is wrong that can be seen from here.
     """
 

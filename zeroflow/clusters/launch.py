@@ -20,9 +20,11 @@ class Launch:
     """What was found.
 
     Attributes:
-        problems: a line each; nothing should be started before they are gone. facts: what else is worth knowing.
+        problems: a line each; nothing should be started before they are gone.
+        facts: what else is worth knowing.
         plan: of the grid on the store that the cluster will write to; None: no grid was named, or no store is reached.
-        hours: that the missing cells take on all machines that may come. cost: of that; each None: unknown.
+        hours: that the missing cells take on all machines that may come.
+        cost: of that; each None: unknown.
         hourly: what the cluster costs at most in an hour, in the currency of the file's prices.
     """
 
@@ -38,7 +40,8 @@ def check_launch(cluster: ClusterFile, grid: Grid | None, results: str | None, *
     """Look at everything that a launch needs.
 
     Args:
-        cluster: see ``read_cluster``. grid: what is to run; None: the cluster alone is looked at.
+        cluster: see ``read_cluster``.
+        grid: what is to run; None: the cluster alone is looked at.
         results: the store; None: the folder of the grid's name in the file's ``ZEROFLOW_RESULTS``.
         ask: the account and the buckets; otherwise only files are read.
     """

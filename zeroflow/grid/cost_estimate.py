@@ -59,7 +59,9 @@ class EstimateError:
     """How far off the estimates of the finished cells would have been, each from all the others.
 
     Attributes:
-        median, ninth_decile: of |estimate / actual - 1|, as shares. cells: how many had another cell to go by.
+        median: of |estimate / actual - 1|, as a share.
+        ninth_decile: likewise.
+        cells: how many had another cell to go by.
     """
 
     median: float
@@ -73,9 +75,12 @@ class CostEstimate:
 
     Attributes:
         seconds: of one cell after the other, each on its own workers; None: no cell has a basis.
-        worker_seconds: the same, times the workers. forward_passes: of a batch, in training.
-        gpu_hours: of the cells that use GPUs. cpu_hours: of the cells that use none.
-        cells: how many are estimated. without_basis: how many are like no finished cell and not in the sums.
+        worker_seconds: the same, times the workers.
+        forward_passes: of a batch, in training.
+        gpu_hours: of the cells that use GPUs.
+        cpu_hours: of the cells that use none.
+        cells: how many are estimated.
+        without_basis: how many are like no finished cell and not in the sums.
         error: of such estimates; None: no two finished cells are alike.
     """
 
@@ -122,7 +127,8 @@ def estimate_costs(
     """What cells will cost.
 
     Args:
-        cells: to estimate. trials: the rows of finished ones, the store's table ``trials``.
+        cells: to estimate.
+        trials: the rows of finished ones, the store's table ``trials``.
         placement: of a cell. Where it leaves GPUs open, a worker takes one if any finished cell ran on a GPU.
     """
     finished = Finished(trials)
@@ -200,8 +206,10 @@ class _Kind:
     """Finished cells that are alike in all features and in their workers.
 
     Attributes:
-        key: values of ``FEATURES``. units: work of each, divided by the workers that shared it.
-        fixed: seconds outside training ``[n]``. rate: training seconds per unit ``[n]``.
+        key: values of ``FEATURES``.
+        units: work of each, divided by the workers that shared it.
+        fixed: seconds outside training ``[n]``.
+        rate: training seconds per unit ``[n]``.
     """
 
     key: tuple[Any, ...]
@@ -301,7 +309,8 @@ def forward_equivalents(config: TrialConfig, batches: int) -> int:
     """Work of a cell's training on one task, in forward passes of a mini-batch.
 
     Args:
-        config: a cell that trains. batches: mini-batches of an epoch.
+        config: a cell that trains.
+        batches: mini-batches of an epoch.
     """
     info, steps = optimizers.get(str(config.optimizer)), (config.epochs or 0) * batches
     exact = config.hybrid_epochs * batches

@@ -57,8 +57,9 @@ class Grid:
     """The cells of a grid file, each once, in the order of the file, those of included files first.
 
     Attributes:
-        own: the cells of the file's own blocks, each with its keys as they are spelled there; a cell may be spelled in several
-            ways. search: how their lr and eps are chosen, where the file says so.
+        own: the cells of the file's own blocks, each with its keys as they are spelled there; a cell may be spelled in
+            several ways.
+        search: how their lr and eps are chosen, where the file says so.
     """
 
     name: str
@@ -97,8 +98,12 @@ def parse_grid(
     """Build a grid from the content of a grid file; see ``load_grid``.
 
     Args:
-        content: of the file. overrides: see ``load_grid``. where: the file, for messages. default_name: of the grid.
-        folder: that paths in it are relative to. trail: the file and those that include it, the outermost first.
+        content: of the file.
+        overrides: see ``load_grid``.
+        where: the file, for messages.
+        default_name: of the grid.
+        folder: that paths in it are relative to.
+        trail: the file and those that include it, the outermost first.
     """
     changed = dict(overrides or {})
     grid, shared = _parse(content, changed, where, default_name, folder or Path(), trail)
@@ -163,7 +168,8 @@ def _content(file: Path, where: str) -> Any:
     """What stands in a YAML file.
 
     Args:
-        file: its path. where: the place that names it, for the message.
+        file: its path.
+        where: the place that names it, for the message.
     """
     try:
         text = file.read_text(encoding="utf-8")

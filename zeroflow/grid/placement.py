@@ -39,8 +39,8 @@ class CellPlacement(RuntimeOptions):
     """Processes and resources of one cell.
 
     Attributes:
-        workers_per_trial: processes that share a trial's work, at most: a cell gets no more than its step has evaluations
-            to share.
+        workers_per_trial: processes that share a trial's work, at most: a cell gets no more than its step has
+            evaluations to share.
         data_shards: into how many slices, each seen by workers of its own, a mini-batch is cut; divides the workers.
         cpus_per_worker: also its CPU threads.
         gpus_per_worker: may be a fraction; None: one where the cluster has any, else none.
@@ -90,8 +90,9 @@ class SweepPlacement:
     """How the cells of a sweep are placed on a cluster.
 
     Attributes:
-        cell: of a cell that no rule concerns. rules: pairs of what a cell must be (see ``rules.matches``) and what is other
-            then. forced: what is other for all cells, whatever rules say.
+        cell: of a cell that no rule concerns.
+        rules: pairs of what a cell must be (see ``rules.matches``) and what is other then.
+        forced: what is other for all cells, whatever rules say.
         out_of_memory: what is other at each further try of a cell that ran out of memory.
         max_concurrent: cells at a time; None: as many as fit.
         retries: how often a cell that died (not one that raised an error of its own) is tried again.

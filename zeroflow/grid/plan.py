@@ -23,7 +23,9 @@ class Plan:
     """The cells of a grid by what is known of them.
 
     Attributes:
-        done: finished in the store. failed: in the failures table and not done. missing: to run.
+        done: finished in the store.
+        failed: in the failures table and not done.
+        missing: to run.
         unavailable: cells whose data set is not on this machine, by data set.
         estimate: of what the missing cells cost, from the cells that have finished in this store.
         others: finished cells of the store that are not of this grid.
@@ -77,8 +79,10 @@ def make_plan(grid: Grid, store: Store, data_dir: str | None, *, elsewhere: bool
     """Compare a grid with a store; nothing is written.
 
     Args:
-        grid: what is wanted. store: what is there. data_dir: of the data sets. elsewhere: the cells are run by others, who
-            have their data.
+        grid: what is wanted.
+        store: what is there.
+        data_dir: of the data sets.
+        elsewhere: the cells are run by others, who have their data.
     """
     finished, failures = store.done(), set(store.load("failures")["cell_id"].to_pylist())
     absent = {

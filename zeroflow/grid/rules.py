@@ -3,7 +3,7 @@
     when: {optimizer: [zo-sgd, zo-adam], queries: ">= 8", optimizer_options.momentum: 0.9}
 
 Every key must match. A value matches itself, a list any of its members (so a value that is a list is ``[[50, 25, 25]]``),
-and a text that begins with ``<``, ``<=``, ``>``, ``>=`` or ``!=`` the numbers that compare so with the one behind it. Where a
+and a string that begins with ``<``, ``<=``, ``>``, ``>=`` or ``!=`` the numbers that compare so with the one behind it. Where a
 cell says nothing of a key, its default counts; a key without any value matches no comparison except ``!=``.
 """
 
@@ -49,7 +49,8 @@ def parse_rule(rule: Any, where: str) -> tuple[Mapping[str, Any], Any]:
     """``when`` and ``set`` of a grid file's rule; what may stand in ``set`` is its caller's to check.
 
     Args:
-        rule: the rule. where: file and rule, for the message.
+        rule: the rule.
+        where: file and rule, for the message.
 
     Raises:
         ConfigError: no mapping of these two, or a condition that cannot be meant.
@@ -64,7 +65,8 @@ def check_when(when: Any, where: str) -> None:
     """Refuse a condition that cannot be meant.
 
     Args:
-        when: what stands behind ``when:``. where: file and rule, for the message.
+        when: what stands behind ``when:``.
+        where: file and rule, for the message.
 
     Raises:
         ConfigError: no mapping, an unknown key or name, or a comparison with a wrong operator or without a number.
@@ -110,7 +112,7 @@ def _check_comparison(key: str, text: str, where: str) -> None:
 
 @functools.cache
 def _comparison(text: str) -> Comparison | None:
-    """What a text like ``">= 8"`` means; None if it is no comparison."""
+    """What a string like ``">= 8"`` means; None if it is no comparison."""
     parts = re.fullmatch(r"(<=|>=|!=|<|>)\s*(\S+)", text.strip())
     try:
         number = float(parts[2]) if parts else math.nan

@@ -43,9 +43,13 @@ class Search:
     """One search: what is chosen together.
 
     Attributes:
-        cells: of the grid, for which values are chosen. shared: keys that all candidates have in common, in normal form.
-        when: the condition of a rule that concerns ``cells`` and no other cells of the grid. eps: whether it is searched too.
-        candidates: what the budget pays for. cost: forward-equivalents of one candidate. exhausted: there are no more to try.
+        cells: of the grid, for which values are chosen.
+        shared: keys that all candidates have in common, in normal form.
+        when: the condition of a rule that concerns ``cells`` and no other cells of the grid.
+        eps: whether it is searched too.
+        candidates: what the budget pays for.
+        cost: forward-equivalents of one candidate.
+        exhausted: there are no more to try.
     """
 
     cells: Sequence[TrialConfig]
@@ -71,7 +75,8 @@ class SearchPlan:
     """The searches of a grid.
 
     Attributes:
-        searches: those whose data is here. waiting: cells whose data set is not, by data set.
+        searches: those whose data is here.
+        waiting: cells whose data set is not, by data set.
         kept: cells that train and are not searched.
     """
 
@@ -117,7 +122,8 @@ def plan_search(grid: Grid, data_dir: str | None) -> SearchPlan:
     """What the budget pays for. Data sets are opened, no image is looked at.
 
     Args:
-        grid: its own cells are searched, those of included files by their own files. data_dir: of the data sets.
+        grid: its own cells are searched, those of included files by their own files.
+        data_dir: of the data sets.
 
     Raises:
         ConfigError: no section ``search``, nothing to search, seeds that the grid uses, or a budget that does not pay for one candidate (the message

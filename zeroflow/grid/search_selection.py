@@ -19,11 +19,12 @@ from zeroflow.results.store import Store
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchOutcome:
     """What a search found.
 
     Attributes:
-        chosen: None: all candidates failed. rows: for the table ``searches``.
+        chosen: None: all candidates failed.
+        rows: for the table ``searches``.
     """
 
     search: Search
@@ -38,7 +39,7 @@ class Outcome:
         return {"when": dict(self.search.when), "set": {"lr": self.chosen.lr, **sizes}}
 
 
-def outcomes(plan: SearchPlan, store: Store) -> list[Outcome]:
+def outcomes(plan: SearchPlan, store: Store) -> list[SearchOutcome]:
     """The searches of which every candidate has finished or failed; nothing is written."""
     known = _Known(plan, store)
     return [
@@ -48,7 +49,7 @@ def outcomes(plan: SearchPlan, store: Store) -> list[Outcome]:
     ]
 
 
-def write(found: Sequence[Outcome], store: Store) -> None:
+def write(found: Sequence[SearchOutcome], store: Store) -> None:
     """Write searches into the store, each in place of an earlier run of it."""
     for outcome in found:
         store.write_search(pa.Table.from_pylist([dict(row) for row in outcome.rows], schema=SCHEMAS["searches"]))
@@ -58,9 +59,11 @@ class _Known:
     """What a store knows of the candidates' cells, by id.
 
     Attributes:
-        accuracy, loss: of finished ones; the loss is the mean over the last epoch, infinite where none was finite.
+        accuracy: of finished ones, percent.
+        loss: of finished ones, the mean over the last epoch; infinite where none was finite.
         samples: held-out ones that the accuracies are over; 0: the store does not say.
-        errors: of failed ones. ended: when.
+        errors: of failed ones.
+        ended: when.
     """
 
     def __init__(self, plan: SearchPlan, store: Store) -> None:
@@ -85,7 +88,7 @@ class _Known:
         self.loss = {cell: _mean(losses[cell]) if losses[cell] else math.inf for cell in trials}
 
 
-def _choose(search: Search, plan: SearchPlan, known: _Known) -> Outcome:
+def _choose(search: Search, plan: SearchPlan, known: _Known) -> SearchOutcome:
     """Of the candidates that held-out samples cannot tell from the best, the smallest lr; then accuracy, loss, smaller eps.
 
     Cannot tell: within one standard error of the best accuracy (Breiman et al., "Classification and Regression Trees", 1984,
@@ -129,7 +132,7 @@ def _choose(search: Search, plan: SearchPlan, known: _Known) -> Outcome:
                 }
             )  # fmt: skip
     ended = max(known.ended[row["cell_id"]] for row in rows)
-    return Outcome(search, chosen, [{**row, "searched_at": ended} for row in rows])
+    return SearchOutcome(search, chosen, [{**row, "searched_at": ended} for row in rows])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -78,8 +78,9 @@ class SearchSettings:
     """The ``search`` section of a grid file, see the module.
 
     Attributes:
-        lr: by pattern of optimizers; empty: two decades to either side of each one's default. eps: likewise; empty: not
-            searched. queries: a number, ``"each"``, or None: the fewest of the cells.
+        lr: by pattern of optimizers; empty: two decades to either side of each one's default.
+        eps: likewise; empty: not searched.
+        queries: a number, ``"each"``, or None: the fewest of the cells.
     """
 
     forward_passes: int

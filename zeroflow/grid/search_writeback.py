@@ -31,7 +31,8 @@ def write_chosen(file: Path, rules: Sequence[Rule]) -> bool:
     """Put chosen values into the ``settings`` of a grid file; those of earlier searches for other cells stay.
 
     Args:
-        file: the grid file. rules: what was chosen.
+        file: the grid file.
+        rules: what was chosen.
 
     Returns:
         Whether the file is another one now.

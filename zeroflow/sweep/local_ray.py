@@ -49,13 +49,16 @@ def sessions_of_their_own() -> Iterator[None]:
     """Have the processes that Ray starts meanwhile in sessions of their own, where no signal to this one's group reaches them.
 
     ``timeout``, a batch system and a terminal that closes signal the whole group. Ray's own processes would end at once, and
-    this one, which then asks them to end in order, would wait a minute for an answer. Should this process be killed, they
-    still end with it: the kernel tells them.
+    this one, which then asks them to end in order, would wait a minute for an answer.
+
+    Should this process be killed the kernel ends them with it. Where it cannot (macOS) nothing is other than Ray has it: there
+    a process of Ray ends the group.
     """
-    from ray._private import services
+    from ray._private import services, utils
 
     before = services.ConsolePopen
-    services.ConsolePopen = functools.partial(before, start_new_session=True)
+    if utils.detect_fate_sharing_support():
+        services.ConsolePopen = functools.partial(before, start_new_session=True)
     try:
         yield
     finally:

@@ -36,8 +36,13 @@ class Served:
     """What is served, and where.
 
     Attributes:
-        backbone, checkpoint, image_size: as in ``create_backbone``. host, port: of the endpoint; port 0: a free one.
-        queue: requests that may wait; one more is answered with 503. threads: of the forward passes.
+        backbone: as in ``create_backbone``.
+        checkpoint: as in ``create_backbone``.
+        image_size: as in ``create_backbone``.
+        host: of the endpoint.
+        port: of the endpoint; 0: a free one.
+        queue: requests that may wait; one more is answered with 503.
+        threads: of the forward passes.
     """
 
     backbone: str
@@ -53,7 +58,7 @@ class FeatureServer:
     """What Ray Serve runs: one request after the other, each a whole mini-batch."""
 
     def __init__(self, served: Served) -> None:
-        _doors(served.host, served.port)
+        _listen_only_at(served.host, served.port)
         torch.set_num_threads(served.threads)
         self.token = valid_token()
         self.backbone = create_backbone(
@@ -163,7 +168,7 @@ def _port(host: str, port: int = 0) -> int:
         return int(probe.getsockname()[1])
 
 
-def _doors(host: str, port: int) -> None:
+def _listen_only_at(host: str, port: int) -> None:
     """Where the replica that this process is will listen."""
     from ray.serve._private import replica
 

@@ -22,8 +22,9 @@ class SweepStatus:
     """A sweep that is running, or was killed.
 
     Attributes:
-        record: what it last wrote, see ``SweepRecord``. plan: what of its cells is done, failed, missing, and what the
-            missing ones will cost. tasks: of cells in work, how many tasks have begun, where this machine can see it.
+        record: what it last wrote, see ``SweepRecord``.
+        plan: what of its cells is done, failed, missing, and what the missing ones will cost.
+        tasks: of cells in work, how many tasks have begun, where this machine can see it.
     """
 
     record: Mapping[str, Any]
