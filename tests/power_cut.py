@@ -6,6 +6,7 @@ import builtins
 import io
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Disk:
     Attributes:
         states: after each operation, the files that a cut would leave, ``{relative path: bytes}``: with nothing that was not
             synced; with all names, but zeros in place of bytes that were not synced; with all names and half of the last
-            write. And how many marks there were.
+            write. And what was promised until then: the number of ``mark`` calls.
     """
 
     def __init__(self, root: Path) -> None:
@@ -110,6 +111,7 @@ class Disk:
                         del self.durable[known]
         self._look()
 
+    @contextmanager
     def listening(self) -> Iterator[None]:
         """While this is open every change below the folder is heard of."""
         patch = pytest.MonkeyPatch()

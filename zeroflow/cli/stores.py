@@ -124,9 +124,9 @@ def tables(results: tuple[str, ...], names: tuple[str, ...], format_: str, outpu
 
     The best value of a column is bold, the second best underlined. CSV holds one table: name it with --table.
     """
+    from zeroflow.durable import write_atomically
     from zeroflow.errors import unknown
     from zeroflow.results.report import read
-    from zeroflow.results.storage import write_atomically
     from zeroflow.results.tables import plain, render, sheets
 
     if output is not None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
+from zeroflow.durable import write_atomically
 from zeroflow.errors import ConfigError
 from zeroflow.grid.grid_file import parse_grid
 from zeroflow.grid.rules import matches
 from zeroflow.grid.yaml_loader import parse_yaml
-from zeroflow.results.storage import write_atomically
 
 BEGIN, END = "# chosen by zeroflow search, which writes here again", "# end of chosen"
 

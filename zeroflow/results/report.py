@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from plotly.offline import get_plotlyjs
 
+from zeroflow.durable import write_atomically
 from zeroflow.errors import ConfigError
 from zeroflow.results import figures, published
 from zeroflow.results.report_figures import Drawn, Entry, by_dataset, choose
-from zeroflow.results.storage import remove_leftovers, write_atomically
+from zeroflow.results.storage import remove_leftovers
 from zeroflow.results.store import Store, load
 from zeroflow.results.summary import FILTERS, Row, summary
 from zeroflow.results.tables import Sheet, sheets

@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
+from zeroflow.durable import sync_folder, write_atomically
 from zeroflow.errors import ConfigError
 from zeroflow.results.claims import Claims, FolderClaims, ObjectClaims
 
@@ -179,11 +180,7 @@ class Folder(Storage):
         Path(self.base, name).unlink(missing_ok=True)
 
     def sync(self, folder: str) -> None:
-        opened = os.open(Path(self.base, folder), os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
+        sync_folder(Path(self.base, folder))
 
     def looks_whole(self, file: File) -> bool:
         if not super().looks_whole(file):
@@ -234,21 +231,6 @@ def open_storage(root: str | Path) -> Storage:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ConfigError(f"results {uri!r}: expected a folder or an object store's URI; {error}") from None
     return Folder(base) if isinstance(filesystem, fs.LocalFileSystem) else Storage(uri, filesystem, base)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a local file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Dot first: readers of a Parquet folder skip such names, and no other ones.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path, name: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from zeroflow.durable import make_folder, write_atomically
 from zeroflow.optim import Executor, Journal, LocalExecutor
 
 
@@ -59,7 +60,7 @@ class Checkpoints:
 
     def _lock(self) -> int | None:
         """The open lock of the folder; None while another process has it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,12 +91,7 @@ class Checkpoints:
         if self.first:
             packed = io.BytesIO()  # torch's own writing hides why it failed
             torch.save(dict(content), packed)
-            temporary = self.folder / f".{name}"
-            try:
-                temporary.write_bytes(packed.getbuffer())
-                temporary.replace(self.folder / f"{name}.pt")
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_atomically(self.folder / f"{name}.pt", packed.getbuffer())
 
     def remove(self) -> None:
         """Delete the folder: the trial's result is safe elsewhere."""
