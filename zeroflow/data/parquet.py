@@ -62,7 +62,7 @@ class ParquetSamples:
     groups: Sequence[RowGroup]
     column: str
     labels: npt.NDArray[np.int64]
-    _held: OrderedDict[RowGroup, Any] = field(default_factory=OrderedDict, repr=False)
+    _cached: OrderedDict[RowGroup, Any] = field(default_factory=OrderedDict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def images(self, indices: npt.NDArray[np.int64]) -> list[Tensor]:
