@@ -268,7 +268,7 @@ def test_row_groups_held_in_memory_are_bounded(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("zeroflow.data.parquet.CACHED_BYTES", 1)
     samples = parquet_images("bounded", write_both(tmp_path)).train
     assert [int(i[0, 0, 0]) for i in samples.images(np.array([4, 0, 2, 1, 3]))] == [14, 10, 12, 11, 13]
-    assert isinstance(samples, ParquetSamples) and len(samples._held) == 1
+    assert isinstance(samples, ParquetSamples) and len(samples._cached) == 1
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet", "cifar100"])
