@@ -16,11 +16,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from zeroflow.optim import noise
+from zeroflow.optim.closure import mean_finite, scalar
 from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
 from zeroflow.optim.executor import Numbers
 from zeroflow.optim.flat import FlatParameters
-from zeroflow.optim.objective import HERE, Objective, Shift, mean_finite, scalar
+from zeroflow.optim.objective import HERE, Objective, Shift
 
 
 @dataclass(frozen=True)
