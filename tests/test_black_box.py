@@ -120,7 +120,7 @@ def test_methods_that_touch_nothing_inside_run(method: str, options: dict[str, A
         ({"optimizer": "zo-per-example"}, "moves every example of a mini-batch on its own"),
         ({"optimizer": "zo-per-example", "method_options": {"tune": "none"}}, "moves every example of a mini-batch"),
         ({"backbone": "zeroflow_tiny_vti", "image_size": None}, "unknown backbone"),
-        ({"access": ["black-box"]}, "access=.*expected a text"),
+        ({"access": ["black-box"]}, "access=.*expected a string"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_said_before_anything_runs(values: dict[str, Any], message: str) -> None:

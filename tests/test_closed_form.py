@@ -70,7 +70,7 @@ def test_seeds_are_cells_of_their_own_only_where_something_is_drawn() -> None:
     ("values", "message"),
     [
         ({"method": "simplecil", "classifier": "rigde"}, r"unknown classifier 'rigde'; did you mean 'ridge'"),
-        ({"method": "simplecil", "classifier": 3}, r"classifier=3: expected a text"),
+        ({"method": "simplecil", "classifier": 3}, r"classifier=3: expected a string"),
         ({"method": "finetune", "classifier": "lda"}, r"classifier='lda' with method 'finetune': it classifies in its own way; any is taken by aper-adapter, "),
         ({"method": "ease", "classifier": "ridge"}, r"of an old class there are no images in a newer task's space.*it takes class-means, lda; any is taken by"),
         ({"method": "ranpac", "classifier": "lda"}, r"that is what it is; simplecil takes any; it takes random-projection"),

@@ -211,7 +211,7 @@ def test_cells_of_both_kinds_run_and_say_what_they_are() -> None:
     [
         ({"access": "whitebox"}, "unknown access 'whitebox'; did you mean 'white-box'"),
         ({"access": "spikes"}, "did you mean 'spiking'"),
-        ({"access": 3}, "access=3: expected a text"),
+        ({"access": 3}, "access=3: expected a string"),
         ({"loss": "error"}, "unknown loss 'error'; did you mean 'error-rate'"),
     ],
 )
