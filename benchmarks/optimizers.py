@@ -34,10 +34,11 @@ from torch import Tensor
 
 from zeroflow.methods import Method
 from zeroflow.optim import list_optimizers
+from zeroflow.optim.evaluator import Evaluator
 from zeroflow.optim.executor import LocalExecutor
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.noise import Directions
-from zeroflow.optim.objective import Objective, Shift
+from zeroflow.optim.objective import Objective, Perturbation, Shift
 from zeroflow.trial.meters import peak_memory
 from zeroflow.trial.result import provenance
 
@@ -92,7 +93,8 @@ def measure_perturbation(bench: Bench, rounds: int) -> dict[str, float]:
 
     def flat(distribution: str) -> Objective:
         parameters = FlatParameters(list(bench.method().trainable().values()))
-        return Objective(parameters, lambda: 0.0, 1e-3, Directions(distribution, 0), 0, LocalExecutor())
+        perturbation = Perturbation(1e-3, Directions(distribution, 0), 0)
+        return Objective(lambda: 0.0, Evaluator(parameters, LocalExecutor()), perturbation)
 
     gaussian, signs, known = flat("gaussian"), flat("rademacher"), flat("gaussian")
     ways: dict[str, Callable[[], None]] = {

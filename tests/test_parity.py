@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from zeroflow.models.timm_backbone import TransformerBackbone
 from zeroflow.models.weights import load_weights
 from zeroflow.optim import create_optimizer
 from zeroflow.trial.batches import TaskBatches
-from zeroflow.trial.evaluation import Evaluation
+from zeroflow.trial.evaluation import DeviceBatches, Evaluation
 from zeroflow.trial.training import TaskTrainer
 
 FIXTURES = Path(__file__).parent / "parity"
@@ -67,7 +68,7 @@ def test_every_loss_logit_and_prototype_equals_pilots(name: str) -> None:
     settings = expected["hparams"]
     device, dtype = torch.device("cpu"), torch.float64
     model = method(name).double()
-    evaluation = Evaluation(model, device, dtype, 64)
+    evaluation = Evaluation(model, functools.partial(DeviceBatches, device, dtype, 64))
     stream = scenario()
     for task in stream.tasks:
         model.begin_task(task.classes, torch.Generator())

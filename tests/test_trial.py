@@ -418,7 +418,7 @@ def test_cached_features_score_as_fresh_ones_also_with_the_bare_backbone_as_a_sp
     for frozen_space in (False, True):
         model = EASE(create_backbone(), EASE.Options(bottleneck=2, frozen_space=frozen_space, beta=0.5))
         stream = class_incremental(load_dataset("some-drawings"), even_increments(20, 10), transforms.get("plain"), 28)
-        kept = Evaluation(model, torch.device("cpu"), torch.float32, 64)
+        kept = Evaluation(model, lambda view: view.plain_batches(64))
         generator = torch.Generator().manual_seed(0)
         for task in stream.tasks[:3]:
             model.begin_task(task.classes, generator)
@@ -427,7 +427,7 @@ def test_cached_features_score_as_fresh_ones_also_with_the_bare_backbone_as_a_sp
                     adapter.up.weight.normal_(generator=generator)
             model.freeze()
             model.end_task(task.train.plain_batches())
-            fresh = Evaluation(model, torch.device("cpu"), torch.float32, 64)
+            fresh = Evaluation(model, lambda view: view.plain_batches(64))
             for seen in stream.tasks[: task.index + 1]:
                 assert torch.equal(kept.scores(seen.test, seen.index), fresh.scores(seen.test, seen.index))
         assert model.prototypes.shape == (3 + frozen_space, 6, 192)

@@ -6,6 +6,7 @@ loss = optimizer.step(lambda: criterion(model(x), y))
 
 from zeroflow.optim import names as _names  # registers them
 from zeroflow.optim.ban import GradientBanned, gradient_ban
+from zeroflow.optim.closure import Slice
 from zeroflow.optim.composition import Composition
 from zeroflow.optim.executor import Executor, LocalExecutor
 from zeroflow.optim.factory import (
@@ -17,7 +18,7 @@ from zeroflow.optim.factory import (
     register_optimizer,
 )
 from zeroflow.optim.journal import Journal
-from zeroflow.optim.objective import NonFiniteLoss, Slice
+from zeroflow.optim.objective import NonFiniteLoss
 from zeroflow.optim.optimizer import ThreeStepOptimizer
 from zeroflow.optim.tuning import Tuned, tune
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from zeroflow.optim.closure import Closure, scalar
 from zeroflow.optim.composition import Composition
 from zeroflow.optim.flat import FlatParameters
-from zeroflow.optim.objective import Closure, Elsewhere, Objective, Shift, scalar
+from zeroflow.optim.objective import Elsewhere, Objective, Shift
 from zeroflow.optim.surroundings import undisturbed
 from zeroflow.optim.symptoms import Symptoms
 

@@ -49,7 +49,7 @@ class Buffers:
         return len(self._tensors) + sum(len(_real(t)) for t in self._tensors)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def restored(self) -> Iterator[None]:
         """Restore buffers that change inside."""
         before = [(t, t.clone()) for t in (self._tensors if self._moving is None else self._moving)]
         try:

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from zeroflow.optim import noise
 from zeroflow.optim.asking import AskTell, ToldLosses
 from zeroflow.optim.buffers import Buffers
+from zeroflow.optim.closure import Closure
 from zeroflow.optim.composition import Composition
 from zeroflow.optim.directions import Step
 from zeroflow.optim.estimators import Backpropagation, Estimate, Estimator
+from zeroflow.optim.evaluator import Evaluator
 from zeroflow.optim.executor import Executor, LocalExecutor
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.groups import Parameters, parameter_groups
-from zeroflow.optim.objective import Closure, NonFiniteLoss, Objective
+from zeroflow.optim.objective import Memory, NonFiniteLoss, Objective, Perturbation
 from zeroflow.optim.precision import PrecisionWatch, check_eps, half_precision
 from zeroflow.optim.saving import OWN, Saving
 from zeroflow.optim.surroundings import Surroundings, undisturbed
@@ -329,13 +331,19 @@ class ThreeStepOptimizer(AskTell, Saving):
             group.update({k: v for k, v in inner.items() if k not in ("params", "lr")})
 
     def _objective(self, closure: Closure, mask: Tensor | None = None) -> Objective:
-        method = self.composition
-        return Objective(
-            self.flat, closure, self._eps(),
-            method.estimator.directions(self.flat, self.seed, mask, self.queries),
-            self.steps, self.executor, Buffers(self._buffers(), self._still), method.estimator.per_example,
-            self._ask, self._transient, self._adapted, self.around,
-        )  # fmt: skip
+        estimator = self.composition.estimator
+        directions = estimator.directions(self.flat, self.seed, mask, self.queries)
+        evaluator = Evaluator(
+            self.flat,
+            self.executor,
+            noise.closure_seed(directions.seed, self.steps, self.executor.shard),
+            buffers=Buffers(self._buffers(), self._still),
+            around=self.around,
+            ask=self._ask,
+        )
+        perturbation = Perturbation(self._eps(), directions, self.steps)
+        memory = Memory(self._transient, self._adapted)
+        return Objective(closure, evaluator, perturbation, memory, per_example=estimator.per_example)
 
     def _ask(self, closure: Closure) -> Tensor | float:
         """Evaluate the closure; the first time, check that eps is not too small for the precision of the loss."""

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from zeroflow.errors import ConfigError
+from zeroflow.optim.closure import Closure
 from zeroflow.optim.factory import OptimizerInfo, create_optimizer, optimizers
 from zeroflow.optim.groups import Parameters, parameter_groups
-from zeroflow.optim.objective import Closure
 from zeroflow.optim.optimizer import ThreeStepOptimizer
 
 EPS = tuple(10 ** (power / 2) for power in range(-8, 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from zeroflow.data.scenario import Batch, Task, View
 from zeroflow.methods import Method
+from zeroflow.trial.features import FrozenFeatures
 
 
 @dataclass(frozen=True)
@@ -28,27 +28,36 @@ class DeviceBatches:
             yield images.to(self.device, self.dtype), labels
 
 
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """A view's samples as a method's ``features`` takes them: images, the frozen backbone's features of them, or both.
+
+    Attributes:
+        method: says what it takes.
+        images: a view's samples with images on the device.
+        frozen: looks features up.
+    """
+
+    method: Method
+    images: Callable[[View], Iterable[Batch]]
+    frozen: FrozenFeatures
+
+    def __call__(self, view: View) -> Iterable[Batch]:
+        if self.method.takes == "images":
+            return self.images(view)
+        return self.frozen.batches(view, self.images(view) if self.method.takes == "both" else None)
+
+
 class Evaluation:
     """Accuracy on all tasks seen so far; features of frozen spaces are computed once per test image and kept.
 
     Args:
         method: what is evaluated.
-        device: where images are put.
-        dtype: of images.
-        batch_size: images per forward pass.
-        inputs: what ``method.features`` takes of a view's samples, and their labels; default: images.
+        inputs: a view's samples as ``method.features`` takes them, and their labels.
     """
 
-    def __init__(
-        self,
-        method: Method,
-        device: torch.device,
-        dtype: torch.dtype,
-        batch_size: int,
-        inputs: Callable[[View], Iterable[Batch]] | None = None,
-    ) -> None:
-        self.method = method
-        self.inputs = inputs or functools.partial(DeviceBatches, device, dtype, batch_size)
+    def __init__(self, method: Method, inputs: Callable[[View], Iterable[Batch]]) -> None:
+        self.method, self.inputs = method, inputs
         self.kept: dict[int, Tensor] = {}
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from zeroflow.data.dataset import ImageDataset
 from zeroflow.data.decoded import CACHE_BYTES
 from zeroflow.data.transforms import transform_of
 from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.keys.training import check_batches
 
 
 def scenario_of(config: TrialConfig, dataset: ImageDataset, size: int, threads: int = 0) -> Scenario:
@@ -32,7 +33,7 @@ def scenario_of(config: TrialConfig, dataset: ImageDataset, size: int, threads: 
     else:
         chosen = np.arange(classes) if order == "sorted" else np.array(order)
     increments = config.increments or even_increments(classes, config.tasks, config.base_classes)
-    config.check_batches(increments)
+    check_batches(config, increments)
     transform = config.transform or datasets.get(config.dataset).transform
     whole = class_incremental(
         dataset,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zeroflow.methods import Method, MiniBatch
 from zeroflow.optim import Journal, NonFiniteLoss, Slice, ThreeStepOptimizer
-from zeroflow.optim.objective import Closure
+from zeroflow.optim.closure import Closure
 from zeroflow.trial.batches import LazyBatch, TaskBatches
 from zeroflow.trial.checkpoint import Checkpoints
 from zeroflow.trial.history import as_rows

@@ -18,7 +18,7 @@ from torch import nn
 from zeroflow.classifiers import classifiers
 from zeroflow.data import datasets, load_dataset
 from zeroflow.data.dataset import ImageDataset
-from zeroflow.data.scenario import Batch, Task, View, joined
+from zeroflow.data.scenario import Batch, Task, joined
 from zeroflow.errors import ConfigError
 from zeroflow.methods import Method, methods
 from zeroflow.models.access import accesses, open_backbone
@@ -40,7 +40,7 @@ from zeroflow.trial.batches import TaskBatches
 from zeroflow.trial.checkpoint import Checkpoints
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.costs import Asked, Costs
-from zeroflow.trial.evaluation import DeviceBatches, Evaluation
+from zeroflow.trial.evaluation import DeviceBatches, Evaluation, Inputs
 from zeroflow.trial.features import FrozenFeatures
 from zeroflow.trial.history import History
 from zeroflow.trial.loading import Positions
@@ -147,6 +147,8 @@ class Trial:
         self.checkpoints, self.on_stage, self.tell = checkpoints, on_stage, tell
         self.device = accesses[config.access or "white-box"].device(placement.torch_device())
         self.dtype: torch.dtype = getattr(torch, config.dtype)
+        # Bound to no trial: a trial that holds itself would keep its model on the device after its end.
+        self.images = functools.partial(DeviceBatches, self.device, self.dtype, placement.evaluation_batch)
         self._began = time.perf_counter()
 
     def run(self) -> TrialResult:
@@ -175,7 +177,8 @@ class Trial:
         self.scenario = scenario_of(config, dataset, self.backbone.image_size, placement.loaders())
         self.method = _method(config, self.backbone).to(self.device, self.dtype)
         self.frozen = self._frozen_features(dataset)
-        self.evaluation = Evaluation(self.method, self.device, self.dtype, placement.evaluation_batch, self.inputs)
+        self.inputs = Inputs(self.method, self.images, self.frozen)
+        self.evaluation = Evaluation(self.method, self.inputs)
         stages = len(self.scenario.tasks)
         self.test_samples = np.array([len(task.test) for task in self.scenario.tasks])
         self.task_classes = np.array([len(task.classes) for task in self.scenario.tasks])
@@ -259,16 +262,6 @@ class Trial:
             provenance=provenance(self.device, {"threads": self.placement.threads}),
         )
 
-    def images(self, view: View) -> Iterable[Batch]:
-        """A view's samples under the test transform, with images on the device."""
-        return DeviceBatches(self.device, self.dtype, self.placement.evaluation_batch, view)
-
-    def inputs(self, view: View) -> Iterable[Batch]:
-        """A view's samples as ``method.features`` takes them: images, the frozen backbone's features of them, or both."""
-        if self.method.takes == "images":
-            return self.images(view)
-        return self.frozen.batches(view, self.images(view) if self.method.takes == "both" else None)
-
     def _frozen_features(self, dataset: ImageDataset) -> FrozenFeatures:
         config, placement = self.config, self.placement
         names = {
@@ -325,11 +318,10 @@ class Trial:
 
     def _peak_of_forward_pass(self, task: Task) -> int:
         """The peak of memory where nothing is trained: of a forward pass over as many images as a mini-batch may have."""
+        size = min(self.config.batch_size or 48, self.placement.evaluation_batch)
+        batches: Iterable[Batch] = DeviceBatches(self.device, self.dtype, size, task.train)
         if self.black_box and self.method.takes != "images":
             batches = self.inputs(task.train)  # it is not asked once more for what is known
-        else:
-            size = min(self.config.batch_size or 48, self.placement.evaluation_batch)
-            batches = DeviceBatches(self.device, self.dtype, size, task.train)
         inputs, _ = next(iter(batches))
         forward = functools.partial(self.method.features, inputs, range(1))
         with torch.no_grad():

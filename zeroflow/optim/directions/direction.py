@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from zeroflow.optim.closure import Closure
 from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
-from zeroflow.optim.objective import Closure, Objective
+from zeroflow.optim.objective import Objective
 
 
 @dataclass

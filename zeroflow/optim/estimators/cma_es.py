@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from zeroflow.errors import ConfigError
+from zeroflow.optim.closure import mean_finite
 from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
-from zeroflow.optim.objective import Objective, Shift, mean_finite
+from zeroflow.optim.objective import Objective, Shift
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 

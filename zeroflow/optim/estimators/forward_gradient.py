@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from zeroflow.optim.closure import mean_finite
 from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, RandomSlopes, Slopes
-from zeroflow.optim.objective import Objective, mean_finite
+from zeroflow.optim.objective import Objective
 
 
 @dataclass(frozen=True)

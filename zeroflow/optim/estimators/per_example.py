@@ -10,12 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from zeroflow.optim.closure import mean_finite, scalar
 from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.displaced import Displaced, OtherSize
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
 from zeroflow.optim.estimators.example_signs import signs_of
 from zeroflow.optim.executor import Numbers
-from zeroflow.optim.objective import HERE, Objective, Shift, mean_finite, scalar
+from zeroflow.optim.objective import HERE, Objective, Shift
 
 
 @dataclass(frozen=True)

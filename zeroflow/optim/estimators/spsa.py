@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from zeroflow.optim.closure import mean_finite
 from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, RandomSlopes, Slopes, differences
-from zeroflow.optim.objective import Objective, Shift, mean_finite
+from zeroflow.optim.objective import Objective, Shift
 
 
 @dataclass(frozen=True)
