@@ -140,7 +140,6 @@ def features() -> str:
     )
 
 
-
 def backbones() -> str:
     """Passes through a backbone in units of the same model of timm, called directly."""
     file = RESULTS / "benchmarks" / "backbones.json"

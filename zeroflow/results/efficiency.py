@@ -88,7 +88,7 @@ EFFICIENCY_LEGEND = (
 
 def efficiency_table(result: Mapping[str, Any]) -> Table:
     """The measurement: a line for each optimizer and number of queries."""
-    columns = [
+    columns: list[Column | str] = [
         *words("optimizer"), "q", Column("GB", ".3f"), Column("FO/memory: paper", ".2f"), Column("here", ".2f"),
         Column("beyond", ".2f"), Column("s/step", ".4f"), "time/FO: paper", Column("here", ".2f"), Column("in forwards", ".2f"),
         Column("forwards", "g"), Column("work", "g"), *(Column(f"s/epoch {name}", ".1f") for name in result["first_task_images"]),

@@ -175,18 +175,18 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
             f"gains, the others lose. {seeds}",
             figures.draw_function_values(values),
         )  # fmt: skip
-    found = [
+    changes = [
         e
         for name in ("table1", "table3", "table4", "figure5", "hybrid")
         for e in effects(name, trials)
         if e.metric == "avg" and e.ours
     ]
-    if found:
+    if changes:
         yield Entry(
             "What one change does, ours beside the paper's",
             "Change of Avg. The paper's data sets are others, so sizes may differ; its finding holds here where "
             "both marks lie on the same side of 0 and the interval does not touch it.",
-            figures.draw_effects(found),
+            figures.draw_effects(changes),
         )  # fmt: skip
     if len(rows) > 1:
         yield Entry(

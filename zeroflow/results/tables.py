@@ -59,10 +59,11 @@ def _across(rows: Sequence[Row]) -> list[Table]:
             return []  # several settings of one name: the summary tells them apart
     if len(names) < 2 or sum(len(own) > 1 for own in lines.values()) < 2:
         return []
+    columns = [*words("setting"), *(Column(f"{name} {head}") for name in names for head in _HEADS)]
     firsts = [next(iter(own.values())) for own in lines.values()]
     return [
         Table.of(
-            [*words("setting"), *(f"{name} {head}" for name in names for head in _HEADS)],
+            columns,
             [
                 (
                     label,
@@ -84,7 +85,7 @@ def _option(rows: Sequence[Row], name: str, option: str) -> Table:
         for line in option_curves(rows, option)
         for share, row in zip(line.x, line.rows, strict=True)
     ]
-    columns = [
+    columns: list[Column | str] = [
         *words("setting"), Column(option, ".0%"), "n", *_HEADS, *(Column(f"paper {head}", ",.2f") for head in _HEADS),
     ]  # fmt: skip
     return Table.of(
@@ -105,7 +106,7 @@ def _option(rows: Sequence[Row], name: str, option: str) -> Table:
 def _paper(trials: pa.Table) -> Table:
     """Ours beside the paper's, where a cell has its configuration."""
     found = [each for each in published.compare(trials) if each.verified]
-    columns = [
+    columns: list[Column | str] = [
         *words("table", "row"),
         *(
             column
@@ -152,7 +153,7 @@ def _effects(trials: pa.Table) -> Table:
         ]
         measured.sort(key=lambda effect: published.METRICS.index(effect.metric))
         found += [(dataset, effect) for effect in measured]
-    columns = [
+    columns: list[Column | str] = [
         *words("dataset", "change", "metric"), Column("paper", "+.2f"), Column("ours", "+.2f"), "n", *words("same sign"),
     ]  # fmt: skip
     return Table.of(
@@ -184,7 +185,7 @@ def _efficiency(measured: Mapping[str, Any]) -> Table:
 
 def _searches(table: pa.Table) -> Table:
     found = search_rows(table.to_pylist())
-    columns = [
+    columns: list[Column | str] = [
         *words("dataset", "method", "optimizer"), "q", "tries", "failed", Column("spent", ","), Column("budget", ","),
         Column("lr", "g"), Column("eps", "g"), Column("held-out", ",.2f"), "level", *words("note"),
     ]  # fmt: skip
@@ -214,7 +215,7 @@ def _cells(trials: pa.Table) -> Table:
     cells = {row["cell_id"]: row for row in trials.to_pylist()}
     order = [cells[cell] for row in summary(trials) for cell in row.cells]
     keys = [key for key in _CELL_KEYS if key in _ALWAYS or len({row[key] for row in order} - {None}) > 1]
-    columns = [
+    columns: list[Column | str] = [
         *(Column({"queries": "q"}.get(key, key), left=is_text(key)) for key in keys),
         *(Column(metric, ",.2f") for metric in published.METRICS), Column("forwards", ",.0f"), Column("MiB", ",.1f"),
         Column("seconds", ",.1f"), *words("cell_id"),
