@@ -9,7 +9,9 @@ from pathlib import Path
 import findings
 
 from zeroflow.results import load
-from zeroflow.results.summary import estimate, render_markdown, summary
+from zeroflow.results.estimates import estimate
+from zeroflow.results.rendering import Column, Table, markdown_grid, words
+from zeroflow.results.summary import render_markdown, summary
 
 _SPENT = ("requests", "queried_images", "images_per_point")
 
@@ -29,12 +31,15 @@ def spent(results: Path) -> str:
         return found
     trials = load(results / "blackbox_quickdraw", "trials")
     by_cell = {row["cell_id"]: row for row in trials.to_pylist()}
-    lines = ["| | n | requests | queried images | images per point of Avg |", "|---|---:|---:|---:|---:|"]
+    lines = []
     for row in summary(trials):
         cells = [by_cell[cell] for cell in row.cells]
         means = [estimate([cell[name] for cell in cells]).mean for name in _SPENT]
-        lines.append(f"| {row.label} | {len(cells)} | {means[0]:,.0f} | {means[1]:,.0f} | {means[2]:,.1f} |")
-    return "\n".join([found, *lines, ""])
+        lines.append((row.label, len(cells), *means))
+    columns = [
+        *words(""), "n", Column("requests", ",.0f"), Column("queried images", ",.0f"), Column("images per point of Avg", ",.1f"),
+    ]  # fmt: skip
+    return "\n".join([found, markdown_grid(Table.of(columns, lines)), ""])
 
 
 def served(results: Path) -> str:

@@ -12,7 +12,9 @@ from zeroflow.classifiers import classifiers
 from zeroflow.methods import methods
 from zeroflow.methods.closed_form import NAMED
 from zeroflow.results import load
-from zeroflow.results.summary import BASELINE, Estimate, estimate, holm, is_baseline
+from zeroflow.results.estimates import Estimate, estimate, holm
+from zeroflow.results.rendering import SPACED, Column, Table, markdown_grid, words
+from zeroflow.results.summary import BASELINE, is_baseline
 
 Cell = dict[str, Any]
 Key = tuple[Any, ...]
@@ -156,38 +158,29 @@ def compared(
     judged = {head: verdicts(found) for head, found in differences.items()}
     heads = [NAMES[key] for key in keys]
     columns = [
-        *heads,
-        "n",
-        "Avg",
-        "Last",
-        "Fgt",
-        *(part for head in differences for part in (head, "")),
-        *(NAMES[cost] for cost in costs),
-    ]
-    rule = [*["---"] * len(heads), *["---:"] * 4, *["---:", "---"] * len(differences), *["---:"] * len(costs)]
-    lines = [_line(columns), _line(rule)]
+        *words(*heads), "n", "Avg", "Last", "Fgt",
+        *(column for head in differences for column in (Column(head), *words(""))), *(NAMES[cost] for cost in costs),
+    ]  # fmt: skip
+    lines = []
     label = "method" if "method" in keys else keys[0]
     for baseline in baselines.values():
         own = {key: _text(key, baseline.values.get(key)) for key in ("access", "dataset")} | {label: "SimpleCIL"}
         first = [own.get(key, "") for key in keys]
-        lines.append(_line([*first, *_accuracies(baseline), *["", ""] * len(differences), *_costs(baseline, costs)]))
+        lines.append([*first, *_accuracies(baseline), *["", ""] * len(differences), *_costs(baseline, costs)])
     for number, row in enumerate(rows):
-        told = [part for head in differences for part in (signed(differences[head][number]), judged[head][number])]
-        lines.append(_line([*(_told(row, key) for key in keys), *_accuracies(row), *told, *_costs(row, costs)]))
-    return "\n".join([_counted(judged), "", *lines, "", source(results, name)])
+        gained = [part for head in differences for part in (signed(differences[head][number]), judged[head][number])]
+        lines.append([*(_shown(row, key) for key in keys), *_accuracies(row), *gained, *_costs(row, costs)])
+    grid = markdown_grid(Table.of(columns, lines), SPACED)
+    return "\n".join([_counted(judged), "", grid, "", source(results, name)])
 
 
-def _told(row: Group, key: str) -> str:
+def _shown(row: Group, key: str) -> str:
     """What a row's cell says of a key; what trains nothing has no loss."""
     return "-" if key == "loss" and row.values.get("optimizer") is None else _text(key, row.values[key])
 
 
 def _problem(group: Group) -> tuple[Any, ...]:
     return group.values.get("access"), group.values.get("dataset")
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _accuracies(group: Group) -> list[str]:
@@ -263,19 +256,16 @@ def shifts(results: Path, name: str) -> str:
     judged = dict(zip(gains, verdicts(list(gains.values())), strict=True))
     judged_training = dict(zip(trained, verdicts(list(trained.values())), strict=True))
     heads = [" ".join(filter(None, key)) for key in wanted]
-    lines = [_line(["stream", "SimpleCIL", *heads]), _line(["---", "---:", *["---:"] * len(wanted)])]
-    for data, base in bases.items():
-        cells = [_marked(gains[data, key], judged[data, key]) for key in wanted]
-        lines.append(_line([data, str(base.estimate("avg")), *cells]))
+    lines, own = [], []
+    for data, group in bases.items():
+        lines.append([data, group.estimate("avg"), *(_marked(gains[data, key], judged[data, key]) for key in wanted)])
     learned = [key for key in wanted if key[2]]
-    own = [
-        _line(["stream", *(" ".join(filter(None, key)) for key in learned)]),
-        _line(["---", *["---:"] * len(learned)]),
-    ]
     for data in bases:
-        own.append(_line([data, *(_marked(trained[data, key], judged_training[data, key]) for key in learned)]))
+        own.append([data, *(_marked(trained[data, key], judged_training[data, key]) for key in learned)])
+    first = markdown_grid(Table.of([*words("stream"), "SimpleCIL", *heads], lines), SPACED)
+    second = markdown_grid(Table.of([*words("stream"), *(" ".join(filter(None, key)) for key in learned)], own), SPACED)
     return "\n".join(
-        ["Gain in Avg over SimpleCIL:", "", *lines, "", "Of it, what training adds to the same classifier on frozen features:", "", *own, "", source(results, name)]
+        ["Gain in Avg over SimpleCIL:", "", first, "", "Of it, what training adds to the same classifier on frozen features:", "", second, "", source(results, name)]
     )  # fmt: skip
 
 
@@ -312,15 +302,15 @@ def share_of_first_order(results: Path) -> str:
         if not exact or not forward:
             continue
         best, first = max(forward, key=lambda name: forward[name].mean), max(exact, key=lambda name: exact[name].mean)
-        told = [name for name in forward if judged[method, name] == "gain"]
+        gained = [name for name in forward if judged[method, name] == "gain"]
         worse = [name for name in forward if judged[method, name] == "loss"]
         gain, whole = forward[best].mean, exact[first].mean
         lines.append(
             f"- {method}: first order gains {signed(exact[first])} points of Avg over SimpleCIL ({first}); the best forward-pass "
             f"optimizer, {best}, {signed(forward[best])}"
             + (f", {100 * gain / whole:.0f} % of it" if whole > 0 and gain > 0 else "")
-            + f". Of {len(forward)} forward-pass optimizers {len(told)} gain ({', '.join(told) or 'none'}), {len(worse)} lose "
-            f"({', '.join(worse) or 'none'}), and {len(forward) - len(told) - len(worse)} do not differ significantly from no training."
+            + f". Of {len(forward)} forward-pass optimizers {len(gained)} gain ({', '.join(gained) or 'none'}), {len(worse)} lose "
+            f"({', '.join(worse) or 'none'}), and {len(forward) - len(gained) - len(worse)} do not differ significantly from no training."
         )
     return "\n".join([*lines, ""])
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from findings import shift_gains, verdicts
 
 from zeroflow.results import load
-from zeroflow.results.summary import Estimate, Row, same_problem, summary
+from zeroflow.results.estimates import Estimate
+from zeroflow.results.summary import Row, same_problem, summary
 
 STREAM = {"dataset": "quickdraw100-marker", "tasks": 10, "stop_after": 5, "class_order_seed": 1993, "validation": 0.0}
 """What `make sweep` runs."""

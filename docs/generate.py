@@ -35,6 +35,7 @@ from zeroflow.models.factory import create_backbone
 from zeroflow.models.tuning import tunings
 from zeroflow.optim import ENHANCEMENTS, list_optimizers
 from zeroflow.results import load
+from zeroflow.results.rendering import SPACED, Column, Table, markdown_grid, words
 from zeroflow.results.schema import markdown
 from zeroflow.results.searches import render_searches, search_rows
 from zeroflow.results.summary import render_markdown, summary
@@ -86,17 +87,13 @@ def data_loading() -> str:
     if not file.exists():
         return f"Not measured yet: `python benchmarks/data_loading.py --output {file.relative_to(RESULTS.parent)}`.\n"
     found = measured("data_loading")
-    rows = [
-        f"| {row['way']} | {row['threads']} | {row['images_per_second']:.0f} | {row['times_torchvision']:.2f} |"
-        for row in found["ways"]
-    ]
+    first = ("torchvision's ImageFolder, in turn", 0, found["torchvision_images_per_second"], 1.0)
+    rows = [(row["way"], row["threads"], row["images_per_second"], row["times_torchvision"]) for row in found["ways"]]
+    columns = [*words("images"), "threads", Column("per second", ".0f"), Column("times torchvision", ".2f")]
     height, width = found["pixels"]
     return "\n".join(
         [
-            "| images | threads | per second | times torchvision |",
-            "|---|---:|---:|---:|",
-            f"| torchvision's ImageFolder, in turn | 0 | {found['torchvision_images_per_second']:.0f} | 1.00 |",
-            *rows,
+            markdown_grid(Table.of(columns, [first, *rows])),
             "",
             f"Training crops of JPEG files of {width} x {height} pixels, {found['kib_per_file']:.0f} KiB, in memory; the first "
             f"opening, which checks and decodes all, takes {found['first_opening_images_per_second']:.0f} a second. "
@@ -114,18 +111,19 @@ def model_card() -> str:
     trained = next(row for row in trials if row["checkpoint"] is None)
     random = next(row for row in trials if row["checkpoint"] == "none")
     keys = ("classes", "drawings", "epochs", "batch_size", "lr", "seed", "steps", "torch")
-    lines = [f"| {key.replace('_', ' ')} | {recipe[key]} |" for key in keys]
-    lines += [
-        f"| training loss, first and last epoch | {recipe['loss_per_epoch'][0]:.3f}, {recipe['loss_per_epoch'][-1]:.3f} |",
-        f"| minutes on the machine that trained it | {recipe['seconds'] / 60:.0f} |",
-    ]
+    facts = [(key.replace("_", " "), str(recipe[key])) for key in keys]
+    losses = recipe["loss_per_epoch"]
+    facts.append(("training loss, first and last epoch", f"{losses[0]:.3f}, {losses[-1]:.3f}"))
+    facts.append(("minutes on the machine that trained it", f"{recipe['seconds'] / 60:.0f}"))
     measured = [
-        f"| {name} | {row['last']:.2f} | {row['avg']:.2f} |"
+        (name, row["last"], row["avg"])
         for name, row in (("this checkpoint", trained), ("random initialisation", random))
     ]
+    columns = [*words("weights"), Column("all 100 classes, %", ".2f"), Column("mean over ten stages, %", ".2f")]
     return "\n".join(
-        ["| recipe | |", "|---|---|", *lines, "", "Class means of frozen features on the 100 unseen classes (SimpleCIL):", "",
-         "| weights | all 100 classes, % | mean over ten stages, % |", "|---|---:|---:|", *measured, ""]
+        [markdown_grid(Table.of(words("recipe", ""), facts)), "",
+         "Class means of frozen features on the 100 unseen classes (SimpleCIL):", "",
+         markdown_grid(Table.of(columns, measured)), ""]
     )  # fmt: skip
 
 
@@ -150,13 +148,11 @@ def backbones() -> str:
     if not file.is_file():
         return f"Not measured yet: `python benchmarks/backbones.py --output {file.relative_to(RESULTS.parent)}`.\n"
     found = measured("backbones")
-    lines = ["| backbone | images | features | with adapters |", "|---|---:|---:|---:|"]
-    for row in found["rows"]:
-        adapted = f"{row['adapted']:.3f}" if "adapted" in row else "-"
-        lines.append(f"| `{row['backbone']}` | {row['images']} | {row['features']:.3f} | {adapted} |")
+    columns = [*words("backbone"), "images", Column("features", ".3f"), Column("with adapters", ".3f")]
+    rows = [(f"`{row['backbone']}`", row["images"], row["features"], row.get("adapted")) for row in found["rows"]]
     return "\n".join(
         [
-            *lines, "",
+            markdown_grid(Table.of(columns, rows)), "",
             f"Times of the model called directly; medians of {found['rounds']} rounds in turns, adapters of inner width "
             f"{found['bottleneck']}. `{found['command']}`; {found['device']}, {found['threads']} thread, torch "
             f"{found['torch_version']}, timm {found['timm_version']}; commit {commit_of(found)}.",
@@ -173,7 +169,7 @@ def commit_of(result: dict[str, Any]) -> str:
     return (result["git_commit"] or "unknown")[:10] + ("+" if result["git_dirty"] else "")
 
 
-def optimizer_columns(result: dict[str, Any], part: str, cell: Callable[[dict[str, Any]], str]) -> list[str]:
+def optimizer_columns(result: dict[str, Any], part: str, cell: Callable[[dict[str, Any]], str]) -> str:
     """A table with a row for each optimizer and a column for each model and number of queries."""
     cells = {
         (row["optimizer"], model["model"], row["queries"]): cell(row)
@@ -186,11 +182,9 @@ def optimizer_columns(result: dict[str, Any], part: str, cell: Callable[[dict[st
         for model in result["models"]
         for q in sorted({q for _, m, q in cells if m == model["model"]})
     ]
-    head = " | ".join(f"{model} q = {queries}" for model, queries in columns)
-    lines = [f"| optimizer | {head} |", "|---|" + "---:|" * len(columns)]
-    return lines + [
-        f"| {name} | {' | '.join(cells.get((name, *column), '') for column in columns)} |" for name in names
-    ]
+    heads = [*words("optimizer"), *(f"{model} q = {queries}" for model, queries in columns)]
+    rows = [(name, *(cells.get((name, *column), "") for column in columns)) for name in names]
+    return markdown_grid(Table.of(heads, rows))
 
 
 def optimizer_source(result: dict[str, Any]) -> str:
@@ -216,21 +210,21 @@ def optimizer_time() -> str:
     def cell(row: dict[str, Any]) -> str:
         return f"{row['in_forwards']:.2f}" + (f" ({row['per_query']:.2f})" if row["queries"] > 1 else "")
 
-    lines = optimizer_columns(result, "time", cell)
     models = []
     for model in result["models"]:
-        prefix, shares = model["prefix_share"], [f"{100 * share:.2f}" for share in model["perturbation"].values()]
-        models.append(
-            f"| {model['model']} | {model['size']:,} in {model['tensors']} | {model['forward_seconds'] * 1e3:.1f} | "
-            f"{100 * prefix:.1f} | {2 - prefix:.2f} / {2 - 1.75 * prefix:.2f} | {' | '.join(shares)} |"
-        )
+        prefix = model["prefix_share"]
+        models.append([
+            model["model"], f"{model['size']:,} in {model['tensors']}", model["forward_seconds"] * 1e3, 100 * prefix,
+            f"{2 - prefix:.2f} / {2 - 1.75 * prefix:.2f}", *(100 * share for share in model["perturbation"].values()),
+        ])  # fmt: skip
     ways = list(result["models"][0]["perturbation"])
-    head = " | ".join(f"one perturbation ({way}), % of a forward" for way in ways)
+    columns = [
+        *words("model"), "d in tensors", Column("forward, ms", ".1f"), Column("prefix, % of it", ".1f"),
+        "two-sided limit by query, q = 1 / 4", *(Column(f"one perturbation ({way}), % of a forward", ".2f") for way in ways),
+    ]  # fmt: skip
     return "\n".join([
         f"Time of a step in plain no-grad forwards of a mini-batch of {result['batch']}; in brackets: by query.", "",
-        *lines, "",
-        f"| model | d in tensors | forward, ms | prefix, % of it | two-sided limit by query, q = 1 / 4 | {head} |",
-        "|---|---:|---:|---:|---:|" + "---:|" * len(ways), *models, "",
+        optimizer_columns(result, "time", cell), "", markdown_grid(Table.of(columns, models)), "",
         optimizer_targets(result), "", optimizer_source(result), "",
     ])  # fmt: skip
 
@@ -242,17 +236,22 @@ def optimizer_peers() -> str:
     if found is None:
         return f"Not measured yet: `{command}`.\n"
     result = measured(found)
-    lines = [
-        f"| {model} | {row['ours']} | {row['theirs']} | {row['queries']} | {row['faster']:.2f} | "
-        f"{'' if row['target'] is None else format(row['target'], '.2f')} | {row['memory']:.2f} |"
+    columns = [
+        *words("model", "ours", "theirs"), "q", Column("times faster", ".2f"), Column("target", ".2f"),
+        Column("their peak memory over ours", ".2f"),
+    ]  # fmt: skip
+    rows = [
+        (
+            model, row["ours"], row["theirs"], row["queries"], row["faster"], "" if row["target"] is None else row["target"],
+            row["memory"],
+        )
         for model, row in _peers(result)
-    ]
+    ]  # fmt: skip
     version = result.get("infty_version")
     return "\n".join([
         f"Mini-batch of {result['batch']}; medians over rounds in which both had their turn; authors' package: "
         f"{f'infty {version}' if version else 'absent'}.", "",
-        "| model | ours | theirs | q | times faster | target | their peak memory over ours |",
-        "|---|---|---|---:|---:|---:|---:|", *lines, "", optimizer_source(result), "",
+        markdown_grid(Table.of(columns, rows)), "", optimizer_source(result), "",
     ])  # fmt: skip
 
 
@@ -268,7 +267,7 @@ def _peers(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def optimizer_memory() -> str:
     """Peak bytes of a step beside the model's own."""
     result = measured("optimizers")
-    lines = optimizer_columns(result, "memory", lambda row: f"{row['mib']:.1f} ({row['ratio']:.2f})")
+    grid = optimizer_columns(result, "memory", lambda row: f"{row['mib']:.1f} ({row['ratio']:.2f})")
     models = "; ".join(
         f"{model['model']}: {model['model_mib']:.1f} MiB, a plain forward {model['forward_mib']:.1f} MiB beside it"
         for model in result["models"]
@@ -278,7 +277,7 @@ def optimizer_memory() -> str:
         [
             f"{what} Mini-batch of {result['batch']}; {models}.",
             "",
-            *lines,
+            grid,
             "",
             optimizer_targets(result),
             "",
@@ -294,24 +293,24 @@ def optimizer_quality() -> str:
     quality = result["quality"]
     states = [state["state"] for state in quality["states"]]
     found = {(row["optimizer"], row["queries"], row["state"]): row for row in quality["quality"]}
-    lines = [
-        f"| optimizer | q | forward passes | seeds | {' | '.join(f'{state} | expected' for state in states)} |",
-        "|---|---:|---:|---:|" + "---:|---:|" * len(states),
-    ]
+    lines = []
     for name, queries in dict.fromkeys((name, queries) for name, queries, _ in found):
         rows = [found[name, queries, state] for state in states]
         cells = [
-            f"{row['cosine']:.4f} ± {row['standard_error']:.4f} | "
-            + (f"{row['expected']:.4f}" if row["expected"] else "")
+            text
             for row in rows
-        ]
-        lines.append(f"| {name} | {queries} | {rows[0]['forwards']} | {rows[0]['seeds']} | {' | '.join(cells)} |")
+            for text in (
+                f"{row['cosine']:.4f} ± {row['standard_error']:.4f}", f"{row['expected']:.4f}" if row["expected"] else "",
+            )
+        ]  # fmt: skip
+        lines.append((name, queries, rows[0]["forwards"], rows[0]["seeds"], *cells))
+    heads = [*words("optimizer"), "q", "forward passes", "seeds", *(h for state in states for h in (state, "expected"))]
     ratios = " and ".join(f"{state['per_example_over_spsa']:.1f} ({state['state']})" for state in quality["states"])
     return "\n".join([
         f"Cosine to the gradient of the same mini-batch of {quality['batch']} by backpropagation, embedded backbone, "
         f"d = {quality['size']:,}: mean and standard error over the seeds. A direction for each example is worth "
         f"{ratios} times SPSA's cosine for the same two forward passes.", "",
-        *lines, "", optimizer_source(result), "",
+        markdown_grid(Table.of(heads, lines)), "", optimizer_source(result), "",
     ])  # fmt: skip
 
 
@@ -327,45 +326,47 @@ def own_model() -> str:
     lines = []
     for row in rows:
         lr, eps = (" ".join(f"{run[key]:.2g}" for run in row["runs"]) for key in ("lr", "eps"))
-        lines.append(f"| {row['optimizer']} | {100 * row['accuracy']:.1f} | {lr} | {eps} |")
+        lines.append((row["optimizer"], 100 * row["accuracy"], lr, eps))
     return "\n".join([
         f"scikit-learn's digits, a network of one hidden layer, {result['passes']:,} forward passes with those of `tune` (an exact "
         f"gradient counts three), {result['seeds']} seeds; less than 85 % of first order's accuracy: {', '.join(short) or 'none'}.",
-        "", "| optimizer | accuracy, % | lr | eps |", "|---|---:|---|---|", *lines, "", source(result), "",
+        "", markdown_grid(Table.of([*words("optimizer"), Column("accuracy, %", ".1f"), *words("lr", "eps")], lines)), "",
+        source(result), "",
     ])  # fmt: skip
 
 
 def optimizer_list() -> str:
     """Every named optimizer with its forward passes per step and its options."""
-    lines = ["| name | what it is | forward passes a step | options |", "|---|---|---|---|"]
+    rows = []
     for info in list_optimizers(details=True):
         options = ", ".join(f"`{name}`" for name in info.options if name not in ENHANCEMENTS)
-        lines.append(f"| `{info.name}` | {info.description} | {info.cost} | {options} |")
+        rows.append((f"`{info.name}`", info.description, str(info.cost), options))
+    grid = markdown_grid(Table.of(words("name", "what it is", "forward passes a step", "options"), rows))
     common = ", ".join(f"`{name}`" for name in ENHANCEMENTS)
-    return "\n".join([*lines, "", f"Options of all: {common}; `lr`, `eps`, `queries`, `seed`.", ""])
+    return "\n".join([grid, "", f"Options of all: {common}; `lr`, `eps`, `queries`, `seed`.", ""])
 
 
 def training_curves() -> str:
     """Loss along training at equal forward passes, each optimizer with the lr and eps of its own search."""
     result = measured("training_curves")
     places = (2, 4, 6, 8)  # of the curves' eighths
-    passes = " | ".join(f"loss, {result['passes'] * place // 8:,}" for place in places)
-    lines = [
-        f"| optimizer | options | lr | eps | {passes} | accuracy % |",
-        "|---|---|---:|---:|" + "---:|" * (len(places) + 1),
-    ]
 
     def mean(row: dict[str, Any], place: int, what: str) -> float:
         return statistics.fmean(curve[place][what] for curve in row["curves"])
 
-    for row in sorted(result["curves"], key=lambda row: mean(row, -1, "loss")):
-        options = ", ".join(f"`{key}={value}`" for key, value in row["options"].items())
-        losses = " | ".join(f"{mean(row, place, 'loss'):.2f}" for place in places)
-        lines.append(
-            f"| `{row['optimizer']}` | {options} | {row['lr']:.2g} | {row['eps']:g} | {losses} | {mean(row, -1, 'accuracy'):.1f} |"
+    columns = [
+        *words("optimizer", "options"), Column("lr", ".2g"), Column("eps", "g"),
+        *(Column(f"loss, {result['passes'] * place // 8:,}", ".2f") for place in places), Column("accuracy %", ".1f"),
+    ]  # fmt: skip
+    rows = [
+        (
+            f"`{row['optimizer']}`", ", ".join(f"`{key}={value}`" for key, value in row["options"].items()), row["lr"],
+            row["eps"], *(mean(row, place, "loss") for place in places), mean(row, -1, "accuracy"),
         )
+        for row in sorted(result["curves"], key=lambda row: mean(row, -1, "loss"))
+    ]  # fmt: skip
     what = f"Means over {len(result['curves'][0]['curves'])} seeds, by number of forward passes: `{result['command']}`."
-    return "\n".join([*lines, "", what, ""])
+    return "\n".join([markdown_grid(Table.of(columns, rows)), "", what, ""])
 
 
 FAMILIES = {
@@ -384,10 +385,7 @@ def method_list() -> str:
     """Every built-in method with its family, options, and how much a task trains."""
     assert sorted(name for names in FAMILIES.values() for name in names) == sorted(methods.names())
     common = {field.name for field in dataclasses.fields(methods.get("finetune").options)}
-    lines = [
-        "| family | name | what it is | trained values, first and second task | options |",
-        "|---|---|---|---:|---|",
-    ]
+    rows = []
     backbone = create_backbone(checkpoint="none")
     for family, names in FAMILIES.items():
         for name in names:
@@ -401,19 +399,25 @@ def method_list() -> str:
             if info.build.one_head and name != "finetune":
                 options = ", ".join(filter(None, ("as `finetune`", options)))
             sizes = " / ".join(f"{size:,}" for size in trained_values(info, backbone))
-            lines.append(f"| {family} | `{name}` | {info.description} | {sizes} | {options} |")
+            rows.append((family, f"`{name}`", info.description, sizes, options))
+    columns = [*words("family", "name", "what it is"), "trained values, first and second task", *words("options")]
     return "\n".join(
-        [*lines, "", "Trained values: on the embedded backbone, ten classes a task, options as they stand here.", ""]
+        [
+            markdown_grid(Table.of(columns, rows)),
+            "",
+            "Trained values: on the embedded backbone, ten classes a task, options as they stand here.",
+            "",
+        ]
     )
 
 
 def classifier_list() -> str:
     """Every built-in classifier with its options and the method that is SimpleCIL with it."""
-    lines = ["| classifier | what it is | options | on frozen features |", "|---|---|---|---|"]
+    rows = []
     for name, info in classifiers.items():
         own = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in options.defaults(info.options).items())
-        lines.append(f"| `{name}` | {info.description} | {own} | `{NAMED.get(name, 'simplecil')}` |")
-    return "\n".join([*lines, ""])
+        rows.append((f"`{name}`", info.description, own, f"`{NAMED.get(name, 'simplecil')}`"))
+    return markdown_grid(Table.of(words("classifier", "what it is", "options", "on frozen features"), rows)) + "\n"
 
 
 def classifier_cost() -> str:
@@ -424,17 +428,16 @@ def classifier_cost() -> str:
     result = json.loads(file.read_text())
     found, big = result["embedded"], result["published"]
     cells = {row["method"]: row["over_simplecil"] for row in result["cells"]}
-    lines = [
-        "| classifier | learning a task | scores | MiB after the last task | whole cell over SimpleCIL's |",
-        "|---|---:|---:|---:|---:|",
-    ]
+    columns = [
+        *words("classifier"), Column("learning a task", ".3f"), Column("scores", ".3f"), Column("MiB after the last task", ",.1f"),
+        Column("whole cell over SimpleCIL's", ".2f"),
+    ]  # fmt: skip
+    rows = []
     for row in found["classifiers"]:
         name = row["classifier"]
         method = NAMED.get(name, "simplecil")
-        cell = f"{cells[method]:.2f}" if method in cells else "-"
-        lines.append(
-            f"| `{name}` | {row['learning_in_forwards']:.3f} | {row['scoring_in_forwards']:.3f} | {row['mib']:,.1f} | {cell} |"
-        )
+        costs = (row["learning_in_forwards"], row["scoring_in_forwards"], row["mib"])
+        rows.append((f"`{name}`", *costs, cells.get(method)))
     what = (
         f"Learning and scores: in forward passes of the embedded backbone over the same {found['images']} images; medians over "
         "tasks. Whole cells: medians of cells in turns, features computed anew in each; targets: 1.1 for `slda` and `acil`, 1.6 "
@@ -446,7 +449,9 @@ def classifier_cost() -> str:
         f"one thread: update {big['update_seconds']:.0f} s, solution {big['solution_seconds']:.0f} s, choice of lambda "
         f"{big['choice_seconds']:.0f} s."
     ) if big else ""  # fmt: skip
-    return "\n".join([*lines, "", what, *([size] if size else []), "", source(result), ""])
+    return "\n".join(
+        [markdown_grid(Table.of(columns, rows)), "", what, *([size] if size else []), "", source(result), ""]
+    )
 
 
 def trained_values(info: MethodInfo, backbone: Backbone) -> list[int]:
@@ -479,9 +484,8 @@ def method_refusals() -> str:
             for why, names in refused.items():
                 always |= {(one, name) for one in names if not own}
                 reasons.setdefault((why, ", ".join(f"`{one}`" for one in names)), []).append(f"`{name}`{text}")
-    lines = ["| optimizer | cannot train | because |", "|---|---|---|"]
-    lines += [f"| {names} | {'; '.join(cells)} | {why} |" for (why, names), cells in reasons.items()]
-    return "\n".join([*lines, ""])
+    rows = [(names, "; ".join(cells), why) for (why, names), cells in reasons.items()]
+    return markdown_grid(Table.of(words("optimizer", "cannot train", "because"), rows)) + "\n"
 
 
 def estimators() -> str:
@@ -495,15 +499,17 @@ def estimators() -> str:
         (row["optimizer"], row["lr"], row["forward_passes"], statistics.mean(final[cell]), row["avg"])
         for cell, row in trials.items()
     )
-    lines = ["| optimizer | lr | forward passes | final training loss | Avg, % |", "|---|---:|---:|---:|---:|"]
-    lines += [f"| {name} | {lr:g} | {passes:,} | {loss:.4f} | {avg:.2f} |" for name, lr, passes, loss, avg in rows]
+    columns = [
+        *words("optimizer"), Column("lr", "g"), Column("forward passes", ","), Column("final training loss", ".4f"),
+        Column("Avg, %", ".2f"),
+    ]  # fmt: skip
     best = {name: min((r for r in rows if r[0] == name), key=lambda r: r[3]) for name in {r[0] for r in rows}}
     plain, ours = best["zo-sgd"], best["zo-per-example"]
     verdict = (
         f"At its best lr zo-per-example ends at {ours[3]:.4f} after {ours[2]:,} forward passes, zo-sgd at {plain[3]:.4f} after "
         f"{plain[2]:,}: {'lower' if ours[3] <= plain[3] else 'NOT lower'} with {ours[2] / plain[2]:.2f} of the forward passes."
     )
-    return "\n".join([*lines, "", verdict, ""])
+    return "\n".join([markdown_grid(Table.of(columns, rows)), "", verdict, ""])
 
 
 def source(result: dict[str, Any]) -> str:
@@ -514,36 +520,39 @@ def query_workers() -> str:
     """What a second worker brings, and what the exchange costs."""
     result = measured("query_workers")
     names = {"one": "one worker", "queries": "share the queries", "data": "share the mini-batch"}
-    lines = [
-        "| workers | | ms a step | steps per second | speed-up | exchange, ms | % of a step |",
-        "|---:|---|" + "---:|" * 5,
-    ]
-    lines += [
-        f"| {row['workers']} | {names[row['way']]} | {1e3 * row['step_seconds']:.1f} | {row['steps_per_second']:.3f} | "
-        f"{row['speedup']:.2f} | {1e3 * row['exchange_seconds']:.3f} | {100 * row['exchange_share']:.2f} |"
+    columns = [
+        "workers", *words(""), Column("ms a step", ".1f"), Column("steps per second", ".3f"), Column("speed-up", ".2f"),
+        Column("exchange, ms", ".3f"), Column("% of a step", ".2f"),
+    ]  # fmt: skip
+    rows = [
+        (
+            row["workers"], names[row["way"]], 1e3 * row["step_seconds"], row["steps_per_second"], row["speedup"],
+            1e3 * row["exchange_seconds"], 100 * row["exchange_share"],
+        )
         for row in result["workers"]
-    ]
+    ]  # fmt: skip
     what = (
         f"`{result['optimizer']}`, q = {result['queries']}, mini-batches of {result['batch']}, the embedded backbone:"
     )
-    return "\n".join([what, "", *lines, "", source(result), ""])
+    return "\n".join([what, "", markdown_grid(Table.of(columns, rows)), "", source(result), ""])
 
 
 def replay() -> str:
     """What it takes to go on from the log."""
     result = measured("query_workers")
-    lines = [
-        "| optimizer | a step, ms | replayed, ms | times faster | log of a task, bytes | full checkpoint, bytes | steps of a task |",
-        "|---|" + "---:|" * 6,
-    ]
-    lines += [
-        f"| {row['optimizer']} | {1e3 * row['step_seconds']:.1f} | {1e3 * row['replayed_seconds']:.2f} | {1 / row['ratio']:.0f} | "
-        f"{row['log_bytes_per_task']:,.0f} | {row['checkpoint_bytes']:,} | {row['steps_per_task']:,} |"
+    columns = [
+        *words("optimizer"), Column("a step, ms", ".1f"), Column("replayed, ms", ".2f"), Column("times faster", ".0f"),
+        Column("log of a task, bytes", ",.0f"), Column("full checkpoint, bytes", ","), Column("steps of a task", ","),
+    ]  # fmt: skip
+    rows = [
+        (
+            row["optimizer"], 1e3 * row["step_seconds"], 1e3 * row["replayed_seconds"], 1 / row["ratio"],
+            row["log_bytes_per_task"], row["checkpoint_bytes"], row["steps_per_task"],
+        )
         for row in result["replay"]
-    ]
-    return "\n".join(
-        [f"q = {result['queries']}, a log of {result['queries']} queries a step:", "", *lines, "", source(result), ""]
-    )
+    ]  # fmt: skip
+    what = f"q = {result['queries']}, a log of {result['queries']} queries a step:"
+    return "\n".join([what, "", markdown_grid(Table.of(columns, rows)), "", source(result), ""])
 
 
 def forecast() -> str:
@@ -551,8 +560,7 @@ def forecast() -> str:
     result = measured("query_workers")["forecast"]
     queries = sorted({row["queries"] for row in result["rows"]})
     rows = {(row["queries"], row["workers"]): row for row in result["rows"]}
-    lines = ["| workers | " + " | ".join(f"q = {q}: steps per second (speed-up)" for q in queries) + " |"]
-    lines.append("|---:|" + "---:|" * len(queries))
+    lines = []
     for workers in sorted({row["workers"] for row in result["rows"]}):
         cells = [rows[q, workers] for q in queries]
         texts = [
@@ -561,8 +569,9 @@ def forecast() -> str:
             + ")"
             for row in cells
         ]
-        lines.append(f"| {workers} | {' | '.join(texts)} |")
-    return "\n".join([*lines, "", "Assumed:", "", *(f"- {assumption}" for assumption in result["assumptions"]), ""])
+        lines.append((workers, *texts))
+    grid = markdown_grid(Table.of(["workers", *(f"q = {q}: steps per second (speed-up)" for q in queries)], lines))
+    return "\n".join([grid, "", "Assumed:", "", *(f"- {assumption}" for assumption in result["assumptions"]), ""])
 
 
 def many_cells() -> str:
@@ -582,18 +591,28 @@ def packing() -> str:
         return f"Not measured yet: `python benchmarks/packing.py --output {file.relative_to(RESULTS.parent)}`.\n"
     result = measured("packing")
     stores = result["stores"]
-    heads = [f"{s['where']}, {s['cells']:,} cells: loose, s | packed, s | times faster" for s in stores]
-    lines = [f"| loading | {' | '.join(heads)} |"]
-    lines.append("|---|" + "---:|" * 3 * len(stores))
-    for name in stores[0]["times_faster"]:
-        cells = [
-            f"{s['loose_seconds'][name]:.3f} | {s['packed_seconds'][name]:.3f} | {s['times_faster'][name]:.1f}"
-            for s in stores
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    heads = [
+        f"{s['where']}, {s['cells']:,} cells: {what}"
+        for s in stores
+        for what in ("loose, s", "packed, s", "times faster")
+    ]
+    grid = Table.of(
+        [*words("loading"), *heads],
+        [
+            (
+                name,
+                *(
+                    format(s[kind][name], ".1f" if kind == "times_faster" else ".3f")
+                    for s in stores
+                    for kind in ("loose_seconds", "packed_seconds", "times_faster")
+                ),
+            )
+            for name in stores[0]["times_faster"]
+        ],
+    )
     took = " and ".join(f"{s['packing_in_loading_all']:.1f} ({s['where']})" for s in stores)
     return "\n".join([
-        *lines, "",
+        markdown_grid(grid), "",
         f"Medians of {result['rounds']} rounds; packing takes {took} times as long as loading the four tables loose once. "
         f"{source(result)}", "",
     ])  # fmt: skip
@@ -601,9 +620,8 @@ def packing() -> str:
 
 def metric_definitions() -> str:
     """What the metrics of a cell mean."""
-    return "\n".join(
-        ["| column of `trials` | meaning |", "|---|---|", *(f"| `{k}` | {v} |" for k, v in DEFINITIONS.items()), ""]
-    )
+    rows = [(f"`{name}`", meaning) for name, meaning in DEFINITIONS.items()]
+    return markdown_grid(Table.of(words("column of `trials`", "meaning"), rows)) + "\n"
 
 
 def searches(store: str) -> str:
@@ -625,52 +643,40 @@ def landscape(name: str) -> str:
     if not rows:
         return "Not run yet.\n"
     points = [row for row in load(folder, "surfaces").to_pylist() if row["landscape"] == name]
-    lines = [
-        "| optimizer | q | lr | objective | at the end of | x | y | from the plane | old loss | new loss |",
-        "|---|" + "---:|" * 2 + "---|---|" + "---:|" * 5,
+    columns = [
+        *words("optimizer"), "q", Column("lr", "g"), *words("objective", "at the end of"), Column("x", ".2f"),
+        Column("y", ".2f"), Column("from the plane", ".2f"), Column("old loss", ".3f"), Column("new loss", ".3f"),
+    ]  # fmt: skip
+    lines: list[tuple[Any, ...]] = [
+        (f"*{each['point']}*", *[""] * 4, each["x"], each["y"], "", each["loss_old"], each["loss_new"])
+        for each in points
+        if each["point"]
     ]
-    for point in points:
-        if point["point"]:
-            cells = [
-                f"*{point['point']}*",
-                *[""] * 4,
-                f"{point['x']:.2f}",
-                f"{point['y']:.2f}",
-                "",
-                f"{point['loss_old']:.3f}",
-                f"{point['loss_new']:.3f}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
     runs: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         runs.setdefault((row["optimizer"], row["queries"], row["lr"], row["seed"], row["objective"]), []).append(row)
     for (optimizer, queries, lr, _, objective), path in runs.items():
         switch = [row for before, row in itertools.pairwise(path) if before["task"] != row["task"]]
         for what, row in [*(("the old task", row) for row in switch), ("all", path[-1])]:
-            cells = [optimizer, str(queries or "-"), f"{lr:g}", objective, what, f"{row['x']:.2f}", f"{row['y']:.2f}"]
-            cells += [f"{row['distance']:.2f}", f"{row['loss_old']:.3f}", f"{row['loss_new']:.3f}"]
-            lines.append(f"| {' | '.join(cells)} |")
+            place = (row[key] for key in ("x", "y", "distance", "loss_old", "loss_new"))
+            lines.append((optimizer, queries or "-", lr, objective, what, *place))
     first = points[0]
     return "\n".join(
         [
-            f"**{name}**: losses of the points and runs.",
-            "",
-            *lines,
-            "",
-            f"Commit {commit_of(first)}; {first['device']}, torch {first['torch_version']}.",
-            "",
+            f"**{name}**: losses of the points and runs.", "", markdown_grid(Table.of(columns, lines)), "",
+            f"Commit {commit_of(first)}; {first['device']}, torch {first['torch_version']}.", "",
         ]
-    )
+    )  # fmt: skip
 
 
 def commands() -> str:
     """A line per command, from its help."""
     rows = [
-        f"| `{name}` | {command.short_help} | `{command.examples[0][0]}` |"
+        (f"`{name}`", command.short_help, f"`{command.examples[0][0]}`")
         for name, command in cli.main.commands.items()
         if isinstance(command, Command)
     ]
-    return "\n".join(["| command | what it does | for example |", "| --- | --- | --- |", *rows]) + "\n"
+    return markdown_grid(Table.of(words("command", "what it does", "for example"), rows), SPACED) + "\n"
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

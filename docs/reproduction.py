@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from zeroflow.results import load, published
+from zeroflow.results import effects, efficiency, load, published
+from zeroflow.results.rendering import Column, Table, markdown_grid, words
 from zeroflow.results.schema import SCHEMAS
 
 HEADS = {"avg": "Avg", "last": "Last", "fgt": "Fgt"}
@@ -28,28 +30,27 @@ def rows_page(results: Path, table: str) -> str:
     """Every row of a table of accuracies: published, ours, difference, command, verified."""
     found = published.compare(all_trials(results), published.rows(table))
     metrics = list(found[0].published.values)
-    heads = " | ".join(f"{HEADS[metric]} | ours | difference" for metric in metrics)
-    lines = [f"| row | {heads} | verified | command |", "|---|" + "---:|---:|---:|" * len(metrics) + "---|---|"]
+    columns = [
+        *words("row"),
+        *(c for m in metrics for c in (Column(HEADS[m], ".2f"), Column("ours"), Column("difference", "+.2f"))),
+        *words("verified", "command"),
+    ]
+    lines = []
     for row in found:
-        cells = []
+        cells: list[Any] = []
         for metric in metrics:
-            difference = row.difference(metric)
-            cells += [
-                f"{row.published.values[metric]:.2f}",
-                str(row.ours[metric]) if metric in row.ours else "-",
-                "-" if difference is None else f"{difference:+.2f}",
-            ]
+            cells += [row.published.values[metric], row.ours.get(metric), row.difference(metric)]
         verified = f"yes, {len(row.cells)} seed(s), lr {row.config['lr']}" if row.verified else "no"
         name = ", ".join(row.published.label)
-        lines.append(f"| {name} | {' | '.join(cells)} | {verified} | `{row.published.command}` |")
+        lines.append([name, *cells, verified, f"`{row.published.command}`"])
     ran = sum(row.verified for row in found)
-    return "\n".join([*lines, "", f"Run: {ran} of {len(found)} rows.", ""])
+    return "\n".join([markdown_grid(Table.of(columns, lines)), "", f"Run: {ran} of {len(found)} rows.", ""])
 
 
 def what_training_changed() -> str:
     """The paper's own APER rows on each data set beside what others publish without any training."""
     rows = [row for row in published.rows("table1") if row.label[0] == "APER"]
-    lines = ["| data set | APER with | Avg | Last |", "|---|---|---:|---:|"]
+    lines = []
     for name in dict.fromkeys(row.label[-1] for row in rows):
         own = [row for row in rows if row.label[-1] == name]
         kinds = {
@@ -58,10 +59,10 @@ def what_training_changed() -> str:
         }
         for kind, group in kinds.items():
             spans = [_span([row.values[metric] for row in group]) for metric in ("avg", "last")]
-            lines.append(f"| {name} | {kind} ({len(group)} rows) | {' | '.join(spans)} |")
+            lines.append([name, f"{kind} ({len(group)} rows)", *spans])
         if found := published.pilot_simplecil().get(name):
-            lines.append(f"| {name} | no training: class means, PILOT's figure | about {found[0]} | about {found[1]} |")
-    return "\n".join([*lines, ""])
+            lines.append([name, "no training: class means, PILOT's figure", f"about {found[0]}", f"about {found[1]}"])
+    return markdown_grid(Table.of([*words("data set", "APER with"), "Avg", "Last"], lines)) + "\n"
 
 
 def _span(values: Sequence[float]) -> str:
@@ -73,28 +74,27 @@ def ranpac_page() -> str:
     """RanPAC's published values beside the best of the paper's rows."""
     rows, found = published.rows("table1"), published.ranpac()
     names = list(next(iter(found.values())))
-    lines = [f"| Last, percent | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
-    lines += [f"| {name} | {' | '.join(f'{values[data]:.1f}' for data in names)} |" for name, values in found.items()]
+    lines = [[name, *(values[data] for data in names)] for name, values in found.items()]
     kinds = {"exact gradients": True, "forward passes": False}
     for kind, exact in kinds.items():
         best = [
             max(r.values["last"] for r in rows if r.label[-1] == data and ("FO" in r.label) == exact) for data in names
         ]
-        lines.append(
-            f"| the paper's best row with {kind}, EASE or APER | {' | '.join(f'{value:.1f}' for value in best)} |"
-        )
-    return "\n".join([*lines, ""])
+        lines.append([f"the paper's best row with {kind}, EASE or APER", *best])
+    columns = [*words("Last, percent"), *(Column(name, ".1f") for name in names)]
+    return markdown_grid(Table.of(columns, lines)) + "\n"
 
 
 def efficiency_page(results: Path) -> str:
     """Table 2 as published, and ours from a GPU."""
     command = "`zeroflow efficiency --device cuda --json results/benchmarks/table2_cuda.json`"
     here = [result for result in efficiency_results(results) if _is_papers(result)]
-    lines = [
-        "| optimizer | q | GB | ours | CIFAR-100, s | ours | CUB, s | ours | ImageNet-A, s | ours | OmniBenchmark, s | ours | verified |",
-        "|---|---:|" + "---:|---:|" * 5 + "---|",
-    ]
-    for row in published.efficiency():
+    heads = ("GB", *(f"{name}, s" for name in published.DATASETS))
+    columns = [
+        *words("optimizer"), "q", *(c for i, h in enumerate(heads) for c in (Column(h, ".1f" if i else ".2f"), Column("ours", ".1f" if i else ".2f"))), *words("verified"),
+    ]  # fmt: skip
+    lines = []
+    for row in efficiency.table2():
         matches: list[tuple[Any, Any]] = [
             (result, own)
             for result in here
@@ -102,12 +102,12 @@ def efficiency_page(results: Path) -> str:
             if (own["optimizer"], own["queries"] or 1) == (row.optimizer, row.queries) and own["peak_memory_bytes"]
         ]
         for result, own in matches or [(None, None)]:
-            cells = [f"{row.memory_gb:.2f}", f"{own['peak_memory_bytes'] / 1e9:.2f}" if own else "-"]
+            cells = [row.memory_gb, own["peak_memory_bytes"] / 1e9 if own else None]
             for name, seconds in row.seconds_per_epoch.items():
-                cells += [f"{seconds:.1f}", f"{own['seconds_per_epoch'][name]:.1f}" if own else "-"]
+                cells += [seconds, own["seconds_per_epoch"][name] if own else None]
             verified = f"yes, on {result['device']}" if result else "no"
-            lines.append(f"| {row.optimizer} | {row.queries} | {' | '.join(cells)} | {verified} |")
-    return "\n".join([*lines, "", f"Command, for all rows: {command}", ""])
+            lines.append([row.optimizer, row.queries, *cells, verified])
+    return "\n".join([markdown_grid(Table.of(columns, lines)), "", f"Command, for all rows: {command}", ""])
 
 
 def _is_papers(result: dict[str, Any]) -> bool:
@@ -126,19 +126,17 @@ def ratios_page(results: Path) -> str:
     """Published and measured costs as ratios to first order, of every committed measurement."""
     parts = []
     for result in efficiency_results(results):
-        heading, *lines = published.efficiency_cells(result)
         commit = (result["git_commit"] or "unknown")[:10] + ("+" if result["git_dirty"] else "")
         parts += [
             f"### {result['backbone']}, {result['image_size']} pixels, batch {result['batch_size']}, {result['device']}", "",
-            f"| {' | '.join(heading)} |", "|---|" + "---:|" * (len(heading) - 1), *(f"| {' | '.join(line)} |" for line in lines),
-            "",
+            markdown_grid(efficiency.efficiency_table(result)), "",
             f"The model: {result['model_bytes'] / 1e9:.3f} GB; a plain forward pass: {result['forward_memory_bytes'] / 1e9:.3f} "
             f"GB, {result['forward_seconds']:.4f} s. `{result['command']}`; {result['threads']} thread(s), torch "
             f"{result['torch_version']}, timm {result['timm_version']}; commit {commit}.", "",
         ]  # fmt: skip
     if not parts:
         return "Nothing measured yet: `zeroflow efficiency --json results/benchmarks/table2_NAME.json`.\n"
-    return "\n".join([*parts, *published.EFFICIENCY_LEGEND, "", f"Assumed: {'; '.join(result['assumptions'])}.", ""])
+    return "\n".join([*parts, *efficiency.EFFICIENCY_LEGEND, "", f"Assumed: {'; '.join(result['assumptions'])}.", ""])
 
 
 TWINS = {
@@ -157,20 +155,24 @@ def effects_page(results: Path, table: str) -> str:
     if store not in stores(results):
         return f"{TWINS[table]}: `results/{store.name}` is not there yet; {command} makes it.\n"
     trials = load(store, "trials")
-    found = published.effects(table, trials)
+    found = effects.effects(table, trials)
     metrics = list(dict.fromkeys(effect.metric for effect in found))
-    by_name: dict[str, list[published.Effect]] = {}
+    seen = Counter[tuple[str, str]]()
+    by_name: dict[tuple[str, int], list[effects.Effect]] = {}  # settings of one name (other epochs) each have a row
     for effect in found:
-        by_name.setdefault(effect.name, []).append(effect)
-    head = " | ".join(f"{HEADS[metric]}: paper | here" for metric in metrics)
-    lines = [f"{TWINS[table]}, percentage points.", "", f"| change | {head} |", "|---|" + "---:|---:|" * len(metrics)]
-    for name, effects in by_name.items():
+        number = seen[effect.name, effect.metric]
+        seen[effect.name, effect.metric] += 1
+        by_name.setdefault((effect.name, number), []).append(effect)
+    columns = [*words("change"), *(head for metric in metrics for head in (f"{HEADS[metric]}: paper", "here"))]
+    rows = []
+    for (name, _), own in by_name.items():
         cells = []
-        for effect in effects:
+        for effect in own:
             paper = f"{effect.paper:+.2f}" if effect.paper is not None else "+" if effect.expected > 0 else "-"
             here = "-" if effect.ours is None else f"{_signed(effect.ours)} ({effect.verdict})"
             cells += [paper, here]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        rows.append([name, *cells])
+    lines = [f"{TWINS[table]}, percentage points.", "", markdown_grid(Table.of(columns, rows))]
     if table == "table1":
         lines += ["", *_order_lines(trials)]
     return "\n".join([*lines, "", command, ""])
@@ -183,7 +185,7 @@ def _signed(ours: Any) -> str:
 def _order_lines(trials: pa.Table) -> list[str]:
     lines = []
     for method in ("ease", "aper-adapter"):
-        tau, between = published.order(method, trials)
+        tau, between = effects.order(method, trials)
         if tau is not None:
             lines.append(
                 f"{method}: Kendall's tau between our order of the nine optimizers by Avg and the paper's is {tau:.2f}; between "

@@ -29,7 +29,7 @@ from zeroflow.cli.progress import Bar
 from zeroflow.results import Store, load
 from zeroflow.results.report import read
 from zeroflow.results.schema import CONFIG_KEYS
-from zeroflow.results.tables import sheets
+from zeroflow.results.tables import make_tables
 
 ROOT = Path(__file__).parent.parent
 QUICK = ROOT / "results" / "quick"
@@ -108,7 +108,7 @@ def test_names_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 
 def test_the_tables_that_complete_are_those_that_there_are() -> None:
-    names = {sheet.name for sheet in sheets(read(QUICK, ROOT / "results" / "table1_quickdraw_search").tables)}
+    names = {table.name for table in make_tables(read(QUICK, ROOT / "results" / "table1_quickdraw_search").tables)}
     assert {"summary", "searches", "cells"} <= names <= set(TABLES)
 
 

@@ -17,7 +17,7 @@ from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.methods import Method, MiniBatch, methods
 from zeroflow.models.tuning import Adapters
 from zeroflow.optim import create_optimizer, list_optimizers
-from zeroflow.results import published
+from zeroflow.results import efficiency
 from zeroflow.studies.efficiency import FIRST_TASK, PAPER, Setting, measure, parse_optimizers
 
 # Forward passes of a step, and its work: written down by hand from the formulas of the methods' papers.
@@ -178,7 +178,7 @@ def test_the_setting_of_table_2_is_measured(measured: dict[str, object]) -> None
 
 
 def test_published_ratios_stand_beside_the_measured_ones(measured: dict[str, object]) -> None:
-    found = {(r.row["optimizer"], r.row["queries"]): r for r in published.ratios(measured)}
+    found = {(r.row["optimizer"], r.row["queries"]): r for r in efficiency.ratios(measured)}
     zo = found["zo-sgd", 1]
     assert zo.saved == pytest.approx(12.08 / 2.41) and zo.time == pytest.approx((8.3 / 16.1, 66.8 / 109.6))
     rows = {(row["optimizer"], row["queries"]): row for row in measured["rows"]}
@@ -201,7 +201,7 @@ def test_a_device_too_small_for_one_optimizer_measures_the_others(monkeypatch: p
     large, small = result["rows"]
     assert large["peak_memory_bytes"] is None and large["seconds_per_epoch"]["cub"] is None
     assert large["forward_equivalents"] == 3 and small["peak_memory_bytes"] > 0
-    assert published.efficiency_cells(result)[1][2] == "-"
+    assert efficiency.efficiency_table(result).lines[0].cells[2].text == "-"
 
 
 def test_the_command_needs_no_ray_and_writes_what_it_measured(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ import pytest
 from everything import HALF_WIDTH, cell, fill, landscape, seeds, simplecil
 
 from zeroflow.results import Store, figures, published
+from zeroflow.results.effects import effects
+from zeroflow.results.estimates import estimate
 from zeroflow.results.figures.style import look
-from zeroflow.results.summary import Row, estimate, summary
+from zeroflow.results.summary import Row, summary
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def drawn(store: Store) -> Iterator[tuple[str, go.Figure]]:
     yield "hybrid", figures.draw_hybrid_gains(figures.hybrid_gains(rows, trials, stages))
     yield "values", figures.draw_function_values(figures.function_values(rows, store.load("probes")))
     yield "grid", figures.draw_parallel_coordinates(rows)
-    yield "effects", figures.draw_effects(published.effects("table1", trials))
+    yield "effects", figures.draw_effects(effects("table1", trials))
     surface, runs = figures.surfaces(store.load("surfaces"))[0], figures.trajectories(store.load("trajectories"))
     yield "trajectories", figures.draw_trajectories(surface, runs)
     yield "animation", figures.animate_trajectories(surface, runs)
@@ -196,11 +198,7 @@ def test_axes_of_the_grid_hold_every_row(full: Store) -> None:
 
 def test_effects_carry_what_they_are_filtered_by(full: Store) -> None:
     trials = full.load("trials")
-    found = {
-        e.name: e.filters
-        for table in ("table1", "table3", "figure5", "hybrid")
-        for e in published.effects(table, trials)
-    }
+    found = {e.name: e.filters for table in ("table1", "table3", "figure5", "hybrid") for e in effects(table, trials)}
     assert found["ease: zo-sgd - fo-sgd"] == {"method": "ease", "optimizer": "zo-sgd", "queries": "1"}
     assert found["history 20% - 0%"] == {"method": "ease", "optimizer": "zo-sgd", "queries": "1"}
     assert found["ease, zo-sgd: q = 16 - q = 1"]["queries"] == "16"

@@ -13,8 +13,10 @@ import pyarrow as pa
 import pytest
 
 from zeroflow.results import Store, load, published
+from zeroflow.results.effects import effects, order
+from zeroflow.results.efficiency import table2
+from zeroflow.results.estimates import estimate
 from zeroflow.results.rows import tables
-from zeroflow.results.summary import estimate
 from zeroflow.trial.config import TrialConfig
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +43,7 @@ def trials(path: Path, *cells: tuple[dict[str, Any], float]) -> pa.Table:
 def test_the_package_has_the_papers_numbers() -> None:
     found = {table: published.rows(table) for table in ("table1", "table3", "table4", "ease")}
     assert {table: len(rows) for table, rows in found.items()} == {"table1": 72, "table3": 5, "table4": 10, "ease": 8}
-    assert len(published.rows()) == 95 and len(published.efficiency()) == 6
+    assert len(published.rows()) == 95 and len(table2()) == 6
     for (method, optimizer, dataset), values in {
         ("ease", "zo-sgd-sign", "cifar100"): (83.21, 75.88, 10.58),
         ("ease", "fo-adam", "imagenet-a"): (59.60, 47.20, 19.08),
@@ -57,7 +59,7 @@ def test_the_package_has_the_papers_numbers() -> None:
     assert found["table4"][9].options == {"sparsity": 0.9} and found["table4"][9].values["avg"] == 59.47
     assert found["table3"][1].values == {"avg": 58.9, "last": 49.04, "fgt": 11.79}
     assert found["ease"][0].values == {"avg": 91.51, "last": 85.80}
-    assert {row.config["optimizer"] for row in found["table1"]} == set(published._ORDER)
+    assert {row.config["optimizer"] for row in found["table1"]} == set(published.ORDER)
 
 
 def test_every_published_row_is_a_cell_that_its_command_makes(tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ def test_effects_are_paired_by_seed(tmp_path: Path) -> None:
     down = [cell(0, 0.4, 19.0), cell(1, 0.4, 38.9), cell(2, 0.4, 58.8)]
     noisy = [cell(0, 0.6, 30.0), cell(1, 0.6, 30.0)]
     table = trials(tmp_path, *plain, *up, *down, *noisy)
-    found = {(effect.name, effect.metric): effect for effect in published.effects("table3", table)}
+    found = {(effect.name, effect.metric): effect for effect in effects("table3", table)}
     assert len(found) == 4 * 3
     first = found["history 20% - 0%", "avg"]
     assert first.ours is not None and first.paper == 1.03 and first.verdict == "yes"
@@ -151,8 +153,8 @@ def test_effects_are_paired_by_seed(tmp_path: Path) -> None:
 
 def test_an_effect_of_several_settings_is_not_measured(tmp_path: Path) -> None:
     cells = [({**SMALL, "lr": lr, "queries": q}, 50.0 + q) for lr in (0.1, 0.2) for q in (1, 4)]
-    assert [effect.ours for effect in published.effects("figure5", trials(tmp_path / "two", *cells))] == [None]
-    found = published.effects("figure5", trials(tmp_path / "one", *cells[:2]))
+    assert [effect.ours for effect in effects("figure5", trials(tmp_path / "two", *cells))] == [None]
+    found = effects("figure5", trials(tmp_path / "one", *cells[:2]))
     (four,) = [effect for effect in found if effect.ours]
     assert (four.name, four.paper, four.ours.mean, four.verdict) == (
         "ease, zo-sgd: q = 4 - q = 1",
@@ -172,29 +174,27 @@ def test_queries_are_compared_within_a_method_and_at_as_many_epochs(tmp_path: Pa
         cell("ease", "zo-adam", 1, 2, 30.0), cell("ease", "zo-adam", 8, 2, 29.0),
         cell("ease", "zo-sgd", 8, 2, 77.0),  # nothing beside it
     ]  # fmt: skip
-    found = published.effects("figure5", trials(tmp_path, *cells))
+    found = effects("figure5", trials(tmp_path, *cells))
     assert [(effect.name, effect.ours and effect.ours.mean) for effect in found] == [
         ("aper-adapter, zo-adam: q = 8 - q = 1", 4.0), ("ease, zo-adam: q = 8 - q = 1", -1.0), ("ease, zo-sgd: q = 8 - q = 1", None),
     ]  # fmt: skip
 
 
 def test_order_of_optimizers_and_hybrid_runs(tmp_path: Path) -> None:
-    names = published._ORDER
+    names = published.ORDER
     paper = [
         sum(published.published("ease", name, d).values["avg"] for d in published.DATASETS.values()) for name in names
     ]
     same = [({**SMALL, "optimizer": name}, value / 4) for name, value in zip(names, paper, strict=True)]
     hybrid = ({**SMALL, "epochs": 10, "hybrid_epochs": 7}, 61.0)
     table = trials(tmp_path, *same, hybrid)
-    tau, between = published.order("ease", table)
+    tau, between = order("ease", table)
     assert tau == pytest.approx(1.0) and -1 < between < 1
-    assert published.order("aper-adapter", table)[0] is None
-    (avg, last) = published.effects("hybrid", table)
+    assert order("aper-adapter", table)[0] is None
+    (avg, last) = effects("hybrid", table)
     assert avg.name == "ease: 7 + 3 zo-sgd - 10 fo-sgd" and avg.metric == "avg" and last.metric == "last"
     assert avg.ours is not None and avg.ours.mean == pytest.approx(61.0 - paper[0] / 4)
-    first = next(
-        e for e in published.effects("table1", table) if e.name == "ease: zo-sgd - fo-sgd" and e.metric == "avg"
-    )
+    first = next(e for e in effects("table1", table) if e.name == "ease: zo-sgd - fo-sgd" and e.metric == "avg")
     assert first.ours is not None and first.ours.mean == pytest.approx((paper[1] - paper[0]) / 4)
     assert first.paper == pytest.approx((paper[1] - paper[0]) / 4, abs=1e-4)
 

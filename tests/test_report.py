@@ -19,9 +19,10 @@ from everything import HALF_WIDTH, cell, fill, landscape, seeds, simplecil
 from zeroflow.cli import main
 from zeroflow.errors import ConfigError
 from zeroflow.results import SCHEMA_VERSION, Store, figures, load
+from zeroflow.results.rendering import render
 from zeroflow.results.report import write_report
 from zeroflow.results.rows import failure, tables
-from zeroflow.results.tables import render, sheets
+from zeroflow.results.tables import make_tables
 from zeroflow.trial.metrics import DEFINITIONS
 
 ROOT = Path(__file__).parent.parent
@@ -237,7 +238,7 @@ def test_a_file_of_costs_that_is_none_is_refused(store: Store, tmp_path: Path) -
 def test_the_best_and_the_second_best_are_marked_in_every_data_set(store: Store) -> None:
     fill(store, simplecil(70.0), *seeds(82.0, optimizer="fo-sgd", queries=None), *seeds(72.0, optimizer="zo-sgd"))
     fill(store, simplecil(50.0, dataset="other"), cell(40.0, dataset="other", optimizer="zo-sgd"))
-    (summary,) = (sheet for sheet in sheets({"trials": load(store, "trials")}) if sheet.name == "summary")
+    (summary,) = (table for table in make_tables({"trials": load(store, "trials")}) if table.name == "summary")
     column = summary.headings.index("Avg")
     assert [line.cells[column].rank for line in summary.lines] == [1, 2, 0, 1, 2]
     assert {cell.rank for line in summary.lines for cell in line.cells[summary.headings.index("Fgt") :]} == {0}, (
@@ -247,7 +248,7 @@ def test_the_best_and_the_second_best_are_marked_in_every_data_set(store: Store)
 
 def test_ties_share_a_place(store: Store) -> None:
     fill(store, cell(80.0, optimizer="zo-sgd"), cell(80.001, optimizer="zo-adam"), cell(70.0, optimizer="zo-cge"))
-    (summary, *_) = sheets({"trials": load(store, "trials")})
+    (summary, *_) = make_tables({"trials": load(store, "trials")})
     ranks = {line.cells[1].text: line.cells[summary.headings.index("Avg")].rank for line in summary.lines}
     assert ranks == {"zo-sgd": 1, "zo-adam": 1, "zo-cge": 2}, "equal as they are shown"
 
@@ -256,14 +257,14 @@ def test_less_forgetting_is_better(store: Store) -> None:
     worse = dataclasses.replace(cell(seed=0, optimizer="zo-adam"))
     worse.accuracy_matrix[1, 0] = 10.0
     fill(store, worse, cell(optimizer="zo-sgd"))
-    (summary, *_) = sheets({"trials": load(store, "trials")})
+    (summary, *_) = make_tables({"trials": load(store, "trials")})
     ranks = {line.cells[1].text: line.cells[summary.headings.index("Fgt")].rank for line in summary.lines}
     assert ranks == {"zo-sgd": 1, "zo-adam": 2}
 
 
 def test_formats_mark_intervals_and_names(store: Store) -> None:
     fill(store, simplecil(70.0), *seeds(82.0, optimizer="zo-sgd", method="a|b_c"))
-    found = [sheet for sheet in sheets({"trials": load(store, "trials")}) if sheet.name == "summary"]
+    found = [table for table in make_tables({"trials": load(store, "trials")}) if table.name == "summary"]
     markdown, latex = render(found, "markdown"), render(found, "latex")
     lines = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
@@ -276,18 +277,18 @@ def test_formats_mark_intervals_and_names(store: Store) -> None:
     assert rows[0]["Avg ±"] == ""
 
 
-def test_every_table_has_its_sheet(full: Store) -> None:
-    found = {sheet.name: sheet for sheet in sheets({"trials": load(full, "trials")})}
+def test_every_table_that_there_is_something_for_is_made(full: Store) -> None:
+    found = {table.name: table for table in make_tables({"trials": load(full, "trials")})}
     assert list(found) == ["summary", "table1", "table3", "table4", "effects", "cells"]
     history = found["table3"]
     assert [line.cells[1].text for line in history.lines] == ["0%", "20%", "40%"]
     assert [line.cells[3].value for line in history.lines] == pytest.approx([67.0, 69.0, 71.0])
     assert [line.cells[6].value for line in history.lines] == [57.87, 58.9, 58.76], "the paper's Table 3"
     assert len(found["cells"].lines) == len(load(full, "trials"))
-    searched = sheets(
+    searched = make_tables(
         {name: load(ROOT / "results" / "table1_quickdraw_search", name) for name in ("trials", "searches")}
     )
-    (search,) = (sheet for sheet in searched if sheet.name == "searches")
+    (search,) = (table for table in searched if table.name == "searches")
     assert {line.cells[1].text for line in search.lines} == {"ease", "aper-adapter"}
 
 
@@ -379,11 +380,11 @@ class Page:
         )
         return sorted(set(found))
 
-    def lines(self, sheet: str) -> list[str]:
+    def lines(self, table: str) -> list[str]:
         """The second and third column of the lines that a table shows."""
         found: list[str] = self.run(
-            "return [...document.querySelector(`table[data-sheet=${arguments[0]}]`).tBodies[0].rows].filter((r) => !r.hidden)"
-            ".map((r) => `${r.cells[1].textContent} ${r.cells[2].textContent} ${r.cells[3].textContent}`)", sheet,
+            "return [...document.querySelector(`table[data-table=${arguments[0]}]`).tBodies[0].rows].filter((r) => !r.hidden)"
+            ".map((r) => `${r.cells[1].textContent} ${r.cells[2].textContent} ${r.cells[3].textContent}`)", table,
         )  # fmt: skip
         return found
 
@@ -486,10 +487,10 @@ def test_the_theme_follows_the_system_and_the_switch(browser: Any, quick_file: P
 
 def test_a_click_on_a_heading_sorts(quick: Page) -> None:
     avg = quick.run(
-        "return [...document.querySelectorAll('table[data-sheet=summary] th')].findIndex((h) => h.textContent === 'Avg')"
+        "return [...document.querySelectorAll('table[data-table=summary] th')].findIndex((h) => h.textContent === 'Avg')"
     )
-    column = f"return [...document.querySelectorAll('table[data-sheet=summary] tbody tr')].map((r) => parseFloat(r.cells[{avg}].textContent))"
-    button = f"table[data-sheet=summary] th:nth-child({avg + 1}) button"
+    column = f"return [...document.querySelectorAll('table[data-table=summary] tbody tr')].map((r) => parseFloat(r.cells[{avg}].textContent))"
+    button = f"table[data-table=summary] th:nth-child({avg + 1}) button"
     before = quick.run(column)
     quick.click(button)
     assert quick.run(column) == sorted(before, reverse=True) != before

@@ -31,9 +31,10 @@ from pyarrow import fs
 import zeroflow.results.store as store_module
 from zeroflow.errors import ConfigError
 from zeroflow.results import SCHEMA_VERSION, SCHEMAS, Store, load, merge, parquet
+from zeroflow.results.estimates import estimate
 from zeroflow.results.rows import failure, tables
 from zeroflow.results.schema import markdown
-from zeroflow.results.summary import estimate, render_markdown, render_text, summary
+from zeroflow.results.summary import render_markdown, render_text, summary
 from zeroflow.trial.config import NESTED, TrialConfig
 from zeroflow.trial.metrics import DEFINITIONS
 from zeroflow.trial.result import Step, TrialResult

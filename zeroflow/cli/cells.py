@@ -138,7 +138,7 @@ def efficiency(
     """
     from zeroflow.methods import methods
     from zeroflow.models.probe import check_tuning
-    from zeroflow.results import published
+    from zeroflow.results.efficiency import render_efficiency
     from zeroflow.studies.efficiency import PAPER, Setting, measure, parse_optimizers
 
     check_tuning(backbone, "none", image_size, None, "adapter", vars(methods.get("ease").parse({})))
@@ -155,7 +155,7 @@ def efficiency(
     if str(file) == "-":
         click.echo(json.dumps(result, indent=1))
         return
-    for line in published.render_efficiency(result):
+    for line in render_efficiency(result):
         click.echo(line)
     if file:
         file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

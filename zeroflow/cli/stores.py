@@ -126,8 +126,9 @@ def tables(results: tuple[str, ...], names: tuple[str, ...], format_: str, outpu
     """
     from zeroflow.durable import write_atomically
     from zeroflow.errors import unknown
+    from zeroflow.results.rendering import as_values, render
     from zeroflow.results.report import read
-    from zeroflow.results.tables import plain, render, sheets
+    from zeroflow.results.tables import make_tables
 
     if output is not None:
         check_writable(output, "--output")
@@ -135,7 +136,7 @@ def tables(results: tuple[str, ...], names: tuple[str, ...], format_: str, outpu
         tables = read(*(_existing(each) for each in results), tell=bar).tables
     if not len(tables["trials"]):
         raise ConfigError(f"results {', '.join(results)}: no finished cell, {len(tables['failures'])} failed")
-    found = {sheet.name: sheet for sheet in sheets(tables)}
+    found = {table.name: table for table in make_tables(tables)}
     for name in names:
         if name not in found:
             raise unknown("table", name, found)
@@ -143,7 +144,7 @@ def tables(results: tuple[str, ...], names: tuple[str, ...], format_: str, outpu
     if format_ == "csv" and len(chosen) > 1:
         raise ConfigError(f"--format csv: holds one table; name it with --table: {', '.join(found)}")
     if format_ == "json":
-        text = json.dumps([plain(sheet) for sheet in chosen], indent=1) + "\n"
+        text = json.dumps([as_values(table) for table in chosen], indent=1) + "\n"
     else:
         text = render(chosen, format_)
     if output is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -21,12 +21,14 @@ from plotly.offline import get_plotlyjs
 
 from zeroflow.durable import write_atomically
 from zeroflow.errors import ConfigError
-from zeroflow.results import figures, published
+from zeroflow.results import figures
+from zeroflow.results.efficiency import efficiency_table
+from zeroflow.results.rendering import MARKED, Table, html_grid, words
 from zeroflow.results.report_figures import Drawn, Entry, by_dataset, choose
 from zeroflow.results.storage import remove_leftovers
 from zeroflow.results.store import Store, load
 from zeroflow.results.summary import FILTERS, Row, summary
-from zeroflow.results.tables import Sheet, sheets
+from zeroflow.results.tables import make_tables
 from zeroflow.telling import Tell, silent
 
 _PROVENANCE = (
@@ -115,7 +117,7 @@ def page(results: Results, efficiency: Mapping[str, Any] | None = None, tell: Te
     drawn = choose(results.tables, rows, efficiency, tell)
     units = len(by_dataset(rows)) + 2
     tell("tables", units - 1, units)
-    tables = sheets(results.tables, efficiency) if len(trials) else []
+    tables = make_tables(results.tables, efficiency) if len(trials) else []
     has_figures = any(entries for _, _, entries in drawn.sections)
     parts = [
         "<!doctype html>\n<html lang='en' data-theme='light'>\n<head><meta charset='utf-8'>",
@@ -127,9 +129,9 @@ def page(results: Results, efficiency: Mapping[str, Any] | None = None, tell: Te
         "<header><h1>zeroflow results</h1><button id='theme' type='button'>light / dark</button></header>",
         _opening(results, rows, nothing=not has_figures),
         _filters(_marks(rows, results.tables)),
-        *(_sheet(sheet, "Summary") for sheet in tables if sheet.name == "summary"),
+        *(_table(table, "Summary") for table in tables if table.name == "summary"),
         *_sections(drawn),
-        *_tables([sheet for sheet in tables if sheet.name != "summary"]),
+        *_tables([table for table in tables if table.name != "summary"]),
         _failures(results.tables["failures"]),
         _provenance(trials, results.roots),
         _definitions(trials),
@@ -150,7 +152,7 @@ const root = document.documentElement; root.dataset.theme = root.dataset.theme =
 def _measured(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        published.efficiency_cells(found)
+        efficiency_table(found)
     except OSError as error:
         raise ConfigError(f"efficiency {str(file)!r}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -315,44 +317,20 @@ def _json(value: Any) -> str:
 # Tables
 
 
-def _tables(found: Sequence[Sheet]) -> Iterable[str]:
+def _tables(found: Sequence[Table]) -> Iterable[str]:
     if found:
         yield "<h2>Tables</h2>"
-    for sheet in found:
-        yield _sheet(sheet)
+    for table in found:
+        yield _table(table)
 
 
-def _sheet(sheet: Sheet, heading: str = "") -> str:
+def _table(table: Table, heading: str = "") -> str:
     """A table whose lines can be filtered and sorted."""
-    kinds = ["text" if name in sheet.words else "" for name in sheet.headings]
-    head = "".join(
-        f"<th class='{kind}'><button type='button'>{escape(name)}</button></th>"
-        for kind, name in zip(kinds, sheet.headings, strict=True)
-    )
-    body = []
-    for line in sheet.lines:
-        carried = escape(json.dumps({**line.filters, "baseline": line.baseline}, separators=(",", ":")), quote=True)
-        inner = "".join(
-            f"<td{_class(kind)}>{_MARKS[cell.rank](escape(cell.text))}</td>"
-            for kind, cell in zip(kinds, line.cells, strict=True)
-        )
-        body.append(f'<tr{_class("baseline" if line.baseline else "")} data-keys="{carried}">{inner}</tr>')
-    best = (
-        " Bold: the best of its data set; underlined: the second best."
-        if any(cell.rank for line in sheet.lines for cell in line.cells)
-        else ""
-    )
-    table = f"<table data-sheet='{sheet.name}'><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    title = f"<h2>{escape(heading)}</h2>" if heading else f"<h3>{escape(sheet.title)}</h3>"
-    tall = " tall" if len(sheet.lines) > 25 else ""
-    return f"<div class='sheet'>{title}<div class='wide{tall}'>{table}</div><p class='caption'><span class='count'></span>. {escape(sheet.legend)}{best} A click on a heading sorts.</p></div>"
-
-
-_MARKS: tuple[Callable[[str], str], ...] = (str, lambda text: f"<b>{text}</b>", lambda text: f"<u>{text}</u>")
-
-
-def _class(name: str) -> str:
-    return f" class='{name}'" if name else ""
+    best = f" {MARKED}" if table.is_marked else ""
+    title = f"<h2>{escape(heading)}</h2>" if heading else f"<h3>{escape(table.title)}</h3>"
+    tall = " tall" if len(table.lines) > 25 else ""
+    grid = html_grid(table, buttons=True)
+    return f"<div class='sheet'>{title}<div class='wide{tall}'>{grid}</div><p class='caption'><span class='count'></span>. {escape(table.legend)}{best} A click on a heading sorts.</p></div>"
 
 
 def _failures(failed: pa.Table) -> str:
@@ -386,11 +364,4 @@ def _definitions(trials: pa.Table) -> str:
 
 def _plain_table(heading: list[str], lines: list[list[str]]) -> str:
     """An HTML table of long words."""
-
-    def line(tag: str, values: list[str]) -> str:
-        return f"<tr>{''.join(f'<{tag} class={chr(39)}text long{chr(39)}>{escape(value)}</{tag}>' for value in values)}</tr>"
-
-    head = f"<thead>{line('th', heading)}</thead>" if any(heading) else ""
-    return (
-        f"<div class='wide'><table>{head}<tbody>{''.join(line('td', values) for values in lines)}</tbody></table></div>"
-    )
+    return f"<div class='wide'>{html_grid(Table.of(words(*heading), lines), kind='text long')}</div>"

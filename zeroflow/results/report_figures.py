@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zeroflow.results import figures, published
+from zeroflow.results.effects import effects
 from zeroflow.results.summary import Row, summary
 from zeroflow.telling import Tell, silent
 
@@ -174,18 +175,18 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
             f"gains, the others lose. {seeds}",
             figures.draw_function_values(values),
         )  # fmt: skip
-    effects = [
+    changes = [
         e
         for name in ("table1", "table3", "table4", "figure5", "hybrid")
-        for e in published.effects(name, trials)
+        for e in effects(name, trials)
         if e.metric == "avg" and e.ours
     ]
-    if effects:
+    if changes:
         yield Entry(
             "What one change does, ours beside the paper's",
             "Change of Avg. The paper's data sets are others, so sizes may differ; its finding holds here where "
             "both marks lie on the same side of 0 and the interval does not touch it.",
-            figures.draw_effects(effects),
+            figures.draw_effects(changes),
         )  # fmt: skip
     if len(rows) > 1:
         yield Entry(

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zeroflow.results.rendering import Table, markdown_grid, words
+
 
 @dataclass(frozen=True)
 class SearchRow:
@@ -111,43 +113,21 @@ SEARCH_LEGEND = (
 
 def render_searches(rows: Sequence[SearchRow]) -> str:
     """The table in GitHub's Markdown, its columns set wide enough for a terminal, with a legend."""
-    headings = [
-        "dataset",
-        "method",
-        "optimizer",
-        "q",
-        "tries",
-        "spent",
-        "lr",
-        "eps",
-        "held-out",
-        "best",
-        "level",
-        "note",
-    ]
-    lines = [headings]
+    heads = ("dataset", "method", "optimizer", "q", "tries", "spent", "lr", "eps", "held-out", "best", "level", "note")
+    values = []
     for row in rows:
-        config = row.config
         note = "all failed" if row.lr is None else f"{row.edge} lr tried: widen the range" if row.edge else ""
-        lines.append([
-            *(_text(config.get(key)) for key in _NAMED),
-            f"{row.tries}" + (f" ({row.failed})" if row.failed else ""),
-            f"{row.spent:,} of {row.budget:,}",
-            _text(row.lr), _text(row.eps),
-            f"{_percent(row.accuracy)} ({_percent(row.lower)}, {_percent(row.higher)})",
-            _percent(row.best), str(row.level), note,
+        tried = " (".join([str(row.tries), *([f"{row.failed})"] if row.failed else [])])
+        held_out = f"{_percent(row.accuracy)} ({_percent(row.lower)}, {_percent(row.higher)})"
+        values.append([
+            *map(row.config.get, _NAMED), tried, f"{row.spent:,} of {row.budget:,}", _general(row.lr), _general(row.eps), held_out,
+            _percent(row.best), row.level, note,
         ])  # fmt: skip
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    rule = [":" + "-" * (width - 1) for width in widths]
-    text = "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in [lines[0], rule, *lines[1:]]
-    )
-    return f"{text}\n\n{SEARCH_LEGEND}\n"
+    return f"{markdown_grid(Table.of(words(*heads), values), padded=True)}\n\n{SEARCH_LEGEND}\n"
 
 
-def _text(value: Any) -> str:
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def _general(value: float | None) -> str | None:
+    return None if value is None else f"{value:g}"
 
 
 def _percent(value: float | None) -> str:

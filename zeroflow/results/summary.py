@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from scipy import stats
 
+from zeroflow.results.estimates import Estimate, estimate
+from zeroflow.results.rendering import EXPLICIT, Cell, Column, Mark, Table, escape_bars, markdown_grid, text_grid
 from zeroflow.results.schema import CONFIG_KEYS, SCHEMAS
 
 BASELINE = "simplecil"
@@ -60,45 +61,6 @@ _USUAL = {"access": "white-box", "loss": "cross-entropy"}
 
 _LONG = 16
 """Characters of a list of labels that are shown."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over ``n`` seeds and the half width of its 95 % t-interval, None for a single one."""
-
-    mean: float
-    half_width: float | None
-    n: int
-
-    @property
-    def p_value(self) -> float | None:
-        """Of the two-sided t-test that the mean is 0; None where values do not differ, which are no independent draws."""
-        if self.half_width is None or self.half_width <= 1e-9 * max(1.0, abs(self.mean)):
-            return None
-        t = self.mean / self.half_width * stats.t.ppf(0.975, self.n - 1)
-        return float(2 * stats.t.sf(abs(t), self.n - 1))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" + ("" if self.half_width is None else f" ± {self.half_width:.2f}")
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % t-interval of at least one value."""
-    n, mean = len(values), sum(values) / len(values)
-    if n == 1:
-        return Estimate(mean, None, n)
-    deviation = (sum((value - mean) ** 2 for value in values) / (n - 1)) ** 0.5
-    return Estimate(mean, float(stats.t.ppf(0.975, n - 1)) * deviation / n**0.5, n)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number, in the same order. Source: Holm, "A simple sequentially rejective multiple test
-    procedure", Scandinavian Journal of Statistics 1979."""
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, number in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[number]))
-        adjusted[number] = largest
-    return adjusted
 
 
 @dataclass(frozen=True)
@@ -242,52 +204,45 @@ def as_text(key: str, value: Any) -> str:
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The table as text: a line of headings, then a line per row; ``-`` for what was not measured."""
-    shown = list(rows[0].shown) if rows else list(_ALWAYS_SHOWN)
-    headings = [{"queries": "q"}.get(key, key) for key in shown]
-    lines = [[*headings, "n", "Avg", "Last", "Fgt", "gain", "values", "forwards", "MiB", "seconds"]]
-    for row in rows:
-        lines.append(
-            [
-                *row.shown.values(),
-                str(row.seeds),
-                *("-" if value is None else str(value) for value in (row.avg, row.last, row.fgt)),
-                "-" if row.vs_simplecil is None else f"{row.vs_simplecil:+.2f}",
-                "-" if row.trainable_parameters is None else f"{row.trainable_parameters:,.0f}",
-                "-" if row.forward_passes is None else f"{row.forward_passes:,.0f}",
-                "-" if row.peak_memory is None else f"{row.peak_memory:,.1f}",
-                "-" if row.seconds is None else f"{row.seconds:,.1f}",
-            ]
-        )
-    return lines
-
-
 LEGEND = (
     "q: queries per step. n: seeds. Avg, Last, Fgt: percent, ± half width of the 95 % t-interval over seeds.",
     "gain: Avg minus SimpleCIL's. values: trained in a task. forwards: forward passes in training. MiB: peak memory.",
 )
 
 
+def summary_table(rows: Sequence[Row]) -> Table:
+    """A line per row; ``-`` for what was not measured."""
+    shown = list(rows[0].shown) if rows else list(_ALWAYS_SHOWN)
+    columns = (
+        *(Column({"queries": "q"}.get(key, key), left=is_text(key)) for key in shown),
+        Column("n"), Column("Avg"), Column("Last"), Column("Fgt"), Column("gain", "+.2f"),
+        Column("values", ",.0f"), Column("forwards", ",.0f"), Column("MiB", ",.1f"), Column("seconds", ",.1f"),
+    )  # fmt: skip
+    return Table.of(
+        columns,
+        [
+            (
+                *(Cell(text, row.config[key]) for key, text in row.shown.items()), row.seeds, row.avg, row.last, row.fgt,
+                row.vs_simplecil, row.trainable_parameters, row.forward_passes, row.peak_memory, row.seconds,
+            )
+            for row in rows
+        ],
+        name="summary", title="All settings, averaged over seeds", notes=LEGEND,
+        marks=[Mark(row.filters, same_problem(row.config), row.is_baseline) for row in rows],
+    )  # fmt: skip
+
+
 def render_text(rows: Sequence[Row]) -> str:
     """The table for a terminal, with a legend."""
-    columns = []
-    for heading, *values in zip(*cells(rows), strict=True):
-        width = max(map(len, [heading, *values]))
-        adjust = str.ljust if is_text(heading) else str.rjust
-        columns.append([adjust(value, width) for value in [heading, "-" * width, *values]])
-    lines = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
-    return "\n".join([*lines, "", *LEGEND]) + "\n"
+    return "\n".join([text_grid(summary_table(rows)), "", *LEGEND]) + "\n"
 
 
 def render_markdown(rows: Sequence[Row]) -> str:
     """The table in GitHub's Markdown, with a legend."""
-    heading, *lines = [[value.replace("\\", "\\\\").replace("|", "\\|") for value in line] for line in cells(rows)]
-    rule = [":--" if is_text(name) else "--:" for name in heading]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in [heading, rule, *lines])
-    return f"{body}\n\n{' '.join(LEGEND)}\n"
+    grid = markdown_grid(summary_table(rows), EXPLICIT, escape=escape_bars)
+    return f"{grid}\n\n{' '.join(LEGEND)}\n"
 
 
-def is_text(heading: str) -> bool:
-    """Whether a column holds words (set flush left) and not numbers."""
-    return heading in CONFIG_KEYS and SCHEMAS["trials"].field(heading).type == pa.string()
+def is_text(key: str) -> bool:
+    """Whether a key of the configuration holds words (set flush left) and not numbers."""
+    return key in CONFIG_KEYS and bool(SCHEMAS["trials"].field(key).type == pa.string())

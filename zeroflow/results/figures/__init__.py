@@ -15,7 +15,7 @@
 | trajectories (Figures 3, 6) | ``surfaces``, ``trajectories`` | ``draw_trajectories``, ``animate_trajectories``, ``draw_losses_against_each_other`` |
 | function values (Figure 7) | ``function_values`` | ``draw_function_values`` |
 | the whole grid | ``parallel_coordinates`` | ``draw_parallel_coordinates`` |
-| ours and the paper's | ``published.compare``, ``published.effects`` | ``draw_comparisons``, ``draw_effects`` |
+| ours and the paper's | ``published.compare``, ``effects.effects`` | ``draw_comparisons``, ``draw_effects`` |
 
 Rows come from ``tables.summary``. Every figure names its units, shows 95 % t-intervals over seeds where there are several, and
 is drawn for the colour-blind and for black and white (``figures.style``); ``to_column`` makes it fit a paper's column.

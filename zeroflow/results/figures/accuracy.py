@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from plotly.subplots import make_subplots
 
+from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.figures.style import (
     BLACK,
     SEQUENTIAL,
@@ -26,7 +27,7 @@ from zeroflow.results.figures.style import (
     numbers,
     room,
 )  # fmt: skip
-from zeroflow.results.summary import Estimate, Row, estimate
+from zeroflow.results.summary import Row
 from zeroflow.trial.metrics import Matrix
 
 _MOST_LINES, _MOST_DOTS = 12, 40

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from zeroflow.results import published
+from zeroflow.results.efficiency import ratios
 from zeroflow.results.figures.style import (
     BLACK,
     BLUE,
@@ -229,7 +229,7 @@ def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs")
     Args:
         result: what ``zeroflow efficiency --json`` wrote.
     """
-    rows = published.ratios(result)
+    rows = ratios(result)
     names = [
         escape(" ".join([found.row["optimizer"], f"q={found.row['queries']}" if found.row["queries"] else ""]))
         for found in rows

@@ -10,6 +10,8 @@ import plotly.graph_objects as go
 import pyarrow as pa
 from plotly.subplots import make_subplots
 
+from zeroflow.results.effects import Effect
+from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.figures.accuracy import add_curve
 from zeroflow.results.figures.style import (
     BLUE,
@@ -23,8 +25,8 @@ from zeroflow.results.figures.style import (
     number,
     numbers,
 )  # fmt: skip
-from zeroflow.results.published import Comparison, Effect
-from zeroflow.results.summary import Estimate, Row, estimate
+from zeroflow.results.published import Comparison
+from zeroflow.results.summary import Row
 
 SHARES = {"history": "share of the historical estimate (1)", "sparsity": "share of components left out (1)"}
 """The optimizer's options of Tables 3 and 4, and what they say on an axis."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from plotly.subplots import make_subplots
 
+from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.figures.style import (
     BLACK,
     BLUE,
@@ -24,7 +25,7 @@ from zeroflow.results.figures.style import (
     number,
     numbers,
 )  # fmt: skip
-from zeroflow.results.summary import Estimate, Row, estimate
+from zeroflow.results.summary import Row
 from zeroflow.trial.metrics import Matrix
 
 _OLD, _NEW = BLUE, VERMILLION

@@ -15,7 +15,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from zeroflow.results.summary import Estimate, Row
+from zeroflow.results.estimates import Estimate
+from zeroflow.results.summary import Row
 
 # Okabe & Ito 2008, "Color Universal Design"; yellow left out: it is lost on white.
 BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE, BLACK = PALETTE = (

@@ -116,7 +116,7 @@
     for (const section of document.querySelectorAll("section[data-dataset]")) {
       section.hidden = chosen.dataset.size > 0 && !chosen.dataset.has(section.dataset.dataset);
     }
-    for (const table of document.querySelectorAll("table[data-sheet]")) {
+    for (const table of document.querySelectorAll("table[data-table]")) {
       let left = 0;
       for (const row of table.tBodies[0].rows) {
         row.hidden = !passes(JSON.parse(row.dataset.keys));
@@ -168,7 +168,7 @@
     body.append(...rows.map(([, row]) => row));
   }
 
-  for (const heading of document.querySelectorAll("table[data-sheet] thead th")) {
+  for (const heading of document.querySelectorAll("table[data-table] thead th")) {
     heading.querySelector("button").addEventListener("click", () => {
       const descending = heading.getAttribute("aria-sort") !== "descending";
       for (const other of heading.parentNode.cells) other.removeAttribute("aria-sort");

@@ -1,0 +1,175 @@
+"""What changes by changing one thing, in the paper and in a store of other data: small data can show an effect too."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from scipy import stats
+
+from zeroflow.results.estimates import Estimate, estimate
+from zeroflow.results.published import DATASETS, ENHANCED, METRICS, ORDER, agrees, cells_once, published, rows
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A difference between two settings: the paper's, and ours on other data, paired by seed.
+
+    Attributes:
+        name: of the change. metric: avg, last or fgt. paper: percentage points; None: the paper has no number.
+        expected: the paper's sign, +1 or -1; 0: no claim. ours: None where not measured.
+        filters: method, optimizer and queries of the setting with the change.
+    """
+
+    name: str
+    metric: str
+    paper: float | None
+    expected: int
+    ours: Estimate | None
+    filters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """Whether ours has the paper's sign: ``n.s.`` where the 95 % interval holds 0, ``one seed`` where there is none."""
+        if self.ours is None:
+            return "not measured"
+        if self.ours.half_width is None:
+            return "one seed"
+        if not self.expected or abs(self.ours.mean) <= self.ours.half_width:
+            return "n.s."
+        return "yes" if self.ours.mean * self.expected > 0 else "no"
+
+
+def effects(table: str, trials: pa.Table) -> list[Effect]:
+    """The effects that a table or figure of the paper shows, beside those in a store of other data.
+
+    Args:
+        table: ``table1`` (each optimizer minus the first-order one; the paper's is the mean over its data sets), ``table3``
+            and ``table4`` (with the enhancement minus without), ``figure5`` (q queries minus one) or ``hybrid`` (the last
+            epochs zeroth-order minus all first-order).
+        trials: the table ``trials`` of the store that has the same settings on one data set.
+    """
+    cells = cells_once(trials)
+    if table == "table1":
+        return list(_table1_effects(cells))
+    if table in ENHANCED:
+        return list(_enhancement_effects(table, cells))
+    if table == "figure5":
+        return list(_query_effects(cells))
+    if table == "hybrid":
+        return list(_hybrid_effects(cells))
+    raise KeyError(table)
+
+
+def order(method: str, trials: pa.Table) -> tuple[float | None, float]:
+    """Kendall's tau of the order of Table 1's optimizers by Avg: ours to the paper's mean, and between its data sets.
+
+    The second says how much to expect of the first. None: not all optimizers were measured.
+    """
+    paper = {
+        name: [published(method, optimizer, name).values["avg"] for optimizer in ORDER] for name in DATASETS.values()
+    }
+    mean = [statistics.fmean(values) for values in zip(*paper.values(), strict=True)]
+    cells = cells_once(trials)
+    found = [_by_seed(cells, {"method": method, "optimizer": name, "queries": _one(name)}, {}, "avg") for name in ORDER]
+    ours = [statistics.fmean(by_seed.values()) for by_seed in found if by_seed]
+    between = [_tau(a, b) for number, a in enumerate(paper.values()) for b in list(paper.values())[:number]]
+    return (_tau(ours, mean) if len(ours) == len(ORDER) else None), statistics.fmean(between)
+
+
+def _tau(first: Sequence[float], second: Sequence[float]) -> float:
+    return float(stats.kendalltau(first, second).statistic)
+
+
+def _one(optimizer: str) -> int | None:
+    return None if optimizer.startswith("fo-") else 1
+
+
+def _table1_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
+    for method in ("ease", "aper-adapter"):
+        for name in ORDER:
+            base = "fo-adam" if "adam" in name else "fo-sgd"
+            if name == base:
+                continue
+            configs = [{"method": method, "optimizer": other, "queries": _one(other)} for other in (name, base)]
+            for metric in METRICS:
+                with_, without = (
+                    statistics.fmean(published(method, other, d).values[metric] for d in DATASETS.values())
+                    for other in (name, base)
+                )
+                ours = _paired(*(_by_seed(cells, config, {}, metric) for config in configs))
+                yield _effect(f"{method}: {name} - {base}", metric, with_ - without, ours, configs[0])
+
+
+def _enhancement_effects(table: str, cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
+    without, *others = rows(table)
+    config = {"method": "ease", "optimizer": "zo-sgd", "queries": 1}
+    for row in others:
+        ((option, share),) = row.options.items()
+        for metric in METRICS:
+            ours = _paired(_by_seed(cells, config, row.options, metric), _by_seed(cells, config, {}, metric))
+            paper = row.values[metric] - without.values[metric]
+            yield _effect(f"{option} {share:.0%} - 0%", metric, paper, ours, config)
+
+
+def _query_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
+    """Figure 5 has no numbers; its text says that accuracy rises with the queries, at as many epochs."""
+    kinds = {(c["method"], c["optimizer"], c["epochs"], c["queries"]) for c in cells if (c["queries"] or 1) > 1}
+    for method, name, epochs, queries in sorted(kinds):
+        config = {"method": method, "optimizer": name, "epochs": epochs}
+        one, many = (_by_seed(cells, {**config, "queries": q}, {}, "avg") for q in (1, queries))
+        own = _filters({**config, "queries": queries})
+        yield Effect(f"{method}, {name}: q = {queries} - q = 1", "avg", None, 1, _paired(many, one), own)
+
+
+def _hybrid_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
+    """The first version's text says that the last epochs zeroth-order gain over first order alone, in later stages above all."""
+    kinds = {
+        (c["method"], c["optimizer"], c["epochs"], c["hybrid_epochs"], c["queries"])
+        for c in cells
+        if c["hybrid_epochs"]
+    }
+    for method, name, epochs, exact, queries in sorted(kinds):
+        base = "fo-adam" if "adam" in name else "fo-sgd"
+        config = {"method": method, "optimizer": name, "epochs": epochs, "hybrid_epochs": exact, "queries": queries}
+        alone = {"method": method, "optimizer": base, "epochs": epochs}
+        for metric in ("avg", "last"):
+            ours = _paired(_by_seed(cells, config, {}, metric), _by_seed(cells, alone, {}, metric))
+            name_ = f"{method}: {exact} + {epochs - exact} {name} - {epochs} {base}"
+            yield Effect(name_, metric, None, 1, ours, _filters(config))
+
+
+def _effect(name: str, metric: str, paper: float, ours: Estimate | None, config: Mapping[str, Any]) -> Effect:
+    paper = round(paper, 4)  # published with two decimals
+    return Effect(name, metric, paper, int(math.copysign(1, paper)) if paper else 0, ours, _filters(config))
+
+
+def _filters(config: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        key: "none" if config[key] is None else str(config[key])
+        for key in ("method", "optimizer", "queries")
+        if key in config
+    }
+
+
+def _by_seed(
+    cells: Sequence[Mapping[str, Any]], config: Mapping[str, Any], options: Mapping[str, float], metric: str
+) -> dict[int, float]:
+    """A metric by seed; nothing where a seed has several settings that agree: none of them is picked."""
+    found: dict[int, float] = {}
+    config = {"hybrid_epochs": 0, **config}
+    for cell in cells:
+        if cell[metric] is not None and agrees(cell, config, options):
+            if cell["seed"] in found:
+                return {}
+            found[cell["seed"]] = cell[metric]
+    return found
+
+
+def _paired(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
+    differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    return estimate(differences) if differences else None

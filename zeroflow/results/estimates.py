@@ -1,0 +1,47 @@
+"""Means over seeds with their intervals, and the correction for many comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` seeds and the half width of its 95 % t-interval, None for a single one."""
+
+    mean: float
+    half_width: float | None
+    n: int
+
+    @property
+    def p_value(self) -> float | None:
+        """Of the two-sided t-test that the mean is 0; None where values do not differ, which are no independent draws."""
+        if self.half_width is None or self.half_width <= 1e-9 * max(1.0, abs(self.mean)):
+            return None
+        t = self.mean / self.half_width * stats.t.ppf(0.975, self.n - 1)
+        return float(2 * stats.t.sf(abs(t), self.n - 1))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.half_width is None else f" ± {self.half_width:.2f}")
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and 95 % t-interval of at least one value."""
+    n, mean = len(values), sum(values) / len(values)
+    if n == 1:
+        return Estimate(mean, None, n)
+    deviation = (sum((value - mean) ** 2 for value in values) / (n - 1)) ** 0.5
+    return Estimate(mean, float(stats.t.ppf(0.975, n - 1)) * deviation / n**0.5, n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number, in the same order. Source: Holm, "A simple sequentially rejective multiple test
+    procedure", Scandinavian Journal of Statistics 1979."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, number in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[number]))
+        adjusted[number] = largest
+    return adjusted
