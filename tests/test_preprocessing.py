@@ -456,8 +456,6 @@ def test_what_cannot_be_shown_is_said_before_anything_is_drawn(birds: Path) -> N
 
 
 def test_look_needs_no_ray() -> None:
-    program = (
-        "import sys, zeroflow.studies.looks, zeroflow.studies.look_sheet, zeroflow.cli.looking; print('ray' in sys.modules)"
-    )
+    program = "import sys, zeroflow.studies.looks, zeroflow.studies.look_sheet, zeroflow.cli.looking; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True)
     assert done.stdout == "False\n"

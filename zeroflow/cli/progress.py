@@ -20,7 +20,7 @@ _COLUMNS = 79  # of a terminal that does not know its size
 
 
 class Bar:
-    """Shows what ``Tell`` is called with; the instance is the callback. A new total begins a new count.
+    """Shows what ``Progress`` is called with; the instance is the callback. A new total begins a new count.
 
     Args:
         label: of what is being done. unit: of its units; ``B``: bytes.

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zeroflow.errors import ConfigError
-from zeroflow.telling import Tell, silent
+from zeroflow.progress import Progress, silent
 
 _AT_ONCE = 16
 """Files that are on their way at a time: small ones wait for the answer, not for the bytes."""
@@ -16,11 +16,11 @@ _AT_ONCE = 16
 _PIECE = 2**22
 
 
-def synchronise(source: str, folder: Path, tell: Tell = silent) -> int:
+def synchronise(source: str, folder: Path, on_progress: Progress = silent) -> int:
     """Copy what ``folder`` lacks, or has with another size, each file whole or not at all. Nothing is deleted.
 
     Args:
-        source: ``s3://bucket/path``, ``gs://...``, or a folder. folder: made if missing. tell: see ``Tell``; a unit is a file.
+        source: ``s3://bucket/path``, ``gs://...``, or a folder. folder: made if missing. on_progress: see ``Progress``; a unit is a file.
 
     Returns:
         How many files were copied.
@@ -60,7 +60,7 @@ def synchronise(source: str, folder: Path, tell: Tell = silent) -> int:
     try:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for number, _ in enumerate(pool.map(copy, range(len(wanted)))):
-                tell(str(wanted[number][1].name), number + 1, len(wanted))
+                on_progress(str(wanted[number][1].name), number + 1, len(wanted))
     except OSError as error:
         raise ConfigError(f"data {source!r}: {error}") from None
     return len(wanted)
