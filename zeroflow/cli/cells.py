@@ -79,7 +79,7 @@ def run(
         with bar:
             result = run_trial(
                 config, Placement(data_dir, device, threads, endpoint=endpoint, results=store.root if store else None),
-                on_stage=progress, tell=bar,
+                on_stage=progress, on_progress=bar,
             )  # fmt: skip
     except NonFiniteLoss as error:
         raise click.ClickException(f"training diverged: {error}") from None

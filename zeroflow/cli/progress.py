@@ -20,7 +20,7 @@ _COLUMNS = 79  # of a terminal that does not know its size
 
 
 class Bar:
-    """A progress bar; the instance is a ``Tell`` callback. A new total starts a new count.
+    """A progress bar; the instance is a ``Progress`` callback. A new total starts a new count.
 
     Args:
         label: name of the work.

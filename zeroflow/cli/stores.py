@@ -94,7 +94,7 @@ def report(results: tuple[str, ...], output: Path, efficiency: Path | None) -> N
     stores = [_existing(each) for each in results]
     check_writable(output, "--output")
     with Bar("report") as bar:
-        click.echo(write_report(stores, output, efficiency=efficiency, tell=bar))
+        click.echo(write_report(stores, output, efficiency=efficiency, on_progress=bar))
 
 
 @click.command(
@@ -133,7 +133,7 @@ def tables(results: tuple[str, ...], names: tuple[str, ...], format_: str, outpu
     if output is not None:
         check_writable(output, "--output")
     with Bar("tables") as bar:
-        tables = read(*(_existing(each) for each in results), tell=bar).tables
+        tables = read(*(_existing(each) for each in results), on_progress=bar).tables
     if not len(tables["trials"]):
         raise ConfigError(f"results {', '.join(results)}: no finished cell, {len(tables['failures'])} failed")
     found = {table.name: table for table in make_tables(tables)}
@@ -173,7 +173,7 @@ def merge(target: str, sources: tuple[str, ...], as_json: bool) -> None:
 
     into, others = Store(target), [_existing(each) for each in sources]
     with Bar("merge", "cell") as bar:
-        added = merge_stores(into, *others, tell=bar)
+        added = merge_stores(into, *others, on_progress=bar)
     if as_json:
         click.echo(json.dumps({"results": into.root, "added": added, "done": len(into.done())}, indent=1))
     else:
@@ -200,7 +200,7 @@ def pack(results: str, as_json: bool) -> None:
 
     store = _existing(results)
     with Bar("pack", "table") as bar:
-        packed = pack_store(store, tell=bar)
+        packed = pack_store(store, on_progress=bar)
     if as_json:
         click.echo(json.dumps({"results": store.root, **vars(packed)}, indent=1))
     else:

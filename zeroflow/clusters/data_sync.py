@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zeroflow.errors import ConfigError
-from zeroflow.telling import Tell, silent
+from zeroflow.progress import Progress, silent
 
 _AT_ONCE = 16
 """Files copied at a time; small ones are limited by latency, not by bandwidth."""
@@ -16,13 +16,13 @@ _AT_ONCE = 16
 _PIECE = 2**22
 
 
-def synchronise(source: str, folder: Path, tell: Tell = silent) -> int:
+def synchronise(source: str, folder: Path, on_progress: Progress = silent) -> int:
     """Copy files that ``folder`` lacks or has with another size, each atomically. Nothing is deleted.
 
     Args:
         source: ``s3://bucket/path``, ``gs://...``, or a folder.
         folder: destination, created if missing.
-        tell: progress callback, see ``Tell``; a unit is a file.
+        on_progress: progress callback, see ``Progress``; a unit is a file.
 
     Returns:
         Number of files copied.
@@ -62,7 +62,7 @@ def synchronise(source: str, folder: Path, tell: Tell = silent) -> int:
     try:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for number, _ in enumerate(pool.map(copy, range(len(wanted)))):
-                tell(str(wanted[number][1].name), number + 1, len(wanted))
+                on_progress(str(wanted[number][1].name), number + 1, len(wanted))
     except OSError as error:
         raise ConfigError(f"data {source!r}: {error}") from None
     return len(wanted)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from zeroflow.errors import ConfigError
-from zeroflow.telling import Tell, silent
+from zeroflow.progress import Progress, silent
 
 BLOCK = 2**20
 
@@ -38,14 +38,14 @@ class Archive:
     url: str | None = None
 
 
-def obtain(archive: Archive, data_dir: Path, local: Path | None = None, tell: Tell = silent) -> Path:
+def obtain(archive: Archive, data_dir: Path, local: Path | None = None, on_progress: Progress = silent) -> Path:
     """Install an archive's content at ``<data_dir>/<folder>``: all of it or, if anything fails, nothing.
 
     Args:
         archive: what to install.
         data_dir: created if missing.
         local: the archive file, if it has been downloaded already.
-        tell: progress callback, see ``Tell``; a unit is a byte that is downloaded, then verified, then unpacked.
+        on_progress: progress callback, see ``Progress``; a unit is a byte that is downloaded, then verified, then unpacked.
 
     Returns:
         The folder.
@@ -60,17 +60,17 @@ def obtain(archive: Archive, data_dir: Path, local: Path | None = None, tell: Te
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{archive.folder}-", dir=data_dir) as scratch:
-            file = local or _fetched(archive, Path(scratch) / archive.file, tell)
-            _check(archive, file, tell)
+            file = local or _fetched(archive, Path(scratch) / archive.file, on_progress)
+            _check(archive, file, on_progress)
             unpacked = Path(scratch) / "unpacked"
-            _unpack(file, unpacked, tell)
+            _unpack(file, unpacked, on_progress)
             _folder_with(archive, unpacked).rename(target)
     except OSError as error:
         raise ConfigError(f"{error.filename or data_dir}: {error.strerror or error}") from error
     return target
 
 
-def _fetched(archive: Archive, file: Path, tell: Tell) -> Path:
+def _fetched(archive: Archive, file: Path, on_progress: Progress) -> Path:
     by_hand = f"fetch {archive.file} elsewhere and name it with --archive"
     if archive.url is None:
         raise ConfigError(f"{archive.file} has no download address: {by_hand}")
@@ -78,7 +78,7 @@ def _fetched(archive: Archive, file: Path, tell: Tell) -> Path:
         with urllib.request.urlopen(archive.url, timeout=60) as answer, file.open("wb") as out:
             total = int(answer.headers.get("Content-Length") or 0)
             while block := answer.read(BLOCK):
-                tell("fetching", out.tell(), total)
+                on_progress("fetching", out.tell(), total)
                 out.write(block)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
@@ -86,11 +86,11 @@ def _fetched(archive: Archive, file: Path, tell: Tell) -> Path:
     return file
 
 
-def _check(archive: Archive, file: Path, tell: Tell) -> None:
+def _check(archive: Archive, file: Path, on_progress: Progress) -> None:
     size, digest = file.stat().st_size, hashlib.md5(usedforsecurity=False)
     with file.open("rb") as content:
         while block := content.read(BLOCK):
-            tell("checking", content.tell(), size)
+            on_progress("checking", content.tell(), size)
             digest.update(block)
     found = digest.hexdigest()
     if found != archive.md5:
@@ -99,7 +99,7 @@ def _check(archive: Archive, file: Path, tell: Tell) -> None:
         )
 
 
-def _unpack(file: Path, folder: Path, tell: Tell) -> None:
+def _unpack(file: Path, folder: Path, on_progress: Progress) -> None:
     """Unpack a zip or tar archive; refuse files and links outside ``folder``."""
     try:
         if zipfile.is_zipfile(file):
@@ -109,21 +109,23 @@ def _unpack(file: Path, folder: Path, tell: Tell) -> None:
                         raise ConfigError(f"{file}: {name!r} would be written outside the archive's own folder")
                 total, done = sum(info.file_size for info in content.infolist()), 0
                 for info in content.infolist():
-                    tell("unpacking", done, total)
+                    on_progress("unpacking", done, total)
                     content.extract(info, folder)
                     done += info.file_size
         else:
             with file.open("rb") as packed, tarfile.open(fileobj=packed) as content:
                 # How much there will be is written nowhere; how much has been read of the archive is known.
-                content.extractall(folder, _told(content, packed, file.stat().st_size, tell), filter="data")
+                content.extractall(folder, _told(content, packed, file.stat().st_size, on_progress), filter="data")
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise ConfigError(f"{file}: cannot be unpacked: {error}") from error
 
 
-def _told(members: Iterable[tarfile.TarInfo], packed: IO[bytes], size: int, tell: Tell) -> Iterator[tarfile.TarInfo]:
+def _told(
+    members: Iterable[tarfile.TarInfo], packed: IO[bytes], size: int, on_progress: Progress
+) -> Iterator[tarfile.TarInfo]:
     """The same members; report the position in the archive at each."""
     for member in members:
-        tell("unpacking", packed.tell(), size)
+        on_progress("unpacking", packed.tell(), size)
         yield member
 
 

@@ -12,9 +12,9 @@ from zeroflow.errors import ConfigError
 from zeroflow.grid.cost_estimate import COLUMNS, CostEstimate, estimate_costs
 from zeroflow.grid.grid_file import Grid
 from zeroflow.grid.placement import SweepPlacement
+from zeroflow.progress import Progress, silent
 from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.store import Store
-from zeroflow.telling import Tell, silent
 from zeroflow.trial.config import TrialConfig
 
 
@@ -109,7 +109,7 @@ def make_plan(grid: Grid, store: Store, data_dir: str | None, *, elsewhere: bool
 
 
 def check_data(
-    cells: Sequence[TrialConfig], data_dir: str | None, placement: SweepPlacement, tell: Tell = silent
+    cells: Sequence[TrialConfig], data_dir: str | None, placement: SweepPlacement, on_progress: Progress = silent
 ) -> None:
     """Open every data set that cells need, so that what is wrong with any of them is told before the first trial.
 
@@ -120,7 +120,7 @@ def check_data(
     for config in cells:
         rooms[config.dataset].append(placement.of(config).cache_bytes)
     for number, (name, room) in enumerate(sorted(rooms.items())):
-        tell(name, number, len(rooms))
+        on_progress(name, number, len(rooms))
         try:
             load_dataset(name, data_dir, cache_bytes=min(room))
         except ConfigError as error:

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zeroflow.errors import ConfigError
+from zeroflow.progress import Progress, silent
 from zeroflow.results import agreement
 from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.store import Store
-from zeroflow.telling import Tell, silent
 
 
-def merge(target: Store | str | Path, *sources: Store | str | Path, tell: Tell = silent) -> int:
+def merge(target: Store | str | Path, *sources: Store | str | Path, on_progress: Progress = silent) -> int:
     """Copy into a store what it lacks of others: finished cells, searches, landscapes, and failures of cells that are done nowhere.
 
     Nothing in ``target`` is overwritten, and nothing is copied before all stores are found to agree on every key of
@@ -23,7 +23,7 @@ def merge(target: Store | str | Path, *sources: Store | str | Path, tell: Tell =
 
     Args:
         target: a store, its folder or its URI; made if it is not there. sources: others, which stay as they are.
-        tell: see ``Tell``; a unit is a cell.
+        on_progress: see ``Progress``; a unit is a cell.
 
     Returns:
         How many finished cells were added.
@@ -47,7 +47,7 @@ def merge(target: Store | str | Path, *sources: Store | str | Path, tell: Tell =
     into.check_writable()
     added, copied = 0, [(cell, store) for cell, store in home.items() if store is not into]
     for number, (cell, store) in enumerate(copied):
-        tell(cell, number, len(copied))
+        on_progress(cell, number, len(copied))
         added += into.copy(cell, store)
     failed = set(into.failed())
     for store in others:

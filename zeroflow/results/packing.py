@@ -19,13 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from zeroflow.errors import ConfigError
+from zeroflow.progress import Progress, silent
 from zeroflow.results import parquet
 from zeroflow.results.packed import NAME, PackedTable
 from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.storage import File
 from zeroflow.results.store import Store, key_of
 from zeroflow.results.sweeps import sweeps
-from zeroflow.telling import Tell, silent
 
 _TABLES = (*(name for name in SCHEMAS if name not in ("trials", "failures")), "trials")
 _AT_ONCE = 1024  # cells that are in memory together
@@ -48,14 +48,14 @@ class Packed:
     cells: int
 
 
-def pack(results: Store | str | Path, tell: Tell = silent) -> Packed:
+def pack(results: Store | str | Path, on_progress: Progress = silent) -> Packed:
     """Pack a store: everything in it reads as before, from a file for each table.
 
     A sweep goes on from a packed store, and packing again takes in what it added.
 
     Args:
         results: the store, its folder or its URI.
-        tell: see ``Tell``; a unit is a table.
+        on_progress: see ``Progress``; a unit is a table.
 
     Raises:
         ConfigError: nothing is there, it cannot be written, a sweep is at work on it, a newer zeroflow wrote it, a packed
@@ -75,7 +75,7 @@ def pack(results: Store | str | Path, tell: Tell = silent) -> Packed:
         _refuse_contradictions(store)
         files = size = 0
         for number, table in enumerate(_TABLES):
-            tell(f"packing {table}", number, len(_TABLES))
+            on_progress(f"packing {table}", number, len(_TABLES))
             packed = _pack(store, table, done)
             files, size = files + packed[0], size + packed[1]
         return Packed(files, size, len(done))

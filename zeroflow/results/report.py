@@ -21,6 +21,7 @@ from plotly.offline import get_plotlyjs
 
 from zeroflow.durable import write_atomically
 from zeroflow.errors import ConfigError
+from zeroflow.progress import Progress, silent
 from zeroflow.results import figures
 from zeroflow.results.efficiency import efficiency_table
 from zeroflow.results.rendering import MARKED, Table, html_grid, words
@@ -29,7 +30,6 @@ from zeroflow.results.storage import remove_leftovers
 from zeroflow.results.store import Store, load
 from zeroflow.results.summary import FILTERS, Row, summary
 from zeroflow.results.tables import make_tables
-from zeroflow.telling import Tell, silent
 
 _PROVENANCE = (
     "dataset", "backbone", "tasks", "base_classes", "increments", "stop_after", "class_order_seed", "fixed_class_order", "dtype",
@@ -49,8 +49,8 @@ class Results:
     notes: tuple[str, ...] = ()
 
 
-def read(*results: Store | str | Path, tell: Tell = silent) -> Results:
-    """What a report reads of some stores; ``tell``: see ``Tell``, a unit is a table.
+def read(*results: Store | str | Path, on_progress: Progress = silent) -> Results:
+    """What a report reads of some stores; ``on_progress``: see ``Progress``, a unit is a table.
 
     Cells judged on held-out training samples (of a search) are left out where there are others: what they chose is told by
     the table of searches, and their accuracies are no results.
@@ -63,7 +63,7 @@ def read(*results: Store | str | Path, tell: Tell = silent) -> Results:
         warnings.simplefilter("always")
         tables: dict[str, pa.Table] = {}
         for number, name in enumerate(_READ):
-            tell(f"reading {name}", number, len(_READ))
+            on_progress(f"reading {name}", number, len(_READ))
             tables[name] = load(stores, name)
     failures = tables["failures"]
     tables["failures"] = failures.filter(pc.invert(pc.is_in(failures["cell_id"], tables["trials"]["cell_id"])))
@@ -86,13 +86,13 @@ def write_report(
     out: str | Path,
     *,
     efficiency: str | Path | None = None,
-    tell: Tell = silent,
+    on_progress: Progress = silent,
 ) -> Path:
     """Write the report of a store, or of several together: summary, tables and figures with filters, provenance.
 
     Args:
         results: a store, its folder or its URI, or several. out: the HTML file; replaced whole.
-        efficiency: what ``zeroflow efficiency --json`` wrote, to be shown too. tell: see ``Tell``; a unit is a table that is
+        efficiency: what ``zeroflow efficiency --json`` wrote, to be shown too. on_progress: see ``Progress``; a unit is a table that is
             read, then a data set or another part of the page.
 
     Returns:
@@ -103,20 +103,23 @@ def write_report(
     """
     out = Path(out).absolute()
     cost = None if efficiency is None else _measured(Path(efficiency))
-    found = read(*(results if isinstance(results, Sequence) and not isinstance(results, str) else [results]), tell=tell)
-    write_atomically(out, page(found, cost, tell).encode())
+    found = read(
+        *(results if isinstance(results, Sequence) and not isinstance(results, str) else [results]),
+        on_progress=on_progress,
+    )
+    write_atomically(out, page(found, cost, on_progress).encode())
     remove_leftovers(out.parent, out.name)
     return out
 
 
-def page(results: Results, efficiency: Mapping[str, Any] | None = None, tell: Tell = silent) -> str:
-    """The report as HTML; ``tell``: see ``write_report``."""
+def page(results: Results, efficiency: Mapping[str, Any] | None = None, on_progress: Progress = silent) -> str:
+    """The report as HTML; ``on_progress``: see ``write_report``."""
     trials = results.tables["trials"]
     rows = summary(trials)
     own = resources.files("zeroflow.results").joinpath("page")
-    drawn = choose(results.tables, rows, efficiency, tell)
+    drawn = choose(results.tables, rows, efficiency, on_progress)
     units = len(by_dataset(rows)) + 2
-    tell("tables", units - 1, units)
+    on_progress("tables", units - 1, units)
     tables = make_tables(results.tables, efficiency) if len(trials) else []
     has_figures = any(entries for _, _, entries in drawn.sections)
     parts = [

@@ -10,10 +10,10 @@ import plotly.graph_objects as go
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zeroflow.progress import Progress, silent
 from zeroflow.results import figures, published
 from zeroflow.results.effects import effects
 from zeroflow.results.summary import Row, summary
-from zeroflow.telling import Tell, silent
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,25 @@ def by_dataset(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def choose(
-    tables: Mapping[str, pa.Table], rows: Sequence[Row], efficiency: Mapping[str, Any] | None, tell: Tell = silent
+    tables: Mapping[str, pa.Table],
+    rows: Sequence[Row],
+    efficiency: Mapping[str, Any] | None,
+    on_progress: Progress = silent,
 ) -> Drawn:
     """The figures that some tables have something for.
 
     Args:
         tables: as ``Store.load`` gives them. rows: of ``trials``, from ``summary.summary``.
-        efficiency: what ``zeroflow efficiency --json`` wrote. tell: as in ``report.write_report``.
+        efficiency: what ``zeroflow efficiency --json`` wrote. on_progress: as in ``report.write_report``.
     """
     drawn = Drawn()
     trials = tables["trials"]
     datasets = by_dataset(rows)
     for number, dataset in enumerate(datasets):
-        tell(f"figures: {dataset}", number, len(datasets) + 2)
+        on_progress(f"figures: {dataset}", number, len(datasets) + 2)
         own = trials.filter(pc.field("dataset") == dataset)
         drawn.sections.append((f"Figures: {dataset}", dataset, list(_of_dataset(summary(own), own, tables))))
-    tell("figures of everything", len(datasets), len(datasets) + 2)
+    on_progress("figures of everything", len(datasets), len(datasets) + 2)
     if len(trials):
         for name, what in (
             ("stages", "accuracy along the stream"),

@@ -26,7 +26,7 @@ from zeroflow.methods import Method, MiniBatch, methods
 from zeroflow.models.backbone import Backbone
 from zeroflow.models.factory import create_backbone
 from zeroflow.optim import create_optimizer, optimizers
-from zeroflow.telling import Tell, silent
+from zeroflow.progress import Progress, silent
 from zeroflow.trial.batches import TaskBatches
 from zeroflow.trial.meters import Stopwatch, peak_memory
 from zeroflow.trial.placement import Placement
@@ -123,11 +123,13 @@ def parse_optimizers(text: str) -> list[tuple[str, int]]:
     return found
 
 
-def measure(setting: Setting, candidates: Sequence[tuple[str, int]] = PAPER, tell: Tell = silent) -> dict[str, Any]:
+def measure(
+    setting: Setting, candidates: Sequence[tuple[str, int]] = PAPER, on_progress: Progress = silent
+) -> dict[str, Any]:
     """Measure memory, one candidate after the other, then time: the candidates take turns, so that a machine's drift is shared.
 
     Args:
-        setting: what is measured. candidates: (optimizer, queries). tell: see ``Tell``; a unit is a step of a candidate.
+        setting: what is measured. candidates: (optimizer, queries). on_progress: see ``Progress``; a unit is a step of a candidate.
 
     Returns:
         Plain values for JSON: the setting, what a plain forward pass costs, a row per candidate, and the provenance.
@@ -147,17 +149,17 @@ def measure(setting: Setting, candidates: Sequence[tuple[str, int]] = PAPER, tel
         # Two steps of each for its memory, two to warm up, and the timed ones.
         units = len(candidates) * (4 + setting.steps)
         for number, (name, queries) in enumerate(candidates):
-            tell(f"memory: {name}, q = {queries}", 2 * number, units)
+            on_progress(f"memory: {name}, q = {queries}", 2 * number, units)
             rows.append(bench.memory(name, queries))
         fits = [number for number, row in enumerate(rows) if row.peak_memory_bytes is not None]
         behind = 2 * len(candidates)
 
-        def tell_round(number: int) -> None:
+        def on_round(number: int) -> None:
             rest = len(candidates) * (number + 1 if number else 0)
             what = f"time: round {number} of {setting.steps}" if number else "time: warm-up"
-            tell(what, behind + rest, units)
+            on_progress(what, behind + rest, units)
 
-        forward, timed = bench.times([candidates[number] for number in fits], tell_round)
+        forward, timed = bench.times([candidates[number] for number in fits], on_round)
         for number, (seconds, in_forwards) in zip(fits, timed, strict=True):
             rows[number] = dataclasses.replace(rows[number], seconds_per_step=seconds, in_forwards=in_forwards)
     finally:
@@ -240,14 +242,14 @@ class _Bench:
         return Cost(name, asked, optimizer.flat.size, *counted, peak_memory_bytes=trainer.peak_bytes)
 
     def times(
-        self, candidates: Sequence[tuple[str, int]], tell_round: Callable[[int], None]
+        self, candidates: Sequence[tuple[str, int]], on_round: Callable[[int], None]
     ) -> tuple[float, list[tuple[float, float]]]:
         """Median seconds of a plain forward pass, and of each candidate the median seconds of a step and its time in forwards.
 
         The candidates take turns, each step between two plain forward passes.
         """
         plain, trainers = self.method(), [self.trainer(name, queries) for name, queries in candidates]
-        tell_round(0)
+        on_round(0)
         for trainer in trainers:
             for _ in range(2):  # warm-up, and the step whose memory is measured
                 self.step(trainer)
@@ -255,7 +257,7 @@ class _Bench:
         forwards = [self.forward(plain)]
         steps: list[list[tuple[float, float]]] = [[] for _ in trainers]
         for number in range(self.setting.steps):
-            tell_round(number + 1)
+            on_round(number + 1)
             for trainer, found in zip(trainers, steps, strict=True):
                 seconds = self.step(trainer)
                 forwards.append(self.forward(plain))

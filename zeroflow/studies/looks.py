@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zeroflow.data import Preprocessing, Task, datasets, load_dataset
 from zeroflow.models.factory import create_backbone, default_image_size
-from zeroflow.telling import Tell, silent
+from zeroflow.progress import Progress, silent
 from zeroflow.trial import randomness
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.probes import some
@@ -114,18 +114,18 @@ def _size(config: TrialConfig) -> int:
     return create_backbone(config.backbone, checkpoint="none").image_size
 
 
-def looks(cells: Sequence[TrialConfig], data_dir: str | None, tell: Tell = silent) -> Iterator[Look]:
+def looks(cells: Sequence[TrialConfig], data_dir: str | None, on_progress: Progress = silent) -> Iterator[Look]:
     """A look for each of the ``groups`` of cells; data sets are opened, nothing is trained.
 
     Args:
-        cells: in normal form. data_dir: of the data sets. tell: see ``Tell``; a unit is a look.
+        cells: in normal form. data_dir: of the data sets. on_progress: see ``Progress``; a unit is a look.
 
     Raises:
         ConfigError: a data set that is not here, or what is wrong with it.
     """
     found = groups(cells)
     for number, ((dataset, _, size, _), members) in enumerate(found.items()):
-        tell(dataset, number, len(found))
+        on_progress(dataset, number, len(found))
         scenario = scenario_of(members[0], load_dataset(dataset, data_dir), size)
         yield Look(members, size, [_shown(task, scenario.class_names, members[0].seed) for task in scenario.tasks])
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from zeroflow.progress import Progress, silent
 from zeroflow.studies.landscapes import Adapter, Landscape, Point, Run, check_cells, exact
-from zeroflow.telling import Tell, silent
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.placement import Placement
 from zeroflow.trial.result import provenance
@@ -57,11 +57,11 @@ class Study:
     provenance: Mapping[str, Any]
 
 
-def study(landscape: Landscape, runs: Sequence[Run], tell: Tell = silent) -> Study:
+def study(landscape: Landscape, runs: Sequence[Run], on_progress: Progress = silent) -> Study:
     """Make all runs, and look at both losses on a grid around everything that they saw.
 
     Args:
-        landscape: where. runs: what. tell: see ``Tell``; a unit is a run on a task, or a line of the surface.
+        landscape: where. runs: what. on_progress: see ``Progress``; a unit is a run on a task, or a line of the surface.
     """
     config = json.dumps(
         {"landscape": landscape.name, **landscape.facts, "runs": [run.columns() for run in runs]}, sort_keys=True
@@ -80,7 +80,7 @@ def study(landscape: Landscape, runs: Sequence[Run], tell: Tell = silent) -> Stu
                         looks.append((run, objective, task, step, landscape.point()))
 
                 queries = "" if run.queries is None else f" q={run.queries}"
-                tell(f"{landscape.name}: {run.optimizer}{queries}, {objective}", done, total)
+                on_progress(f"{landscape.name}: {run.optimizer}{queries}, {objective}", done, total)
                 step, done = landscape.learn(run, tasks, step, look), done + 1
             looks.append((run, objective, task, step, landscape.point()))
     marks = {}
@@ -93,7 +93,7 @@ def study(landscape: Landscape, runs: Sequence[Run], tell: Tell = silent) -> Stu
     columns, rows = (np.linspace(low[i] - room[i], high[i] + room[i], landscape.side) for i in (0, 1))
     surface: list[Point] = []
     for number, y in enumerate(rows):
-        tell(f"{landscape.name}: the surface", done + number, total)
+        on_progress(f"{landscape.name}: the surface", done + number, total)
         surface += [landscape.at(float(x), float(y)) for x in columns]
     device = landscape.device if isinstance(landscape, Adapter) else torch.device("cpu")
     return Study(
@@ -102,7 +102,7 @@ def study(landscape: Landscape, runs: Sequence[Run], tell: Tell = silent) -> Stu
     )  # fmt: skip
 
 
-def adapter_study(cells: Sequence[TrialConfig], place: Placement, tell: Tell = silent) -> Study:
+def adapter_study(cells: Sequence[TrialConfig], place: Placement, on_progress: Progress = silent) -> Study:
     """Runs with the settings of a grid's cells on the landscape of one adapter.
 
     Args:
@@ -116,8 +116,8 @@ def adapter_study(cells: Sequence[TrialConfig], place: Placement, tell: Tell = s
     threads = torch.get_num_threads()
     torch.set_num_threads(place.threads)
     try:
-        tell("adapter: each task's optimum", 0, 0)
+        on_progress("adapter: each task's optimum", 0, 0)
         reference = next(run for run in runs if exact(run.optimizer))
-        return study(Adapter(cells[0], place, reference), runs, tell)
+        return study(Adapter(cells[0], place, reference), runs, on_progress)
     finally:
         torch.set_num_threads(threads)

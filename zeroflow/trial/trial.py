@@ -34,7 +34,7 @@ from zeroflow.optim import (
     gradient_ban,
     optimizers,
 )
-from zeroflow.telling import Tell, silent
+from zeroflow.progress import Progress, silent
 from zeroflow.trial import randomness
 from zeroflow.trial.batches import TaskBatches
 from zeroflow.trial.checkpoint import Checkpoints
@@ -63,7 +63,7 @@ def run_trial(
     executor: Executor | None = None,
     on_stage: OnStage | None = None,
     folder: str | Path | None = None,
-    tell: Tell = silent,
+    on_progress: Progress = silent,
 ) -> TrialResult:
     """Run one cell in this process.
 
@@ -74,7 +74,7 @@ def run_trial(
         on_stage: called after each stage.
         folder: for unfinished work. A trial that is interrupted and run again with the same folder resumes where it was,
             and its result has the same bits as an uninterrupted one's; the caller deletes the folder when the result is safe.
-        tell: see ``Tell``; a unit is an epoch of a task.
+        on_progress: see ``Progress``; a unit is an epoch of a task.
 
     Returns:
         The result: accuracy matrix, summary, steps, provenance.
@@ -92,7 +92,7 @@ def run_trial(
     ban = gradient_ban() if forward_only(config) else nullcontext()
     with _threads(placement.threads), ban, checkpoints.locked() if checkpoints else nullcontext():
         try:
-            return Trial(config, placement, executor, checkpoints, on_stage, tell).run()
+            return Trial(config, placement, executor, checkpoints, on_stage, on_progress).run()
         finally:
             executor.together = None  # it may run other cells after this one
 
@@ -131,7 +131,7 @@ class Trial:
         executor: where the optimizer's evaluations run.
         checkpoints: of unfinished work; None: nothing is saved.
         on_stage: called after each stage.
-        tell: see ``Tell``; a unit is an epoch of a task.
+        on_progress: see ``Progress``; a unit is an epoch of a task.
     """
 
     def __init__(
@@ -141,10 +141,10 @@ class Trial:
         executor: Executor,
         checkpoints: Checkpoints | None = None,
         on_stage: OnStage | None = None,
-        tell: Tell = silent,
+        on_progress: Progress = silent,
     ) -> None:
         self.config, self.placement, self.executor = config, placement, executor
-        self.checkpoints, self.on_stage, self.tell = checkpoints, on_stage, tell
+        self.checkpoints, self.on_stage, self.on_progress = checkpoints, on_stage, on_progress
         self.device = accesses[config.access or "white-box"].device(placement.torch_device())
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         # Bound to no trial: a trial that holds itself would keep its model on the device after its end.
@@ -329,7 +329,7 @@ class Trial:
 
     def _report(self, what: str, stages: int, epoch: int = 0) -> None:
         epochs = self.config.epochs or 1
-        self.tell(what, stages * epochs + epoch, len(self.scenario.tasks) * epochs)
+        self.on_progress(what, stages * epochs + epoch, len(self.scenario.tasks) * epochs)
 
 
 def _method(config: TrialConfig, backbone: Backbone) -> Method:
