@@ -66,6 +66,6 @@ def _placement(task: CellTask, executor: Executor | None) -> Placement:
         # Alone in its process a trial sees its own GPU as the only one.
         device = str(ray.train.torch.get_device()) if executor else "cuda"
     threads = task.placement.cpus_per_worker
-    return task.placement.place(
+    return task.placement.trial_placement(
         data_dir=task.sweep.data_dir, device=device, threads=threads, results=task.sweep.results
     )

@@ -48,7 +48,7 @@ class RuntimeOptions:
             raise ConfigError(f"endpoint_timeout={self.endpoint_timeout!r}: expected a number > 0, seconds")
         require_amount("price_per_1000_images", self.price_per_1000_images)
 
-    def place(self, *, data_dir: str | None, device: str, threads: int, results: str | None) -> Placement:
+    def trial_placement(self, *, data_dir: str | None, device: str, threads: int, results: str | None) -> Placement:
         """The placement of a trial with these options; see ``Placement`` for the arguments."""
         from zeroflow import Placement
 
