@@ -614,7 +614,7 @@ def packing() -> str:
     return "\n".join([
         markdown_grid(grid), "",
         f"Medians of {result['rounds']} rounds; packing takes {took} times as long as loading the four tables loose once. "
-        f"{source(result)}", "",
+        f"`{result['command']}`; {result['device']}; commit {commit_of(result)}.", "",
     ])  # fmt: skip
 
 

@@ -511,3 +511,14 @@ def test_the_command_packs_and_status_goes_on(store: Store) -> None:
     assert (again["files"], again["cells"]) == (0, 3)
     refused = run.invoke(main, ["pack", str(Path(store.root).parent)])
     assert refused.exit_code != 0
+
+
+def test_the_benchmark_of_packing_runs(tmp_path: Path) -> None:
+    sizes = ["--cells", "12", "--s3-cells", "10", "--rounds", "1", "--output", str(tmp_path / "packing.json")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "packing.py"), *sizes]
+    subprocess.run(command, check=True, capture_output=True, timeout=200)
+    stores = json.loads((tmp_path / "packing.json").read_text())["stores"]
+    assert [(store["where"], store["cells"], store["loose_files"]) for store in stores] == [
+        ("folder", 12, 48),
+        ("S3", 10, 40),
+    ]
