@@ -30,7 +30,7 @@ def load_yaml(text: str) -> Any:
     """The value that a YAML text stands for.
 
     Raises:
-        yaml.YAMLError: it is not such YAML; the error has line and column.
+        YAMLError: it is not such YAML; the error has line and column.
     """
     return yaml.load(text, _Loader)
 

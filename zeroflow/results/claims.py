@@ -101,7 +101,9 @@ class ObjectClaims:
     come at the same moment neither may get the cell, never both. Listings must show what has been written (S3 and GCS do).
 
     Args:
-        filesystem: where. base: the store's path there. lease: see ``LEASE_SECONDS``.
+        filesystem: where.
+        base: the store's path there.
+        lease: see ``LEASE_SECONDS``.
     """
 
     def __init__(self, filesystem: fs.FileSystem, base: str, lease: float = LEASE_SECONDS) -> None:

@@ -20,8 +20,11 @@ class Effect:
     """A difference between two settings: the paper's, and ours on other data, paired by seed.
 
     Attributes:
-        name: of the change. metric: avg, last or fgt. paper: percentage points; None: the paper has no number.
-        expected: the paper's sign, +1 or -1; 0: no claim. ours: None where not measured.
+        name: of the change.
+        metric: avg, last or fgt.
+        paper: percentage points; None: the paper has no number.
+        expected: the paper's sign, +1 or -1; 0: no claim.
+        ours: None where not measured.
         filters: method, optimizer and queries of the setting with the change.
     """
 

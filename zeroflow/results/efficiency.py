@@ -37,9 +37,12 @@ class Ratios:
     """An optimizer's costs over first order's, published and measured; None where there is nothing.
 
     Attributes:
-        row: of the measurement. saved, saved_here: first order's peak memory over this one's.
+        row: of the measurement.
+        saved: first order's peak memory over this one's, as published.
+        saved_here: the same, measured.
         saved_beyond: the same without the model's own parameters, which are in both.
-        time: seconds per epoch over first order's: smallest and largest over the data sets. time_here: of a step.
+        time: seconds per epoch over first order's: smallest and largest over the data sets.
+        time_here: of a step.
     """
 
     row: Mapping[str, Any]

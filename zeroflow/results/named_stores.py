@@ -12,7 +12,8 @@ def named_stores(folder: str | Path, names: Sequence[str]) -> tuple[list[Store],
     """The stores that have been written, in the order of ``names``, and for each of the others a sentence.
 
     Args:
-        folder: holds a folder for each store. names: of grids (``sweeps/<name>.yaml``), or ``trajectories``.
+        folder: holds a folder for each store.
+        names: of grids (``sweeps/<name>.yaml``), or ``trajectories``.
     """
     stores = {name: Store(Path(folder) / name) for name in names}
     here = [store for store in stores.values() if store.exists()]

@@ -48,7 +48,8 @@ class Published:
     """A published row.
 
     Attributes:
-        table: ``table1``, ``table3``, ``table4``, or ``ease``. label: as the paper calls the row.
+        table: ``table1``, ``table3``, ``table4``, or ``ease``.
+        label: as the paper calls the row.
         config: keys of a cell that would be this row, beside those of ``PROTOCOL``.
         options: the optimizer's options that make it this row: ``history``, ``sparsity``.
         values: avg, last, fgt where published, percent.
@@ -83,7 +84,10 @@ class Comparison:
     """A published row beside the finished cells of one configuration; ``cells`` is empty where there is none.
 
     Attributes:
-        published: the row. config: every key but the seed. cells: ids, by seed. ours: avg, last, fgt over the seeds.
+        published: the row.
+        config: every key but the seed.
+        cells: ids, by seed.
+        ours: avg, last, fgt over the seeds.
     """
 
     published: Published

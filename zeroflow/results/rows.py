@@ -27,7 +27,9 @@ def tables(
     """The rows of one finished cell: tables ``trials``, ``stages``, ``accuracy``, ``steps`` and, if any were taken, ``probes``.
 
     Args:
-        result: the finished cell. workers: processes that shared its work. shards: slices of its mini-batches.
+        result: the finished cell.
+        workers: processes that shared its work.
+        shards: slices of its mini-batches.
         ray_version: None if run without Ray.
     """
     return {
@@ -56,7 +58,10 @@ def failure(config: TrialConfig, error: str, message: str, traceback: str, attem
     """The row of one failed cell, for ``Store.write_failure``.
 
     Args:
-        config: the cell. error, message, traceback: the last attempt's: name of its type, what it says, where it arose.
+        config: the cell.
+        error: name of the type of the last attempt's error.
+        message: what that error says.
+        traceback: where it arose.
         attempts: how often the cell was tried.
     """
     row = {

@@ -16,12 +16,20 @@ class SearchRow:
     """One search.
 
     Attributes:
-        config: keys that its candidates have in common. tries: candidates, ``failed`` of them. budget, spent: in
-            forward-equivalents. lr, eps: what was chosen; None: nothing, or the optimizer has no eps.
-        accuracy: percent, mean over seeds, of the chosen candidate. loss: its training loss.
-        lower, higher: accuracy at the next smaller and the next larger lr tried with the same eps; None: none, or it failed.
-        best: the highest accuracy of all candidates. level: candidates that held-out samples cannot tell from it.
-        edge: ``"lowest"`` or ``"highest"`` where the chosen lr is that of all tried, whatever the eps: the best may lie outside.
+        config: keys that its candidates have in common.
+        tries: number of candidates.
+        failed: how many of them failed.
+        budget: in forward-equivalents.
+        spent: in forward-equivalents.
+        lr: what was chosen; None: nothing.
+        eps: what was chosen; None: nothing, or the optimizer has none.
+        accuracy: percent, mean over seeds, of the chosen candidate.
+        loss: its training loss.
+        lower: accuracy at the next smaller lr tried with the same eps; None: none, or it failed.
+        higher: accuracy at the next larger lr tried with the same eps; None: none, or it failed.
+        best: the highest accuracy of all candidates.
+        level: candidates that held-out samples cannot tell from it.
+        edge: ``"lowest"`` or ``"highest"`` where the chosen lr is that of all tried, whatever their eps; the best may lie outside.
     """
 
     config: Mapping[str, Any]

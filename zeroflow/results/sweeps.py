@@ -34,7 +34,11 @@ class SweepRecord:
     """The record of this process's sweep.
 
     Args:
-        store: where. name: of the grid. cells: what it runs. placement: how, plain JSON values. commit: of the code.
+        store: where.
+        name: of the grid.
+        cells: what it runs.
+        placement: how, plain JSON values.
+        commit: of the code.
 
     Raises:
         ConfigError: the store cannot be written.
@@ -70,7 +74,8 @@ class SweepRecord:
         """Write how far it is.
 
         Args:
-            state: ``running``, ``finished``, or why it ended. progress: plain JSON values.
+            state: ``running``, ``finished``, or why it ended.
+            progress: plain JSON values.
         """
         times = {
             "state": state, "seconds": round(time.monotonic() - self._began, 1),

@@ -58,9 +58,13 @@ class Setting:
     """What is measured, whatever the optimizer.
 
     Attributes:
-        backbone: name of the architecture. image_size: pixels; default: the backbone's own.
-        batch_size: images per step. bottleneck: inner width of the adapters. steps: timed ones of each optimizer.
-        device, threads: as in ``Placement``.
+        backbone: name of the architecture.
+        image_size: pixels; default: the backbone's own.
+        batch_size: images per step.
+        bottleneck: inner width of the adapters.
+        steps: timed ones of each optimizer.
+        device: as in ``Placement``.
+        threads: as in ``Placement``.
     """
 
     backbone: str = "vit_base_patch16_224.augreg_in21k"
@@ -77,11 +81,14 @@ class Cost:
     """What a step of one optimizer costs.
 
     Attributes:
-        queries: None where the optimizer has none. trainable_parameters: d.
-        forward_passes, forward_equivalents: of a step, counted.
-        peak_memory_bytes: of a step. seconds_per_step: median, without data loading. in_forwards: median of the step's time
-            in plain no-grad forward passes of the same mini-batch, from images to loss, made right before and after. None
-            where the device has not enough memory for the step.
+        queries: None where the optimizer has none.
+        trainable_parameters: d.
+        forward_passes: of a step, counted.
+        forward_equivalents: of a step, counted.
+        peak_memory_bytes: of a step.
+        seconds_per_step: median, without data loading.
+        in_forwards: median of the step's time in plain no-grad forward passes of the same mini-batch, from images to
+            loss, made right before and after. None where the device has not enough memory for the step.
     """
 
     optimizer: str
@@ -129,7 +136,9 @@ def measure(
     """Measure memory, one candidate after the other, then time: the candidates take turns, so that a machine's drift is shared.
 
     Args:
-        setting: what is measured. candidates: (optimizer, queries). on_progress: see ``Progress``; a unit is a step of a candidate.
+        setting: what is measured.
+        candidates: (optimizer, queries).
+        on_progress: see ``Progress``; a unit is a step of a candidate.
 
     Returns:
         Plain values for JSON: the setting, what a plain forward pass costs, a row per candidate, and the provenance.

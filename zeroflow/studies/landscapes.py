@@ -85,9 +85,13 @@ class Landscape(ABC):
     """Two losses of the same d values, and a plane on which a point of R^d is shown.
 
     Attributes:
-        name: of the kind. facts: all that determines its losses, plain values. parameters: the values, as they are now.
-        start: where every run begins ``[d]``. marks: named points ``[d]``, among them ``old optimum`` and ``new optimum``.
-        every: steps between two looks. side: points of a surface's grid along each axis.
+        name: of the kind.
+        facts: all that determines its losses, plain values.
+        parameters: the values, as they are now.
+        start: where every run begins ``[d]``.
+        marks: named points ``[d]``, among them ``old optimum`` and ``new optimum``.
+        every: steps between two looks.
+        side: points of a surface's grid along each axis.
     """
 
     name: str
@@ -107,7 +111,10 @@ class Landscape(ABC):
         """Train the values on some tasks together (0: old, 1: new); their weights are equal.
 
         Args:
-            run: with what. tasks: on what. first: number of the first step. look: called with a step's number before it.
+            run: with what.
+            tasks: on what.
+            first: number of the first step.
+            look: called with a step's number before it.
 
         Returns:
             The number of the next step.
@@ -217,7 +224,8 @@ class Adapter(Landscape):
     both, so what one task wants costs the other. Losses are looked at on fixed training samples without augmentation.
 
     Args:
-        config: of method ``finetune``; every key but those of a ``Run`` counts. place: where.
+        config: of method ``finetune``; every key but those of a ``Run`` counts.
+        place: where.
         reference: what finds each task's optimum, in ``patience`` times the epochs.
     """
 

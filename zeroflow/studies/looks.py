@@ -38,7 +38,9 @@ class Look:
     """What the cells of one data set, transform, image size and preprocessing show to their model.
 
     Attributes:
-        cells: they. size: pixels. tasks: of each task the images of both ``PARTS``, under the first cell's tasks and seed.
+        cells: they.
+        size: pixels.
+        tasks: of each task the images of both ``PARTS``, under the first cell's tasks and seed.
     """
 
     cells: Sequence[TrialConfig]
@@ -118,7 +120,9 @@ def looks(cells: Sequence[TrialConfig], data_dir: str | None, on_progress: Progr
     """A look for each of the ``groups`` of cells; data sets are opened, nothing is trained.
 
     Args:
-        cells: in normal form. data_dir: of the data sets. on_progress: see ``Progress``; a unit is a look.
+        cells: in normal form.
+        data_dir: of the data sets.
+        on_progress: see ``Progress``; a unit is a look.
 
     Raises:
         ConfigError: a data set that is not here, or what is wrong with it.

@@ -43,9 +43,12 @@ class Study:
     """Runs on a landscape.
 
     Attributes:
-        landscape_id: hash of the landscape's name, its facts and all runs. looks: run, objective, task (0, 1; None: both), step
-            and where it was. surface: the grid, row by row of equal y. marks: the named points.
-        config: what the id is the hash of, JSON with sorted keys. provenance: of code and machine.
+        landscape_id: hash of the landscape's name, its facts and all runs.
+        looks: run, objective, task (0, 1; None: both), step and where it was.
+        surface: the grid, row by row of equal y.
+        marks: the named points.
+        config: what the id is the hash of, JSON with sorted keys.
+        provenance: of code and machine.
     """
 
     landscape: str
@@ -61,7 +64,9 @@ def study(landscape: Landscape, runs: Sequence[Run], on_progress: Progress = sil
     """Make all runs, and look at both losses on a grid around everything that they saw.
 
     Args:
-        landscape: where. runs: what. on_progress: see ``Progress``; a unit is a run on a task, or a line of the surface.
+        landscape: where.
+        runs: what.
+        on_progress: see ``Progress``; a unit is a run on a task, or a line of the surface.
     """
     config = json.dumps(
         {"landscape": landscape.name, **landscape.facts, "runs": [run.columns() for run in runs]}, sort_keys=True
@@ -106,7 +111,9 @@ def adapter_study(cells: Sequence[TrialConfig], place: Placement, on_progress: P
     """Runs with the settings of a grid's cells on the landscape of one adapter.
 
     Args:
-        cells: see ``check_cells``; the first first-order one finds each task's optimum. place: where.
+        cells: see ``check_cells``; the first first-order one finds each task's optimum.
+        place: where it is computed.
+        on_progress: see ``Progress``.
 
     Raises:
         ConfigError: see ``check_cells``.

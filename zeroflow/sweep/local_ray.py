@@ -22,7 +22,7 @@ def start_local_ray(**options: Any) -> None:
     """Start a Ray that only this machine and no signal but this process's reaches; ``ray.shutdown`` ends it.
 
     Args:
-        options: further arguments of ``ray.init``.
+        **options: further arguments of ``ray.init``.
     """
     import ray
 

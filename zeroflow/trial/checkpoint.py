@@ -26,7 +26,8 @@ class Checkpoints:
     """The folder of one trial's unfinished work. Every file appears whole or not at all.
 
     Args:
-        folder: made if it is missing; process 0 alone reads and writes it. executor: where evaluations run.
+        folder: made if it is missing; process 0 alone reads and writes it.
+        executor: where evaluations run.
     """
 
     def __init__(self, folder: str | Path, executor: Executor | None = None) -> None:

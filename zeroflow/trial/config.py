@@ -23,31 +23,43 @@ class TrialConfig:
     """One cell of the grid. Build it with ``from_dict``, which checks it and fills what depends on other keys.
 
     Attributes:
-        dataset: registered name. transform: registered name; default: the data set's own. image_size: pixels; default:
-            the backbone's own.
-        preprocessing: for transforms that take it: ``mean std interpolation crop_pct crop_mode``, see
-            ``zeroflow.data.Preprocessing``; what is not given is what the backbone's weights were trained with.
-        tasks: how many, all of them equal; or beside ``base_classes``, the classes of the first task, the others equal; or
-            ``increments`` alone, the classes of every task.
-        class_order_seed: of the class order; or ``fixed_class_order``, the data set's own labels in the order in which
-            they are learned, or ``"sorted"``, which is 0, 1, 2...
-        stop_after: only the first so many tasks are run; default: all. validation: share of every class's training
-            samples that takes the place of the test samples (0: evaluate on test data).
-        backbone: ``quickdraw_vit`` or a timm tag. checkpoint: file, ``"hub"`` or ``"none"``; default: the backbone's own.
-        access: how the backbone is reached, see ``zeroflow.models.access``; default: as it is, ``white-box``.
-        method, method_options: registered name and its options.
-        classifier, classifier_options: registered name of a closed-form classifier and its options, for methods that take
-            one; default: the method's own.
-        optimizer, optimizer_options: registered name and its options; None where the method does not train.
-        lr: learning rate. eps: perturbation size. queries: directions per step. None where they mean nothing.
-        schedule: ``cosine`` (per epoch, to zero) or ``constant``. epochs, batch_size: per task. hybrid_epochs: how many of
-            the epochs, from the first, take the exact gradient (ZeroFlow's hybrid enhancement); their learning rate is
-            ``optimizer_options.hybrid_lr``.
-        loss: ``error-rate``: what is trained is the 0-1 error itself; ``class-means``, ``class-means-error`` or ``ridge``: there is no head, a
-            mini-batch's examples are classified by each other (see ``zeroflow.models.criteria``), and each mini-batch has
-            nearly as many of every class; default: ``cross-entropy``.
-        seed: of initial values, batch order, augmentation and directions. probe_every: steps between two looks at the loss
-            of old and of new tasks, for methods with one head. dtype: of all computation.
+        dataset: registered name.
+        transform: registered name; by default the data set's own.
+        image_size: pixels; by default the backbone's own.
+        preprocessing: for transforms that take it, ``mean std interpolation crop_pct crop_mode``, see
+            ``zeroflow.data.Preprocessing``; by default what the backbone's weights were trained with.
+        tasks: number of tasks of equal size; with ``base_classes``, the first task has so many classes, the others are equal.
+        base_classes: of the first task.
+        increments: instead of ``tasks``, the number of classes of every task.
+        class_order_seed: of the class order.
+        fixed_class_order: instead of a seed, the data set's own labels in the order in which they are learned, or
+            ``"sorted"``, which is 0, 1, 2...
+        stop_after: number of tasks that are run; by default all.
+        validation: share of every class's training samples that takes the place of the test samples (0: evaluate on
+            test data).
+        backbone: ``quickdraw_vit``, a timm tag, or a backbone of one's own.
+        checkpoint: file, ``"hub"`` or ``"none"``; by default the backbone's own.
+        access: how the backbone is reached, see ``zeroflow.models.access``; by default as it is, ``white-box``.
+        method: registered name.
+        method_options: the method's.
+        classifier: registered name of a closed-form classifier, for methods that take one; by default the method's own.
+        classifier_options: the classifier's.
+        optimizer: registered name; None where the method does not train.
+        optimizer_options: the optimizer's.
+        lr: learning rate.
+        eps: perturbation size.
+        queries: directions per step. None where they mean nothing.
+        schedule: ``cosine`` (per epoch, to zero) or ``constant``.
+        epochs: per task.
+        batch_size: samples in a mini-batch.
+        hybrid_epochs: how many of the epochs, from the first, take the exact gradient (ZeroFlow's hybrid enhancement);
+            their learning rate is ``optimizer_options.hybrid_lr``.
+        loss: what is trained, by default ``cross-entropy``; ``error-rate`` is the 0-1 error itself. With ``class-means``,
+            ``class-means-error`` or ``ridge`` there is no head: the examples of a mini-batch are classified by each other
+            (see ``zeroflow.models.criteria``), and each mini-batch has nearly as many of every class.
+        seed: of initial values, batch order, augmentation and directions.
+        probe_every: steps between two looks at the loss of old and of new tasks, for methods with one head.
+        dtype: of all computation.
     """
 
     dataset: str = "quickdraw100"

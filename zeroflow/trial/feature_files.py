@@ -31,7 +31,9 @@ class FeatureFiles:
     """The files of one key.
 
     Args:
-        key: names the folder. files: how many there will be. size: bytes of all features in them.
+        key: names the folder.
+        files: how many there will be.
+        size: bytes of all features in them.
         limit: the most that features of all keys may take on this machine.
     """
 

@@ -38,8 +38,11 @@ class FrozenFeatures:
     """The features of one cell's data set, backbone and transform.
 
     Args:
-        backbone: on its device, calibrated. dataset: as it was opened.
-        device, dtype: of the images that it is given. batch_size: images per forward pass, at most.
+        backbone: on its device, calibrated.
+        dataset: as it was opened.
+        device: of the images that it is given.
+        dtype: of the images that it is given.
+        batch_size: images per forward pass, at most.
         cache_bytes: the most that features may take on this machine's disk; 0: they are kept for this cell alone.
         results: what tells the results apart whose cells share the answers of a black box; None: every cell asks for itself.
         names: what else tells these features apart, such as the names of the backbone and the transform.
@@ -76,6 +79,7 @@ class FrozenFeatures:
         """A view's samples in order, their features ``Known`` in the place of images, and labels.
 
         Args:
+            view: the samples.
             images: the same samples as images, for those who need these too; default: a batch for each class.
         """
         features, first = self.of(view), 0

@@ -21,7 +21,9 @@ class Loader(Generic[T]):
     So steps that are replayed from a log, which ask for nothing, cost no images.
 
     Args:
-        order: of the samples in an epoch. epochs: of the task. batch_size: samples; the last ones of an epoch may be fewer.
+        order: of the samples in an epoch.
+        epochs: of the task.
+        batch_size: samples; the last ones of an epoch may be fewer.
         maker: ``maker(epoch, number, positions)`` gives what makes a mini-batch. It is called in the consumer's thread, some
             steps ahead; what it gives is called in any thread, and depends on nothing that changes meanwhile.
         threads: that make mini-batches ahead; 0: each is made when it is asked for.

@@ -31,7 +31,8 @@ def stage_accuracy(accuracy: Matrix, samples: npt.NDArray[np.int64]) -> npt.NDAr
     """Pooled accuracy A[i] of each stage: sample-weighted over the tasks seen, percent ``[T]``.
 
     Args:
-        accuracy: ``[T, T]``, NaN above the diagonal. samples: ``[T]``, each > 0.
+        accuracy: ``[T, T]``, NaN above the diagonal.
+        samples: ``[T]``, each > 0.
     """
     _check(accuracy, samples)
     weights = np.tril(np.broadcast_to(samples.astype(np.float64), accuracy.shape))

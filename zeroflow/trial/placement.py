@@ -19,14 +19,16 @@ class Placement:
     """Where and how a trial runs; never part of what it computes.
 
     Attributes:
-        data_dir: folder of the data sets that are not embedded. device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        data_dir: folder of the data sets that are not embedded.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         threads: CPU threads of one process. Another number may change the last bits of a result.
         evaluation_batch: images per forward pass outside training.
         loader_threads: that make mini-batches ahead of the step that needs them; 0: each is made when it is needed; None: 4 on
             a GPU, 0 on the CPU, whose cores have enough to do.
         cache_bytes: the most that decoded images of all data sets, and the most that features of frozen backbones, may take
             on this machine's disk; 0: they are made whenever they are needed.
-        endpoint: of a black box: an address, or a callable ``images -> features``. endpoint_timeout: seconds of one try.
+        endpoint: of a black box: an address, or a callable ``images -> features``.
+        endpoint_timeout: seconds of one try.
         price_per_1000_images: that it is asked for; the result then has a price.
         results: of the cells that share a black box's answers, the folder or URI; None: this cell shares them with no other.
     """

@@ -32,8 +32,11 @@ class FunctionValues:
     """Mean cross-entropy over all classes so far, without dropout and augmentation, on old and on new training samples.
 
     Args:
-        method: after ``begin_task``. task: number of the new one. every: steps between two looks.
-        old, new: fixed images and labels; ``old`` is None at the first task.
+        method: after ``begin_task``.
+        task: number of the new one.
+        every: steps between two looks.
+        old: fixed images and labels; ``old`` is None at the first task.
+        new: fixed images and labels; ``old`` is None at the first task.
     """
 
     def __init__(

@@ -50,11 +50,18 @@ class TrialResult:
 
     Attributes:
         accuracy_matrix: percent, stage x task ``[T, T]``, NaN above the diagonal; class-incremental.
-        task_incremental, domain_incremental: the same where a sample's task is told, and where only the place within the
-            task must be right; see ``metrics.SETTINGS``. The latter is None where tasks have different numbers of classes.
-        test_samples, task_classes: samples and classes of each task ``[T]``.
-        class_order: ``class_order[new label]`` = the data set's own label. class_names: by new label.
-        steps: every training step. probes: what was looked at between them. costs: forward passes, bytes, seconds. provenance: versions, device, commit, times.
+        task_incremental: the same where a sample's task is told, and where only the place within the task must be
+            right; see ``metrics.SETTINGS``. The latter is None where tasks have different numbers of classes.
+        domain_incremental: the same where a sample's task is told, and where only the place within the task must be
+            right; see ``metrics.SETTINGS``. The latter is None where tasks have different numbers of classes.
+        test_samples: samples and classes of each task ``[T]``.
+        task_classes: samples and classes of each task ``[T]``.
+        class_order: ``class_order[new label]`` = the data set's own label.
+        class_names: by new label.
+        steps: every training step.
+        probes: what was looked at between them.
+        costs: forward passes, bytes, seconds.
+        provenance: versions, device, commit, times.
     """
 
     config: TrialConfig
