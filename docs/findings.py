@@ -157,10 +157,8 @@ def compared(
         ]
     judged = {head: verdicts(found) for head, found in differences.items()}
     heads = [NAMES[key] for key in keys]
-    columns = [
-        *words(*heads), "n", "Avg", "Last", "Fgt",
-        *(column for head in differences for column in (Column(head), *words(""))), *(NAMES[cost] for cost in costs),
-    ]  # fmt: skip
+    gains = [column for head in differences for column in (Column(head), *words(""))]
+    columns = [*words(*heads), "n", "Avg", "Last", "Fgt", *gains, *(NAMES[cost] for cost in costs)]
     lines = []
     label = "method" if "method" in keys else keys[0]
     for baseline in baselines.values():

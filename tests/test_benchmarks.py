@@ -19,8 +19,8 @@ ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import pathlib, sys
 sys.path.insert(0, "docs")
-import generate
-generate.RESULTS = pathlib.Path(sys.argv[1])
+import generate, measurements
+measurements.RESULTS = pathlib.Path(sys.argv[1])
 for name in ("optimizer-time", "optimizer-memory", "optimizer-quality"):
     table = generate.BLOCKS[name]()
     assert table.endswith("\\n") and "| zo-sgd |" in table and "nan" not in table, table
@@ -88,8 +88,8 @@ class ZeroFlow:
 PEERS_PROGRAM = """
 import pathlib, sys
 sys.path.insert(0, "docs")
-import generate
-generate.RESULTS = pathlib.Path(sys.argv[1])
+import generate, measurements
+measurements.RESULTS = pathlib.Path(sys.argv[1])
 print(generate.BLOCKS["optimizer-peers"]())
 """
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -260,7 +260,7 @@ def search(
     from zeroflow.grid.plan import make_plan
     from zeroflow.grid.search_plan import plan_search
     from zeroflow.grid.search_selection import outcomes, write
-    from zeroflow.grid.search_writeback import render, write_chosen
+    from zeroflow.grid.search_writeback import render
     from zeroflow.results.searches import render_searches, search_rows
     from zeroflow.results.store import Store
     from zeroflow.sweep.driver import run_sweep
@@ -270,10 +270,10 @@ def search(
     wanted = plan_search(grid, folder)
     candidates = wanted.candidates
     store = Store(_root(results, candidates.name))
-    found = make_plan(candidates, store, folder)
+    plan = make_plan(candidates, store, folder)
     say(wanted.describe())
-    say(found.describe(folder))
-    cells = found.runnable(retry_failed)
+    say(plan.describe(folder))
+    cells = plan.runnable(retry_failed)
     placement = _placed(grid, workers_per_trial, max_concurrent)
     _check_backbones(cells, placement, ray_address)
     if dry_run:
@@ -281,9 +281,8 @@ def search(
     stopped = None
     if cells:
         say(f"results: {store.root}")
-        stopped = run_sweep(
-            cells, store, placement, name=candidates.name, data_dir=folder, address=ray_address, echo=say
-        ).stopped
+        end = run_sweep(cells, store, placement, name=candidates.name, data_dir=folder, address=ray_address, echo=say)
+        stopped = end.stopped
     ended = outcomes(wanted, store)
     write(ended, store)
     if ended:
@@ -292,27 +291,34 @@ def search(
     if rules and (only_print or settings):
         say(render(rules))
     elif rules:
-        try:
-            changed = write_chosen(grid_file, rules)
-        except ConfigError:
-            say(render(rules))
-            raise
-        say(f"{grid_file}: {'chosen values written' if changed else 'holds the chosen values already'}")
+        _write_chosen(grid_file, rules, say)
     if stopped:
         click.echo(f"the search was stopped: {stopped}; the same command goes on from here", err=True)
     for outcome in ended:
         if not outcome.chosen:
             click.echo(failed(f"nothing chosen: {outcome.search.label}: every candidate failed"), err=True)
+    waiting = sum(wanted.waiting.values())
     if as_json:
-        named = {"results": store.root, "grid": str(grid_file), "chosen": rules}
         unchosen = [outcome.search.label for outcome in ended if not outcome.chosen]
-        more = {"failed": unchosen, "searches": len(wanted.searches), "waiting": sum(wanted.waiting.values())}
-        click.echo(json.dumps({**named, **more, "stopped": stopped}, indent=1))
-    say(
-        f"{len(rules)} of {len(wanted.searches)} searches have chosen; {sum(wanted.waiting.values())} cells wait for data"
-    )
+        found = {"results": store.root, "grid": str(grid_file), "chosen": rules, "failed": unchosen}
+        click.echo(
+            json.dumps({**found, "searches": len(wanted.searches), "waiting": waiting, "stopped": stopped}, indent=1)
+        )
+    say(f"{len(rules)} of {len(wanted.searches)} searches have chosen; {waiting} cells wait for data")
     if stopped or len(rules) < len(wanted.searches):
         sys.exit(1)
+
+
+def _write_chosen(grid_file: Path, rules: Sequence[Mapping[str, Any]], say: Callable[[str], None]) -> None:
+    """Write what was chosen into the grid file; print it where that cannot be done."""
+    from zeroflow.grid.search_writeback import render, write_chosen
+
+    try:
+        changed = write_chosen(grid_file, rules)
+    except ConfigError:
+        say(render(rules))
+        raise
+    say(f"{grid_file}: {'chosen values written' if changed else 'holds the chosen values already'}")
 
 
 def _placed(grid: Grid, workers_per_trial: int | None, max_concurrent: int | None) -> SweepPlacement:

@@ -1,4 +1,4 @@
-"""Convert the parameters that a user passes into ``torch.optim``'s groups, and check them."""
+"""Convert the parameters that a user passes into ``torch.optim``'s groups, and check them; prepare the module that has them."""
 
 from __future__ import annotations
 
@@ -58,3 +58,11 @@ def parameter_groups(params: Parameters) -> list[dict[str, Any]]:
                     f"params: {key}={value!r} of a group: expected a number {'>=' if key == 'lr' else '>'} 0"
                 )
     return groups
+
+
+def enable_checkpointing(module: nn.Module | None) -> None:
+    """Enable activation checkpointing of a model, by its library's name for that."""
+    for name in ("set_grad_checkpointing", "gradient_checkpointing_enable"):
+        if callable(method := getattr(module, name, None)):
+            method()
+            return

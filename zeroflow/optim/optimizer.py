@@ -20,7 +20,7 @@ from zeroflow.optim.estimators import Backpropagation, Estimate, Estimator
 from zeroflow.optim.evaluator import Evaluator
 from zeroflow.optim.executor import Executor, LocalExecutor
 from zeroflow.optim.flat import FlatParameters
-from zeroflow.optim.groups import Parameters, parameter_groups
+from zeroflow.optim.groups import Parameters, enable_checkpointing, parameter_groups
 from zeroflow.optim.objective import Memory, NonFiniteLoss, Objective, Perturbation
 from zeroflow.optim.precision import PrecisionWatch, check_eps, half_precision
 from zeroflow.optim.saving import OWN, Saving
@@ -94,7 +94,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         self.param_groups[0][OWN] = b""
         self._lay_out()
         if self.checkpoint:
-            _checkpoint(self._module)
+            enable_checkpointing(self._module)
 
     @property
     def checkpoint(self) -> bool:
@@ -394,11 +394,3 @@ class ThreeStepOptimizer(AskTell, Saving):
         for parameter, place in self.flat.slices():
             eps[place] = of[parameter]
         return eps
-
-
-def _checkpoint(module: nn.Module | None) -> None:
-    """Enable activation checkpointing of a model, by its library's name for that."""
-    for name in ("set_grad_checkpointing", "gradient_checkpointing_enable"):
-        if callable(method := getattr(module, name, None)):
-            method()
-            return
