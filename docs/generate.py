@@ -146,6 +146,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         "plan", "--grid", "sweeps/quick.yaml", "--results", "results/quick", "--set", "seed=[0,1,2,3,4]"
     ),
     "packing": measurements.packing,
+    "durability": measurements.durability,
     "metrics": registered.metric_definitions,
     "model-card": registered.model_card,
     "optimizer-time": optimizer_measurements.optimizer_time,

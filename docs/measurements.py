@@ -220,3 +220,13 @@ def packing() -> str:
         f"Medians of {result['rounds']} rounds; packing takes {took} times as long as loading the four tables loose once. "
         f"`{result['command']}`; {result['device']}; commit {commit_of(result)}.", "",
     ])  # fmt: skip
+
+
+def durability() -> str:
+    """What it costs that work survives a power cut."""
+    result = measured("durability")
+    return (
+        f"A record of a log costs {result['append_in_steps']:.1g} steps, with its sync {result['sync_in_steps']:.2f}; one sync a "
+        f"second is {result['sync_share_of_time']:.2%} of the time. A file of 16 KiB that stays costs "
+        f"{result['durable_file_in_steps']:.2f} steps, without its syncs {result['plain_file_in_steps']:.2g}. {source(result)}\n"
+    )
