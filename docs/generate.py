@@ -140,6 +140,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "forecast": measurements.forecast,
     "many-cells": measurements.many_cells,
     "commands": registered.commands,
+    "doors": registered.doors,
     "schema": markdown,
     "gallery": lambda: gallery.page(RESULTS),
     "plan": lambda: terminal(

@@ -180,3 +180,10 @@ def commands() -> str:
         if isinstance(command, Command)
     ]
     return markdown_grid(Table.of(words("command", "what it does", "for example"), rows), SPACED) + "\n"
+
+
+def doors() -> str:
+    """What takes connections, how far it is reached, and what guards it."""
+    known = json.loads((ROOT / "docs" / "doors.json").read_text())
+    rows = [(after, f"`{name}`", *found) for after, names in known.items() for name, found in names.items()]
+    return markdown_grid(Table.of(words("after", "process", "reached from", "guard"), rows)) + "\n"

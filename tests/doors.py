@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import json
+from pathlib import Path
 
 import psutil
 
@@ -28,3 +30,14 @@ def listening(root: int) -> set[tuple[str, str]]:
 def open_to_the_network(seen: set[tuple[str, str]]) -> set[tuple[str, str]]:
     """Those of ``listening`` that other machines reach."""
     return {(name, address) for name, address in seen if not ipaddress.ip_address(address).is_loopback}
+
+
+def unknown_doors(seen: set[tuple[str, str]], after: str) -> set[tuple[str, str]]:
+    """Those of ``listening`` that ``docs/doors.json`` does not name for what was started, or that more people reach than it says."""
+    known = json.loads((Path(__file__).parent.parent / "docs" / "doors.json").read_text())[after]
+    found = set()
+    for name, address in seen:
+        where, _ = known.get("ray::*" if name.startswith("ray::") else name, ("nowhere", ""))
+        if where == "nowhere" or (where == "loopback" and not ipaddress.ip_address(address).is_loopback):
+            found.add((name, address))
+    return found

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 from click.testing import CliRunner
-from doors import listening, open_to_the_network
+from doors import listening, open_to_the_network, unknown_doors
 from torch import Tensor
 
 from zeroflow import ConfigError, Placement, TrialConfig, run_trial
@@ -480,6 +480,7 @@ def test_zeroflow_serve_answers_as_the_backbone_refuses_what_is_wrong_and_says_w
             torch.testing.assert_close(box(images), local(images), rtol=1e-4, atol=1e-5)
         seen = listening(server.pid)
         assert any("ServeReplica" in name for name, _ in seen) and not open_to_the_network(seen), seen
+        assert unknown_doors(seen, "zeroflow serve") == set()
         for wrong in (images[:, :, :14], images.double()[:, :1], images[0]):
             with pytest.raises(EndpointError, match="status 400"):
                 HttpFeatures(url)(wrong)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from doors import listening, unknown_doors
 from test_faults import Sweep, expected, wait_for
 
 from zeroflow import run_trial
@@ -117,6 +118,9 @@ def test_a_node_that_joins_is_used_and_what_a_killed_one_was_at_goes_on_there(no
     try:
         wait_for(lambda: copied() > 1000)
         nodes.say("add", "second")
+        doors = listening(nodes.process.pid)
+        assert {"gcs_server", "raylet"} <= {name for name, _ in doors}
+        assert unknown_doors(doors, "a cluster of three nodes") == set()
         bytes_before = copied()
         nodes.say("remove", "first")
         assert not store.has(config.cell_id), "it was over before its node was"

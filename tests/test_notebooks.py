@@ -9,7 +9,9 @@ from typing import Any
 
 import nbformat
 import pytest
+from doors import listening, unknown_doors
 from everything import everything
+from jupyter_client import KernelManager
 from nbclient import NotebookClient
 
 from zeroflow.results import Store
@@ -80,3 +82,17 @@ def test_a_notebook_says_what_makes_a_missing_store(tmp_path: Path) -> None:
         "python sweeps/full_grid.py --grid sweeps/figure5_quickdraw.yaml --results results/figure5_quickdraw" in printed
     )
     assert str(tmp_path / "quick") in printed
+
+
+def test_a_notebook_opens_no_door_that_is_not_named() -> None:
+    kernel = KernelManager()
+    kernel.start_kernel(extra_arguments=["--quiet"])
+    try:
+        client = kernel.blocking_client()
+        client.start_channels()
+        client.wait_for_ready(timeout=120)
+        seen = listening(kernel.provisioner.pid)
+        client.stop_channels()
+        assert seen and unknown_doors(seen, "a notebook") == set()
+    finally:
+        kernel.shutdown_kernel(now=True)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
-from doors import listening, open_to_the_network
+from doors import listening, open_to_the_network, unknown_doors
 from everything import everything
 
 import zeroflow.results
@@ -184,5 +184,6 @@ def test_a_sweep_opens_no_door_and_writes_no_secret(tmp_path: Path, monkeypatch:
         seen
     )
     assert open_to_the_network(seen) == set(), seen
+    assert unknown_doors(seen, "a sweep on this machine") == set()
     for written in [said.encode(), *(path.read_bytes() for path in out.rglob("*") if path.is_file())]:
         assert secret.encode() not in written and token.encode() not in written
