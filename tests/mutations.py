@@ -1,4 +1,9 @@
-"""Seeded mutations: what people, editors, disks and copying programs do to the files that zeroflow reads."""
+"""Seeded mutations: what people, editors, disks and copying programs do to the files that zeroflow reads.
+
+Each ends as success with the right numbers, or as one refusal before any cell runs that names its place: never another error, a
+wrong number or a lost cell. Every mutation is drawn from ``SEED``, the kind of its input, the input and its number; ``-m long``
+takes ten times as many others.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
 import yaml
+
+from zeroflow.errors import ConfigError
+
+SEED = 20251
+Check = Callable[[], str | None]
+"""Returns what is wrong with what was accepted; None: nothing."""
+
 
 VALUES = (
     ".nan", "-.inf", "1e999", "-1", "0", "-0.0", "1", "1.0", "7", "1e-320", "9" * 400, "9" * 5000, "''", "null", "~", "[]", "{}", "[[]]",
@@ -27,7 +40,9 @@ def damaged(data: bytes, random: Random) -> tuple[str, bytes]:
     end = min(len(data), place + random.choice((1, 16, 512)))
     kind = random.choice(("cut", "flip", "flip", "flip", "zero", "lose", "insert", "double", "empty", "front"))
     if kind == "flip":
-        return f"flip a bit of byte {place}", data[:place] + bytes([data[place] ^ 1 << random.randrange(8)]) + data[place + 1 :]
+        return f"flip a bit of byte {place}", data[:place] + bytes([data[place] ^ 1 << random.randrange(8)]) + data[
+            place + 1 :
+        ]
     found = {
         "cut": data[:place],
         "zero": data[:place] + bytes(end - place) + data[end:],
@@ -38,6 +53,36 @@ def damaged(data: bytes, random: Random) -> tuple[str, bytes]:
         "front": random.randbytes(16) + data,
     }[kind]
     return f"{kind} at byte {place} to {end}", found
+
+
+def numbers(count: int) -> list[Any]:
+    """The numbers of a kind's mutations: those of every run, and those of a long one."""
+    return [
+        pytest.param(range(count), id=f"seed-{SEED}"),
+        pytest.param(range(count, 11 * count), id=f"seed-{SEED}-long", marks=pytest.mark.long),
+    ]
+
+
+def judged(kind: str, some: range, one: Callable[[Random, int], tuple[str, Check, str]]) -> list[str]:
+    """What is wrong with the mutations of these numbers, each with kind, number and description.
+
+    Args:
+        kind: of the input, and which.
+        some: numbers of the mutations.
+        one: makes a mutation; returns its description, its check, and what a refusal must name.
+    """
+    problems = []
+    for number in some:
+        what, check, name = one(Random(f"{SEED} {kind} {number}"), number)
+        try:
+            wrong = check()
+        except ConfigError as error:
+            wrong = None if name in str(error) else f"the refusal does not name {name}: {error}"
+        except Exception as error:
+            wrong = f"raw {type(error).__name__}: {error}"
+        if wrong:
+            problems.append(f"{kind}, number {number} of seed {SEED}: {what}: {wrong[:600]}")
+    return problems
 
 
 # Grid files
@@ -59,7 +104,12 @@ def parent(tree: Any, path: tuple[Any, ...]) -> Any:
 def misspelt(word: str, random: Random) -> str:
     place = random.randrange(max(1, len(word) - 1))
     return random.choice(
-        (word[:place] + word[place + 1 :], word[:place] + word[place : place + 2][::-1] + word[place + 2 :], word + "s", word.upper())
+        (
+            word[:place] + word[place + 1 :],
+            word[:place] + word[place : place + 2][::-1] + word[place + 2 :],
+            word + "s",
+            word.upper(),
+        )
     )
 
 
@@ -99,7 +149,9 @@ def changed_text(text: str, random: Random) -> tuple[str, bytes]:
         lines[line], lines[other] = lines[other], lines[line]
     else:
         words = lines[line]
-        lines[line] = {"twice": words * 2, "lost": "", "tab": f"\t{words}", "indent": f" {words}", "nul": f"\0{words}"}[kind]
+        lines[line] = {"twice": words * 2, "lost": "", "tab": f"\t{words}", "indent": f" {words}", "nul": f"\0{words}"}[
+            kind
+        ]
     return f"line {line}: {kind}", "".join(lines).encode()
 
 
@@ -116,8 +168,12 @@ def respelt(tree: Any, random: Random) -> str:
     for path in list(places(tree)):
         value, key = parent(tree, path)[path[-1]], path[-1]
         if isinstance(value, int | float) and not isinstance(value, bool):
-            whole = (f"+{value}", hex(value), f"0b{value:b}") if isinstance(value, int) and value >= 0 else (repr(value),)
-            spellings = whole if isinstance(value, int) else (repr(value), f"{value:.17e}", f"+{value!r}", f"{value:.17E}")
+            whole = (
+                (f"+{value}", hex(value), f"0b{value:b}") if isinstance(value, int) and value >= 0 else (repr(value),)
+            )
+            spellings = (
+                whole if isinstance(value, int) else (repr(value), f"{value:.17e}", f"+{value!r}", f"{value:.17E}")
+            )
             texts.append(random.choice(spellings))
             parent(tree, path)[key] = f"@{len(texts) - 1}@"
     text = dumped(tree)
@@ -148,10 +204,19 @@ def beside(folder: Path, random: Random, suffixes: tuple[str, ...], content: byt
     """Put something into a folder that does not belong there."""
     suffix = random.choice(suffixes)
     name = random.choice(
-        (f"junk{suffix}", f".hidden{suffix}", f"a b\n{suffix}", os.fsdecode(b"caf\xe9") + suffix, f"copy (1){suffix}", f"{'n' * 200}{suffix}")
+        (
+            f"junk{suffix}",
+            f".hidden{suffix}",
+            f"a b\n{suffix}",
+            os.fsdecode(b"caf\xe9") + suffix,
+            f"copy (1){suffix}",
+            f"{'n' * 200}{suffix}",
+        )
     )
     path = folder / name
-    kind = random.choice(("file", "copy", "empty", "folder", "nested", "dangling link", "circular link", "link to itself", "pipe"))
+    kind = random.choice(
+        ("file", "copy", "empty", "folder", "nested", "dangling link", "circular link", "link to itself", "pipe")
+    )
     if kind in ("file", "copy", "empty"):
         path.write_bytes({"file": random.randbytes(50), "copy": content, "empty": b""}[kind])
     elif kind in ("folder", "nested"):

@@ -1,71 +1,27 @@
-"""Mutated inputs: each gives the right numbers or one refusal that names its place; never another error, never a lost cell.
-
-Every mutation is drawn from ``SEED``, the kind of its input, the input and its number. ``-m long`` takes ten times as many others.
-"""
+"""Mutated grid files: each gives the cells that it says, or one refusal that names it. Of other input: test_mutated_files."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import os
 import shutil
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
-from mutations import beside, changed_text, changed_tree, damaged, same_grid
+from mutations import Check, changed_text, changed_tree, damaged, judged, numbers, same_grid
 
 from zeroflow.cli import main
-from zeroflow.errors import ConfigError
 from zeroflow.grid.grid_file import load_grid
 from zeroflow.trial.config import NESTED, TrialConfig
 
-SEED = 20251
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 GRIDS = sorted(path.name for path in SWEEPS.glob("*.yaml"))
 PER_GRID = 5
-
-Check = Callable[[], str | None]
-"""Returns what is wrong with what was accepted; None: nothing."""
-
-
-def numbers(count: int) -> list[Any]:
-    """The numbers of a kind's mutations: those of every run, and those of a long one."""
-    return [
-        pytest.param(range(count), id=f"seed-{SEED}"),
-        pytest.param(range(count, 11 * count), id=f"seed-{SEED}-long", marks=pytest.mark.long),
-    ]
-
-
-def judged(kind: str, some: range, one: Callable[[Random, int], tuple[str, Check, str]]) -> list[str]:
-    """What is wrong with the mutations of these numbers, each with kind, number and description.
-
-    Args:
-        kind: of the input, and which.
-        some: numbers of the mutations.
-        one: makes a mutation; returns its description, its check, and what a refusal must name.
-    """
-    problems = []
-    for number in some:
-        what, check, name = one(Random(f"{SEED} {kind} {number}"), number)
-        try:
-            wrong = check()
-        except ConfigError as error:
-            wrong = None if name in str(error) else f"the refusal does not name {name}: {error}"
-        except Exception as error:
-            wrong = f"raw {type(error).__name__}: {error}"
-        if wrong:
-            problems.append(f"{kind}, number {number} of seed {SEED}: {what}: {wrong[:600]}")
-    return problems
-
 
 # Grid files
 
@@ -96,7 +52,9 @@ def test_a_mutated_grid_gives_the_cells_that_it_says_or_is_refused(name: str, so
 
         def check() -> str | None:
             if number % PER_GRID == 2:
-                return ended_well(CliRunner().invoke(main, ["plan", "--grid", str(file), "--results", str(sweeps / "none")]))
+                return ended_well(
+                    CliRunner().invoke(main, ["plan", "--grid", str(file), "--results", str(sweeps / "none")])
+                )
             found = {config.cell_id for config in load_grid(file).cells}
             if number % PER_GRID == 0:
                 return None if found == ids else f"{len(found)} cells, expected the same {len(ids)}"
@@ -112,7 +70,9 @@ def test_a_mutated_grid_gives_the_cells_that_it_says_or_is_refused(name: str, so
 
 def ended_well(result: Any) -> str | None:
     """What is wrong with how a command ended."""
-    if result.exit_code == 0 or (result.exit_code == 2 and result.output.count("Error: ") == 1 and "Traceback" not in result.output):
+    if result.exit_code == 0 or (
+        result.exit_code == 2 and result.output.count("Error: ") == 1 and "Traceback" not in result.output
+    ):
         return None
     return f"exit status {result.exit_code}: {result.exception!r}: {result.output}"
 
@@ -157,7 +117,9 @@ def says(text: Any, value: Any) -> bool:
     if isinstance(value, str):
         return value == text
     if value is None or isinstance(value, bool):
-        return text.lower() in {None: ("", "~", "null"), True: ("true", "on", "yes"), False: ("false", "off", "no")}[value]
+        return (
+            text.lower() in {None: ("", "~", "null"), True: ("true", "on", "yes"), False: ("false", "off", "no")}[value]
+        )
     try:
         return float(text.replace("_", "")) == value
     except ValueError:
