@@ -226,11 +226,12 @@ def rows_of(root: Path, split: str) -> list[tuple[Any, bytes]]:
     """Label and image of the rows of a split."""
     rows = []
     for file in sorted(file for file in root.rglob("*.parquet") if file.name.startswith(split) and file.is_file()):
-        table = pq.ParquetFile(file).read()
+        opened = pq.ParquetFile(file)
+        table = opened.read()
         image = next(name for name in ("image", "picture") if name in table.column_names)
         label = next(name for name in ("label", "kind") if name in table.column_names)
         try:
-            features = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]["features"]
+            features = json.loads((opened.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
             names = list(features[label]["names"])
         except (KeyError, TypeError, ValueError):
             names = None
