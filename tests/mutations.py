@@ -174,6 +174,8 @@ def respelt(tree: Any, random: Random) -> str:
             spellings = (
                 whole if isinstance(value, int) else (repr(value), f"{value:.17e}", f"+{value!r}", f"{value:.17E}")
             )
+            if isinstance(value, float) and value.is_integer():
+                spellings = (*spellings, str(int(value)))
             texts.append(random.choice(spellings))
             parent(tree, path)[key] = f"@{len(texts) - 1}@"
     text = dumped(tree)

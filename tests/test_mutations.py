@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
-from mutations import Check, changed_text, changed_tree, damaged, judged, numbers, same_grid
+from mutations import SEED, Check, changed_text, changed_tree, damaged, judged, numbers, respelt, same_grid, shuffled
 
 from zeroflow.cli import main
+from zeroflow.errors import ConfigError
 from zeroflow.grid.grid_file import load_grid
 from zeroflow.trial.config import NESTED, TrialConfig
 
@@ -137,3 +138,61 @@ def lost_value(config: TrialConfig, values: Any) -> str | None:
         if (got != value or isinstance(got, bool) != isinstance(value, bool)) and (key in needed or not meaningless):
             return f"{config.label()}: {key} is {got!r}, spelled {value!r}"
     return None
+
+
+# Spellings of a cell
+
+DRAWN: dict[str, tuple[Any, ...]] = {
+    "seed": (0, 1, 31), "lr": (0.001, 1.0, 2.5e-05, 30.0), "epochs": (1, 10, 16), "batch_size": (8, 48), "schedule": ("constant", "cosine"),
+    "tasks": (5, 10, 20), "class_order_seed": (0, 1993), "validation": (0.0, 0.25), "queries": (1, 8), "eps": (0.001, 1.0), "dtype": ("float32", "float64"),
+    "fixed_class_order": (None, "sorted"), "stop_after": (None, 2), "classifier": (None, "lda"),
+}  # fmt: skip
+METHOD_OPTIONS = {"ease": {"alpha": (0.1, 1.0), "bottleneck": (8, 16)}, "aper-adapter": {"bottleneck": (8, 16)}, "simplecil": {}}
+OPTIMIZER_OPTIONS = {"history": (0.0, 0.5), "sparsity": (0.0, 0.25), "weight_decay": (0.0, 0.0005)}
+
+
+def drawn(random: Random) -> dict[str, Any]:
+    """Keys of a cell, some of which may mean nothing to it or stand at their defaults."""
+
+    def some(options: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+        return {key: random.choice(values) for key, values in options.items() if random.random() < 0.4}
+
+    method = random.choice(list(METHOD_OPTIONS))
+    values = {"method": method, "optimizer": random.choice(("fo-sgd", "zo-sgd", "zo-adam")), **some(DRAWN)}
+    return {**values, "method_options": some(METHOD_OPTIONS[method]), "optimizer_options": some(OPTIMIZER_OPTIONS)}
+
+
+def spelt(values: dict[str, Any], random: Random) -> str:
+    """The keys as a grid file: in any order, numbers in any spelling, options nested or dotted, in base or in the block."""
+    flat = {key: value for key, value in values.items() if key not in NESTED}
+    for section in NESTED:
+        if options := values.get(section):
+            dotted = {f"{section}.{key}": value for key, value in options.items()}
+            flat |= dotted if random.random() < 0.5 else {section: options}
+    lists = {key: [value] if random.random() < 0.2 else value for key, value in flat.items()}
+    base = {key: value for key, value in lists.items() if random.random() < 0.3 and "." not in key and key not in NESTED}
+    block = {key: value for key, value in lists.items() if key not in base}
+    return respelt(shuffled({"base": base, "grid": [block]}, random), random)
+
+
+@pytest.mark.parametrize("some", numbers(40))
+def test_a_meaning_has_one_id_and_an_id_one_meaning(some: range, tmp_path: Path) -> None:
+    file, meanings, refused = tmp_path / "grid.yaml", {}, 0
+    for number in some:
+        random = Random(f"{SEED} spellings {number}")
+        values = drawn(random)
+        found = set()
+        for _ in range(4):
+            file.write_text(spelt(values, random))
+            try:
+                (config,) = load_grid(file).cells
+            except ConfigError:
+                found.add("refused")
+            else:
+                found.add(config.cell_id)
+                meanings.setdefault(config.cell_id, set()).add(json.dumps(dataclasses.asdict(config), sort_keys=True))
+        assert len(found) == 1, f"number {number} of seed {SEED}: {values}: {found}"
+        refused += found == {"refused"}
+    assert refused < len(some) / 2
+    assert all(len(same) == 1 for same in meanings.values())
+    assert len(set.union(*meanings.values())) == len(meanings)
