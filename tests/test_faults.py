@@ -407,6 +407,7 @@ def test_a_cell_that_runs_out_of_memory_is_tried_again_with_what_the_grid_allows
 
 FULL = """
 mount -t tmpfs -o size={size}k tmpfs {out} || exit 77
+(for _ in $(seq 2000); do ls {out}/trials/*.parquet && break; sleep 0.05; done; cat /dev/zero > {out}/others) > {out}.log 2>&1 &
 {python} {root}/sweeps/full_grid.py --grid {file} --results {out} --no-report; echo "exit $?"
 mount -o remount,size=90m {out}
 {python} {root}/sweeps/full_grid.py --grid {file} --results {out} --no-report; echo "exit $?"
@@ -423,7 +424,7 @@ def test_a_full_disk_ends_the_sweep_with_one_message_and_loses_nothing(tmp_path)
         "placement: {gpus_per_worker: 0, max_concurrent: 1}\n"
     )
     out.mkdir()
-    script = FULL.format(size=260, out=out, file=file, python=sys.executable, root=ROOT)
+    script = FULL.format(size=2048, out=out, file=file, python=sys.executable, root=ROOT)
     run = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", script],
         capture_output=True, text=True, timeout=300,

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import pickle
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from zeroflow.errors import ConfigError
 from zeroflow.grid.cost_estimate import CostEstimate, Finished, estimate_costs
 from zeroflow.grid.grid_file import load_grid, parse_grid
 from zeroflow.grid.placement import CellPlacement
-from zeroflow.grid.plan import make_plan
+from zeroflow.grid.plan import check_results, make_plan
 from zeroflow.grid.yaml_loader import parse_yaml
 from zeroflow.results import Store
 from zeroflow.results.rows import tables
@@ -310,3 +311,23 @@ def test_other_yaml_is_refused_by_name_and_place(text: str, said: str, line: int
         parse_yaml(text, "grid.yaml")
     assert str(caught.value).startswith("grid.yaml: not valid YAML: ") and said in str(caught.value)
     assert f"line {line}, column {column}" in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("place", [".", "runs/one", "link"])
+def test_results_among_the_data_are_refused_before_anything_runs(place: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (tmp_path / "link").symlink_to(data)
+    results = tmp_path / "link" / "runs" if place == "link" else data / place
+    command = ["run", "--set", "method=simplecil", "--results", str(results), "--data-dir", str(data)]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 2 and f"in the folder of the data sets, {data}" in done.output
+    assert not list(data.iterdir())
+
+
+def test_a_disk_without_room_for_the_cells_is_refused_with_the_numbers(tmp_path: Path, monkeypatch) -> None:
+    total = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: total._replace(free=3 * 2**20))
+    check_results(Store(tmp_path / "few"), 32, None)
+    with pytest.raises(ConfigError, match=r"few': 3\.0 MiB of the disk are free, expected 3\.1 MiB or more for 33 cells"):
+        check_results(Store(tmp_path / "few"), 33, None)

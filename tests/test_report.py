@@ -211,7 +211,7 @@ def test_files_that_cannot_be_read_are_named(store: Store, tmp_path: Path) -> No
     fill(store, cell(), cell(seed=1))
     broken = Path(store.root, "stages", f"{cell().cell_id}.parquet")
     broken.write_bytes(broken.read_bytes()[:-20] + b"broken")
-    assert f"skipped files that cannot be read: {broken}" in page_of(store, tmp_path)
+    assert f"hold other rows than their name says: {broken}" in page_of(store, tmp_path)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

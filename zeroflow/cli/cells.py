@@ -55,6 +55,7 @@ def run(
     """Run one cell in this process, without Ray."""
     from zeroflow import Placement, run_trial
     from zeroflow.grid.grid_file import merge_overrides, parse_override
+    from zeroflow.grid.plan import check_results
     from zeroflow.models.endpoint import EndpointError
     from zeroflow.optim import NonFiniteLoss
     from zeroflow.results import rows
@@ -73,7 +74,7 @@ def run(
     check_backbone_of(config)
     store = Store(results) if results else None
     if store:
-        store.check_writable()
+        check_results(store, 1, data_dir)
     bar = Bar("run")
     try:
         with bar:

@@ -170,7 +170,7 @@ def sweep(
     as_json: bool,
 ) -> None:
     """Run the cells of a grid that are not done yet, with Ray Tune and Ray Train, into a Parquet store."""
-    from zeroflow.grid.plan import check_data, make_plan
+    from zeroflow.grid.plan import check_data, check_results, make_plan
     from zeroflow.results.report import write_report
     from zeroflow.results.store import Store
     from zeroflow.results.summary import render_text, summary
@@ -188,6 +188,8 @@ def sweep(
         if as_json:
             click.echo(json.dumps(_counts(grid, store, found), indent=1))
         return
+    if cells:
+        check_results(store, len(cells), folder)
     with Bar("data sets") as bar:
         check_data(cells, folder, placement, bar)
     stopped = None
@@ -257,7 +259,7 @@ def search(
     Every optimizer gets the same budget of forward passes, on held-out training data of the first task. Candidates that have
     been run are not run again.
     """
-    from zeroflow.grid.plan import make_plan
+    from zeroflow.grid.plan import check_results, make_plan
     from zeroflow.grid.search_plan import plan_search
     from zeroflow.grid.search_selection import outcomes, write
     from zeroflow.grid.search_writeback import render
@@ -280,6 +282,7 @@ def search(
         return
     stopped = None
     if cells:
+        check_results(store, len(cells), folder)
         say(f"results: {store.root}")
         end = run_sweep(cells, store, placement, name=candidates.name, data_dir=folder, address=ray_address, echo=say)
         stopped = end.stopped

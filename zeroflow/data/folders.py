@@ -55,13 +55,14 @@ def image_folder(name: str, root: str | Path, classes: int | None = None) -> Ima
 
     Raises:
         ConfigError: the message lists all problems: a missing part, misplaced images, a class in one part only, a class
-            without images, images or files of an unknown kind that would be ignored, a broken link, another number of
-            classes.
+            without images, images or files of an unknown kind that would be ignored (a folder ``val`` of images beside the
+            parts, for one), a broken link, another number of classes.
     """
     root = Path(root)
     problems: list[str] = []
     present = [part for part in PARTS if (root / part).is_dir()]
     problems += [f"{root / part}: no such folder{_instead(root, part)}" for part in PARTS if part not in present]
+    problems += _beside_parts(root, problems) if present else []
     found = {part: _images_by_class(root / part, problems) for part in present}
     names = sorted(set().union(*found.values()))
     for part, images in found.items():
@@ -81,30 +82,42 @@ def image_folder(name: str, root: str | Path, classes: int | None = None) -> Ima
     return ImageDataset(name, tuple(names), samples(found["train"]), samples(found["test"]))
 
 
+def _beside_parts(root: Path, problems: list[str]) -> list[str]:
+    """Problems with what would be left out beside the two parts."""
+    entries = [entry for entry in _entries(root, problems) if entry.name not in PARTS]
+    found = []
+    for entry in entries:
+        images = _images_below(Path(entry.path), problems) if _is_dir(entry) else []
+        if images or _names_image(entry):
+            what = f"a folder of {len(images)} images" if images else "an image"
+            found.append(f"{entry.path}: {what} that would be left out, for {' and '.join(PARTS)} are read; put it elsewhere")
+    return found + _unknown(root, entries)
+
+
 def _images_by_class(folder: Path, problems: list[str]) -> dict[str, list[Path]]:
     """The images of one part; appends to ``problems``."""
     entries = _entries(folder, problems)
-    loose = [entry for entry in entries if _names_image(entry) and not entry.is_dir()]
+    loose = [entry for entry in entries if _names_image(entry) and not _is_dir(entry)]
     if loose:
         problems.append(
             f"{folder}: {len(loose)} images are in it instead of in a class folder, such as {loose[0].name}"
         )
     problems += _unknown(folder, entries)
-    return {entry.name: _images(Path(entry.path), problems) for entry in entries if entry.is_dir()}
+    return {entry.name: _images(Path(entry.path), problems) for entry in entries if _is_dir(entry)}
 
 
 def _images(folder: Path, problems: list[str]) -> list[Path]:
     entries = _entries(folder, problems)
     images = [entry for entry in entries if _names_image(entry)]
-    problems += [f"{entry.path}: no file, or a link that leads nowhere" for entry in images if not entry.is_file()]
+    problems += [f"{entry.path}: no file, or a link that leads nowhere" for entry in images if not _is_file(entry)]
     if not images:
-        deeper = [e.path for e in entries if e.is_dir() and any(map(_names_image, _entries(Path(e.path), problems)))]
+        deeper = [e.path for e in entries if _is_dir(e) and any(map(_names_image, _entries(Path(e.path), problems)))]
         there = f"; they are one folder too deep, in {deeper[0]}" if deeper else ""
-        kinds = Counter(Path(entry.name).suffix or entry.name for entry in entries if entry.is_file())
+        kinds = Counter(Path(entry.name).suffix or entry.name for entry in entries if _is_file(entry))
         others = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(3))
         problems.append(f"{folder}: no images{there}{f'; it holds {others}' if others else ''}")
         return []
-    if deeper := [path for entry in entries if entry.is_dir() for path in _images_below(Path(entry.path), problems)]:
+    if deeper := [path for entry in entries if _is_dir(entry) for path in _images_below(Path(entry.path), problems)]:
         problems.append(
             f"{folder}: {len(deeper)} images lie in folders below it and would be left out, {deeper[0]} for one"
         )
@@ -116,12 +129,14 @@ def _images_below(folder: Path, problems: list[str]) -> list[str]:
     """The images in a folder, recursively."""
     entries = _entries(folder, problems)
     here = [entry.path for entry in entries if _names_image(entry)]
-    return here + [path for entry in entries if entry.is_dir() for path in _images_below(Path(entry.path), problems)]
+    # No link to a folder is followed: it may lead back.
+    deeper = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return here + [path for entry in deeper for path in _images_below(Path(entry.path), problems)]
 
 
 def _unknown(folder: Path, entries: list[os.DirEntry[str]]) -> list[str]:
     """Problems with files that are neither images nor known companions of them."""
-    names = [Path(entry.name) for entry in entries if entry.is_file() and not _names_image(entry)]
+    names = [Path(entry.name) for entry in entries if _is_file(entry) and not _names_image(entry)]
     kinds = Counter(name.suffix.lower() for name in names if name.suffix and name.suffix.lower() not in BESIDE)
     if not kinds:
         return []
@@ -140,6 +155,22 @@ def _entries(folder: Path, problems: list[str]) -> list[os.DirEntry[str]]:
     except OSError as error:
         problems.append(f"{folder}: {error.strerror}")
         return []
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one; a link that leads nowhere or to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """The same for files."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _names_image(entry: os.DirEntry[str]) -> bool:

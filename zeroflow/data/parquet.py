@@ -12,7 +12,7 @@ import json
 import os
 import re
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,7 +170,7 @@ class _Split:
                         values += file.read_row_group(number, columns=[columns[1]])[columns[1]].to_pylist()
             except ConfigError as error:
                 problems.append(f"{path}: {error}")
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, pa.ArrowException, UnicodeError) as error:  # the last of a name that is not UTF-8
                 problems.append(f"{path}: cannot be read as a Parquet file: {error}")
         if len(problems) > before or columns is None:
             return []
@@ -240,7 +240,10 @@ def _columns(schema: Any, label_column: str | None) -> tuple[str, str, tuple[str
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError):
         features = {}
+    features = features if isinstance(features, dict) else {}
     kinds = {name: feature.get("_type") for name, feature in features.items() if isinstance(feature, dict)}
+    if twice := sorted(name for name, count in Counter(schema.names).items() if count > 1):
+        raise ConfigError(f"several columns of one name: {', '.join(twice)}")
     fields = {schema.field(i).name: schema.field(i).type for i in range(len(schema.names))}
     images = [name for name, kind in fields.items() if image(kind)]
     labels = [name for name, kind in fields.items() if label(kind)]
@@ -257,7 +260,8 @@ def _columns(schema: Any, label_column: str | None) -> tuple[str, str, tuple[str
     else:
         chosen = _chosen("labels", labels, [n for n in labels if kinds.get(n) == "ClassLabel"], LABEL_NAMES)
     names = features[chosen].get("names") if kinds.get(chosen) == "ClassLabel" else None
-    return chosen_image, chosen, tuple(map(str, names)) if names and pa.types.is_integer(fields[chosen]) else None
+    named = isinstance(names, list) and names and pa.types.is_integer(fields[chosen])
+    return chosen_image, chosen, tuple(map(str, names)) if named else None
 
 
 def _chosen(what: str, possible: Sequence[str], declared: Sequence[str], usual: Sequence[str]) -> str:

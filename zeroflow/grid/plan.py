@@ -127,3 +127,24 @@ def check_data(
             problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def check_results(store: Store, cells: int, data_dir: str | None) -> None:
+    """See that a store can take the results of some cells, so that what would go wrong at their end is told before the first.
+
+    Args:
+        store: where the results go.
+        cells: how many are to be written.
+        data_dir: of the data sets.
+
+    Raises:
+        ConfigError: it is in the folder of the data sets, cannot be written, or has too little room.
+    """
+    if data_dir is not None and "://" not in store.root and "://" not in data_dir:
+        data = Path(data_dir).expanduser().resolve()
+        if Path(store.root).resolve().is_relative_to(data):
+            raise ConfigError(
+                f"results {store.root!r}: in the folder of the data sets, {data_dir}, where they would count as data; expected "
+                "another folder"
+            )
+    store.check_writable(cells)

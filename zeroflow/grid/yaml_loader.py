@@ -32,15 +32,40 @@ def load_yaml(text: str) -> Any:
     Raises:
         YAMLError: it is not such YAML; the error has line and column.
     """
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, OverflowError) as error:  # PyYAML's own of an escape beyond Unicode
+        raise yaml.YAMLError(str(error)) from None
+    except RecursionError:
+        raise yaml.YAMLError("values nested too deeply") from None
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-3 is a number; anchors and merge keys (``<<``) work.
 
-    Refused, with line and column: a key given twice or that is no text, an anchor inside its own value, dates, and what YAML has
-    besides texts, numbers, truth values, lists and mappings.
+    Refused, with line and column: a key given twice or that is no text, an anchor inside its own value, dates, what YAML has
+    besides texts, numbers, truth values, lists and mappings, and numbers that hardly anyone reads as YAML 1.1 does: 010 is 8 to it,
+    1:30 is 90.
     """
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError):
+            _refuse(f"{node.value[:40]!r} is no {node.tag.rpartition(':')[2]}", node)
+
+    def construct_yaml_int(self, node: Any) -> int:
+        self._refuse_old_spelling(node)
+        return super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: Any) -> float:
+        self._refuse_old_spelling(node)
+        return super().construct_yaml_float(node)
+
+    def _refuse_old_spelling(self, node: Any) -> None:
+        text = self.construct_scalar(node)
+        if ":" in text or re.fullmatch(r"[-+]?0[0-7_]*[1-7][0-7_]*", text):
+            _refuse(f"{text!r} can be read as several numbers; write its decimal digits, or quotes around a string", node)
 
     def get_single_node(self) -> Any:
         root = super().get_single_node()
@@ -84,6 +109,8 @@ def _refuse_kind(loader: _Loader, node: Any) -> NoReturn:
 
 for _kind in ("timestamp", "binary", "set", "omap", "pairs"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _refuse_kind)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )

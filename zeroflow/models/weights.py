@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import sys
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
@@ -94,12 +95,19 @@ def read_weights(path: Path) -> State:
             read as a file of ``torch.save`` (``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.tar``), without running code in it.
 
     Raises:
-        ConfigError: the file or one of its shards is missing or cannot be read, or contains no tensors.
+        ConfigError: the file or one of its shards is missing or cannot be read, or contains no tensors, or one that is complex
+            or has no values of its own (sparse, quantized, on the meta device).
     """
     weights = _sharded(path) if path.name.endswith(".index.json") else _whole(path)
     if not weights:
         raise ConfigError(f"checkpoint {path}: cannot be used: no tensors by name in it; expected a model's state_dict")
+    if unusual := [name for name, value in weights.items() if not _is_usual(value)]:
+        raise ConfigError(f"checkpoint {path}: cannot be used: tensors that are no plain real numbers: {_few(unusual)}")
     return {name: _plain(value) for name, value in weights.items()}
+
+
+def _is_usual(value: Tensor) -> bool:
+    return value.layout is torch.strided and not (value.is_complex() or value.is_quantized or value.is_meta)
 
 
 def _plain(value: Tensor) -> Tensor:
@@ -116,6 +124,7 @@ def _whole(path: Path) -> State:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        _check_sums(path)
         # Namespace, which only holds what argparse has read, is beside the weights of timm's and MAE's checkpoints.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return _unwrapped(torch.load(path, map_location="cpu", weights_only=True))
@@ -123,6 +132,18 @@ def _whole(path: Path) -> State:
         raise ConfigError(f"checkpoint {path}: cannot be read: {_unsafe(path) or _line(error)}") from error
     except Exception as error:
         raise ConfigError(f"checkpoint {path}: cannot be read: {_line(error)}") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the parts of a file of ``torch.save`` with its checksums, which ``torch.load`` does not.
+
+    Raises:
+        ValueError: one differs.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if broken := file.testzip():
+                raise ValueError(f"damaged: {broken} in it is not what its checksum says")
 
 
 def _unsafe(path: Path) -> str:

@@ -1,8 +1,9 @@
 """Rows as a Parquet file and back.
 
-Opening a Parquet file costs by the column, whatever the rows: a store of many cells would be slow to load. So a file of
-one row holds that row a second time, as a line of JSON between the magic bytes and the first column, where the format
-leaves room. Parquet readers skip it; a reader here decodes nothing else as long as its checksum of the whole file holds.
+Between the magic bytes and the first column, where the format leaves room and Parquet readers skip it, stand a checksum of
+the whole file and a line. Opening a Parquet file costs by the column, whatever the rows: a store of many cells would be slow
+to load. So a file of one row holds that row a second time, as JSON in that line; a reader here decodes nothing else as long
+as the checksum holds. The line of other files is empty.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
@@ -22,11 +25,12 @@ from zeroflow.results.schema import SCHEMAS
 _MAGIC = b"PAR1"
 _NO_CHECKSUM = b"\0" * 8  # until the file is whole
 _ROW_START = len(_MAGIC) + len(_NO_CHECKSUM)
+_NO_ROW = b"\n"
 _MANY = 100  # rows from which on a file gains by dictionaries, statistics and compression
 
 
 def encode(name: str, table: pa.Table) -> bytes:
-    """A table as a Parquet file; a single row also as JSON in front.
+    """A table as a Parquet file with its checksum in front; a single row also as JSON.
 
     Args:
         name: of the table, which says its columns.
@@ -38,7 +42,7 @@ def encode(name: str, table: pa.Table) -> bytes:
     if name not in SCHEMAS:
         raise unknown("table", name, SCHEMAS)
     table = table.cast(SCHEMAS[name])
-    row = _as_line(table) if len(table) == 1 else b""
+    line = _as_line(table) if len(table) == 1 else _NO_ROW
     # What a file costs to open grows with its footer. So the columns' descriptions stay out of it (``load`` adds them),
     # and so does, for a few rows, what pays only for many.
     many = len(table) >= _MANY
@@ -47,25 +51,41 @@ def encode(name: str, table: pa.Table) -> bytes:
         sink, table.schema, store_schema=False, use_dictionary=many, write_statistics=many,
         compression="zstd" if many else "none",
     ) as writer:  # fmt: skip
-        sink.write(_NO_CHECKSUM + row if row else b"")
+        sink.write(_NO_CHECKSUM + line)
         writer.write_table(table)
     data: bytes = sink.getvalue().to_pybytes()
-    return _MAGIC + _checksum(data) + data[_ROW_START:] if row else data
+    return _MAGIC + _checksum(data) + data[_ROW_START:]
 
 
-def decode_all(files: Mapping[str, bytes], schema: pa.Schema) -> tuple[pa.Table, list[str]]:
-    """The rows of some files in the columns of ``schema``, and the names of those that cannot be read."""
+def decode_all(files: Mapping[str, bytes], schema: pa.Schema, key: str | None = None) -> tuple[pa.Table, list[str]]:
+    """Read the rows of some files.
+
+    Args:
+        files: content by name.
+        schema: the columns to read.
+        key: the column whose one value a file is named after; None: that is not looked at.
+
+    Returns:
+        The rows, and the names of files that cannot be read or hold rows of another name.
+    """
     try:
         lines = [row_in_front(data) for data in files.values()]
         if all(lines):
-            return decode_lines(lines, schema), []
+            rows = decode_lines(lines, schema)
+            if key is None or rows[key].to_pylist() == [PurePosixPath(name).stem for name in files]:
+                return rows, []
     except pa.ArrowException:
         pass  # one is broken: each by itself
     parts, unreadable = [schema.empty_table()], []
     for name, data in files.items():
         try:
-            parts.append(decode(data, schema))
+            rows = decode(data, schema)
         except (pa.ArrowException, OSError):
+            unreadable.append(name)
+            continue
+        if key is None or set(pc.unique(rows[key]).to_pylist()) <= {PurePosixPath(name).stem}:
+            parts.append(rows)
+        else:
             unreadable.append(name)
     return pa.concat_tables(parts).combine_chunks(), unreadable
 
@@ -104,7 +124,8 @@ def row_in_front(data: bytes) -> bytes | None:
         return None
     if checksum != _checksum(data):
         raise pa.ArrowInvalid("the file is not what was written")
-    return data[_ROW_START : data.index(b"\n", _ROW_START) + 1]
+    line = data[_ROW_START : data.index(b"\n", _ROW_START) + 1]
+    return None if line == _NO_ROW else line
 
 
 def decode_lines(lines: Iterable[bytes | None], schema: pa.Schema) -> pa.Table:
@@ -120,11 +141,11 @@ def decode_lines(lines: Iterable[bytes | None], schema: pa.Schema) -> pa.Table:
 
 
 def _as_line(table: pa.Table) -> bytes:
-    """A table's one row as a line of JSON; nothing for what JSON has no word for (infinity)."""
+    """A table's one row as a line of JSON; an empty one for what JSON has no word for (infinity)."""
     try:
         text = json.dumps(table.to_pylist()[0], default=str, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     except ValueError:
-        return b""
+        return _NO_ROW
     return text.encode() + b"\n"
 
 

@@ -7,6 +7,7 @@ is written under a name that begins with a dot and then renamed, an object appea
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 import uuid
@@ -25,6 +26,8 @@ from zeroflow.results.claims import Claims, FolderClaims, ObjectClaims
 _MAGIC = b"PAR1"
 _SMALLEST = 12  # bytes of a Parquet file: magic, length of the footer, magic
 _ENOUGH = 2**14  # bytes that must find room where a cell is to be written
+_SPARE = 2**20  # bytes that must be free beside those of the cells to be written
+_CELL = 2**16  # bytes that the files of a cell take, with room
 _LEFTOVER_SECONDS = 3600.0
 
 
@@ -108,11 +111,14 @@ class Storage:
         """Whether a Parquet file can be all that was written, by its size and its closing bytes."""
         return file.size >= _SMALLEST  # an object appears whole or not at all
 
-    def check_writable(self) -> None:
+    def check_writable(self, cells: int = 0) -> None:
         """See that a file can be written: one is, and removed.
 
+        Args:
+            cells: that are to be written; a disk must have room for them.
+
         Raises:
-            ConfigError: the folder cannot be made or written; no such bucket, no credentials, no access.
+            ConfigError: the folder cannot be made or written, or has too little room; no such bucket, no credentials, no access.
         """
         with self._reaching("written"):
             name = f".writable-{uuid.uuid4().hex}"
@@ -194,13 +200,20 @@ class Folder(Storage):
         finally:
             os.close(opened)
 
-    def check_writable(self) -> None:
+    def check_writable(self, cells: int = 0) -> None:
         try:
             Path(self.base).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.base, buffering=0) as file:
                 file.write(bytes(_ENOUGH))
+            disk = shutil.disk_usage(self.base)
         except OSError as error:
             raise ConfigError(f"results {self.root!r}: cannot be written: {error.strerror}") from None
+        needed = _SPARE + cells * _CELL
+        if cells and disk.total and disk.free < needed:  # some network file systems say 0 of everything
+            raise ConfigError(
+                f"results {self.root!r}: {disk.free / 2**20:.1f} MiB of the disk are free, expected {needed / 2**20:.1f} MiB or more for "
+                f"{cells} cell{'s' if cells > 1 else ''}: make room, or name another disk with --results"
+            )
 
     def claims(self) -> Claims:
         try:

@@ -131,13 +131,16 @@ class Store:
         """Whether anything has been written here."""
         return self.storage.exists(tuple(SCHEMAS))
 
-    def check_writable(self) -> None:
+    def check_writable(self, cells: int = 0) -> None:
         """See that the store takes files, and make a local store's folder.
 
+        Args:
+            cells: that are to be written; a disk must have room for them.
+
         Raises:
-            ConfigError: the folder cannot be made or written; no such bucket, no credentials, no access.
+            ConfigError: the folder cannot be made or written, or has too little room; no such bucket, no credentials, no access.
         """
-        self.storage.check_writable()
+        self.storage.check_writable(cells)
 
     def claims(self) -> Claims:
         """A process's claims on cells, so that sweeps on the same store at the same time run no cell twice.
@@ -207,7 +210,8 @@ class Store:
         """The rows of a table, cells in the order of their ids, in the declared columns; empty if there are none.
 
         Rows of cells that are not done (the process was killed between two files) are left out. Files that cannot be
-        read are skipped, with a warning that names them; one of a packed table is an error.
+        read, or hold rows of another cell than their name says (a copy under another name), are skipped, with a warning that
+        names them; one of a packed table is an error.
 
         Args:
             table: its name.
@@ -229,7 +233,7 @@ class Store:
                 break
         if unreadable:
             named = ", ".join(f"{self.root}/{name}" for name in unreadable)
-            warnings.warn(f"skipped files that cannot be read: {named}", stacklevel=2)
+            warnings.warn(f"skipped files that cannot be read, or hold other rows than their name says: {named}", stacklevel=2)
         if table == "trials" and "schema_version" in rows.column_names:
             self._check_version(rows["schema_version"])
         return rows
@@ -327,10 +331,13 @@ class Store:
     def _read(self, schema: pa.Schema, names: Sequence[str]) -> tuple[pa.Table, list[str], bool]:
         """The rows of some files in the columns of ``schema``; which could not be read; whether some are not there."""
 
+        key = next((key_of(name.partition("/")[0]) for name in names), None)
+        key = key if key in schema.names else None
+
         def read(some: Sequence[str]) -> tuple[pa.Table, list[str], int]:
             found = {name: self.storage.read(name) for name in some}
             there = {name: data for name, data in found.items() if data is not None}
-            return *parquet.decode_all(there, schema), len(found) - len(there)
+            return *parquet.decode_all(there, schema, key), len(found) - len(there)
 
         batches = [names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE)]
         with ThreadPoolExecutor(_READERS) as pool:
