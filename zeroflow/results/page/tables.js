@@ -67,11 +67,11 @@ const Tables = (() => {
 
   // A line for each seed, from the table of cells, below their mean.
   function seedsOf(row, table) {
-    const cells = document.querySelector("table[data-table=cells]"), there = heads(cells);
+    const cells = document.querySelector("table[data-table=cells]"), there = heads(cells).map((head) => head.toLowerCase());
     const wanted = new Set(row.dataset.cells.split(" "));
     const found = lines(cells).filter((line) => wanted.has(line.lastElementChild.textContent));
     return found.map((cell) => {
-      const line = document.createElement("tr"), value = (head) => cell.cells[there.indexOf(head)]?.textContent;
+      const line = document.createElement("tr"), value = (head) => cell.cells[there.indexOf(head.toLowerCase())]?.textContent;
       line.className = "seed";
       line.title = `cell ${cell.lastElementChild.textContent}`;
       for (const [i, head] of heads(table).entries()) {
