@@ -117,8 +117,10 @@ def _apart(key: str, configs: Sequence[Config]) -> set[str]:
         holders.setdefault(config["optimizer"], []).append(set(options))
         for name, value in options.items():
             values.setdefault(name, set()).add(json.dumps(value))
-    lacking = (set.union(*own) - set.intersection(*own) for own in holders.values())
-    return {name for name, found in values.items() if len(found) > 1}.union(*lacking)
+    apart = {name for name, found in values.items() if len(found) > 1}
+    for first, *others in holders.values():
+        apart.update(*(first ^ other for other in others))
+    return apart
 
 
 def as_text(key: str, value: Any) -> str:

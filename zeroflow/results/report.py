@@ -194,7 +194,13 @@ def _opening(results: Results, rows: Sequence[Row], *, nothing: bool) -> str:
         why = "every cell that was tried has failed, see below" if failed else "no cell has been finished here yet"
         text += f"<p><strong>Nothing to show: {why}.</strong> <code>zeroflow sweep --results DIR</code> fills a store, <code>zeroflow status DIR</code> says how far it is.</p>"
     text += "".join(f"<p class='note'>{escape(note)}</p>" for note in results.notes)
-    sentences = [sentence for group in by_dataset(rows).values() for sentence in findings(group)]
+    # Rows of a data set by themselves: their names say no more than tells them apart.
+    trials = results.tables["trials"]
+    sentences = [
+        sentence
+        for name in by_dataset(rows)
+        for sentence in findings(summary(trials.filter(pc.field("dataset") == name)))
+    ]
     return text + (
         f"<ul class='findings'>{''.join(f'<li>{escape(s)}</li>' for s in sentences)}</ul>" if sentences else ""
     )

@@ -109,6 +109,7 @@ def summary(trials: pa.Table) -> list[Row]:
 
     differences = Differences([config for config, _ in found])
     shown = [key for key in keys if key in _ALWAYS_SHOWN or differences.varies(key)]
+    shown.sort(key=lambda key: FILTERS.index(key) if key in FILTERS else len(FILTERS))
     baselines = {same_problem(config): _mean(members, "avg") for config, members in found if is_baseline(config)}
     rows = (
         _row(
