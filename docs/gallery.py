@@ -85,7 +85,7 @@ def shown(results: Path = RESULTS, dataset: str = DATASET) -> Iterator[Shown]:
             if tables:
                 tables["trials"] = tables["trials"].filter(pc.field("dataset") == dataset)
             sections = choose(tables, summary(tables["trials"]), None).sections if tables else []
-            opened[name] = found, [entry for _, of_dataset, own in sections if of_dataset for entry in own]
+            opened[name] = found, [entry for section in sections if section.dataset for entry in section.entries]
         return opened[name]
 
     for picture in PICTURES:

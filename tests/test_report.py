@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import re
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from zeroflow.results import SCHEMA_VERSION, Store, figures, load
 from zeroflow.results.rendering import render
 from zeroflow.results.report import write_report
 from zeroflow.results.rows import failure, tables
+from zeroflow.results.summary import summary
 from zeroflow.results.tables import make_tables
 from zeroflow.trial.metrics import DEFINITIONS
 
@@ -64,7 +66,7 @@ def test_the_report_holds_everything_and_needs_no_network(store: Store, tmp_path
     assert "4 cells done, 1 failed" in page
     order = (
         "<ul class='findings'>",
-        "<h2>Summary",
+        "<h2 id='table-summary'>Summary",
         "<h2>Figures",
         "<h2>Tables",
         "<h2>Failed",
@@ -99,11 +101,29 @@ def test_the_first_sentences_say_what_was_found(store: Store, tmp_path: Path) ->
         cell(72.0, optimizer="zo-cge"),
     )
     page = page_of(store, tmp_path)
+    best = "the best of 5 settings is ease fo-sgd, with exact gradients, with 77.00 ± 2.48 % (3 seeds, +12.00 points)"
+    assert best in page and "the best with exact gradients" not in page, "said once"
     assert "SimpleCIL, which trains nothing, has Avg 65.00 %" in page
-    assert "the best with exact gradients is ease fo-sgd with 77.00 ± 2.48 % (3 seeds, +12.00 points)" in page
     assert "the best by forward passes alone is ease zo-cge q=1 with 67.00 % (one seed, +2.00 points)" in page
     # +2 with a half width of 2.48, and below: neither is above with all of its interval.
     assert "Of 2 settings trained by forward passes alone with several seeds, none lies above SimpleCIL" in page
+
+
+@pytest.mark.parametrize("method", ["ranpac", "simplecil"])
+def test_the_first_sentence_names_the_best_row_also_of_untrained_methods(
+    store: Store, tmp_path: Path, method: str
+) -> None:
+    fill(store, simplecil(95.0 if method == "simplecil" else 70.0), *seeds(72.0, optimizer="zo-sgd"))
+    fill(store, cell(92.0, method="ranpac", optimizer=None, queries=None))
+    found = {
+        "ranpac": "ranpac, without training, with 87.00",
+        "simplecil": "simplecil, which trains nothing, with 90.00",
+    }
+    assert f"the best of 3 settings is {found[method]}" in page_of(store, tmp_path)
+
+
+def heading(title: str) -> str:
+    return f">{title}</h3>"
 
 
 def test_every_section_appears_where_there_is_something_for_it(full: Store, tmp_path: Path) -> None:
@@ -114,7 +134,7 @@ def test_every_section_appears_where_there_is_something_for_it(full: Store, tmp_
         "Sparsity (Table 4)", "Hybrid training", "Function values of old and new tasks", "What one change does, ours beside the paper&#x27;s",
         "The whole grid", "Two parameters: both tasks at once", "Two parameters: both tasks at once: one loss against the other",
     ):  # fmt: skip
-        assert f"<h3>{title}</h3>" in page, title
+        assert heading(title) in page, title
     few = page_of(QUICK, tmp_path)
     for title in ("History (Table 3)", "Hybrid training", "Function values of old and new tasks", "Two parameters"):
         assert title not in without_plotly(few), title
@@ -136,7 +156,17 @@ def test_several_stores_make_one_report_and_a_cell_counts_once(tmp_path: Path) -
     one.write_failure(failure(cell(seed=1).config, "RuntimeError", "boom", "", 1))
     page = write_report([one, other.root], tmp_path / "report.html").read_text()
     assert "3 cells done, 0 failed" in page, "what failed in one store is done in the other"
-    assert one.root in page and other.root in page
+    assert "in <code>one</code>, <code>other</code>" in page
+
+
+def test_the_page_names_no_path_of_this_machine(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store, cell())
+    monkeypatch.chdir(tmp_path.parent)
+    below = f"{tmp_path.name}/results"
+    assert f"<code>{below}</code>" in page_of(below, tmp_path)
+    monkeypatch.chdir(ROOT)
+    page = page_of(store, tmp_path)
+    assert "<code>results</code>" in page and str(tmp_path) not in page
 
 
 # Bad input
@@ -182,7 +212,7 @@ def test_a_missing_table_leaves_out_its_figures_and_says_so(store: Store, tmp_pa
     titles = {"stages": ["Accuracy along the stream"], "accuracy": ["Accuracy per task", "Accuracy on the last task"]}
     for table, own in titles.items():
         for title in own:
-            assert (f"<h3>{title}</h3>" in page) == (table != missing)
+            assert (heading(title) in page) == (table != missing)
     assert run("tables", store.root).exit_code == 0
 
 
@@ -211,7 +241,7 @@ def test_files_that_cannot_be_read_are_named(store: Store, tmp_path: Path) -> No
     fill(store, cell(), cell(seed=1))
     broken = Path(store.root, "stages", f"{cell().cell_id}.parquet")
     broken.write_bytes(broken.read_bytes()[:-20] + b"broken")
-    assert f"hold other rows than their name says: {broken}" in page_of(store, tmp_path)
+    assert f"hold other rows than their name says: results/stages/{broken.name}" in page_of(store, tmp_path)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -238,18 +268,18 @@ def test_a_file_of_costs_that_is_none_is_refused(store: Store, tmp_path: Path) -
 def test_the_best_and_the_second_best_are_marked_in_every_data_set(store: Store) -> None:
     fill(store, simplecil(70.0), *seeds(82.0, optimizer="fo-sgd", queries=None), *seeds(72.0, optimizer="zo-sgd"))
     fill(store, simplecil(50.0, dataset="other"), cell(40.0, dataset="other", optimizer="zo-sgd"))
-    (summary,) = (table for table in make_tables({"trials": load(store, "trials")}) if table.name == "summary")
-    column = summary.headings.index("Avg")
-    assert [line.cells[column].rank for line in summary.lines] == [1, 2, 0, 1, 2]
-    assert {cell.rank for line in summary.lines for cell in line.cells[summary.headings.index("Fgt") :]} == {0}, (
+    (table,) = (table for table in make_tables({"trials": load(store, "trials")}) if table.name == "summary")
+    column = table.headings.index("Avg")
+    assert [line.cells[column].rank for line in table.lines] == [1, 2, 0, 1, 2]
+    assert {cell.rank for line in table.lines for cell in line.cells[table.headings.index("Fgt") :]} == {0}, (
         "all forget alike: none is best"
     )
 
 
 def test_ties_share_a_place(store: Store) -> None:
     fill(store, cell(80.0, optimizer="zo-sgd"), cell(80.001, optimizer="zo-adam"), cell(70.0, optimizer="zo-cge"))
-    (summary, *_) = make_tables({"trials": load(store, "trials")})
-    ranks = {line.cells[1].text: line.cells[summary.headings.index("Avg")].rank for line in summary.lines}
+    (table, *_) = make_tables({"trials": load(store, "trials")})
+    ranks = {line.cells[1].text: line.cells[table.headings.index("Avg")].rank for line in table.lines}
     assert ranks == {"zo-sgd": 1, "zo-adam": 1, "zo-cge": 2}, "equal as they are shown"
 
 
@@ -257,8 +287,8 @@ def test_less_forgetting_is_better(store: Store) -> None:
     worse = dataclasses.replace(cell(seed=0, optimizer="zo-adam"))
     worse.accuracy_matrix[1, 0] = 10.0
     fill(store, worse, cell(optimizer="zo-sgd"))
-    (summary, *_) = make_tables({"trials": load(store, "trials")})
-    ranks = {line.cells[1].text: line.cells[summary.headings.index("Fgt")].rank for line in summary.lines}
+    (table, *_) = make_tables({"trials": load(store, "trials")})
+    ranks = {line.cells[1].text: line.cells[table.headings.index("Fgt")].rank for line in table.lines}
     assert ranks == {"zo-sgd": 1, "zo-adam": 2}
 
 
@@ -418,12 +448,14 @@ def test_a_filter_changes_every_figure_and_table(quick: Page) -> None:
     # With several data sets the one with most cells is chosen.
     assert len(quick.lines("summary")) == 10 == len(quick.seen(title)) and len(quick.lines("cells")) == 20
     quick.click("#filters button[data-key=optimizer][data-value=zo-sgd]")
-    rows = ["simplecil - -", "aper-adapter zo-sgd 1", "aper-adapter zo-sgd 8", "ease zo-sgd 1"]
+    rows = ["simplecil - -", "aper-adapter zo-sgd 8", "aper-adapter zo-sgd 1", "ease zo-sgd 1"]
     named = ["aper-adapter zo-sgd q=1", "aper-adapter zo-sgd q=8", "ease zo-sgd q=1", "simplecil"]
-    assert quick.lines("summary") == rows and len(quick.lines("cells")) == 6
+    assert quick.lines("summary") == rows, "the best first"
+    assert len(quick.lines("cells")) == 6
     for each in (title, "Accuracy along the stream", "Accuracy on the last task", "What it costs", "The whole grid"):
         assert quick.seen(each) == named, each
-    assert quick.seen("Accuracy against memory") == ["Pareto front", *named]
+    # What trains nothing has no step whose memory could be beside theirs.
+    assert quick.seen("Accuracy against memory") == ["Pareto front", *named[:-1]]
     shown = quick.run(
         "return document.querySelector(`#${arguments[0]} .plot`).data.filter((t) => t.visible !== false).map((t) => [t.x, t.y])",
         quick.figure("Accuracy against memory"),
@@ -491,11 +523,160 @@ def test_a_click_on_a_heading_sorts(quick: Page) -> None:
     )
     column = f"return [...document.querySelectorAll('table[data-table=summary] tbody tr')].map((r) => parseFloat(r.cells[{avg}].textContent))"
     button = f"table[data-table=summary] th:nth-child({avg + 1}) button"
-    before = quick.run(column)
+    quick.click("#clear")
+    best = quick.run(column)
+    assert best == sorted(best, reverse=True)
+    quick.click("#filters button[data-value=quickdraw100-marker]")
+    shown = column.replace("tbody tr'", "tbody tr:not([hidden])'")
+    assert quick.run(shown) == sorted(quick.run(shown), reverse=True), "the best first"
     quick.click(button)
-    assert quick.run(column) == sorted(before, reverse=True) != before
+    assert quick.run(column) == sorted(best)
     quick.click(button)
-    assert quick.run(column) == sorted(before)
+    assert quick.run(column) == sorted(best, reverse=True)
+
+
+SUMMARY = "table[data-table=summary]"
+
+
+def test_typing_leaves_the_lines_with_these_words(quick: Page) -> None:
+    place = quick.driver.find_element("css selector", ".sheet:has(table[data-table=summary]) input")
+    place.send_keys("EASE zo")
+    assert quick.lines("summary") == ["ease zo-sgd 1", "ease zo-adam 1"]
+    assert quick.run(f"return document.querySelector('.sheet:has({SUMMARY}) .count').textContent") == "2 of 11 lines"
+
+
+def test_the_seeds_of_a_line_open_and_close(quick: Page) -> None:
+    seeds = f"return [...document.querySelectorAll('{SUMMARY} tr.seed:not([hidden])')].map((r) => r.innerText.split(/\\s+/).filter(Boolean))"
+    place = quick.driver.find_element("css selector", f"{SUMMARY} tbody tr:not([hidden]) button")
+    count = int(place.text)
+    assert count > 1 and quick.run(seeds) == []
+    place.send_keys("\n")
+    opened = quick.run(seeds)
+    assert [line[:2] for line in opened] == [["seed", str(seed)] for seed in range(count)]
+    table = seeds_of_the_best(QUICK)
+    assert [float(line[3]) for line in opened] == pytest.approx(table, abs=0.005)
+    assert place.get_attribute("aria-expanded") == "true"
+    place.send_keys("\n")
+    assert quick.run(seeds) == [] and place.get_attribute("aria-expanded") == "false"
+
+
+def seeds_of_the_best(results: Path) -> list[float]:
+    """Avg of each seed of the best row of several seeds, of the embedded data set."""
+    trials = load(results, "trials")
+    rows = [r for r in summary(trials) if r.config["dataset"] == "quickdraw100-marker" and r.avg and r.seeds > 1]
+    best = max(rows, key=lambda row: row.avg.mean if row.avg else 0.0)
+    values = dict(zip(trials["cell_id"].to_pylist(), trials["avg"].to_pylist(), strict=True))
+    return [values[each] for each in best.cells]
+
+
+def test_what_is_shown_of_a_table_is_exported(quick: Page) -> None:
+    quick.run("window.made = []; URL.createObjectURL = (blob) => { window.made.push(blob); return '#'; }")
+    quick.click("#filters button[data-key=optimizer][data-value=zo-sgd]")
+    for kind in ("csv", "latex"):
+        quick.click(f".sheet:has({SUMMARY}) [data-export={kind}]")
+    written, latex = quick.driver.execute_async_script(
+        "const end = arguments[0]; Promise.all(window.made.map((blob) => blob.text())).then(end)"
+    )
+    rows = list(csv.DictReader(io.StringIO(written)))
+    assert [row["method"] for row in rows] == ["simplecil", "aper-adapter", "aper-adapter", "ease"]
+    assert rows[0]["optimizer"] == "" and float(rows[1]["Avg"]) > 40
+    assert float(rows[2]["Avg ±"]) > 0 and float(rows[2]["forwards"]) > 100
+    assert latex.count(r" \\") == 1 + len(rows) and latex.count(r"\begin{") == latex.count(r"\end{") == 2
+    assert "$\\pm$" in latex and "zo-sgd & 8" in latex
+
+
+def test_the_first_columns_stay_in_sight(browser: Any, quick_file: Path) -> None:
+    page = Page(browser, quick_file, width=380)
+    place = f"document.querySelector('{SUMMARY} tbody tr:not([hidden]) th:nth-child(2)').getBoundingClientRect().left"
+    window = f"document.querySelector('{SUMMARY}').parentNode"
+    before = page.run(f"return {place}")
+    assert page.run(f"{window}.scrollLeft = 300; return {window}.scrollLeft") == 300
+    assert page.run(f"return {place}") == pytest.approx(before, abs=2)
+
+
+def test_a_figure_of_many_settings_shows_the_best_until_all_are_asked_for(
+    browser: Any, store: Store, tmp_path: Path
+) -> None:
+    rates = [0.01 * (1 + i) for i in range(12)]
+    fill(
+        store,
+        simplecil(50.0),
+        *(cell(60.0 + i, lr=lr, optimizer=o) for o in ("zo-sgd", "zo-adam") for i, lr in enumerate(rates)),
+    )
+    page = Page(browser, write_report(store, tmp_path / "report.html"))
+    title = "All settings beside each other"
+    assert page.seen(title) == ["ease zo-adam lr=0.12 q=1", "ease zo-sgd lr=0.12 q=1", "simplecil"]
+    place = f"#{page.figure(title)}"
+    assert "2 of 24 settings" in page.run(f"return document.querySelector('{place} .note').textContent")
+    page.click(f"{place} button.all")
+    assert len(page.seen(title)) == 25
+    page.click(f"{place} button.all")
+    assert len(page.seen(title)) == 3 and page.complaints() == []
+
+
+# What a keyboard and a screen reader need
+
+
+CONTRAST = """
+const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+const light = (c) => c.slice(0, 3).map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const ground = (e) => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c[3] !== 0) return c; } return [255, 255, 255]; };
+return [...document.querySelectorAll("h1, h2, h3, p, li, th, td, button, label, summary, code")]
+  .filter((e) => e.offsetParent && e.textContent.trim()).map((e) => {
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
+    return [(a + 0.05) / (b + 0.05), `${e.tagName} ${e.className} ${e.textContent.slice(0, 30)}`];
+  }).filter(([ratio]) => ratio < 4.5);
+"""  # of WCAG 2.2, 1.4.3
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(browser: Any, quick_file: Path, theme: str) -> None:
+    page = Page(browser, quick_file, theme=theme)
+    page.click("#filters button[data-key=optimizer][data-value=zo-sgd]")
+    assert page.run(CONTRAST) == []
+
+
+@pytest.mark.parametrize("width", [380, 1400])
+def test_everything_to_press_has_a_name_and_every_table_its_headings(browser: Any, full_file: Path, width: int) -> None:
+    page = Page(browser, full_file, width=width)
+    assert page.run("return document.documentElement.scrollWidth") <= width
+    controls = page.driver.find_elements("css selector", "button, input, select")
+    shown = [control for control in controls if control.is_displayed()]
+    assert len(shown) > 20 and all(control.accessible_name for control in shown[:40])
+    nothing = {
+        "headings without scope": "th:not([scope])",
+        "what is pressed and no button": "[onclick], div[role=button], a:not([href])",
+        "boxes that a keyboard cannot scroll": ".wide:not([tabindex='0'])",
+        "boxes without a name": "[role=region]:not([aria-label]):not([aria-labelledby])",
+    }
+    for what, selector in nothing.items():
+        assert page.run(f'return document.querySelectorAll("{selector}").length') == 0, what
+    identities = page.run("return [...document.querySelectorAll('body [id]:not(svg [id])')].map((e) => e.id)")
+    assert len(identities) == len(set(identities))
+    levels = page.run("return [...document.querySelectorAll('h1, h2, h3, h4')].map((h) => Number(h.tagName[1]))")
+    assert levels[0] == 1 and all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    small = page.run(
+        "return [...document.querySelectorAll('button')].filter((b) => b.offsetParent && b.getBoundingClientRect().height < 24)"
+        ".map((b) => b.textContent)"
+    )
+    assert small == [], "of WCAG 2.2, 2.5.8"
+
+
+def test_a_keyboard_reaches_everything_and_shows_where_it_is(quick: Page) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    reached = []
+    for _ in range(30):
+        ActionChains(quick.driver).send_keys(Keys.TAB).perform()
+        own = "const e = document.activeElement; return [e.textContent.trim() || e.id || e.type, getComputedStyle(e).outlineStyle]"
+        name, outline = quick.run(own)
+        assert outline == "solid", name
+        reached.append(name)
+    assert reached[0] == "Skip to the results" and {"light / dark", "zo-sgd", "clear", "search", "CSV", "LaTeX"} <= set(
+        reached
+    )
 
 
 def test_the_heat_map_is_of_the_setting_that_is_chosen(quick: Page) -> None:

@@ -18,6 +18,8 @@ from zeroflow.grid.placement import CellPlacement, cells_that_fit
 from zeroflow.grid.plan import make_plan
 from zeroflow.results.store import Store
 from zeroflow.sweep.driver import run_sweep
+from zeroflow.sweep.progress import names
+from zeroflow.trial.config import TrialConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,6 +68,14 @@ def full_grid(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProce
         [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), *map(str, arguments)],
         capture_output=True, text=True, timeout=540, cwd=cwd, env=environment,
     )  # fmt: skip
+
+
+def test_a_line_of_progress_names_the_options_that_tell_its_cell_from_others() -> None:
+    made = [{"method_options": {"bottleneck": size, "scale": 1.0}} for size in (4, 16)] + [{"method": "simplecil"}]
+    cells = [TrialConfig.from_dict(each) for each in made]
+    small, large, alone = names(cells).values()
+    assert small == f"{cells[0].label()} bottleneck=4" and large == f"{cells[1].label()} bottleneck=16"
+    assert alone == cells[2].label()
 
 
 def test_a_grid_is_the_product_of_its_lists_each_cell_once(tmp_path) -> None:

@@ -61,11 +61,19 @@ def words(*heads: str) -> list[Column | str]:
 
 @dataclass(frozen=True)
 class Mark:
-    """What a line says to a page: ``filters`` by key; ``group``: lines that compete for the best; ``baseline``: the row to beat."""
+    """What a line says to a page.
+
+    Attributes:
+        filters: by key.
+        group: lines that compete for the best.
+        baseline: whether it is the row to beat.
+        cells: the ids of the cells that it is a mean of.
+    """
 
     filters: Mapping[str, str] = field(default_factory=dict)
     group: Hashable = None
     baseline: bool = False
+    cells: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,8 @@ class Table:
         name: for commands.
         title: for readers.
         notes: what the heads mean.
+        above: what holds for all lines, before they are read.
+        sorted_by: the column by which lines are sorted, the largest first; None: otherwise.
     """
 
     columns: tuple[Column, ...]
@@ -93,6 +103,8 @@ class Table:
     name: str = ""
     title: str = ""
     notes: tuple[str, ...] = ()
+    above: tuple[str, ...] = ()
+    sorted_by: int | None = None
 
     @classmethod
     def of(
@@ -103,6 +115,7 @@ class Table:
         name: str = "",
         title: str = "",
         notes: Iterable[str] = (),
+        above: Iterable[str] = (),
         marks: Sequence[Mark] | None = None,
     ) -> Table:
         """A table of values.
@@ -110,16 +123,17 @@ class Table:
         Args:
             columns: a head alone is a column of numbers, written as they are.
             rows: a value for each column: a number, words, an estimate, None, or a whole cell.
-            name: see the class; so are ``title`` and ``notes``.
+            name: see the class; so are ``title``, ``notes`` and ``above``.
             title: see the class.
             notes: see the class.
+            above: see the class.
             marks: of each row; default: none has any.
         """
         made = tuple(Column(column) if isinstance(column, str) else column for column in columns)
         cells = [tuple(c.cell(value) for c, value in zip(made, row, strict=True)) for row in rows]
         marked = marks if marks is not None else [Mark()] * len(cells)
         lines = tuple(Line(own, mark) for own, mark in zip(cells, marked, strict=True))
-        return cls(made, lines, name, title, tuple(notes))
+        return cls(made, lines, name, title, tuple(notes), tuple(above))
 
     @property
     def headings(self) -> tuple[str, ...]:
@@ -213,18 +227,22 @@ def html_grid(table: Table, *, kind: str = "", buttons: bool = False) -> str:
     kinds = [kind or ("text" if column.left else "") for column in table.columns]
     named = bool(table.name)
     head = "".join(
-        f"<th class='{own}'>{f'<button type={chr(39)}button{chr(39)}>{escape(name)}</button>' if buttons else escape(name)}</th>"
-        for own, name in zip(kinds, table.headings, strict=True)
+        f"<th scope='col'{_class(own)}{' aria-sort=descending' if i == table.sorted_by else ''}>{f'<button type={chr(39)}button{chr(39)}>{escape(name)}</button>' if buttons else escape(name)}</th>"
+        for i, (own, name) in enumerate(zip(kinds, table.headings, strict=True))
     )
+    # Words that begin a line say what it is of.
+    first = next((i for i, column in enumerate(table.columns) if not column.left), len(kinds))
+    first = first if named else min(first, 1)
     body = []
     for line in table.lines:
         mark = {**line.mark.filters, "baseline": line.mark.baseline}
         keys = f' data-keys="{escape(json.dumps(mark, separators=(",", ":")), quote=True)}"' if named else ""
+        cells = f" data-cells='{' '.join(line.mark.cells)}'" if line.mark.cells else ""
         inner = "".join(
-            f"<td{_class(own)}>{_HTML[cell.rank].format(escape(cell.text))}</td>"
-            for own, cell in zip(kinds, line.cells, strict=True)
+            f"<{'th scope=row' if i < first else 'td'}{_class(own)}>{_HTML[cell.rank].format(escape(cell.text))}</{'th' if i < first else 'td'}>"
+            for i, (own, cell) in enumerate(zip(kinds, line.cells, strict=True))
         )
-        body.append(f"<tr{_class('baseline' if line.mark.baseline else '')}{keys}>{inner}</tr>")
+        body.append(f"<tr{_class('baseline' if line.mark.baseline else '')}{keys}{cells}>{inner}</tr>")
     top = f"<thead><tr>{head}</tr></thead>" if any(table.headings) else ""
     return f"<table{f' data-table={chr(39)}{table.name}{chr(39)}' if named else ''}>{top}<tbody>{''.join(body)}</tbody></table>"
 
@@ -241,13 +259,18 @@ def _class(name: str) -> str:
 
 def _text(table: Table) -> str:
     marked = "\n*: the best of its data set; ': the second best." if table.is_marked else ""
-    return f"{table.title}\n\n{text_grid(table)}\n\n{table.legend}{marked}\n"
+    above = "".join(f"{sentence}\n\n" for sentence in table.above)
+    return f"{table.title}\n\n{above}{text_grid(table)}\n\n{table.legend}{marked}\n"
 
 
 def _markdown(table: Table) -> str:
-    grid = markdown_grid(table, EXPLICIT, escape=lambda text: re.sub(r"([\\|*_<>`])", r"\\\1", text))
+    def escaped(text: str) -> str:
+        return re.sub(r"([\\|*_<>`])", r"\\\1", text)
+
+    grid = markdown_grid(table, EXPLICIT, escape=escaped)
+    above = "".join(f"{escaped(sentence)}\n\n" for sentence in table.above)
     legend = f"{table.legend} " if table.legend else ""
-    return f"### {table.title}\n\n{grid}\n\n{legend}{MARKED if table.is_marked else ''}".rstrip() + "\n"
+    return f"### {table.title}\n\n{above}{grid}\n\n{legend}{MARKED if table.is_marked else ''}".rstrip() + "\n"
 
 
 _LATEX = ("{}", r"\textbf{{{}}}", r"\underline{{{}}}")
@@ -268,7 +291,7 @@ def _latex(table: Table) -> str:
             body.append(r"\midrule")
         texts = ("--" if cell.text == "-" else _tex(cell.text) for cell in line.cells)
         body.append(" & ".join(_LATEX[c.rank].format(t) for c, t in zip(line.cells, texts, strict=True)) + r" \\")
-    legend = f"{table.legend} {MARKED if table.is_marked else ''}".strip()
+    legend = " ".join([*table.above, *table.notes, *([MARKED] if table.is_marked else [])])
     columns = "".join("l" if column.left else "r" for column in table.columns)
     return "\n".join([
         "% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{_tex(f'{table.title}. {legend}')}}}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -24,6 +24,7 @@ from zeroflow.errors import ConfigError
 from zeroflow.progress import Progress, silent
 from zeroflow.results import figures
 from zeroflow.results.efficiency import efficiency_table
+from zeroflow.results.findings import findings
 from zeroflow.results.rendering import MARKED, Table, html_grid, words
 from zeroflow.results.report_figures import Drawn, Entry, by_dataset, choose
 from zeroflow.results.storage import remove_leftovers
@@ -42,9 +43,15 @@ _NAMES = {"dataset": "data set", "method": "method", "optimizer": "optimizer", "
 
 @dataclass(frozen=True)
 class Results:
-    """The tables of one store or of several together, a cell counting once; ``notes``: what is not among them, and why."""
+    """The tables of one store or of several together, a cell counting once.
 
-    roots: tuple[str, ...]
+    Attributes:
+        stores: their names, which tell nothing of this machine.
+        tables: by name.
+        notes: what is not among them, and why.
+    """
+
+    stores: tuple[str, ...]
     tables: Mapping[str, pa.Table]
     notes: tuple[str, ...] = ()
 
@@ -67,7 +74,10 @@ def read(*results: Store | str | Path, on_progress: Progress = silent) -> Result
             tables[name] = load(stores, name)
     failures = tables["failures"]
     tables["failures"] = failures.filter(pc.invert(pc.is_in(failures["cell_id"], tables["trials"]["cell_id"])))
+    names = {store.root: _name(store.root) for store in stores}
     notes = list(dict.fromkeys(str(each.message) for each in caught))
+    for root, name in names.items():
+        notes = [note.replace(root, name) for note in notes]
     trials = tables["trials"]
     tested = trials.filter(pc.equal(pc.fill_null(trials["validation"], 0.0), 0.0))
     if 0 < len(tested) < len(trials):
@@ -78,7 +88,15 @@ def read(*results: Store | str | Path, on_progress: Progress = silent) -> Result
         for name in ("stages", "accuracy", "probes"):
             tables[name] = tables[name].filter(pc.is_in(tables[name]["cell_id"], tested["cell_id"]))
         tables["trials"] = tested
-    return Results(tuple(store.root for store in stores), tables, tuple(notes))
+    return Results(tuple(names.values()), tables, tuple(notes))
+
+
+def _name(root: str) -> str:
+    """A store as a page for others names it: an URI, a path below the current folder, or the name of its folder alone."""
+    if "://" in root:
+        return root
+    path, here = Path(root), Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) and path != here else path.name
 
 
 def write_report(
@@ -121,29 +139,34 @@ def page(results: Results, efficiency: Mapping[str, Any] | None = None, on_progr
     units = len(by_dataset(rows)) + 2
     on_progress("tables", units - 1, units)
     tables = make_tables(results.tables, efficiency) if len(trials) else []
-    has_figures = any(entries for _, _, entries in drawn.sections)
+    has_figures = any(section.entries for section in drawn.sections)
     parts = [
         "<!doctype html>\n<html lang='en' data-theme='light'>\n<head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'><title>zeroflow results</title>",
         f"<style>{own.joinpath('report.css').read_text(encoding='utf-8')}</style>",
         f"<script>{_THEME}</script>",
         f"<script>{get_plotlyjs()}</script>" if has_figures else "",
-        "</head>\n<body>",
+        "</head>\n<body>\n<a class='skip' href='#main'>Skip to the results</a>",
         "<header><h1>zeroflow results</h1><button id='theme' type='button'>light / dark</button></header>",
+        "<main id='main'>",
         _opening(results, rows, nothing=not has_figures),
         _filters(_marks(rows, results.tables)),
-        *(_table(table, "Summary") for table in tables if table.name == "summary"),
+        *(_table(_by_avg(table), "Summary") for table in tables if table.name == "summary"),
         *_sections(drawn),
         *_tables([table for table in tables if table.name != "summary"]),
         _failures(results.tables["failures"]),
-        _provenance(trials, results.roots),
+        _provenance(trials, results.stores),
         _definitions(trials),
+        "</main>",
         f"<script type='application/json' id='templates'>{_json(_templates())}</script>",
-        f"<script>{own.joinpath('report.js').read_text(encoding='utf-8')}</script>" if has_figures else f"<script>{_SWITCH}</script>",
+        *(f"<script>{own.joinpath(name).read_text(encoding='utf-8')}</script>" for name in _SCRIPTS if has_figures),
+        "" if has_figures else f"<script>{_SWITCH}</script>",
         "</body>\n</html>\n",
     ]  # fmt: skip
     return "\n".join(part for part in parts if part)
 
+
+_SCRIPTS = ("tables.js", "report.js")
 
 # In the head, so that no page flashes in the wrong colours.
 _THEME = """{ let theme = null; try { theme = localStorage.getItem("theme"); } catch { /* a page from a file may not */ }
@@ -168,62 +191,22 @@ def _measured(file: Path) -> dict[str, Any]:
 
 def _opening(results: Results, rows: Sequence[Row], *, nothing: bool) -> str:
     done, failed = len(results.tables["trials"]), len(results.tables["failures"])
-    where = ", ".join(f"<code>{escape(root)}</code>" for root in results.roots)
+    where = ", ".join(f"<code>{escape(name)}</code>" for name in results.stores)
     text = f"<p>{done} cells done, {failed} failed, in {where}.</p>"
     if nothing:
         why = "every cell that was tried has failed, see below" if failed else "no cell has been finished here yet"
         text += f"<p><strong>Nothing to show: {why}.</strong> <code>zeroflow sweep --results DIR</code> fills a store, <code>zeroflow status DIR</code> says how far it is.</p>"
     text += "".join(f"<p class='note'>{escape(note)}</p>" for note in results.notes)
-    sentences = [sentence for group in by_dataset(rows).values() for sentence in findings(group)]
+    # Rows of a data set by themselves: their names say no more than tells them apart.
+    trials = results.tables["trials"]
+    sentences = [
+        sentence
+        for name in by_dataset(rows)
+        for sentence in findings(summary(trials.filter(pc.field("dataset") == name)))
+    ]
     return text + (
         f"<ul class='findings'>{''.join(f'<li>{escape(s)}</li>' for s in sentences)}</ul>" if sentences else ""
     )
-
-
-def findings(rows: Sequence[Row]) -> list[str]:
-    """What a reader wants to know first of the rows of one data set, in sentences."""
-    dataset = rows[0].config["dataset"]
-    measured = [row for row in rows if row.avg is not None]
-    base = next((row for row in measured if row.is_baseline), None)
-    closed_form = [row for row in measured if row.config["optimizer"] is None and not row.is_baseline]
-    trained = [row for row in measured if row.config["optimizer"] is not None]
-    free = [
-        row for row in trained if not str(row.config["optimizer"]).startswith("fo-") and not row.config["hybrid_epochs"]
-    ]
-    exact = [row for row in trained if str(row.config["optimizer"]).startswith("fo-")]
-    if not measured:
-        return []
-    parts = []
-    if base and base.avg:
-        parts.append(f"SimpleCIL, which trains nothing, has Avg {base.avg} %")
-    for group, what in (
-        (closed_form, "of the other classifiers without training"),
-        (exact, "with exact gradients"),
-        (free, "by forward passes alone"),
-    ):
-        if group:
-            best = max(group, key=_avg)
-            gain = "" if best.vs_simplecil is None else f", {best.vs_simplecil:+.2f} points"
-            seeds = "one seed" if best.seeds == 1 else f"{best.seeds} seeds"
-            parts.append(f"the best {what} is {_plain(best)} with {best.avg} % ({seeds}{gain})")
-    sentence = f"{dataset}: {'; '.join(parts)}."
-    above = [row for row in free if row.avg and row.avg.half_width is not None and row.vs_simplecil is not None]
-    if above:
-        clear = sum((row.vs_simplecil or 0.0) > (row.avg.half_width or 0.0) for row in above if row.avg)
-        lie = "lies above SimpleCIL with its" if clear < 2 else "lie above SimpleCIL with their"
-        sentence += (
-            f" Of {len(above)} settings trained by forward passes alone with several seeds, "
-            f"{clear or 'none'} {lie} whole 95 % interval."
-        )
-    return [sentence]
-
-
-def _avg(row: Row) -> float:
-    return row.avg.mean if row.avg else float("-inf")
-
-
-def _plain(row: Row) -> str:
-    return row.name(without=["dataset"])
 
 
 def _marks(rows: Sequence[Row], tables: Mapping[str, pa.Table]) -> list[tuple[dict[str, str], int]]:
@@ -271,10 +254,11 @@ def _filters(marks: Sequence[tuple[Mapping[str, str], int]]) -> str:
 
 def _sections(drawn: Drawn) -> Iterable[str]:
     number = 0
-    for heading, dataset, entries in drawn.sections:
-        attribute = "" if dataset is None else f" data-dataset='{escape(dataset, quote=True)}'"
-        yield f"<section{attribute}><h2>{escape(heading)}</h2>"
-        for entry in entries:
+    for section in drawn.sections:
+        attribute = "" if section.dataset is None else f" data-dataset='{escape(section.dataset, quote=True)}'"
+        yield f"<section{attribute}><h2>{escape(section.heading)}</h2>"
+        yield from (f"<p class='note'>{escape(sentence)}</p>" for sentence in section.above)
+        for entry in section.entries:
             yield _figure(entry, number)
             number += 1
         yield "</section>"
@@ -294,8 +278,11 @@ def _figure(entry: Entry, number: int) -> str:
         for frame in spec.get("frames", ())
     ]
     return (
-        f"<div class='figure' id='figure-{number}'><h3>{escape(entry.title)}</h3><p class='caption'>{escape(entry.caption)}</p>{choose}"
-        f"<p class='note'></p><div class='wide'><div class='plot' style='min-height: {layout.get('height', 440)}px'></div></div>"
+        f"<div class='figure' id='figure-{number}' role='group' aria-labelledby='title-{number}'>"
+        f"<h3 id='title-{number}'>{escape(entry.title)}</h3><p class='caption'>{escape(entry.caption)}</p>{choose}"
+        "<p class='note'></p><button type='button' class='all' aria-pressed='false' hidden>show all</button>"
+        f"<div class='wide' tabindex='0' role='region' aria-labelledby='title-{number}'>"
+        f"<div class='plot' style='min-height: {min(900, layout.get('height', 440))}px'></div></div>"
         f"<script type='application/json'>{_json(spec)}</script></div>"
     )
 
@@ -328,12 +315,34 @@ def _tables(found: Sequence[Table]) -> Iterable[str]:
 
 
 def _table(table: Table, heading: str = "") -> str:
-    """A table whose lines can be filtered and sorted."""
-    best = f" {MARKED}" if table.is_marked else ""
-    title = f"<h2>{escape(heading)}</h2>" if heading else f"<h3>{escape(table.title)}</h3>"
-    tall = " tall" if len(table.lines) > 25 else ""
-    grid = html_grid(table, buttons=True)
-    return f"<div class='sheet'>{title}<div class='wide{tall}'>{grid}</div><p class='caption'><span class='count'></span>. {escape(table.legend)}{best} A click on a heading sorts.</p></div>"
+    """A table whose lines can be filtered, sorted and exported."""
+    title = heading or table.title
+    level, identity = ("h2" if heading else "h3"), f"table-{table.name}"
+    legend = " ".join([*table.notes, *([MARKED] if table.is_marked else []), "A click on a heading sorts."])
+    return (
+        f"<div class='sheet'><{level} id='{identity}'>{escape(title)}</{level}>"
+        f"{''.join(f'<p class=note>{escape(sentence)}</p>' for sentence in table.above)}"
+        f"<div class='tools'><label>find <input type='search' placeholder='a few letters'></label>"
+        f"<button type='button' data-export='csv'>CSV</button><button type='button' data-export='latex'>LaTeX</button>"
+        f"<span class='count faint'{' role=status' if heading else ''}></span></div>"
+        f"<div class='wide{' tall' if len(table.lines) > 25 else ''}' tabindex='0' role='region' aria-labelledby='{identity}'>"
+        f"{html_grid(table, buttons=True)}</div><p class='caption'>{escape(legend)}</p></div>"
+    )
+
+
+def _by_avg(table: Table) -> Table:
+    """The best Avg first, data set by data set."""
+    avg = table.headings.index("Avg")
+    datasets = list(dict.fromkeys(line.mark.filters["dataset"] for line in table.lines))
+    lines = sorted(
+        table.lines,
+        key=lambda line: (datasets.index(line.mark.filters["dataset"]), -_or_least(line.cells[avg].value)),
+    )
+    return replace(table, lines=tuple(lines), sorted_by=avg)
+
+
+def _or_least(value: float | None) -> float:
+    return float("-inf") if value is None else value
 
 
 def _failures(failed: pa.Table) -> str:
@@ -341,30 +350,34 @@ def _failures(failed: pa.Table) -> str:
     lines = [[str(row[key]) for key in columns] for row in failed.to_pylist()]
     if not lines:
         return ""
-    return f"<h2>Failed cells</h2>{_plain_table(['cell', 'cell_id', 'error', 'message', 'attempts'], lines)}"
+    return f"<h2>Failed cells</h2>{_plain_table('Failed cells', ['cell', 'cell_id', 'error', 'message', 'attempts'], lines)}"
 
 
-def _provenance(trials: pa.Table, roots: Sequence[str]) -> str:
+def _provenance(trials: pa.Table, stores: Sequence[str]) -> str:
     commits = {
         "-" if commit is None else f"{commit}{' with changes' if dirty else ''}"
         for commit, dirty in zip(trials["git_commit"].to_pylist(), trials["git_dirty"].to_pylist(), strict=True)
     }
-    found = {"cells": {str(len(trials))}, "read from": set(roots), "git_commit": commits}
+    found = {"cells": {str(len(trials))}, "read from": set(stores), "git_commit": commits}
     for key in _PROVENANCE:
         found[key] = {"-" if value is None else str(value) for value in trials[key].to_pylist()}
     times = pc.min_max(trials["finished_at"]).as_py()
     found["finished"] = {f"{times[end]:%Y-%m-%d %H:%M:%S} UTC" for end in ("min", "max") if times[end]}
     lines = [[key, ", ".join(sorted(values))] for key, values in found.items() if values and values != {"-"}]
-    return f"<h2>Provenance</h2>{_plain_table(['', ''], lines)}" if len(trials) else ""
+    return f"<h2>Provenance</h2>{_plain_table('Provenance', ['', ''], lines)}" if len(trials) else ""
 
 
 def _definitions(trials: pa.Table) -> str:
     """What the metrics mean, as recorded with the cells."""
     recorded = sorted(text for text in pc.unique(trials["metric_definitions"]).to_pylist() if text)
     lines = [[name, meaning] for text in recorded for name, meaning in json.loads(text).items()]
-    return f"<h2>Metric definitions</h2>{_plain_table(['metric', 'meaning'], lines)}" if lines else ""
+    return (
+        f"<h2>Metric definitions</h2>{_plain_table('Metric definitions', ['metric', 'meaning'], lines)}"
+        if lines
+        else ""
+    )
 
 
-def _plain_table(heading: list[str], lines: list[list[str]]) -> str:
+def _plain_table(name: str, heading: list[str], lines: list[list[str]]) -> str:
     """An HTML table of long words."""
-    return f"<div class='wide'>{html_grid(Table.of(words(*heading), lines), kind='text long')}</div>"
+    return f"<div class='wide' tabindex='0' role='region' aria-label='{name}'>{html_grid(Table.of(words(*heading), lines), kind='text long')}</div>"

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from zeroflow.progress import Progress, silent
 from zeroflow.results import figures, published
 from zeroflow.results.effects import effects
-from zeroflow.results.summary import Row, summary
+from zeroflow.results.summary import Row, shared, summary
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,21 @@ class Entry:
     figure: go.Figure
 
 
+@dataclass(frozen=True)
+class Section:
+    """Figures below a heading; ``dataset``: the only one they show; ``above``: sentences that hold for all of them."""
+
+    heading: str
+    dataset: str | None
+    entries: Sequence[Entry]
+    above: Sequence[str] = ()
+
+
 @dataclass
 class Drawn:
     """The figures of the page, in sections, and why others are missing."""
 
-    sections: list[tuple[str, str | None, list[Entry]]] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
@@ -59,7 +69,9 @@ def choose(
     for number, dataset in enumerate(datasets):
         on_progress(f"figures: {dataset}", number, len(datasets) + 2)
         own = trials.filter(pc.field("dataset") == dataset)
-        drawn.sections.append((f"Figures: {dataset}", dataset, list(_of_dataset(summary(own), own, tables))))
+        alike = summary(own)
+        entries = list(_of_dataset(alike, own, tables))
+        drawn.sections.append(Section(f"Figures: {dataset}", dataset, entries, shared(alike)))
     on_progress("figures of everything", len(datasets), len(datasets) + 2)
     if len(trials):
         for name, what in (
@@ -71,27 +83,18 @@ def choose(
         compared = [found for found in published.compare(trials) if found.verified]
         if compared:
             title = "Ours beside the paper's numbers"
-            drawn.sections.append(
-                (
-                    title,
-                    None,
-                    [
-                        Entry(
-                            title,
-                            "A line per published row that has been run: the open diamond is the paper's Avg, the "
-                            "dot ours, with its 95 % interval.",
-                            figures.draw_comparisons(compared),
-                        )
-                    ],
-                )
+            caption = (
+                "A line per published row that has been run: the open diamond is the paper's Avg, the dot ours, with its 95 % "
+                "interval."
             )
+            drawn.sections.append(Section(title, None, [Entry(title, caption, figures.draw_comparisons(compared))]))
     if efficiency is not None:
         title = "What a step costs"
         caption = f"Memory saved and time of a step, each against first order's, here (on {efficiency['device']}) and published in Table 2."
-        drawn.sections.append((title, None, [Entry(title, caption, figures.draw_efficiency(efficiency))]))
+        drawn.sections.append(Section(title, None, [Entry(title, caption, figures.draw_efficiency(efficiency))]))
     ways = list(_landscapes(tables))
     if ways:
-        drawn.sections.append(("The way over both losses", None, ways))
+        drawn.sections.append(Section("The way over both losses", None, ways))
     return drawn
 
 
@@ -101,8 +104,8 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
     baseline = next((row for row in rows if row.is_baseline), None)
     yield Entry(
         "All settings beside each other",
-        "Average accuracy, accuracy at the end, and forgetting. Dots right of the dotted line, SimpleCIL, have "
-        f"gained by training. {seeds}",
+        "Average accuracy and accuracy at the end: dots right of the dotted line, SimpleCIL, are better than it. Forgetting: "
+        f"less is better, dots left of the line forget less. {seeds}",
         figures.draw_ranking(rows),
     )  # fmt: skip
     curves = figures.stage_curves(rows, tables["stages"])
@@ -145,7 +148,7 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
     if any(row.peak_memory is not None for row in rows):
         yield Entry(
             "What it costs",
-            "Peak memory of a training step and wall time of a whole cell, means over seeds.",
+            "Peak memory of a training step, none where nothing is trained, and wall time of a whole cell; means over seeds.",
             figures.draw_costs(rows),
         )
         yield Entry(

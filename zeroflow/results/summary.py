@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from zeroflow.results.differences import USUAL, Differences
 from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.rendering import EXPLICIT, Cell, Column, Mark, Table, escape_bars, markdown_grid, text_grid
 from zeroflow.results.schema import CONFIG_KEYS, SCHEMAS
@@ -31,36 +31,11 @@ FILTERS = ("dataset", "method", "optimizer", "queries")
 _NAMES = ("dataset", "backbone", "method", "classifier", "optimizer")  # say by themselves what they are
 _SHORT = {"queries": "q"}
 _ALWAYS_SHOWN = ("method", "optimizer", "queries")
-# A key that only follows others (every optimizer its own learning rate) tells no rows apart and gets no column.
-_FOLLOWS = {
-    "transform": ("dataset",),
-    "image_size": ("dataset", "backbone"),
-    "preprocessing": ("dataset", "transform", "backbone"),
-    "checkpoint": ("backbone",),
-    "method_options": ("dataset", "method"),
-    "classifier_options": ("dataset", "method", "classifier"),
-    "epochs": ("dataset", "method"),
-    "lr": ("dataset", "method", "optimizer"),
-    "eps": ("dataset", "method", "optimizer"),
-    "optimizer_options": ("dataset", "method", "optimizer"),
-}
-# Here null stands for a value, the data set's or the backbone's own; elsewhere it says that the key does not apply.
-_DEFAULTED = (
-    "transform", "image_size", "checkpoint", "stop_after", "base_classes", "increments", "fixed_class_order", "access", "loss",
-    "classifier", "classifier_options", "preprocessing",
-)  # fmt: skip
 # Accuracies are comparable only where all of these agree.
 _SAME_PROBLEM = (
     "dataset", "transform", "image_size", "tasks", "base_classes", "increments", "class_order_seed", "fixed_class_order",
     "stop_after", "validation", "backbone", "checkpoint", "dtype", "access", "preprocessing",
 )  # fmt: skip
-
-
-_USUAL = {"access": "white-box", "loss": "cross-entropy"}
-"""What null stands for, where it has a name."""
-
-_LONG = 16
-"""Characters of a list of labels that are shown."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +45,8 @@ class Row:
     Attributes:
         config: every key but the seed. shown: the keys that tell this row from others, as text. cells: ids, by seed.
         avg, last, fgt: percent. vs_simplecil: Avg minus that of SimpleCIL on the same problem, percentage points; None
-            where there is none, and for SimpleCIL itself. trainable_parameters: values trained in a task. forward_passes, forward_equivalents, peak_memory (MiB), seconds:
-            means over cells.
+            where there is none, and for SimpleCIL itself. trainable_parameters: values trained in a task. forward_passes,
+            forward_equivalents, peak_memory (MiB, of a training step), seconds: means over cells; None where there is none.
     """
 
     config: Mapping[str, Any]
@@ -110,7 +85,7 @@ class Row:
         named = [
             text if key in _NAMES or key.endswith(("_options", "preprocessing")) else f"{_SHORT.get(key, key)}={text}"
             for key, text in sorted(self.shown.items(), key=lambda item: item[0] == "queries")
-            if text not in ("-", _USUAL.get(key)) and key not in without
+            if text not in ("-", USUAL.get(key)) and key not in without
         ]
         return " ".join(named)
 
@@ -132,19 +107,27 @@ def summary(trials: pa.Table) -> list[Row]:
         groups.setdefault(tuple(trial[key] for key in keys), []).append(trial)
     found = [(dict(zip(keys, group, strict=True)), members) for group, members in groups.items()]
 
-    configs = [config for config, _ in found]
-    shown = [key for key in keys if key in _ALWAYS_SHOWN or _varies(key, configs)]
+    differences = Differences([config for config, _ in found])
+    shown = [key for key in keys if key in _ALWAYS_SHOWN or differences.varies(key)]
+    shown.sort(key=lambda key: FILTERS.index(key) if key in FILTERS else len(FILTERS))
     baselines = {same_problem(config): _mean(members, "avg") for config, members in found if is_baseline(config)}
-    rows = (_row(config, members, shown, baselines.get(same_problem(config))) for config, members in found)
+    rows = (
+        _row(
+            config, members, {key: differences.text(key, config) for key in shown}, baselines.get(same_problem(config))
+        )
+        for config, members in found
+    )
     return sorted(rows, key=_order)
 
 
-def _row(config: dict[str, Any], trials: list[dict[str, Any]], shown: list[str], baseline: float | None) -> Row:
-    avg, memory = _mean(trials, "avg"), _mean(trials, "peak_memory_bytes")
+def _row(config: dict[str, Any], trials: list[dict[str, Any]], shown: dict[str, str], baseline: float | None) -> Row:
+    avg = _mean(trials, "avg")
+    # What trains nothing has no steps: its peak is that of computing features, of other batches.
+    memory = None if config["optimizer"] is None else _mean(trials, "peak_memory_bytes")
     gain = None if avg is None or baseline is None or is_baseline(config) else avg - baseline
     return Row(
         config=config,
-        shown={key: as_text(key, config[key]) for key in shown},
+        shown=shown,
         cells=tuple(trial["cell_id"] for trial in trials),
         avg=_estimate(trials, "avg"),
         last=_estimate(trials, "last"),
@@ -168,15 +151,6 @@ def _mean(trials: list[dict[str, Any]], name: str) -> float | None:
     return found.mean if found else None
 
 
-def _varies(key: str, configs: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a key takes several values beyond what the keys it follows explain."""
-    values: dict[tuple[Any, ...], set[Any]] = {}
-    for config in configs:
-        values.setdefault(tuple(config[other] for other in _FOLLOWS.get(key, ())), set()).add(config[key])
-    ignored = set() if key in _DEFAULTED else {None}
-    return any(len(found - ignored) > 1 for found in values.values())
-
-
 def same_problem(config: Mapping[str, Any]) -> tuple[Any, ...]:
     """What two configurations must have in common for their accuracies to be compared."""
     return tuple(config[key] for key in _SAME_PROBLEM)
@@ -191,23 +165,17 @@ def _order(row: Row) -> tuple[Any, ...]:
     return (stream, not row.is_baseline, named, rest)
 
 
-def as_text(key: str, value: Any) -> str:
-    """A key's value as a reader sees it."""
-    if key.endswith(("_options", "preprocessing")):
-        value = " ".join(f"{name}={option}" for name, option in json.loads(value or "{}").items()) or None
-    if key == "hybrid_epochs":
-        value = value or None  # no epoch is none, as in older files
-    if value is None and key in _USUAL:
-        return _USUAL[key]
-    if key == "fixed_class_order" and value and len(value) > _LONG:
-        value = f"{value[:_LONG]}...]"
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
 LEGEND = (
     "q: queries per step. n: seeds. Avg, Last, Fgt: percent, ± half width of the 95 % t-interval over seeds.",
-    "gain: Avg minus SimpleCIL's. values: trained in a task. forwards: forward passes in training. MiB: peak memory.",
+    "gain: Avg minus SimpleCIL's. values: trained in a task. forwards: forward passes in training. MiB: peak memory of a "
+    "training step.",
 )
+
+
+def shared(rows: Sequence[Row]) -> tuple[str, ...]:
+    """A sentence on the options that rows have in common, which their labels leave out; none if they have none."""
+    found = Differences([row.config for row in rows]).shared()
+    return (f"Alike in all rows: {'; '.join(found)}.",) if found else ()
 
 
 def summary_table(rows: Sequence[Row]) -> Table:
@@ -227,20 +195,20 @@ def summary_table(rows: Sequence[Row]) -> Table:
             )
             for row in rows
         ],
-        name="summary", title="All settings, averaged over seeds", notes=LEGEND,
-        marks=[Mark(row.filters, same_problem(row.config), row.is_baseline) for row in rows],
+        name="summary", title="All settings, averaged over seeds", above=shared(rows), notes=LEGEND,
+        marks=[Mark(row.filters, same_problem(row.config), row.is_baseline, row.cells) for row in rows],
     )  # fmt: skip
 
 
 def render_text(rows: Sequence[Row]) -> str:
     """The table for a terminal, with a legend."""
-    return "\n".join([text_grid(summary_table(rows)), "", *LEGEND]) + "\n"
+    return "\n".join([text_grid(summary_table(rows)), "", *shared(rows), *LEGEND]) + "\n"
 
 
 def render_markdown(rows: Sequence[Row]) -> str:
     """The table in GitHub's Markdown, with a legend."""
     grid = markdown_grid(summary_table(rows), EXPLICIT, escape=escape_bars)
-    return f"{grid}\n\n{' '.join(LEGEND)}\n"
+    return f"{grid}\n\n{' '.join([*shared(rows), *LEGEND])}\n"
 
 
 def is_text(key: str) -> bool:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zeroflow.results import efficiency, published
+from zeroflow.results.differences import Differences
 from zeroflow.results.effects import effects
 from zeroflow.results.figures.enhancements import option_curves
 from zeroflow.results.rendering import Cell, Column, Mark, Table, words
@@ -18,7 +19,6 @@ from zeroflow.results.summary import (
     FILTERS,
     LEGEND,
     Row,
-    as_text,
     is_baseline,
     is_text,
     same_problem,
@@ -214,7 +214,9 @@ def _cells(trials: pa.Table) -> Table:
     """The whole grid: a line per finished cell, in the order of the summary."""
     cells = {row["cell_id"]: row for row in trials.to_pylist()}
     order = [cells[cell] for row in summary(trials) for cell in row.cells]
-    keys = [key for key in _CELL_KEYS if key in _ALWAYS or len({row[key] for row in order} - {None}) > 1]
+    differences = Differences(order)
+    texts = [{key: differences.text(key, row) for key in _CELL_KEYS} for row in order]
+    keys = [key for key in _CELL_KEYS if key in _ALWAYS or len({own[key] for own in texts} - {"-"}) > 1]
     columns: list[Column | str] = [
         *(Column({"queries": "q"}.get(key, key), left=is_text(key)) for key in keys),
         *(Column(metric, ",.2f") for metric in published.METRICS), Column("forwards", ",.0f"), Column("MiB", ",.1f"),
@@ -224,15 +226,20 @@ def _cells(trials: pa.Table) -> Table:
         columns,
         [
             (
-                *(Cell(as_text(key, row[key]), row[key]) for key in keys), *(row[metric] for metric in published.METRICS),
-                row["forward_passes"], None if row["peak_memory_bytes"] is None else row["peak_memory_bytes"] / 2**20,
-                row["seconds"], row["cell_id"],
+                *(Cell(own[key], row[key]) for key in keys), *(row[metric] for metric in published.METRICS),
+                row["forward_passes"], _step_memory(row), row["seconds"], row["cell_id"],
             )
-            for row in order
+            for row, own in zip(order, texts, strict=True)
         ],
         name="cells", title="The whole grid", notes=["A line per finished cell."],
         marks=[Mark(_filters(row), baseline=is_baseline(row)) for row in order],
     )  # fmt: skip
+
+
+def _step_memory(trial: Mapping[str, Any]) -> float | None:
+    """Peak memory of a training step, MiB; None of what has no steps."""
+    peak = None if trial["optimizer"] is None else trial["peak_memory_bytes"]
+    return None if peak is None else peak / 2**20
 
 
 def _filters(config: Mapping[str, Any]) -> dict[str, str]:

@@ -5,10 +5,11 @@ The same, as numbers, is written into the store every few seconds, for ``zeroflo
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from zeroflow.sweep.messages import CellDone, CellFailed, FailureKind, Outcome
 
 if TYPE_CHECKING:
     from zeroflow.sweep.queue import CellQueue
+    from zeroflow.trial.config import TrialConfig
 
 _WRITE_EVERY = 5.0
 """Seconds between two records of a sweep's state."""
@@ -33,6 +35,7 @@ class Progress:
 
     def __init__(self, queue: CellQueue, echo: Callable[[str], None]) -> None:
         self.queue, self.total, self.echo = queue, len(queue.waiting), echo
+        self.names = names([job.config for job in queue.waiting])
         self.done = self.failed = 0
         self.started = self.last_line = time.monotonic()
         self._seconds: dict[str, list[float]] = defaultdict(list)
@@ -40,6 +43,10 @@ class Progress:
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes down what it was given, and nobody reads that
+
+    def name(self, config: TrialConfig) -> str:
+        """A cell as a line names it."""
+        return self.names.get(config.cell_id) or config.label()
 
     def begun(self, trial_id: str) -> None:
         """A trial's process works on its cell."""
@@ -59,7 +66,7 @@ class Progress:
         job, took = self.queue.ended(trial_id, outcome), "" if seconds is None else f"({seconds:.1f} s)"
         if job is None:
             if isinstance(outcome, CellFailed) and outcome.kind is FailureKind.OUT_OF_MEMORY:
-                self._line(f"{tried.config.label()}  out of memory, to be tried again with more  {took}")
+                self._line(f"{self.name(tried.config)}  out of memory, to be tried again with more  {took}")
             return
         if isinstance(outcome, CellDone):
             self.done += 1
@@ -72,7 +79,7 @@ class Progress:
             self.queue.write_failure(job, outcome)
         if seconds is not None:
             self._seconds[job.config.method].append(seconds)
-        self._line(f"{job.config.label()}  {(text.splitlines() or [''])[0][:200]}  {took}")
+        self._line(f"{self.name(job.config)}  {(text.splitlines() or [''])[0][:200]}  {took}")
 
     def died(self, trial_id: str, message: str) -> None:
         """A trial's process is dead, after as many tries as it may have.
@@ -130,7 +137,7 @@ class Progress:
             "elsewhere": len(self.queue.claimed_elsewhere), "finished_elsewhere": self.queue.finished_elsewhere,
             "left_seconds": self.remaining(),
             "running": [
-                {"cell_id": job.config.cell_id, "label": job.config.label(), "since": self._since.get(trial),
+                {"cell_id": job.config.cell_id, "label": self.name(job.config), "since": self._since.get(trial),
                  "workers": job.placement.workers_per_trial}
                 for trial, job in running
             ],
@@ -157,6 +164,35 @@ class Progress:
         elapsed = duration(time.monotonic() - self.started)
         with suppress(OSError):  # whoever listened has gone
             self.echo(f"[{ended}/{self.total}  {elapsed}{foreseen}{failed}]  {text}")
+
+
+def names(cells: Sequence[TrialConfig]) -> dict[str, str]:
+    """Labels by cell id; where several cells have one label, with the keys and options behind it that tell them apart."""
+    alike: dict[str, list[TrialConfig]] = defaultdict(list)
+    for config in cells:
+        alike[config.label()].append(config)
+    found = {}
+    for label, own in alike.items():
+        keys = [dict(_flat(dataclasses.asdict(config))) for config in own]
+        # In the order of the configuration's keys.
+        apart = [
+            key
+            for key in dict.fromkeys(key for each in keys for key in each)
+            if len({str(each.get(key)) for each in keys}) > 1
+        ]
+        for config, each in zip(own, keys, strict=True):
+            ends = [f"{key.rpartition('.')[2]}={each[key]}" for key in apart if each.get(key) is not None]
+            found[config.cell_id] = " ".join([label, *ends])
+    return found
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys with dots, and values that are no mappings."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def duration(seconds: float) -> str:

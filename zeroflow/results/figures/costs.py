@@ -93,14 +93,16 @@ def _named(baseline: Row | None) -> list[str]:
     return [] if baseline is None else [f"{baseline.label} (no training)"]
 
 
-def _across(found: go.Figure, baseline: Row | None, x: Sequence[float]) -> None:
-    """The row to beat, as a line from end to end."""
+def _across(found: go.Figure, baseline: Row | None, x: Sequence[float], number_: int | None = None) -> None:
+    """What trains nothing, as a line from end to end; ``number_``: which one, of several."""
     if baseline is None or baseline.avg is None or not x:
         return
+    own = look(number_ or 0, None)
     found.add_scatter(
-        x=[min(x), max(x)], y=[number(baseline.avg.mean)] * 2, mode="lines", name=escape(_named(baseline)[0]),
-        line={"color": BLACK, "dash": "dot", "width": 1.5}, hovertemplate=f"{baseline.avg} %",
-        meta=meta(baseline, -1),
+        x=[min(x), max(x)], y=[number(baseline.avg.mean)] * 2, name=escape(_named(baseline)[0]),
+        mode="lines" if number_ is None else "lines+markers", marker=own.point(7),
+        line={"color": BLACK, "dash": "dot" if number_ is None else own.dash, "width": 1.5}, hovertemplate=f"{baseline.avg} %",
+        meta=meta(baseline, -1 - (number_ or 0)),
     )  # fmt: skip
 
 
@@ -143,8 +145,8 @@ def draw_accuracy_against_forwards(
             },
         )  # fmt: skip
     x = [passes for _, passes in spent if passes]
-    for row in free:
-        _across(found, row, x or [1.0, 10.0])
+    for i, row in enumerate(free):
+        _across(found, row, x or [1.0, 10.0], i if len(free) > 1 else None)
     step = "D2" if x and max(x) < 100 * min(x) else 1  # 1, 2, 5, 10, ... or powers of ten alone
     found.update_xaxes(title=WORK[work], type="log", dtick=step, tickformat=",")
     found.update_yaxes(title="Avg (%)")
@@ -155,7 +157,7 @@ def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
     """Bars of peak memory and of wall time, a pair per row (Table 2)."""
     found = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.1)  # room for the numbers behind the bars
     quantities = [
-        ("peak memory of a step (MiB)", "peak_memory", BLUE, "/"),
+        ("peak memory of a training step (MiB)", "peak_memory", BLUE, "/"),
         ("wall time of a cell (s)", "seconds", ORANGE, ""),
     ]
     for column, (unit, quantity, color, pattern) in enumerate(quantities, start=1):

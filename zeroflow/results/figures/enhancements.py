@@ -55,7 +55,8 @@ def option_curves(rows: Sequence[Row], option: str) -> list[OptionLine]:
         # Learning rate and the rest must agree: a curve shows one change.
         rest = json.dumps([{**row.config, "optimizer_options": None}, own], sort_keys=True, default=str)
         lines.setdefault(rest, {})[float(share)] = row
-        others = " ".join(f"{name}={value}" for name, value in own.items() if "optimizer_options" in row.shown)
+        apart = row.shown.get("optimizer_options", "").split()
+        others = " ".join(each for each in apart if each.partition("=")[0] in own)
         labels[rest] = " ".join(filter(None, [row.name(without=["optimizer_options"]), others]))
     return [
         OptionLine(labels[rest], tuple(sorted(line)), tuple(line[share] for share in sorted(line)))

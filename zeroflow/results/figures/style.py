@@ -131,8 +131,8 @@ def arranged(
 
 
 def room(rows: Sequence[Row]) -> int:
-    """Pixels that the rows' labels take beside a figure, at least 300."""
-    return max(300, int(_LETTER * max((len(row.label) for row in rows), default=0)))
+    """Pixels that the rows' labels take beside a figure, at least 150."""
+    return max(150, int(_LETTER * max((len(row.label) for row in rows), default=0)))
 
 
 def half_widths(estimates: Sequence[Estimate | None]) -> list[float | None]:

@@ -1,9 +1,10 @@
-// Filters, sorting and themes of the report. Figures are kept as JSON beside their place and drawn when they come into view.
+// Filters, figures and themes of the report; its tables: tables.js. Figures are kept as JSON beside their place and drawn when they come into view.
 // What a mark carries, `meta`, is written by zeroflow.results.figures.style.
 (() => {
   "use strict";
   const KEYS = ["dataset", "method", "optimizer", "queries"];
   const LEGEND_LINE = 21, BOTTOM = 50;
+  const FEW = 16;  // settings that a figure shows all of
   // Colours of the light page that a dark one swallows.
   const ON_DARK = {"#000000": "#f2f2f2", "#0072B2": "#4ca6e0", "#D55E00": "#ff8540", "#009E73": "#26c49a", "rgba(255,255,255,0.8)": "rgba(23,25,28,0.8)"};
   const root = document.documentElement;
@@ -12,7 +13,7 @@
   const keep = document.getElementById("keep-baseline");
   const figures = [...document.querySelectorAll(".figure")].map((place) => ({
     place, plot: place.querySelector(".plot"), note: place.querySelector(".note"), select: place.querySelector("select"),
-    spec: null, stale: true, near: false,
+    button: place.querySelector("button.all"), whole: false, spec: null, stale: true, near: false,
   }));
 
   // Nothing chosen of a key: all pass. A mark without a key belongs to all of its values.
@@ -42,6 +43,14 @@
     return {...trace, x: stays.map(([memory]) => memory), y: stays.map(([, avg]) => avg), visible: stays.length > 0};
   }
 
+  // Of too many groups the best of each method and optimizer, and of too many of those the best.
+  function best(groups, limit) {
+    const ranked = [...groups].sort((a, b) => (b.rank ?? -1) - (a.rank ?? -1));
+    if (ranked.length <= Math.min(FEW, limit)) return ranked;
+    const seen = new Set(), name = (group) => (group.keys ? `${group.keys.method} ${group.keys.optimizer}` : group.group);
+    return ranked.filter((group) => !seen.has(name(group)) && seen.add(name(group))).slice(0, limit);
+  }
+
   // Which groups of marks are drawn: those that pass, of too many the best, or the one that is chosen.
   function shownGroups(figure, meta) {
     const found = new Map();
@@ -54,16 +63,18 @@
     figure.note.textContent = all.length || !figure.spec.data.some((t) => t.meta) ? "" : "Nothing here passes the filters.";
     if (meta.choose) {
       const select = figure.select, before = select.value;
-      const best = all.reduce((a, b) => ((b.rank ?? -1) > (a.rank ?? -1) ? b : a), all[0] ?? {});
+      const first = all.reduce((a, b) => ((b.rank ?? -1) > (a.rank ?? -1) ? b : a), all[0] ?? {});
       select.replaceChildren(...all.map((g) => new Option(g.label, g.group)));
-      select.value = all.some((g) => String(g.group) === before) && figure.asked ? before : String(best.group);
+      select.value = all.some((g) => String(g.group) === before) && figure.asked ? before : String(first.group);
       all = all.filter((g) => String(g.group) === select.value);
     } else if (meta.limit) {
-      const counted = all.filter((g) => !g.free).sort((a, b) => (b.rank ?? -1) - (a.rank ?? -1));
-      if (counted.length > meta.limit) {
-        const out = new Set(counted.slice(meta.limit).map((g) => g.group));
-        all = all.filter((g) => !out.has(g.group));
-        figure.note.textContent = `${meta.limit} of ${counted.length} settings: those with the best Avg; filter to see others.`;
+      const counted = all.filter((g) => !g.free), few = best(counted, meta.limit);
+      figure.button.hidden = few.length === counted.length;
+      figure.button.textContent = figure.whole ? "show the best alone" : `show all ${counted.length}`;
+      if (!figure.button.hidden && !figure.whole) {
+        const stay = new Set(few.map((g) => g.group));
+        all = all.filter((g) => g.free || stay.has(g.group));
+        figure.note.textContent = `${few.length} of ${counted.length} settings: the best Avg of each method and optimizer.`;
       }
     }
     return new Set(all.map((g) => g.group));
@@ -88,6 +99,7 @@
     });
     const layout = structuredClone(figure.spec.layout);
     layout.template = isDark() ? templates.dark : templates.light;
+    figure.plot.style.minHeight = "";
     figure.plot.style.maxWidth = meta.max_width ? `${meta.max_width}px` : "";
     figure.plot.style.minWidth = meta.min_width ? `${meta.min_width}px` : "";
     const width = Math.max(figure.place.clientWidth, meta.min_width ?? 0);
@@ -116,14 +128,7 @@
     for (const section of document.querySelectorAll("section[data-dataset]")) {
       section.hidden = chosen.dataset.size > 0 && !chosen.dataset.has(section.dataset.dataset);
     }
-    for (const table of document.querySelectorAll("table[data-table]")) {
-      let left = 0;
-      for (const row of table.tBodies[0].rows) {
-        row.hidden = !passes(JSON.parse(row.dataset.keys));
-        left += !row.hidden;
-      }
-      table.closest(".sheet").querySelector(".count").textContent = `${left} of ${table.tBodies[0].rows.length} lines`;
-    }
+    Tables.show(passes);
     for (const figure of figures) {
       figure.stale = true;
       if (figure.near) draw(figure);
@@ -153,27 +158,10 @@
 
   for (const figure of figures) {
     figure.select?.addEventListener("change", () => { figure.asked = true; draw(figure); });
-  }
-
-  // Numbers by size, what was not measured last, whichever way.
-  function sortBy(table, column, descending) {
-    const body = table.tBodies[0];
-    const read = (row) => {
-      const text = row.cells[column].textContent.replaceAll(",", ""), value = parseFloat(text);
-      return text === "-" || text === "" ? null : Number.isNaN(value) || !/^[-+\d.]/.test(text) ? text : value;
-    };
-    const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
-    const rows = [...body.rows].map((row) => [read(row), row]);
-    rows.sort(([a], [b]) => (a === null || b === null ? (a === null) - (b === null) : descending ? compare(b, a) : compare(a, b)));
-    body.append(...rows.map(([, row]) => row));
-  }
-
-  for (const heading of document.querySelectorAll("table[data-table] thead th")) {
-    heading.querySelector("button").addEventListener("click", () => {
-      const descending = heading.getAttribute("aria-sort") !== "descending";
-      for (const other of heading.parentNode.cells) other.removeAttribute("aria-sort");
-      heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
-      sortBy(heading.closest("table"), heading.cellIndex, descending);
+    figure.button.addEventListener("click", () => {
+      figure.whole = !figure.whole;
+      figure.button.setAttribute("aria-pressed", String(figure.whole));
+      draw(figure);
     });
   }
 

@@ -1,0 +1,149 @@
+"""What tells configurations apart, and what they share: a label names the one, a sentence above a table the other."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# A key that only follows others (every optimizer its own learning rate) tells no rows apart and gets no column.
+_FOLLOWS = {
+    "transform": ("dataset",),
+    "image_size": ("dataset", "backbone"),
+    "preprocessing": ("dataset", "transform", "backbone"),
+    "checkpoint": ("backbone",),
+    "method_options": ("dataset", "method"),
+    "classifier_options": ("dataset", "method", "classifier"),
+    "epochs": ("dataset", "method"),
+    "lr": ("dataset", "method", "optimizer"),
+    "eps": ("dataset", "method", "optimizer"),
+    "optimizer_options": ("dataset", "method", "optimizer"),
+}
+# Here null stands for a value, the data set's or the backbone's own; elsewhere it says that the key does not apply.
+_DEFAULTED = (
+    "transform", "image_size", "checkpoint", "stop_after", "base_classes", "increments", "fixed_class_order", "access", "loss",
+    "classifier", "classifier_options", "preprocessing",
+)  # fmt: skip
+_OWNERS = {"method_options": "method", "classifier_options": "classifier", "optimizer_options": "optimizer"}
+"""The keys that hold options, and whose they are."""
+
+USUAL = {"access": "white-box", "loss": "cross-entropy"}
+"""What null stands for, where it has a name."""
+
+_LONG = 16
+"""Characters of a list of labels that are shown."""
+
+Config = Mapping[str, Any]
+
+
+class Differences:
+    """What tells some configurations apart.
+
+    Args:
+        configs: as rows of the table ``trials`` have them.
+    """
+
+    def __init__(self, configs: Sequence[Config]) -> None:
+        self.configs = configs
+        self._apart = {
+            key: {group: _apart(key, own) for group, own in _groups(key, configs).items()} for key in _OWNERS
+        }
+
+    def varies(self, key: str) -> bool:
+        """Whether a key takes several values beyond what the keys it follows explain."""
+        ignored = set() if key in _DEFAULTED else {None}
+        groups = _groups(key, self.configs).values()
+        return any(len({config[key] for config in own} - ignored) > 1 for own in groups) and (
+            key not in _OWNERS or any(self._apart[key].values())
+        )
+
+    def text(self, key: str, config: Config) -> str:
+        """A key's value as a reader sees it; of options those alone that differ."""
+        if key not in _OWNERS:
+            return as_text(key, config[key])
+        apart = self._apart[key][_group(key, config)]
+        return _options({name: value for name, value in _read(config, key).items() if name in apart}) or "-"
+
+    def shared(self) -> list[str]:
+        """The options that differ nowhere, with whose they are: ``bottleneck=16 dropout=0 (ease, aper-adapter)``."""
+        together: dict[str, list[str]] = {}
+        for key, owner in _OWNERS.items():
+            apart = {name for names in self._apart[key].values() for name in names}
+            holders: dict[str, list[Config]] = {}
+            for config in self.configs:
+                for name, value in _read(config, key).items():
+                    if name not in apart:
+                        holders.setdefault(_option(name, value), []).append(config)
+            for option, own in holders.items():
+                together.setdefault(self._whose(owner, own), []).append(option)
+        return [f"{' '.join(options)} ({names})" for names, options in together.items()]
+
+    def _whose(self, owner: str, holders: Sequence[Config]) -> str:
+        """Some configurations by the name of their method, optimizer or classifier, where that says which they are."""
+        names = list(dict.fromkeys(config[owner] for config in holders))
+        if sum(config[owner] in names for config in self.configs) > len(holders):
+            keys = dict.fromkeys(("method", owner, "optimizer"))
+            return ", ".join(dict.fromkeys(" ".join(filter(None, (own[key] for key in keys))) for own in holders))
+        others = dict.fromkeys(config[owner] for config in self.configs if config[owner] not in (None, *names))
+        if len(names) > 2 * len(others) + 2:
+            return f"every {owner}{' but ' if others else ''}{', '.join(others)}"
+        return ", ".join(names)
+
+
+def _group(key: str, config: Config) -> tuple[Any, ...]:
+    return tuple(config[other] for other in _FOLLOWS.get(key, ()))
+
+
+def _groups(key: str, configs: Sequence[Config]) -> dict[tuple[Any, ...], list[Config]]:
+    """Configurations by the keys that a key follows."""
+    found: dict[tuple[Any, ...], list[Config]] = {}
+    for config in configs:
+        found.setdefault(_group(key, config), []).append(config)
+    return found
+
+
+def _read(config: Config, key: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(config[key] or "{}")
+    return found
+
+
+def _apart(key: str, configs: Sequence[Config]) -> set[str]:
+    """The options that take several values, or that some rows of one optimizer have and others lack."""
+    values: dict[str, set[str]] = {}
+    holders: dict[Any, list[set[str]]] = {}
+    for config in configs:
+        options = _read(config, key)
+        holders.setdefault(config["optimizer"], []).append(set(options))
+        for name, value in options.items():
+            values.setdefault(name, set()).add(json.dumps(value))
+    apart = {name for name, found in values.items() if len(found) > 1}
+    for first, *others in holders.values():
+        apart.update(*(first ^ other for other in others))
+    return apart
+
+
+def as_text(key: str, value: Any) -> str:
+    """A key's value as a reader sees it."""
+    if key.endswith(("_options", "preprocessing")):
+        value = _options(json.loads(value or "{}")) or None
+    if key == "hybrid_epochs":
+        value = value or None  # no epoch is none, as in older files
+    if value is None and key in USUAL:
+        return USUAL[key]
+    if key == "fixed_class_order" and value and len(value) > _LONG:
+        value = f"{value[:_LONG]}...]"
+    return "-" if value is None else short_number(value) if isinstance(value, float) else str(value)
+
+
+def short_number(value: float) -> str:
+    """A number as people write it: ``0``, ``0.05``, ``1e6``, ``1e-5``."""
+    return re.sub(r"e([+-])0*", lambda found: "e" + found[1].strip("+"), f"{value:g}")
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return " ".join(_option(name, value) for name, value in options.items())
+
+
+def _option(name: str, value: Any) -> str:
+    return f"{name}={short_number(value) if isinstance(value, float) else value}"
