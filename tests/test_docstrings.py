@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zeroflow"
-EXEMPT: tuple[str, ...] = ("results",)
+EXEMPT: tuple[str, ...] = ()
 """Folders and files of the package that are not checked."""
 
 Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

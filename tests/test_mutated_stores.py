@@ -127,7 +127,7 @@ def wrong_rows(root: Path, original: Rows, destroyed: set[tuple[str, str]], colu
             if columns and these != right:
                 these, right = without(these, columns), without(right, columns)
             if these - right:
-                return f"{table}: rows of {id_} that were never written: {list((these - right).elements())[0][:300]}"
+                return f"{table}: rows of {id_} that were never written: {next(iter((these - right).elements()))[:300]}"
             if these != right and (table, id_) not in destroyed:
                 return f"{table}: {id_} has {these.total()} of its {right.total()} rows"
         for id_ in original[table].keys() - found.keys():

@@ -38,8 +38,10 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number, in the same order. Source: Holm, "A simple sequentially rejective multiple test
-    procedure", Scandinavian Journal of Statistics 1979."""
+    """p-values adjusted for their number, in the same order.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
+    """
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, number in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[number]))

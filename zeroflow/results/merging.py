@@ -22,7 +22,8 @@ def merge(target: Store | str | Path, *sources: Store | str | Path, on_progress:
     ``agreement.RESULTS`` that both measured. Merging again goes on where an interruption ended it.
 
     Args:
-        target: a store, its folder or its URI; made if it is not there. sources: others, which stay as they are.
+        target: a store, its folder or its URI; made if it is not there.
+        *sources: others, which stay as they are.
         on_progress: see ``Progress``; a unit is a cell.
 
     Returns:

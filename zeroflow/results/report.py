@@ -109,9 +109,10 @@ def write_report(
     """Write the report of a store, or of several together: summary, tables and figures with filters, provenance.
 
     Args:
-        results: a store, its folder or its URI, or several. out: the HTML file; replaced whole.
-        efficiency: what ``zeroflow efficiency --json`` wrote, to be shown too. on_progress: see ``Progress``; a unit is a table that is
-            read, then a data set or another part of the page.
+        results: a store, its folder or its URI, or several.
+        out: the HTML file; replaced whole.
+        efficiency: what ``zeroflow efficiency --json`` wrote, to be shown too.
+        on_progress: see ``Progress``; a unit is a table that is read, then a data set or another part of the page.
 
     Returns:
         ``out``, absolute.

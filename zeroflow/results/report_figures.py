@@ -60,8 +60,10 @@ def choose(
     """The figures that some tables have something for.
 
     Args:
-        tables: as ``Store.load`` gives them. rows: of ``trials``, from ``summary.summary``.
-        efficiency: what ``zeroflow efficiency --json`` wrote. on_progress: as in ``report.write_report``.
+        tables: as ``Store.load`` gives them.
+        rows: of ``trials``, from ``summary.summary``.
+        efficiency: what ``zeroflow efficiency --json`` wrote.
+        on_progress: as in ``report.write_report``.
     """
     drawn = Drawn()
     trials = tables["trials"]
@@ -98,28 +100,42 @@ def choose(
     return drawn
 
 
+_SEEDS = "Bars and bands are 95 % t-intervals over seeds; a single seed has none."
+
+
 def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table]) -> Iterator[Entry]:
     """The figures that there is something for, of one data set."""
-    seeds = "Bars and bands are 95 % t-intervals over seeds; a single seed has none."
-    baseline = next((row for row in rows if row.is_baseline), None)
+    yield from _accuracies(rows, tables)
+    yield from _costs(rows)
+    yield from _changes(rows, trials, tables)
+    if len(rows) > 1:
+        yield Entry(
+            "The whole grid",
+            "A line per setting through its keys, its costs and its Avg, in the colours of the other figures. "
+            "Dotted: SimpleCIL.",
+            figures.draw_parallel_coordinates(rows),
+        )
+
+
+def _accuracies(rows: list[Row], tables: Mapping[str, pa.Table]) -> Iterator[Entry]:
     yield Entry(
         "All settings beside each other",
         "Average accuracy and accuracy at the end: dots right of the dotted line, SimpleCIL, are better than it. Forgetting: "
-        f"less is better, dots left of the line forget less. {seeds}",
+        f"less is better, dots left of the line forget less. {_SEEDS}",
         figures.draw_ranking(rows),
     )  # fmt: skip
     curves = figures.stage_curves(rows, tables["stages"])
     if curves:
         yield Entry(
             "Accuracy along the stream",
-            f"How accuracy on all classes seen so far falls as classes arrive. {seeds}",
+            f"How accuracy on all classes seen so far falls as classes arrive. {_SEEDS}",
             figures.draw_stage_curves(curves),
         )
     dots = figures.last_task_accuracy(rows, tables["accuracy"])
     if dots:
         yield Entry(
             "Accuracy on the last task",
-            f"How well a setting still learns what comes last, right after it has learned it. {seeds}",
+            f"How well a setting still learns what comes last, right after it has learned it. {_SEEDS}",
             figures.draw_last_task_accuracy(dots),
         )
     matrices = figures.task_accuracies(rows, tables["accuracy"])
@@ -130,11 +146,15 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
             "forgotten. Means over seeds.",
             figures.draw_task_accuracy(matrices),
         )  # fmt: skip
+
+
+def _costs(rows: list[Row]) -> Iterator[Entry]:
+    baseline = next((row for row in rows if row.is_baseline), None)
     lines = figures.against_queries(rows)
     if lines:
         yield Entry(
             "Accuracy against queries",
-            f"What more directions per step bring, at the same number of steps. {seeds}",
+            f"What more directions per step bring, at the same number of steps. {_SEEDS}",
             figures.draw_against_queries(lines, baseline),
         )
     if any(row.forward_passes for row in rows):
@@ -142,7 +162,7 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
         yield Entry(
             "Accuracy against work",
             f"What accuracy costs in forward passes{', a backward pass counting as two' if counted else ''}; up and "
-            f"left is better. Settings of the same optimizer are joined. {seeds}",
+            f"left is better. Settings of the same optimizer are joined. {_SEEDS}",
             figures.draw_accuracy_against_forwards(rows, "forward_equivalents" if counted else "forward_passes"),
         )  # fmt: skip
     if any(row.peak_memory is not None for row in rows):
@@ -154,15 +174,19 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
         yield Entry(
             "Accuracy against memory",
             "Up and left is better. No setting beats those on the dotted line, the Pareto front of what passes the filters, "
-            f"in both. {seeds}",
+            f"in both. {_SEEDS}",
             figures.draw_trade_off(figures.trade_off(rows)),
         )
+
+
+def _changes(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table]) -> Iterator[Entry]:
+    """What options and enhancements change, and how old and new tasks compete."""
     for option, table in (("history", 3), ("sparsity", 4)):
         found = figures.option_curves(rows, option)
         if found:
             yield Entry(
                 f"{option.capitalize()} (Table {table})",
-                f"What the optimizer's option {option} changes, everything else being equal. {seeds}",
+                f"What the optimizer's option {option} changes, everything else being equal. {_SEEDS}",
                 figures.draw_option_curves(found, option),
             )
     gains = figures.hybrid_gains(rows, trials, tables["stages"])
@@ -170,7 +194,7 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
         yield Entry(
             "Hybrid training",
             "Exact gradients first, forward passes alone for the last epochs: accuracy minus that of first order "
-            f"alone for as many epochs, paired by seed. Above 0 it helped. {seeds}",
+            f"alone for as many epochs, paired by seed. Above 0 it helped. {_SEEDS}",
             figures.draw_hybrid_gains(gains),
         )  # fmt: skip
     values = figures.function_values(rows, tables["probes"])
@@ -178,7 +202,7 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
         yield Entry(
             "Function values of old and new tasks",
             "Loss on fixed training samples of the task being learned and of all before it, step by step: what one "
-            f"gains, the others lose. {seeds}",
+            f"gains, the others lose. {_SEEDS}",
             figures.draw_function_values(values),
         )  # fmt: skip
     changes = [
@@ -194,13 +218,6 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
             "both marks lie on the same side of 0 and the interval does not touch it.",
             figures.draw_effects(changes),
         )  # fmt: skip
-    if len(rows) > 1:
-        yield Entry(
-            "The whole grid",
-            "A line per setting through its keys, its costs and its Avg, in the colours of the other figures. "
-            "Dotted: SimpleCIL.",
-            figures.draw_parallel_coordinates(rows),
-        )
 
 
 def _landscapes(tables: Mapping[str, pa.Table]) -> Iterator[Entry]:

@@ -43,10 +43,19 @@ class Row:
     """A configuration over its seeds.
 
     Attributes:
-        config: every key but the seed. shown: the keys that tell this row from others, as text. cells: ids, by seed.
-        avg, last, fgt: percent. vs_simplecil: Avg minus that of SimpleCIL on the same problem, percentage points; None
-            where there is none, and for SimpleCIL itself. trainable_parameters: values trained in a task. forward_passes,
-            forward_equivalents, peak_memory (MiB, of a training step), seconds: means over cells; None where there is none.
+        config: every key but the seed.
+        shown: the keys that tell this row from others, as text.
+        cells: ids, by seed.
+        avg: percent.
+        last: percent.
+        fgt: percent.
+        vs_simplecil: Avg minus that of SimpleCIL on the same problem, percentage points; None where there is none, and
+            for SimpleCIL itself.
+        trainable_parameters: values trained in a task, mean over cells; None where there is none.
+        forward_passes: mean over cells, or None.
+        forward_equivalents: mean over cells, or None.
+        peak_memory: MiB of a training step, mean over cells, or None.
+        seconds: mean over cells, or None.
     """
 
     config: Mapping[str, Any]

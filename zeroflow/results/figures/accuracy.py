@@ -50,7 +50,8 @@ def stage_curves(rows: Sequence[Row], stages: pa.Table) -> list[Curve]:
     """Accuracy per stage over the seeds of each row; no curve for a row without stages.
 
     Args:
-        rows: from ``tables.summary``. stages: the table ``stages``; cells of no row are ignored.
+        rows: from ``tables.summary``.
+        stages: the table ``stages``; cells of no row are ignored.
     """
     owner = {cell: number for number, row in enumerate(rows) for cell in row.cells}
     found: list[dict[int, list[float]]] = [{} for _ in rows]
@@ -110,7 +111,8 @@ def task_accuracies(rows: Sequence[Row], accuracy: pa.Table) -> list[TaskAccurac
     """The matrix of every row that has one.
 
     Args:
-        rows: from ``tables.summary``. accuracy: the table ``accuracy``.
+        rows: from ``tables.summary``.
+        accuracy: the table ``accuracy``.
     """
     found = ((row, task_accuracy(accuracy, row.cells)) for row in rows)
     return [TaskAccuracy(row, matrix) for row, matrix in found if matrix.size]

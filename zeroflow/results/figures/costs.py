@@ -118,8 +118,9 @@ def draw_accuracy_against_forwards(
     """Avg over the work of training, with 95 % t-intervals; settings of the same optimizer are joined, what needs none lies across.
 
     Args:
-        rows: from ``tables.summary``. work: ``forward_passes``, or ``forward_equivalents``, in which first order pays for
-            its backward passes.
+        rows: from ``tables.summary``.
+        work: ``forward_passes``, or ``forward_equivalents``, in which first order pays for its backward passes.
+        title: of the figure.
     """
     spent = [(row, getattr(row, work)) for row in rows]
     lines: dict[tuple[str, str | None], list[tuple[Row, float]]] = {}
@@ -230,6 +231,7 @@ def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs")
 
     Args:
         result: what ``zeroflow efficiency --json`` wrote.
+        title: of the figure.
     """
     rows = ratios(result)
     names = [

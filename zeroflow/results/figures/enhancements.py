@@ -45,7 +45,8 @@ def option_curves(rows: Sequence[Row], option: str) -> list[OptionLine]:
     """A line for each setting that was run with at least two values of an option of the optimizer.
 
     Args:
-        rows: from ``tables.summary``. option: ``history`` or ``sparsity``.
+        rows: from ``tables.summary``.
+        option: ``history`` or ``sparsity``.
     """
     lines: dict[str, dict[float, Row]] = {}
     labels: dict[str, str] = {}
@@ -107,7 +108,9 @@ def hybrid_gains(rows: Sequence[Row], trials: pa.Table, stages: pa.Table) -> lis
     """For each hybrid row that has its first-order counterpart, what its last epochs without gradients changed.
 
     Args:
-        rows: from ``tables.summary``. trials, stages: the tables, the first for the seeds of the cells.
+        rows: from ``summary.summary``.
+        trials: the table, for the seeds of the cells.
+        stages: the table.
     """
     seeds = dict(zip(trials["cell_id"].to_pylist(), trials["seed"].to_pylist(), strict=True))
     found: dict[str, dict[int, float]] = {}

@@ -43,7 +43,12 @@ class Surface:
     """Losses of two tasks on a grid.
 
     Attributes:
-        x, y: the grid, ascending. loss_old, loss_new: ``[len(y), len(x)]``, NaN where there is none.
+        landscape_id: its id in the store.
+        landscape: its name.
+        x: the grid, ascending.
+        y: the grid, ascending.
+        loss_old: of the first task, ``[len(y), len(x)]``, NaN where there is none.
+        loss_new: of the second task, likewise.
         points: named ones, (x, y) each.
     """
 
@@ -116,7 +121,9 @@ def draw_trajectories(
     """Contours of both losses, the named points, and a line for each run, from the open circle on (Figures 3 and 6).
 
     Args:
-        surface: from ``surfaces``. runs: from ``trajectories``; those of other landscapes are left out.
+        surface: from ``surfaces``.
+        runs: from ``trajectories``; those of other landscapes are left out.
+        title: of the figure.
         objective: ``both`` or ``old-then-new``; None: all runs.
     """
     shown = _of(surface, runs, objective)
@@ -254,7 +261,8 @@ def function_values(rows: Sequence[Row], probes: pa.Table) -> list[FunctionValue
     """What each row's probes saw.
 
     Args:
-        rows: from ``tables.summary``. probes: the table ``probes``.
+        rows: from ``tables.summary``.
+        probes: the table ``probes``.
     """
     owner = {cell: number for number, row in enumerate(rows) for cell in row.cells}
     seen: list[dict[tuple[int, int], tuple[list[float], list[float]]]] = [{} for _ in rows]

@@ -104,9 +104,12 @@ def figure(title: str, *, height: int = 440, names: Sequence[str] = (), rows: in
     """An empty figure.
 
     Args:
-        title: plain text. height: pixels without legend and rows. names: of the entries of the legend, which lies below the
-            axes. rows: lines of a figure that has one for each row. meta: what a page must know: ``limit``, how many rows it
-            draws at most; ``choose``, that it draws one; ``min_width``, ``max_width``, in pixels.
+        title: plain text.
+        height: pixels without legend and rows.
+        names: of the entries of the legend, which lies below the axes.
+        rows: lines of a figure that has one for each row.
+        **meta: what a page must know: ``limit``, how many rows it draws at most; ``choose``, that it draws one;
+            ``min_width``, ``max_width``, in pixels.
     """
     return arranged(go.Figure(), title, height=height, names=names, rows=rows, **meta)
 
