@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zeroflow.grid.grid_file import Grid
     from zeroflow.grid.placement import SweepPlacement
     from zeroflow.grid.plan import Plan
+    from zeroflow.grid.search_plan import SearchPlan
     from zeroflow.results.store import Store
     from zeroflow.trial.config import TrialConfig
 
@@ -171,7 +172,6 @@ def sweep(
 ) -> None:
     """Run the cells of a grid that are not done yet, with Ray Tune and Ray Train, into a Parquet store."""
     from zeroflow.grid.plan import check_data, check_results, make_plan
-    from zeroflow.results.report import write_report
     from zeroflow.results.store import Store
     from zeroflow.results.summary import render_text, summary
     from zeroflow.sweep.driver import run_sweep
@@ -199,10 +199,7 @@ def sweep(
         stopped = end.stopped
     say("\n" + render_text(summary(_rows_of(grid, store))))
     if report and "://" not in store.root and store.done():
-        try:
-            say(f"\nreport: {write_report(store.root, Path(store.root) / 'report.html')}")
-        except OSError as error:
-            click.echo(f"\nno report: {error.strerror}", err=True)
+        _report(store, say)
     left = make_plan(grid, store, folder)
     absent = len(_absent(left))
     if stopped:
@@ -217,6 +214,16 @@ def sweep(
         for config in left.failed:
             click.echo(failed(f"failed: {config.cell_id} {config.label()} (--retry-failed runs it again)"), err=True)
         sys.exit(1)
+
+
+def _report(store: Store, say: Callable[[str], None]) -> None:
+    """Write report.html into a folder of results; a full disk ends no sweep."""
+    from zeroflow.results.report import write_report
+
+    try:
+        say(f"\nreport: {write_report(store.root, Path(store.root) / 'report.html')}")
+    except OSError as error:
+        click.echo(f"\nno report: {error.strerror}", err=True)
 
 
 @click.command(
@@ -261,9 +268,6 @@ def search(
     """
     from zeroflow.grid.plan import check_results, make_plan
     from zeroflow.grid.search_plan import plan_search
-    from zeroflow.grid.search_selection import outcomes, write
-    from zeroflow.grid.search_writeback import render
-    from zeroflow.results.searches import render_searches, search_rows
     from zeroflow.results.store import Store
     from zeroflow.sweep.driver import run_sweep
 
@@ -286,12 +290,29 @@ def search(
         say(f"results: {store.root}")
         end = run_sweep(cells, store, placement, name=candidates.name, data_dir=folder, address=ray_address, echo=say)
         stopped = end.stopped
+    _conclude(wanted, store, stopped, grid_file, only_print or bool(settings), as_json, say)
+
+
+def _conclude(
+    wanted: SearchPlan,
+    store: Store,
+    stopped: str | None,
+    grid_file: Path,
+    only_print: bool,
+    as_json: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Choose among what has been run, store and write what was chosen, and end with the status that says how it went."""
+    from zeroflow.grid.search_selection import outcomes, write
+    from zeroflow.grid.search_writeback import render
+    from zeroflow.results.searches import render_searches, search_rows
+
     ended = outcomes(wanted, store)
     write(ended, store)
     if ended:
         say("\n" + render_searches(search_rows(row for outcome in ended for row in outcome.rows)))
     rules = [outcome.rule for outcome in ended if outcome.chosen]
-    if rules and (only_print or settings):
+    if rules and (only_print):
         say(render(rules))
     elif rules:
         _write_chosen(grid_file, rules, say)
