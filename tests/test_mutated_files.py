@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -70,7 +69,9 @@ def folder_of_images(root: Path, random: Random) -> None:
 
 def changed_folder(root: Path, random: Random) -> str:
     image = random.choice(sorted(root.rglob("*.png")))
-    kind = random.choice(("damage", "damage", "image", "class", "part", "beside", "beside", "beside", "name", "link", "mode"))
+    kind = random.choice(
+        ("damage", "damage", "image", "class", "part", "beside", "beside", "beside", "name", "link", "mode")
+    )
     if kind == "damage":
         what, data = damaged(image.read_bytes(), random)
         image.write_bytes(data)
@@ -98,11 +99,15 @@ def changed_folder(root: Path, random: Random) -> str:
     if kind == "beside":
         return beside(random.choice((image.parent, image.parents[1], root)), random, SUFFIXES, image.read_bytes())
     if kind == "name":
-        new = random.choice(("0.PNG", "a.jpeg", "a.gif", "a.webp", "png", "x.png.part", ".x.png", os.fsdecode(b"\xff.png"), "x.tar.png"))
+        new = random.choice(
+            ("0.PNG", "a.jpeg", "a.gif", "a.webp", "png", "x.png.part", ".x.png", os.fsdecode(b"\xff.png"), "x.tar.png")
+        )
         image.rename(image.with_name(new))
         return f"{image.name} renamed to {new!r}"
     if kind == "link":
-        target = random.choice((root / "train" / "cat" / "1.png", image, root, root / "nowhere", root / "train" / "dog"))
+        target = random.choice(
+            (root / "train" / "cat" / "1.png", image, root, root / "nowhere", root / "train" / "dog")
+        )
         image.unlink()
         image.symlink_to(target)
         return f"{image.name} is a link to {target}"
@@ -160,16 +165,24 @@ def parquet_of_images(root: Path, random: Random) -> None:
     names = ["cat", "dog", "eel"]
     features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
     for file, count in (("train-00000-of-00002", 3), ("train-00001-of-00002", 3), ("test-00000-of-00001", 2)):
-        rows = [{"image": {"bytes": picture(random), "path": None}, "label": label} for label in range(3) for _ in range(count)]
+        rows = [
+            {"image": {"bytes": picture(random), "path": None}, "label": label}
+            for label in range(3)
+            for _ in range(count)
+        ]
         types = {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()}
-        table = pa.Table.from_pylist(rows, pa.schema(types)).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        table = pa.Table.from_pylist(rows, pa.schema(types)).replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
         (root / "data").mkdir(parents=True, exist_ok=True)
         pq.write_table(table, root / "data" / f"{file}.parquet", row_group_size=4)
 
 
 def changed_parquet(root: Path, random: Random) -> str:
     file = random.choice(sorted(root.rglob("*.parquet")))
-    kind = random.choice(("damage", "damage", "labels", "labels", "images", "column", "column", "metadata", "beside", "file"))
+    kind = random.choice(
+        ("damage", "damage", "labels", "labels", "images", "column", "column", "metadata", "beside", "file")
+    )
     if kind == "damage":
         what, data = damaged(file.read_bytes(), random)
         file.write_bytes(data)
@@ -177,7 +190,16 @@ def changed_parquet(root: Path, random: Random) -> str:
     if kind == "beside":
         return beside(random.choice((file.parent, root)), random, (".parquet", ".txt", ".xyz"), file.read_bytes())
     if kind == "file":
-        new = random.choice((None, "val.parquet", "train.parquet", "other.parquet", "train-00002-of-00002.parquet", os.fsdecode(b"test-\xff.parquet")))
+        new = random.choice(
+            (
+                None,
+                "val.parquet",
+                "train.parquet",
+                "other.parquet",
+                "train-00002-of-00002.parquet",
+                os.fsdecode(b"test-\xff.parquet"),
+            )
+        )
         file.rename(file.with_name(new)) if new else file.unlink()
         return f"{file.name}: {new!r} in its place"
     table = pq.read_table(file)
@@ -188,11 +210,18 @@ def changed_parquet(root: Path, random: Random) -> str:
         ))  # fmt: skip
         column = pa.array(values)
         if random.random() < 0.3:
-            column = column.dictionary_encode() if not pa.types.is_nested(column.type) and values[0] is not None else column
+            column = (
+                column.dictionary_encode() if not pa.types.is_nested(column.type) and values[0] is not None else column
+            )
         table = table.set_column(1, "label", column)
         what = f"labels {values[0]!r}"
     elif kind == "images":
-        broken: list[Any] = [None, {"bytes": None, "path": "x.png"}, {"bytes": b"", "path": None}, {"bytes": b"no image", "path": None}]
+        broken: list[Any] = [
+            None,
+            {"bytes": None, "path": "x.png"},
+            {"bytes": b"", "path": None},
+            {"bytes": b"no image", "path": None},
+        ]
         bad, place = random.choice(broken), random.randrange(len(table))
         rows = table["image"].to_pylist()
         rows[place] = bad
@@ -208,7 +237,9 @@ def changed_parquet(root: Path, random: Random) -> str:
             "twice": lambda: table.append_column("label", table["label"]),
             "no rows": lambda: table.slice(0, 0),
             "half of the rows": lambda: table.slice(0, len(table) // 2),
-            "binary": lambda: table.set_column(0, "image", pa.array([row["bytes"] for row in table["image"].to_pylist()])),
+            "binary": lambda: table.set_column(
+                0, "image", pa.array([row["bytes"] for row in table["image"].to_pylist()])
+            ),
         }
         what = random.choice(list(changes))
         table = changes[what]()
@@ -272,7 +303,10 @@ def changed_state(state: dict[str, Any], random: Random) -> tuple[str, dict[Any,
     kind = random.choice(("nan", "huge", "half", "bfloat", "double", "integer", "complex", "shape", "lost", "misspelt", "further", "prefix", "head", "empty", "int8", "strided"))  # fmt: skip
     if kind in ("nan", "huge"):
         spoilt = spoilt.double()
-        spoilt.view(-1)[random.randrange(spoilt.numel())] = {"nan": random.choice((float("nan"), float("-inf"))), "huge": 1e300}[kind]
+        spoilt.view(-1)[random.randrange(spoilt.numel())] = {
+            "nan": random.choice((float("nan"), float("-inf"))),
+            "huge": 1e300,
+        }[kind]
         return put(kind, spoilt, False)
     if kind in ("half", "bfloat", "double"):
         dtype = {"half": torch.float16, "bfloat": torch.bfloat16, "double": torch.float64}[kind]

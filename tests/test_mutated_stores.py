@@ -66,10 +66,16 @@ def changed_store(root: Path, random: Random) -> tuple[str, set[tuple[str, str]]
         file.unlink()
         return f"{table}/{id_} is lost", {(table, id_)}, set()
     if kind == "beside":
-        return beside(random.choice((file.parent, root)), random, (".parquet", ".txt", ".tmp", ""), b"PAR1junkPAR1"), set(), set()
+        return (
+            beside(random.choice((file.parent, root)), random, (".parquet", ".txt", ".tmp", ""), b"PAR1junkPAR1"),
+            set(),
+            set(),
+        )
     if kind == "temporary":
         content = file.read_bytes()
-        (file.parent / f".{file.name}.{random.randrange(9**9)}.tmp").write_bytes(content[: random.randrange(len(content))])
+        (file.parent / f".{file.name}.{random.randrange(9**9)}.tmp").write_bytes(
+            content[: random.randrange(len(content))]
+        )
         return f"a temporary file of {table}/{id_}", set(), set()
     if kind == "copy":
         new = random.choice((f"{id_} (1).parquet", f"{id_}.parquet.bak", f"copy of {id_}.parquet", f"{id_}~"))
@@ -121,7 +127,7 @@ def wrong_rows(root: Path, original: Rows, destroyed: set[tuple[str, str]], colu
             if columns and these != right:
                 these, right = without(these, columns), without(right, columns)
             if these - right:
-                return f"{table}: rows of {id_} that were never written: {list((these - right).elements())[0][:300]}"
+                return f"{table}: rows of {id_} that were never written: {next(iter(these - right))[:300]}"
             if these != right and (table, id_) not in destroyed:
                 return f"{table}: {id_} has {these.total()} of its {right.total()} rows"
         for id_ in original[table].keys() - found.keys():

@@ -147,7 +147,11 @@ DRAWN: dict[str, tuple[Any, ...]] = {
     "tasks": (5, 10, 20), "class_order_seed": (0, 1993), "validation": (0.0, 0.25), "queries": (1, 8), "eps": (0.001, 1.0), "dtype": ("float32", "float64"),
     "fixed_class_order": (None, "sorted"), "stop_after": (None, 2), "classifier": (None, "lda"),
 }  # fmt: skip
-METHOD_OPTIONS = {"ease": {"alpha": (0.1, 1.0), "bottleneck": (8, 16)}, "aper-adapter": {"bottleneck": (8, 16)}, "simplecil": {}}
+METHOD_OPTIONS = {
+    "ease": {"alpha": (0.1, 1.0), "bottleneck": (8, 16)},
+    "aper-adapter": {"bottleneck": (8, 16)},
+    "simplecil": {},
+}
 OPTIMIZER_OPTIONS = {"history": (0.0, 0.5), "sparsity": (0.0, 0.25), "weight_decay": (0.0, 0.0005)}
 
 
@@ -170,7 +174,9 @@ def spelt(values: dict[str, Any], random: Random) -> str:
             dotted = {f"{section}.{key}": value for key, value in options.items()}
             flat |= dotted if random.random() < 0.5 else {section: options}
     lists = {key: [value] if random.random() < 0.2 else value for key, value in flat.items()}
-    base = {key: value for key, value in lists.items() if random.random() < 0.3 and "." not in key and key not in NESTED}
+    base = {
+        key: value for key, value in lists.items() if random.random() < 0.3 and "." not in key and key not in NESTED
+    }
     block = {key: value for key, value in lists.items() if key not in base}
     return respelt(shuffled({"base": base, "grid": [block]}, random), random)
 

@@ -329,5 +329,7 @@ def test_a_disk_without_room_for_the_cells_is_refused_with_the_numbers(tmp_path:
     total = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: total._replace(free=3 * 2**20))
     check_results(Store(tmp_path / "few"), 32, None)
-    with pytest.raises(ConfigError, match=r"few': 3\.0 MiB of the disk are free, expected 3\.1 MiB or more for 33 cells"):
+    with pytest.raises(
+        ConfigError, match=r"few': 3\.0 MiB of the disk are free, expected 3\.1 MiB or more for 33 cells"
+    ):
         check_results(Store(tmp_path / "few"), 33, None)

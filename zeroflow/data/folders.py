@@ -90,7 +90,9 @@ def _beside_parts(root: Path, problems: list[str]) -> list[str]:
         images = _images_below(Path(entry.path), problems) if _is_dir(entry) else []
         if images or _names_image(entry):
             what = f"a folder of {len(images)} images" if images else "an image"
-            found.append(f"{entry.path}: {what} that would be left out, for {' and '.join(PARTS)} are read; put it elsewhere")
+            found.append(
+                f"{entry.path}: {what} that would be left out, for {' and '.join(PARTS)} are read; put it elsewhere"
+            )
     return found + _unknown(root, entries)
 
 

@@ -65,7 +65,9 @@ class _Loader(yaml.SafeLoader):
     def _refuse_old_spelling(self, node: Any) -> None:
         text = self.construct_scalar(node)
         if ":" in text or re.fullmatch(r"[-+]?0[0-7_]*[1-7][0-7_]*", text):
-            _refuse(f"{text!r} can be read as several numbers; write its decimal digits, or quotes around a string", node)
+            _refuse(
+                f"{text!r} can be read as several numbers; write its decimal digits, or quotes around a string", node
+            )
 
     def get_single_node(self) -> Any:
         root = super().get_single_node()

@@ -158,7 +158,8 @@ def _read(store: Store, table: str, files: Sequence[File]) -> tuple[pa.Table, li
     rows, unreadable = parquet.decode_all(there, SCHEMAS[table], key_of(table))
     for name in unreadable:
         warnings.warn(
-            f"not packed, for it cannot be read, or holds other rows than its name says: {store.root}/{name}", stacklevel=5
+            f"not packed, for it cannot be read, or holds other rows than its name says: {store.root}/{name}",
+            stacklevel=5,
         )
     return rows, [file for file in files if file.name in there.keys() - set(unreadable)]
 

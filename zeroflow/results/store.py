@@ -233,7 +233,9 @@ class Store:
                 break
         if unreadable:
             named = ", ".join(f"{self.root}/{name}" for name in unreadable)
-            warnings.warn(f"skipped files that cannot be read, or hold other rows than their name says: {named}", stacklevel=2)
+            warnings.warn(
+                f"skipped files that cannot be read, or hold other rows than their name says: {named}", stacklevel=2
+            )
         if table == "trials" and "schema_version" in rows.column_names:
             self._check_version(rows["schema_version"])
         return rows
@@ -330,7 +332,6 @@ class Store:
 
     def _read(self, schema: pa.Schema, names: Sequence[str]) -> tuple[pa.Table, list[str], bool]:
         """The rows of some files in the columns of ``schema``; which could not be read; whether some are not there."""
-
         key = next((key_of(name.partition("/")[0]) for name in names), None)
         key = key if key in schema.names else None
 
