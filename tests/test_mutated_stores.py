@@ -127,7 +127,7 @@ def wrong_rows(root: Path, original: Rows, destroyed: set[tuple[str, str]], colu
             if columns and these != right:
                 these, right = without(these, columns), without(right, columns)
             if these - right:
-                return f"{table}: rows of {id_} that were never written: {next(iter((these - right).elements()))[:300]}"
+                return f"{table}: rows of {id_} that were never written: {next(iter(these - right))[:300]}"
             if these != right and (table, id_) not in destroyed:
                 return f"{table}: {id_} has {these.total()} of its {right.total()} rows"
         for id_ in original[table].keys() - found.keys():
@@ -157,7 +157,8 @@ def test_a_mutated_store_gives_rows_that_were_written_or_is_refused(
     places, original = stores
 
     def one(random: Random, number: int) -> tuple[str, Check, str]:
-        root = Path(shutil.copytree(places[kind], tmp_path / str(number)))
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        root = Path(shutil.copytree(places[kind], tmp_path / "store"))
         what, destroyed, columns = changed_store(root, random)
         if kind == "packed":  # a packed file holds all ids
             destroyed |= {(table, id_) for table, name in destroyed if name == "packed" for id_ in original[table]}

@@ -260,8 +260,9 @@ def _columns(schema: Any, label_column: str | None) -> tuple[str, str, tuple[str
     else:
         chosen = _chosen("labels", labels, [n for n in labels if kinds.get(n) == "ClassLabel"], LABEL_NAMES)
     names = features[chosen].get("names") if kinds.get(chosen) == "ClassLabel" else None
-    named = isinstance(names, list) and names and pa.types.is_integer(fields[chosen])
-    return chosen_image, chosen, tuple(map(str, names or ())) if named else None
+    if not isinstance(names, list) or not names or not pa.types.is_integer(fields[chosen]):
+        return chosen_image, chosen, None
+    return chosen_image, chosen, tuple(map(str, names))
 
 
 def _chosen(what: str, possible: Sequence[str], declared: Sequence[str], usual: Sequence[str]) -> str:
