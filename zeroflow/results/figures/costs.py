@@ -222,14 +222,14 @@ def draw_trade_off(points: Sequence[TradeOff], title: str = "Accuracy against me
         # All of them, for a page whose filters leave others to compare.
         meta={"front": [[number(p.memory), number(p.avg), keys(p.row)] for p in points], "points": [keys(p.row) for p in front], "group": -2},
     )  # fmt: skip
-    for group, point in enumerate(points):
+    for point in points:
         assert point.row.avg is not None
         own = look(point.number, point.row.config["optimizer"])
         found.add_scatter(
             x=[number(point.memory)], y=[number(point.avg)], name=escape(point.row.label), mode="markers",
             marker=own.point(9),
             error_y={"array": half_widths([point.row.avg]), "color": own.color, "thickness": 1.5},
-            hovertemplate=f"%{{x:.1f}} MiB: {point.row.avg} %", meta=meta(point.row, group),
+            hovertemplate=f"%{{x:.1f}} MiB: {point.row.avg} %", meta=meta(point.row, point.number),
         )  # fmt: skip
     found.update_xaxes(title="peak memory of a training step (MiB)")
     found.update_yaxes(title="Avg (%)")
