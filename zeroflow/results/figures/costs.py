@@ -20,7 +20,6 @@ from zeroflow.results.figures.style import (
     half_widths,
     keys,
     look,
-    looks,
     meta,
     number,
     numbers,
@@ -179,9 +178,18 @@ def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
 
 @dataclass(frozen=True)
 class TradeOff:
-    """Memory in MiB and Avg of a row; ``on_front``: no other row is as accurate with as little memory."""
+    """Memory in MiB and Avg of a row.
+
+    Attributes:
+        row: which.
+        number: its place among all rows, also those without steps: it looks alike in every figure.
+        memory: of a training step, MiB.
+        avg: percent.
+        on_front: no other row is as accurate with as little memory.
+    """
 
     row: Row
+    number: int
     memory: float
     avg: float
     on_front: bool
@@ -190,11 +198,13 @@ class TradeOff:
 def trade_off(rows: Sequence[Row]) -> list[TradeOff]:
     """The rows whose memory was measured, in their order."""
     measured = [
-        (row, row.peak_memory, row.avg.mean) for row in rows if row.avg is not None and row.peak_memory is not None
+        (row, place, row.peak_memory, row.avg.mean)
+        for place, row in enumerate(rows)
+        if row.avg is not None and row.peak_memory is not None
     ]
     return [
-        TradeOff(row, memory, avg, not any(_beats((m, a), (memory, avg)) for _, m, a in measured))
-        for row, memory, avg in measured
+        TradeOff(row, place, memory, avg, not any(_beats((m, a), (memory, avg)) for *_, m, a in measured))
+        for row, place, memory, avg in measured
     ]
 
 
@@ -213,13 +223,14 @@ def draw_trade_off(points: Sequence[TradeOff], title: str = "Accuracy against me
         # All of them, for a page whose filters leave others to compare.
         meta={"front": [[number(p.memory), number(p.avg), keys(p.row)] for p in points], "points": [keys(p.row) for p in front], "group": -2},
     )  # fmt: skip
-    for group, (point, own) in enumerate(zip(points, looks([point.row for point in points]), strict=True)):
+    for point in points:
         assert point.row.avg is not None
+        own = look(point.number, point.row.config["optimizer"])
         found.add_scatter(
             x=[number(point.memory)], y=[number(point.avg)], name=escape(point.row.label), mode="markers",
             marker=own.point(9),
             error_y={"array": half_widths([point.row.avg]), "color": own.color, "thickness": 1.5},
-            hovertemplate=f"%{{x:.1f}} MiB: {point.row.avg} %", meta=meta(point.row, group),
+            hovertemplate=f"%{{x:.1f}} MiB: {point.row.avg} %", meta=meta(point.row, point.number),
         )  # fmt: skip
     found.update_xaxes(title="peak memory of a training step (MiB)")
     found.update_yaxes(title="Avg (%)")

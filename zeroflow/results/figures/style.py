@@ -205,9 +205,12 @@ def to_column(found: go.Figure, width: int = 340) -> go.Figure:
     for number_, axis in enumerate(small.select_xaxes(), start=1):
         name = "x" if number_ == 1 else f"x{number_}"
         longest = [
-            max(trace.x)
+            max(value for value in trace.x if value is not None)
             for trace in shown
-            if trace.type == "bar" and (trace.xaxis or "x") == name and trace.orientation == "h"
+            if trace.type == "bar"
+            and (trace.xaxis or "x") == name
+            and trace.orientation == "h"
+            and any(value is not None for value in trace.x)
         ]
         if longest and max(longest) > 0:  # room for the number behind it
             axis.range = [0, max(longest) * 1.45]
