@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import subprocess
@@ -23,7 +24,7 @@ import zeroflow.optim
 import zeroflow.results
 from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.cli import main
-from zeroflow.grid.grid_file import parse_grid
+from zeroflow.grid.grid_file import load_grid, parse_grid
 from zeroflow.models.factory import create_backbone
 from zeroflow.results import rows
 from zeroflow.trial import metrics
@@ -604,3 +605,12 @@ print("END", result.accuracy_matrix.tobytes().hex(), [s.loss for s in result.ste
 
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("task-*.losses")) if folder.exists() else 0
+
+
+@pytest.mark.parametrize("name", json.loads((Path(__file__).parent / "cell_ids.json").read_text()))
+def test_cells_of_the_committed_grids_keep_the_ids_under_which_results_are_stored(name: str) -> None:
+    """A changed id would run everything anew: the ids of a list that is never made again, but for grids that grow."""
+    known = json.loads((Path(__file__).parent / "cell_ids.json").read_text())[name]
+    ids = sorted(config.cell_id for config in load_grid(Path(__file__).parent.parent / "sweeps" / f"{name}.yaml").cells)
+    found = {"cells": len(ids), "first": ids[:3], "sha256": hashlib.sha256(" ".join(ids).encode()).hexdigest()}
+    assert found == known
