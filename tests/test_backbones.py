@@ -369,7 +369,7 @@ def test_a_grid_of_ones_own_changes_the_backbone_by_one_key(drawings_folder: Pat
 
     rows = [
         {"method": "simplecil"},
-        {"method": "ranpac"},
+        {"method": "simplecil", "classifier": "random-projection", "classifier_options": {"dimension": 300}},
         *({"method": "aper-input-filter", "optimizer": name} for name in ("zo-adam", "fo-sgd")),
         {"method": "aper-finetune", "optimizer": "fo-sgd"},
     ]

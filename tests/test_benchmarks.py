@@ -95,7 +95,7 @@ print(generate.BLOCKS["optimizer-peers"]())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("there", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_others_optimizers_are_measured_where_they_are_there(there: bool, tmp_path: Path) -> None:
     (tmp_path / "infty").mkdir()
     (tmp_path / "infty" / "optim.py").write_text(STAND_IN)
@@ -135,7 +135,7 @@ def test_the_benchmark_of_planning_runs() -> None:
     assert found["cells"] == 200 and len(found["seconds"]) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_are_timed_and_more_of_them_forecast(tmp_path: Path) -> None:
     output = tmp_path / "query_workers.json"
     small = ["--queries", "2", "--batch", "4", "--rounds", "1", "--steps", "1"]
@@ -167,7 +167,7 @@ def test_loading_of_data_is_timed_each_way(tmp_path: Path) -> None:
     assert "| cached | 0 |" in printed("-c", program, tmp_path, cwd=ROOT)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_classifiers_are_timed_beside_the_backbone(tmp_path: Path) -> None:
     output = tmp_path / "benchmarks" / "classifiers.json"
     script = ROOT / "benchmarks" / "classifiers.py"
@@ -182,7 +182,7 @@ def test_classifiers_are_timed_beside_the_backbone(tmp_path: Path) -> None:
     assert "| `lda` |" in printed("-c", program, tmp_path, cwd=ROOT)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_curves_are_of_equal_forward_passes_and_of_the_best_try(tmp_path: Path) -> None:
     output = tmp_path / "curves.json"
     printed(ROOT / "benchmarks" / "training_curves.py", "--passes", "40", "--seeds", "1", "--output", output)
@@ -193,6 +193,7 @@ def test_training_curves_are_of_equal_forward_passes_and_of_the_best_try(tmp_pat
         assert (row["lr"], row["eps"]) == (best["lr"], best["eps"])
 
 
+@pytest.mark.long
 def test_passes_through_a_backbone_are_timed_beside_the_model_itself(tmp_path: Path) -> None:
     output = tmp_path / "benchmarks" / "backbones.json"
     command = ["--rounds", "1", "--model", "quickdraw_vit", "--model", "resnet18", "--output", output]

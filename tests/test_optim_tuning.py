@@ -75,7 +75,10 @@ def test_it_keeps_within_its_budget_and_leaves_nothing_behind(name: str) -> None
     assert name in str(found) and f"lr={found.lr:.3g}" in str(found)
 
 
-@pytest.mark.parametrize("name", ["zo-sgd", "zo-adam", "zo-fzoo", "forward-grad", "es-cma"])
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("zo-adam", "forward-grad")]
+
+
+@pytest.mark.parametrize("name", ["zo-sgd", "zo-fzoo", "es-cma", *LONG])
 def test_what_it_chooses_trains(name: str) -> None:
     """A network that first order takes to 97 %, from 8,000 forward passes; the registered lr would not do."""
     model = network(width=32)
