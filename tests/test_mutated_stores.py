@@ -149,7 +149,7 @@ def without(rows: Counter[str], columns: set[str]) -> Counter[str]:
     return kept
 
 
-@pytest.mark.parametrize("some", numbers(60))
+@pytest.mark.parametrize("some", numbers(40))
 @pytest.mark.parametrize("kind", ["loose", "packed"])
 def test_a_mutated_store_gives_rows_that_were_written_or_is_refused(
     kind: str, some: range, stores: tuple[dict[str, Path], Rows], tmp_path: Path
