@@ -146,6 +146,9 @@ def test_rules_see_defaults_and_dotted_keys_and_never_beat_the_command_line() ->
         ("grid: [{method: ease}]\nbase: {method_options.alfa: 1}", "base: unknown option.*did you mean 'alpha'"),
         ("grid: [{method: simplecil, method_options.alpha: 1}]", "alpha"),
         ("grid: [{[a]: x}]", "not valid YAML"),
+        ("name: ../elsewhere\ngrid: [{method: ease}]", "name='../elsewhere': expected letters"),
+        ("name: [a]\ngrid: [{method: ease}]", r"name=\['a'\]: expected letters"),
+        ('name: "a\\0b"\ngrid: [{method: ease}]', "name='a.*: expected letters"),
         ("grid: [{method: ease}]\ndata_dir: 5", "data_dir"),
         ("grid: [{method: ease}]\nplacement: {gpus_per_worker: 1.5}", "bad.yaml.*gpus_per_worker=1.5"),
         (

@@ -26,6 +26,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,8 +135,14 @@ def _parse(
     if not isinstance(data_dir, str | None):
         raise ConfigError(f"{where}: data_dir: expected a folder, got {data_dir!r}")
     search = parse_search(content["search"], where) if "search" in content else None
-    name = str(content.get("name", default_name))
-    return Grid(name, tuple(cells.values()), placement, data_dir, tuple(own), search), all_shared
+    return Grid(
+        _name(content["name"], where) if "name" in content else default_name,
+        tuple(cells.values()),
+        placement,
+        data_dir,
+        tuple(own),
+        search,
+    ), all_shared
 
 
 def _own_cells(
@@ -199,6 +206,16 @@ def _check_sections(content: Any, where: str) -> None:
                     f"{where}: {key}: concerns the cells of this file's own 'grid', of which there is none; "
                     "included files keep what they say"
                 )
+
+
+def _name(value: Any, where: str) -> str:
+    """The name of a grid, which files and folders of its results are called by."""
+    if not isinstance(value, str) or not re.fullmatch(r"\w[\w .+-]{0,99}", value):
+        raise ConfigError(
+            f"{where}: name={value!r}: expected letters, digits, spaces and . _ + - (at most 100, a letter or digit first): "
+            "results are stored under it"
+        )
+    return value
 
 
 def _named_files(
