@@ -34,9 +34,18 @@ def sweep(cells: int, concurrent: int, workers: int) -> tuple[float, float]:
         grid = Path(folder) / "grid.yaml"
         grid.write_text(GRID.format(seeds=", ".join(map(str, range(cells)))))
         command = [
-            sys.executable, str(ROOT / "sweeps" / "full_grid.py"), "--grid", str(grid), "--results", f"{folder}/out",
-            "--max-concurrent", str(concurrent), "--workers-per-trial", str(workers), "--no-report",
-        ]  # fmt: skip
+            sys.executable,
+            str(ROOT / "sweeps" / "full_grid.py"),
+            "--grid",
+            str(grid),
+            "--results",
+            f"{folder}/out",
+            "--max-concurrent",
+            str(concurrent),
+            "--workers-per-trial",
+            str(workers),
+            "--no-report",
+        ]
         started = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True, timeout=1200)
         wall = time.perf_counter() - started

@@ -65,9 +65,12 @@ def learn(classifier: Classifier, features: Tensor, labels: Tensor) -> None:
 def measure_embedded(tasks: int) -> dict[str, Any]:
     backbone, info = create_backbone(), datasets.get(DATA)
     scenario = class_incremental(
-        load_dataset(DATA), even_increments(CLASSES, TASKS), transforms.get(info.transform), backbone.image_size,
+        load_dataset(DATA),
+        even_increments(CLASSES, TASKS),
+        transforms.get(info.transform),
+        backbone.image_size,
         order=class_order(CLASSES, 1993),
-    )  # fmt: skip
+    )
     each = CLASSES // TASKS
     built = {name: info.build() for name, info in classifiers.items()}
     learning: dict[str, list[float]] = {name: [] for name in built}
@@ -91,10 +94,13 @@ def measure_embedded(tasks: int) -> dict[str, Any]:
                 bounds.append(needed / product_speed(len(labels), size))
                 projections.append(spent)
     return {
-        "images": len(labels), "width": features.shape[1], "forward_seconds": statistics.median(forwards),
+        "images": len(labels),
+        "width": features.shape[1],
+        "forward_seconds": statistics.median(forwards),
         "classifiers": [
             {
-                "classifier": name, "learning_in_forwards": statistics.median(learning[name]),
+                "classifier": name,
+                "learning_in_forwards": statistics.median(learning[name]),
                 "scoring_in_forwards": statistics.median(scoring[name]),
                 "mib": sum(b.nbytes for b in classifier.buffers()) / 2**20,
             }
@@ -103,7 +109,7 @@ def measure_embedded(tasks: int) -> dict[str, Any]:
         "random_projection_seconds": statistics.median(projections),
         "random_projection_bound_seconds": statistics.median(bounds),
         "random_projection_over_bound": statistics.median(a / b for a, b in zip(projections, bounds, strict=True)),
-    }  # fmt: skip
+    }
 
 
 def measure_cells(rounds: int) -> list[dict[str, Any]]:
@@ -117,9 +123,13 @@ def measure_cells(rounds: int) -> list[dict[str, Any]]:
                 own.append(found)
     first = spent["simplecil"]
     return [
-        {"method": name, "seconds": statistics.median(own), "over_simplecil": statistics.median(a / b for a, b in zip(own, first, strict=True))}
+        {
+            "method": name,
+            "seconds": statistics.median(own),
+            "over_simplecil": statistics.median(a / b for a, b in zip(own, first, strict=True)),
+        }
         for name, own in spent.items()
-    ]  # fmt: skip
+    ]
 
 
 @torch.no_grad()
@@ -144,9 +154,14 @@ def measure_published(samples: int, width: int, size: int, classes: int) -> dict
     classifier.add(features, labels)
     whole = seconds(classifier.end_task, CPU)
     return {
-        "samples": samples, "width": width, "size": size, "classes": classes, "update_seconds": update,
-        "solution_seconds": solution, "choice_seconds": whole - update - solution,
-    }  # fmt: skip
+        "samples": samples,
+        "width": width,
+        "size": size,
+        "classes": classes,
+        "update_seconds": update,
+        "solution_seconds": solution,
+        "choice_seconds": whole - update - solution,
+    }
 
 
 def report(result: dict[str, Any]) -> None:
@@ -183,9 +198,12 @@ def main(tasks: int, published: bool, rounds: int, threads: int, output: Path | 
     command = " ".join(["python benchmarks/classifiers.py", *(a for a in sys.argv[1:] if a == "--published")])
     facts = {key: value for key, value in provenance(CPU, {"threads": threads}).items() if key != "finished_at"}
     result = {
-        "command": command, **facts, "embedded": measure_embedded(tasks), "cells": measure_cells(rounds) if rounds else [],
+        "command": command,
+        **facts,
+        "embedded": measure_embedded(tasks),
+        "cells": measure_cells(rounds) if rounds else [],
         "published": measure_published(5_000, 768, 10_000, 100) if published else None,
-    }  # fmt: skip
+    }
     report(result)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)

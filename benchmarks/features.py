@@ -54,10 +54,14 @@ def main(dataset: str, rounds: int, tasks_run: int, output: Path | None) -> None
 
     result: dict[str, Any] = {
         "command": f"python benchmarks/features.py --dataset {dataset} --rounds {rounds} --tasks-run {tasks_run}",
-        "dataset": dataset, "rounds": rounds, "tasks_run": tasks_run, "bytes": size,
+        "dataset": dataset,
+        "rounds": rounds,
+        "tasks_run": tasks_run,
+        "bytes": size,
         **{f"{way}_seconds": statistics.median(found[way]) for way in WAYS},
-        "first_to_none": ratio("first", "none"), "second_to_first": ratio("second", "first"),
-    }  # fmt: skip
+        "first_to_none": ratio("first", "none"),
+        "second_to_first": ratio("second", "first"),
+    }
     write(result, output, asdict(place))
 
 

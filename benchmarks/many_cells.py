@@ -65,9 +65,14 @@ def main(cells: int, concurrent: int, output: Path | None) -> None:
             (folder / "packages" / file).write_text(text)
         (folder / "grid.yaml").write_text(GRID.format(seeds=", ".join(map(str, range(cells))), concurrent=concurrent))
         command = [
-            sys.executable, str(ROOT / "sweeps" / "full_grid.py"), "--grid", str(folder / "grid.yaml"),
-            "--results", str(folder / "out"), "--no-report",
-        ]  # fmt: skip
+            sys.executable,
+            str(ROOT / "sweeps" / "full_grid.py"),
+            "--grid",
+            str(folder / "grid.yaml"),
+            "--results",
+            str(folder / "out"),
+            "--no-report",
+        ]
         environment = {**os.environ, "PYTHONPATH": str(folder / "packages")}
         started = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
@@ -79,9 +84,14 @@ def main(cells: int, concurrent: int, output: Path | None) -> None:
     early, late = statistics.median(gaps[10 : 10 + WINDOW]), statistics.median(gaps[-WINDOW:])
     result = {
         "command": f"python benchmarks/many_cells.py --cells {cells} --concurrent {concurrent}",
-        "cells": cells, "concurrent": concurrent, "seconds": seconds, "seconds_inside_a_cell": inside,
-        "early_seconds_per_cell": early, "late_seconds_per_cell": late, "late_to_early": late / early,
-    }  # fmt: skip
+        "cells": cells,
+        "concurrent": concurrent,
+        "seconds": seconds,
+        "seconds_inside_a_cell": inside,
+        "early_seconds_per_cell": early,
+        "late_seconds_per_cell": late,
+        "late_to_early": late / early,
+    }
     write(result, output, asdict(Placement()))
 
 

@@ -78,10 +78,17 @@ def measure_time(bench: Bench, names: Sequence[str], rounds: int, most: int) -> 
         for queries in candidate.query_counts(most):
             found, count = ratios[candidate.name, queries], candidate.forwards(queries)
             ratio = statistics.median(found)
-            rows.append({
-                "optimizer": candidate.name, "queries": queries, "forwards": count, "in_forwards": ratio,
-                "per_query": ratio / queries, "limit": float(count) if candidate.whole else share + count * (1 - share), "samples": found,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "optimizer": candidate.name,
+                    "queries": queries,
+                    "forwards": count,
+                    "in_forwards": ratio,
+                    "per_query": ratio / queries,
+                    "limit": float(count) if candidate.whole else share + count * (1 - share),
+                    "samples": found,
+                }
+            )
     return {"forward_seconds": statistics.median(forwards), "prefix_share": share, "time": rows}
 
 
@@ -133,10 +140,15 @@ def measure_memory(bench: Bench, names: Sequence[str], most: int) -> dict[str, A
             candidate.step(candidate.fewest)  # from now on moments are held
             step = functools.partial(candidate.step, queries)
             above = peak(step, candidate.method, candidate.held()) - base
-            rows.append({
-                "optimizer": name, "queries": queries, "mib": above / MIB, "ratio": above / unit,
-                "ratio_with_model": (above + own) / (unit + own),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "optimizer": name,
+                    "queries": queries,
+                    "mib": above / MIB,
+                    "ratio": above / unit,
+                    "ratio_with_model": (above + own) / (unit + own),
+                }
+            )
     return {"model_mib": own / MIB, "forward_mib": unit / MIB, "memory": rows}
 
 
@@ -149,11 +161,16 @@ def against_peers(time: Sequence[dict[str, Any]], memory: Sequence[dict[str, Any
         for ours in (PAIRS.get(peer), *(whole for whole, name in WHOLE.items() if name == PAIRS.get(peer))):
             if (ours, queries) in samples:
                 ratios = [a / b for a, b in zip(theirs, samples[ours, queries], strict=True)]
-                rows.append({
-                    "ours": ours, "theirs": peer, "queries": queries, "faster": statistics.median(ratios),
-                    "target": FASTER.get(queries) if peer.startswith("infty-") and ours not in WHOLE else None,
-                    "memory": mib[peer, queries] / mib[ours, queries],
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "ours": ours,
+                        "theirs": peer,
+                        "queries": queries,
+                        "faster": statistics.median(ratios),
+                        "target": FASTER.get(queries) if peer.startswith("infty-") and ours not in WHOLE else None,
+                        "memory": mib[peer, queries] / mib[ours, queries],
+                    }
+                )
     return rows
 
 
@@ -255,17 +272,27 @@ def main(
         bench = Bench.make(name, batch, on)
         trainable = bench.method().trainable().values()
         measured: dict[str, Any] = {
-            "model": name, "size": sum(p.numel() for p in trainable), "tensors": len(trainable),
+            "model": name,
+            "size": sum(p.numel() for p in trainable),
+            "tensors": len(trainable),
             **measure_time(bench, names, rounds if name != LONG else (rounds + 1) // 2, most),
             "perturbation": measure_perturbation(bench, rounds),
             **measure_memory(bench, names, most),
-        }  # fmt: skip
+        }
         found.append({**measured, "peers": against_peers(measured["time"], measured["memory"])})
     facts = {key: value for key, value in provenance(on, {"threads": threads}).items() if key != "finished_at"}
     result = {
-        "command": command, **facts, "dtype": "float32", "batch": batch, "rounds": rounds, "quick": quick,
-        "targets": TARGETS, "infty_version": infty_version(), "models": found, "quality": measure_quality(names, by_budget, examples, steps, on),
-    }  # fmt: skip
+        "command": command,
+        **facts,
+        "dtype": "float32",
+        "batch": batch,
+        "rounds": rounds,
+        "quick": quick,
+        "targets": TARGETS,
+        "infty_version": infty_version(),
+        "models": found,
+        "quality": measure_quality(names, by_budget, examples, steps, on),
+    }
     report(result)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n")

@@ -74,8 +74,10 @@ def main(passes: int, seeds: int, output: Path | None) -> None:
         click.echo(f"{name:20s} {accuracy:.3f}  lr {[one['lr'] for one in runs]}  eps {[one['eps'] for one in runs]}")
     result: dict[str, Any] = {
         "command": f"python benchmarks/own_model.py --passes {passes} --seeds {seeds}",
-        "passes": passes, "seeds": seeds, "rows": rows,
-    }  # fmt: skip
+        "passes": passes,
+        "seeds": seeds,
+        "rows": rows,
+    }
     write(result, output, {"threads": 1}, shown=False)
 
 

@@ -39,9 +39,12 @@ def s3_server() -> Iterator[None]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-    }  # fmt: skip
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     fs.S3FileSystem(
         endpoint_override=f"127.0.0.1:{server.server_port}", scheme="http", allow_bucket_creation=True
     ).create_dir("bucket")

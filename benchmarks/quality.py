@@ -98,9 +98,12 @@ def drawings(backbone: Backbone, batch: int, number: int) -> Batch:
     """A mini-batch of the embedded data's first task."""
     info, device = datasets.get("quickdraw100"), next(backbone.parameters()).device
     scenario = class_incremental(
-        load_dataset("quickdraw100"), even_increments(100, 10), transforms.get(info.transform), backbone.image_size,
+        load_dataset("quickdraw100"),
+        even_increments(100, 10),
+        transforms.get(info.transform),
+        backbone.image_size,
         order=class_order(100, 1993),
-    )  # fmt: skip
+    )
     train = scenario.tasks[0].train
     positions = np.random.Generator(np.random.Philox(number)).permutation(len(train))[:batch]
     images, labels = train.training_batch(positions, torch.Generator().manual_seed(number))
@@ -171,16 +174,27 @@ def measure_quality(
             cosines = [float(torch.nn.functional.cosine_similarity(vector, gradient, dim=0)) for vector, _ in found]
             unit = statistics.median(seconds(sample.forward, device) for _ in range(5))
             mean = by_name[name, forwards] = statistics.fmean(cosines)
-            rows.append({
-                "state": state, "optimizer": name, "queries": queries, "forwards": forwards, "seeds": count,
-                "cosine": mean, "standard_error": statistics.stdev(cosines) / math.sqrt(count),
-                "expected": expected_cosine(name, queries, len(gradient), gain),
-                "in_forwards": statistics.median(spent for _, spent in found) / unit,
-            })  # fmt: skip
-        summary.append({
-            "state": state, "gradient_length": length, "example_gain": gain,
-            "spsa_expected": math.sqrt(2 / math.pi / len(gradient)),
-        })  # fmt: skip
+            rows.append(
+                {
+                    "state": state,
+                    "optimizer": name,
+                    "queries": queries,
+                    "forwards": forwards,
+                    "seeds": count,
+                    "cosine": mean,
+                    "standard_error": statistics.stdev(cosines) / math.sqrt(count),
+                    "expected": expected_cosine(name, queries, len(gradient), gain),
+                    "in_forwards": statistics.median(spent for _, spent in found) / unit,
+                }
+            )
+        summary.append(
+            {
+                "state": state,
+                "gradient_length": length,
+                "example_gain": gain,
+                "spsa_expected": math.sqrt(2 / math.pi / len(gradient)),
+            }
+        )
         if ("zo-per-example", 2) in by_name:
             summary[-1]["per_example_over_spsa"] = by_name["zo-per-example", 2] / by_name["zo-sgd", 2]
     return {"batch": batch, "size": len(gradient), "states": summary, "quality": rows}

@@ -105,8 +105,10 @@ def worker(rank: int, workers: int, setting: Setting, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=workers)
     executors: dict[str, Executor] = {
-        "one": LocalExecutor(), "queries": DistributedExecutor(), "data": DistributedExecutor(shards=workers),
-    }  # fmt: skip
+        "one": LocalExecutor(),
+        "queries": DistributedExecutor(),
+        "data": DistributedExecutor(shards=workers),
+    }
     ways = {way: Training.make(setting, executor) for way, executor in executors.items() if way != "one" or rank == 0}
     for training in ways.values():
         training.steps(1)
@@ -136,10 +138,18 @@ def measure_workers(setting: Setting, workers: int) -> list[dict[str, Any]]:
     for way, samples in found["samples"].items():
         step, exchanges = statistics.median(samples), found["exchanges"][way]
         exchange = statistics.median(exchanges) if exchanges else 0.0
-        rows.append({
-            "way": way, "workers": 1 if way == "one" else workers, "step_seconds": step, "steps_per_second": 1 / step,
-            "speedup": alone / step, "exchange_seconds": exchange, "exchange_share": exchange / step, "samples": samples,
-        })  # fmt: skip
+        rows.append(
+            {
+                "way": way,
+                "workers": 1 if way == "one" else workers,
+                "step_seconds": step,
+                "steps_per_second": 1 / step,
+                "speedup": alone / step,
+                "exchange_seconds": exchange,
+                "exchange_share": exchange / step,
+                "samples": samples,
+            }
+        )
     return rows
 
 
@@ -165,10 +175,16 @@ def measure_replay(setting: Setting, name: str) -> dict[str, Any]:
     config = TrialConfig()
     steps = math.ceil(TASK_SAMPLES / (config.batch_size or 1)) * (config.epochs or 0)
     return {
-        "optimizer": name, "parameters": again.optimizer.flat.size, "step_seconds": real, "replayed_seconds": replayed,
-        "ratio": replayed / real, "log_bytes_per_step": log, "steps_per_task": steps, "log_bytes_per_task": log * steps,
+        "optimizer": name,
+        "parameters": again.optimizer.flat.size,
+        "step_seconds": real,
+        "replayed_seconds": replayed,
+        "ratio": replayed / real,
+        "log_bytes_per_step": log,
+        "steps_per_task": steps,
+        "log_bytes_per_task": log * steps,
         "checkpoint_bytes": content.tell(),
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True)
@@ -199,10 +215,15 @@ def forecast(costs: Costs) -> list[dict[str, Any]]:
         alone, _ = costs.step(1, queries)
         for workers in WORKERS:
             step, shards = costs.step(workers, queries)
-            rows.append({
-                "queries": queries, "workers": workers, "shards": shards, "steps_per_second": 1 / step,
-                "speedup": alone / step,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "queries": queries,
+                    "workers": workers,
+                    "shards": shards,
+                    "steps_per_second": 1 / step,
+                    "speedup": alone / step,
+                }
+            )
     return rows
 
 
@@ -267,9 +288,14 @@ def measure(
 )
 @click.option("--output", type=click.Path(path_type=Path), help=f"A JSON file, such as {OUTPUT}.")
 def simulate(
-    forward_ms: float, start_ms: float, hop_ms: float, update_ms: float, batch: int, measured: Path | None,
+    forward_ms: float,
+    start_ms: float,
+    hop_ms: float,
+    update_ms: float,
+    batch: int,
+    measured: Path | None,
     output: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """Say how fast more workers would be.
 
     The default of --forward-ms is ViT-B/16 at 224 pixels: 48 images of 35 GFLOP each at 40 TFLOP/s of float32.

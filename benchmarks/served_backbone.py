@@ -45,10 +45,16 @@ def main(batch: int, rounds: int, output: Path | None) -> None:
     own, served = (statistics.median(part) for part in zip(*turns, strict=True))
     ratio = statistics.median(one / other for one, other in turns)
     found = {
-        "command": f"python benchmarks/served_backbone.py --batch {batch} --rounds {rounds}", "batch": batch, "rounds": rounds,
-        "local_images_per_second": batch / own, "served_images_per_second": batch / served, "ratio": ratio,
-        "target": TARGET, "largest_difference": difference, "load_average": os.getloadavg()[0],
-    }  # fmt: skip
+        "command": f"python benchmarks/served_backbone.py --batch {batch} --rounds {rounds}",
+        "batch": batch,
+        "rounds": rounds,
+        "local_images_per_second": batch / own,
+        "served_images_per_second": batch / served,
+        "ratio": ratio,
+        "target": TARGET,
+        "largest_difference": difference,
+        "load_average": os.getloadavg()[0],
+    }
     write(found, output, {"threads": 1})
 
 

@@ -33,9 +33,11 @@ TASKS, CLASSES, STEPS = 10, 100, 60
 def grid_of(cells: int) -> Grid:
     """A grid with at least ``cells`` different cells: methods, optimizers, queries, and as many seeds as it takes."""
     axes = {
-        "method": ["ease", "aper-adapter"], "optimizer": ["zo-sgd", "zo-sgd-sign", "zo-adam", "zo-sgd-conserve"],
-        "queries": [1, 4, 8, 16, 32], "seed": list(range(-(-cells // 40))),
-    }  # fmt: skip
+        "method": ["ease", "aper-adapter"],
+        "optimizer": ["zo-sgd", "zo-sgd-sign", "zo-adam", "zo-sgd-conserve"],
+        "queries": [1, 4, 8, 16, 32],
+        "seed": list(range(-(-cells // 40))),
+    }
     return parse_grid({"grid": [axes]})
 
 

@@ -37,8 +37,12 @@ def spent(results: Path) -> str:
         means = [estimate([cell[name] for cell in cells]).mean for name in _SPENT]
         lines.append((row.label, len(cells), *means))
     columns = [
-        *words(""), "n", Column("requests", ",.0f"), Column("queried images", ",.0f"), Column("images per point of Avg", ",.1f"),
-    ]  # fmt: skip
+        *words(""),
+        "n",
+        Column("requests", ",.0f"),
+        Column("queried images", ",.0f"),
+        Column("images per point of Avg", ",.1f"),
+    ]
     return "\n".join([found, markdown_grid(Table.of(columns, lines)), ""])
 
 

@@ -86,9 +86,16 @@ def landscape(name: str) -> str:
         return "Not run yet.\n"
     points = [row for row in load(folder, "surfaces").to_pylist() if row["landscape"] == name]
     columns = [
-        *words("optimizer"), "q", Column("lr", "g"), *words("objective", "at the end of"), Column("x", ".2f"),
-        Column("y", ".2f"), Column("from the plane", ".2f"), Column("old loss", ".3f"), Column("new loss", ".3f"),
-    ]  # fmt: skip
+        *words("optimizer"),
+        "q",
+        Column("lr", "g"),
+        *words("objective", "at the end of"),
+        Column("x", ".2f"),
+        Column("y", ".2f"),
+        Column("from the plane", ".2f"),
+        Column("old loss", ".3f"),
+        Column("new loss", ".3f"),
+    ]
     lines: list[tuple[Any, ...]] = [
         (f"*{each['point']}*", *[""] * 4, each["x"], each["y"], "", each["loss_old"], each["loss_new"])
         for each in points
@@ -105,10 +112,14 @@ def landscape(name: str) -> str:
     first = points[0]
     return "\n".join(
         [
-            f"**{name}**: losses of the points and runs.", "", markdown_grid(Table.of(columns, lines)), "",
-            f"Commit {measurements.commit_of(first)}; {first['device']}, torch {first['torch_version']}.", "",
+            f"**{name}**: losses of the points and runs.",
+            "",
+            markdown_grid(Table.of(columns, lines)),
+            "",
+            f"Commit {measurements.commit_of(first)}; {first['device']}, torch {first['torch_version']}.",
+            "",
         ]
-    )  # fmt: skip
+    )
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

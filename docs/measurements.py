@@ -63,14 +63,18 @@ def backbones() -> str:
     found = measured("backbones")
     columns = [*words("backbone"), "images", Column("features", ".3f"), Column("with adapters", ".3f")]
     rows = [(f"`{row['backbone']}`", row["images"], row["features"], row.get("adapted")) for row in found["rows"]]
-    return "\n".join(
-        [
-            markdown_grid(Table.of(columns, rows)), "",
-            f"Times of the model called directly; medians of {found['rounds']} rounds in turns, adapters of inner width "
-            f"{found['bottleneck']}. `{found['command']}`; {found['device']}, {found['threads']} thread, torch "
-            f"{found['torch_version']}, timm {found['timm_version']}; commit {commit_of(found)}.",
-        ]
-    ) + "\n"  # fmt: skip
+    return (
+        "\n".join(
+            [
+                markdown_grid(Table.of(columns, rows)),
+                "",
+                f"Times of the model called directly; medians of {found['rounds']} rounds in turns, adapters of inner width "
+                f"{found['bottleneck']}. `{found['command']}`; {found['device']}, {found['threads']} thread, torch "
+                f"{found['torch_version']}, timm {found['timm_version']}; commit {commit_of(found)}.",
+            ]
+        )
+        + "\n"
+    )
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -91,9 +95,12 @@ def classifier_cost() -> str:
     found, big = result["embedded"], result["published"]
     cells = {row["method"]: row["over_simplecil"] for row in result["cells"]}
     columns = [
-        *words("classifier"), Column("learning a task", ".3f"), Column("scores", ".3f"), Column("MiB after the last task", ",.1f"),
+        *words("classifier"),
+        Column("learning a task", ".3f"),
+        Column("scores", ".3f"),
+        Column("MiB after the last task", ",.1f"),
         Column("whole cell over SimpleCIL's", ".2f"),
-    ]  # fmt: skip
+    ]
     rows = []
     for row in found["classifiers"]:
         name = row["classifier"]
@@ -107,10 +114,14 @@ def classifier_cost() -> str:
         "point operations at the speed of a plain product."
     )
     size = (
-        f"At the published size (width {big['width']}, M = {big['size']:,}, {big['classes']} classes, {big['samples']:,} images), "
-        f"one thread: update {big['update_seconds']:.0f} s, solution {big['solution_seconds']:.0f} s, choice of lambda "
-        f"{big['choice_seconds']:.0f} s."
-    ) if big else ""  # fmt: skip
+        (
+            f"At the published size (width {big['width']}, M = {big['size']:,}, {big['classes']} classes, {big['samples']:,} images), "
+            f"one thread: update {big['update_seconds']:.0f} s, solution {big['solution_seconds']:.0f} s, choice of lambda "
+            f"{big['choice_seconds']:.0f} s."
+        )
+        if big
+        else ""
+    )
     return "\n".join(
         [markdown_grid(Table.of(columns, rows)), "", what, *([size] if size else []), "", source(result), ""]
     )
@@ -125,16 +136,26 @@ def query_workers() -> str:
     result = measured("query_workers")
     names = {"one": "one worker", "queries": "share the queries", "data": "share the mini-batch"}
     columns = [
-        "workers", *words(""), Column("ms a step", ".1f"), Column("steps per second", ".3f"), Column("speed-up", ".2f"),
-        Column("exchange, ms", ".3f"), Column("% of a step", ".2f"),
-    ]  # fmt: skip
+        "workers",
+        *words(""),
+        Column("ms a step", ".1f"),
+        Column("steps per second", ".3f"),
+        Column("speed-up", ".2f"),
+        Column("exchange, ms", ".3f"),
+        Column("% of a step", ".2f"),
+    ]
     rows = [
         (
-            row["workers"], names[row["way"]], 1e3 * row["step_seconds"], row["steps_per_second"], row["speedup"],
-            1e3 * row["exchange_seconds"], 100 * row["exchange_share"],
+            row["workers"],
+            names[row["way"]],
+            1e3 * row["step_seconds"],
+            row["steps_per_second"],
+            row["speedup"],
+            1e3 * row["exchange_seconds"],
+            100 * row["exchange_share"],
         )
         for row in result["workers"]
-    ]  # fmt: skip
+    ]
     what = (
         f"`{result['optimizer']}`, q = {result['queries']}, mini-batches of {result['batch']}, the embedded backbone:"
     )
@@ -145,16 +166,26 @@ def replay() -> str:
     """What it takes to go on from the log."""
     result = measured("query_workers")
     columns = [
-        *words("optimizer"), Column("a step, ms", ".1f"), Column("replayed, ms", ".2f"), Column("times faster", ".0f"),
-        Column("log of a task, bytes", ",.0f"), Column("full checkpoint, bytes", ","), Column("steps of a task", ","),
-    ]  # fmt: skip
+        *words("optimizer"),
+        Column("a step, ms", ".1f"),
+        Column("replayed, ms", ".2f"),
+        Column("times faster", ".0f"),
+        Column("log of a task, bytes", ",.0f"),
+        Column("full checkpoint, bytes", ","),
+        Column("steps of a task", ","),
+    ]
     rows = [
         (
-            row["optimizer"], 1e3 * row["step_seconds"], 1e3 * row["replayed_seconds"], 1 / row["ratio"],
-            row["log_bytes_per_task"], row["checkpoint_bytes"], row["steps_per_task"],
+            row["optimizer"],
+            1e3 * row["step_seconds"],
+            1e3 * row["replayed_seconds"],
+            1 / row["ratio"],
+            row["log_bytes_per_task"],
+            row["checkpoint_bytes"],
+            row["steps_per_task"],
         )
         for row in result["replay"]
-    ]  # fmt: skip
+    ]
     what = f"q = {result['queries']}, a log of {result['queries']} queries a step:"
     return "\n".join([what, "", markdown_grid(Table.of(columns, rows)), "", source(result), ""])
 
@@ -215,11 +246,15 @@ def packing() -> str:
         ],
     )
     took = " and ".join(f"{s['packing_in_loading_all']:.1f} ({s['where']})" for s in stores)
-    return "\n".join([
-        markdown_grid(grid), "",
-        f"Medians of {result['rounds']} rounds; packing takes {took} times as long as loading the four tables loose once. "
-        f"`{result['command']}`; {result['device']}; commit {commit_of(result)}.", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            markdown_grid(grid),
+            "",
+            f"Medians of {result['rounds']} rounds; packing takes {took} times as long as loading the four tables loose once. "
+            f"`{result['command']}`; {result['device']}; commit {commit_of(result)}.",
+            "",
+        ]
+    )
 
 
 def durability() -> str:

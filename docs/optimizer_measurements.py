@@ -57,20 +57,39 @@ def optimizer_time() -> str:
     models = []
     for model in result["models"]:
         prefix = model["prefix_share"]
-        models.append([
-            model["model"], f"{model['size']:,} in {model['tensors']}", model["forward_seconds"] * 1e3, 100 * prefix,
-            f"{2 - prefix:.2f} / {2 - 1.75 * prefix:.2f}", *(100 * share for share in model["perturbation"].values()),
-        ])  # fmt: skip
+        models.append(
+            [
+                model["model"],
+                f"{model['size']:,} in {model['tensors']}",
+                model["forward_seconds"] * 1e3,
+                100 * prefix,
+                f"{2 - prefix:.2f} / {2 - 1.75 * prefix:.2f}",
+                *(100 * share for share in model["perturbation"].values()),
+            ]
+        )
     ways = list(result["models"][0]["perturbation"])
     columns = [
-        *words("model"), "d in tensors", Column("forward, ms", ".1f"), Column("prefix, % of it", ".1f"),
-        "two-sided limit by query, q = 1 / 4", *(Column(f"one perturbation ({way}), % of a forward", ".2f") for way in ways),
-    ]  # fmt: skip
-    return "\n".join([
-        f"Time of a step in plain no-grad forwards of a mini-batch of {result['batch']}; in brackets: by query.", "",
-        optimizer_columns(result, "time", cell), "", markdown_grid(Table.of(columns, models)), "",
-        optimizer_targets(result), "", optimizer_source(result), "",
-    ])  # fmt: skip
+        *words("model"),
+        "d in tensors",
+        Column("forward, ms", ".1f"),
+        Column("prefix, % of it", ".1f"),
+        "two-sided limit by query, q = 1 / 4",
+        *(Column(f"one perturbation ({way}), % of a forward", ".2f") for way in ways),
+    ]
+    return "\n".join(
+        [
+            f"Time of a step in plain no-grad forwards of a mini-batch of {result['batch']}; in brackets: by query.",
+            "",
+            optimizer_columns(result, "time", cell),
+            "",
+            markdown_grid(Table.of(columns, models)),
+            "",
+            optimizer_targets(result),
+            "",
+            optimizer_source(result),
+            "",
+        ]
+    )
 
 
 def optimizer_peers() -> str:
@@ -83,22 +102,36 @@ def optimizer_peers() -> str:
         return f"Not measured yet: `{command}`.\n"
     result = measured(found)
     columns = [
-        *words("model", "ours", "theirs"), "q", Column("times faster", ".2f"), Column("target", ".2f"),
+        *words("model", "ours", "theirs"),
+        "q",
+        Column("times faster", ".2f"),
+        Column("target", ".2f"),
         Column("their peak memory over ours", ".2f"),
-    ]  # fmt: skip
+    ]
     rows = [
         (
-            model, row["ours"], row["theirs"], row["queries"], row["faster"], "" if row["target"] is None else row["target"],
+            model,
+            row["ours"],
+            row["theirs"],
+            row["queries"],
+            row["faster"],
+            "" if row["target"] is None else row["target"],
             row["memory"],
         )
         for model, row in _peers(result)
-    ]  # fmt: skip
+    ]
     version = result.get("infty_version")
-    return "\n".join([
-        f"Mini-batch of {result['batch']}; medians over rounds in which both had their turn; authors' package: "
-        f"{f'infty {version}' if version else 'absent'}.", "",
-        markdown_grid(Table.of(columns, rows)), "", optimizer_source(result), "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"Mini-batch of {result['batch']}; medians over rounds in which both had their turn; authors' package: "
+            f"{f'infty {version}' if version else 'absent'}.",
+            "",
+            markdown_grid(Table.of(columns, rows)),
+            "",
+            optimizer_source(result),
+            "",
+        ]
+    )
 
 
 def _file(benchmark: str) -> Path:
@@ -146,18 +179,25 @@ def optimizer_quality() -> str:
             text
             for row in rows
             for text in (
-                f"{row['cosine']:.4f} ± {row['standard_error']:.4f}", f"{row['expected']:.4f}" if row["expected"] else "",
+                f"{row['cosine']:.4f} ± {row['standard_error']:.4f}",
+                f"{row['expected']:.4f}" if row["expected"] else "",
             )
-        ]  # fmt: skip
+        ]
         lines.append((name, queries, rows[0]["forwards"], rows[0]["seeds"], *cells))
     heads = [*words("optimizer"), "q", "forward passes", "seeds", *(h for state in states for h in (state, "expected"))]
     ratios = " and ".join(f"{state['per_example_over_spsa']:.1f} ({state['state']})" for state in quality["states"])
-    return "\n".join([
-        f"Cosine to the gradient of the same mini-batch of {quality['batch']} by backpropagation, embedded backbone, "
-        f"d = {quality['size']:,}: mean and standard error over the seeds. A direction for each example is worth "
-        f"{ratios} times SPSA's cosine for the same two forward passes.", "",
-        markdown_grid(Table.of(heads, lines)), "", optimizer_source(result), "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"Cosine to the gradient of the same mini-batch of {quality['batch']} by backpropagation, embedded backbone, "
+            f"d = {quality['size']:,}: mean and standard error over the seeds. A direction for each example is worth "
+            f"{ratios} times SPSA's cosine for the same two forward passes.",
+            "",
+            markdown_grid(Table.of(heads, lines)),
+            "",
+            optimizer_source(result),
+            "",
+        ]
+    )
 
 
 def own_model() -> str:
@@ -173,12 +213,17 @@ def own_model() -> str:
     for row in rows:
         lr, eps = (" ".join(f"{run[key]:.2g}" for run in row["runs"]) for key in ("lr", "eps"))
         lines.append((row["optimizer"], 100 * row["accuracy"], lr, eps))
-    return "\n".join([
-        f"scikit-learn's digits, a network of one hidden layer, {result['passes']:,} forward passes with those of `tune` (an exact "
-        f"gradient counts three), {result['seeds']} seeds; less than 85 % of first order's accuracy: {', '.join(short) or 'none'}.",
-        "", markdown_grid(Table.of([*words("optimizer"), Column("accuracy, %", ".1f"), *words("lr", "eps")], lines)), "",
-        source(result), "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"scikit-learn's digits, a network of one hidden layer, {result['passes']:,} forward passes with those of `tune` (an exact "
+            f"gradient counts three), {result['seeds']} seeds; less than 85 % of first order's accuracy: {', '.join(short) or 'none'}.",
+            "",
+            markdown_grid(Table.of([*words("optimizer"), Column("accuracy, %", ".1f"), *words("lr", "eps")], lines)),
+            "",
+            source(result),
+            "",
+        ]
+    )
 
 
 def training_curves() -> str:
@@ -190,15 +235,22 @@ def training_curves() -> str:
         return statistics.fmean(curve[place][what] for curve in row["curves"])
 
     columns = [
-        *words("optimizer", "options"), Column("lr", ".2g"), Column("eps", "g"),
-        *(Column(f"loss, {result['passes'] * place // 8:,}", ".2f") for place in places), Column("accuracy %", ".1f"),
-    ]  # fmt: skip
+        *words("optimizer", "options"),
+        Column("lr", ".2g"),
+        Column("eps", "g"),
+        *(Column(f"loss, {result['passes'] * place // 8:,}", ".2f") for place in places),
+        Column("accuracy %", ".1f"),
+    ]
     rows = [
         (
-            f"`{row['optimizer']}`", ", ".join(f"`{key}={value}`" for key, value in row["options"].items()), row["lr"],
-            row["eps"], *(mean(row, place, "loss") for place in places), mean(row, -1, "accuracy"),
+            f"`{row['optimizer']}`",
+            ", ".join(f"`{key}={value}`" for key, value in row["options"].items()),
+            row["lr"],
+            row["eps"],
+            *(mean(row, place, "loss") for place in places),
+            mean(row, -1, "accuracy"),
         )
         for row in sorted(result["curves"], key=lambda row: mean(row, -1, "loss"))
-    ]  # fmt: skip
+    ]
     what = f"Means over {len(result['curves'][0]['curves'])} seeds, by number of forward passes: `{result['command']}`."
     return "\n".join([markdown_grid(Table.of(columns, rows)), "", what, ""])

@@ -52,10 +52,15 @@ def model_card() -> str:
     ]
     columns = [*words("weights"), Column("all 100 classes, %", ".2f"), Column("mean over ten stages, %", ".2f")]
     return "\n".join(
-        [markdown_grid(Table.of(words("recipe", ""), facts)), "",
-         "Class means of frozen features on the 100 unseen classes (SimpleCIL):", "",
-         markdown_grid(Table.of(columns, measured)), ""]
-    )  # fmt: skip
+        [
+            markdown_grid(Table.of(words("recipe", ""), facts)),
+            "",
+            "Class means of frozen features on the 100 unseen classes (SimpleCIL):",
+            "",
+            markdown_grid(Table.of(columns, measured)),
+            "",
+        ]
+    )
 
 
 def optimizer_list() -> str:
@@ -154,9 +159,12 @@ def estimators() -> str:
         for cell, row in trials.items()
     )
     columns = [
-        *words("optimizer"), Column("lr", "g"), Column("forward passes", ","), Column("final training loss", ".4f"),
+        *words("optimizer"),
+        Column("lr", "g"),
+        Column("forward passes", ","),
+        Column("final training loss", ".4f"),
         Column("Avg, %", ".2f"),
-    ]  # fmt: skip
+    ]
     best = {name: min((r for r in rows if r[0] == name), key=lambda r: r[3]) for name in {r[0] for r in rows}}
     plain, ours = best["zo-sgd"], best["zo-per-example"]
     verdict = (

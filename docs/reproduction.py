@@ -91,8 +91,15 @@ def efficiency_page(results: Path) -> str:
     here = [result for result in efficiency_results(results) if _is_papers(result)]
     heads = ("GB", *(f"{name}, s" for name in published.DATASETS))
     columns = [
-        *words("optimizer"), "q", *(c for i, h in enumerate(heads) for c in (Column(h, ".1f" if i else ".2f"), Column("ours", ".1f" if i else ".2f"))), *words("verified"),
-    ]  # fmt: skip
+        *words("optimizer"),
+        "q",
+        *(
+            c
+            for i, h in enumerate(heads)
+            for c in (Column(h, ".1f" if i else ".2f"), Column("ours", ".1f" if i else ".2f"))
+        ),
+        *words("verified"),
+    ]
     lines = []
     for row in efficiency.table2():
         matches: list[tuple[Any, Any]] = [
@@ -128,12 +135,15 @@ def ratios_page(results: Path) -> str:
     for result in efficiency_results(results):
         commit = (result["git_commit"] or "unknown")[:10] + ("+" if result["git_dirty"] else "")
         parts += [
-            f"### {result['backbone']}, {result['image_size']} pixels, batch {result['batch_size']}, {result['device']}", "",
-            markdown_grid(efficiency.efficiency_table(result)), "",
+            f"### {result['backbone']}, {result['image_size']} pixels, batch {result['batch_size']}, {result['device']}",
+            "",
+            markdown_grid(efficiency.efficiency_table(result)),
+            "",
             f"The model: {result['model_bytes'] / 1e9:.3f} GB; a plain forward pass: {result['forward_memory_bytes'] / 1e9:.3f} "
             f"GB, {result['forward_seconds']:.4f} s. `{result['command']}`; {result['threads']} thread(s), torch "
-            f"{result['torch_version']}, timm {result['timm_version']}; commit {commit}.", "",
-        ]  # fmt: skip
+            f"{result['torch_version']}, timm {result['timm_version']}; commit {commit}.",
+            "",
+        ]
     if not parts:
         return "Nothing measured yet: `zeroflow efficiency --json results/benchmarks/table2_NAME.json`.\n"
     return "\n".join([*parts, *efficiency.EFFICIENCY_LEGEND, "", f"Assumed: {'; '.join(result['assumptions'])}.", ""])

@@ -151,9 +151,13 @@ def s3_server() -> Iterator[str]:
     thread.start()
     address = f"127.0.0.1:{server.server_port}"
     fs.S3FileSystem(
-        access_key="key", secret_key="secret", region="us-east-1", endpoint_override=address, scheme="http",
+        access_key="key",
+        secret_key="secret",
+        region="us-east-1",
+        endpoint_override=address,
+        scheme="http",
         allow_bucket_creation=True,
-    ).create_dir("bucket")  # fmt: skip
+    ).create_dir("bucket")
     yield address
     server.shutdown()
     thread.join()
@@ -163,9 +167,14 @@ def s3_server() -> Iterator[str]:
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The same, with the environment of someone who uses it."""
     for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{s3_server}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1",
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_CONFIG_FILE": os.devnull,
-    }.items():  # fmt: skip
+        "AWS_ENDPOINT_URL": f"http://{s3_server}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_CONFIG_FILE": os.devnull,
+    }.items():
         monkeypatch.setenv(name, value)
     return s3_server

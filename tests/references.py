@@ -340,9 +340,20 @@ def reference(
             if t == hybrid > 0:
                 state.clear()
             s = Step(
-                batch(t) if batch else loss, gradient, t, seed, lr, queries or made.queries, eps or made.eps, mask,
-                history, made.rule(lr, **options), state, memory, history_of,
-            )  # fmt: skip
+                batch(t) if batch else loss,
+                gradient,
+                t,
+                seed,
+                lr,
+                queries or made.queries,
+                eps or made.eps,
+                mask,
+                history,
+                made.rule(lr, **options),
+                state,
+                memory,
+                history_of,
+            )
             if t < hybrid:
                 if hybrid_lr:
                     state["lr"] = hybrid_lr

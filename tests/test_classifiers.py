@@ -288,9 +288,13 @@ def singular() -> dict[str, Stream]:
     same = [(torch.ones_like(x), y) for x, y in stream()]
     zero = [(torch.zeros_like(x), y) for x, y in stream()]
     return {
-        "constant": constant, "doubled": doubled, "few": stream(each=1), "same": same, "zero": zero,
+        "constant": constant,
+        "doubled": doubled,
+        "few": stream(each=1),
+        "same": same,
+        "zero": zero,
         "few, far": stream(each=2, offset=1e3),
-    }  # fmt: skip
+    }
 
 
 SINGULAR_OPTIONS = [

@@ -149,8 +149,12 @@ def test_bash_divides_words_at_equal_signs_and_colons(monkeypatch: pytest.Monkey
     for words, expected, kept in (
         (["zeroflow", "run", "--set", "optimizer", "=", "zo-s"], (["run", "--set"], "optimizer=zo-s"), "zo-sgd"),
         (["zeroflow", "run", "--set", "optimizer", "="], (["run", "--set"], "optimizer="), "zo-sgd"),
-        (["zeroflow", "run", "--set", "seed", "=", "1", "--set", ""], (["run", "--set", "seed=1", "--set"], ""), "optimizer=zo-sgd"),
-    ):  # fmt: skip
+        (
+            ["zeroflow", "run", "--set", "seed", "=", "1", "--set", ""],
+            (["run", "--set", "seed=1", "--set"], ""),
+            "optimizer=zo-sgd",
+        ),
+    ):
         monkeypatch.setenv("COMP_WORDS", "\n".join(words))
         monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
         assert bash.get_completion_args() == expected

@@ -230,12 +230,14 @@ def account(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
     def deploy(bucket: str) -> None:
         formation = boto3.client("cloudformation", region)
         formation.create_stack(
-            StackName="zeroflow", TemplateBody=(CLUSTER / "aws.yaml").read_text(), Capabilities=["CAPABILITY_NAMED_IAM"],
+            StackName="zeroflow",
+            TemplateBody=(CLUSTER / "aws.yaml").read_text(),
+            Capabilities=["CAPABILITY_NAMED_IAM"],
             Parameters=[
                 {"ParameterKey": "Bucket", "ParameterValue": bucket},
                 {"ParameterKey": "SshFrom", "ParameterValue": "198.51.100.7/32"},
             ],
-        )  # fmt: skip
+        )
         stacks.append(formation)
 
     yield deploy

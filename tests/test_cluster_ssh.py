@@ -168,8 +168,12 @@ def test_the_page_from_up_to_down(home: Path) -> None:
     shims.mkdir()
     path = f"{shims}:{bin_folder}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
     for name, content in {
-        "sshd_config": SSHD, "enter": ENTER, "shims/ray": RAY, ".bash_profile": f"export PATH={path}\n", ".bashrc": "",
-    }.items():  # fmt: skip
+        "sshd_config": SSHD,
+        "enter": ENTER,
+        "shims/ray": RAY,
+        ".bash_profile": f"export PATH={path}\n",
+        ".bashrc": "",
+    }.items():
         (home / name).write_text(content.format(home=home, bin=bin_folder))
         (home / name).chmod(0o755)
     (home / "zeroflow-venv").symlink_to(bin_folder.parent)  # installed there already
@@ -183,9 +187,14 @@ def test_the_page_from_up_to_down(home: Path) -> None:
 
     export, submit = here("submit").split("\n", 1)
     script = SCRIPT.format(
-        onprem=here("onprem"), dashboard=here("dashboard"), export=export, submit=submit, submit_here=here("submit-here"),
-        results=here("results"), down=here("down"),
-    )  # fmt: skip
+        onprem=here("onprem"),
+        dashboard=here("dashboard"),
+        export=export,
+        submit=submit,
+        submit_here=here("submit-here"),
+        results=here("results"),
+        down=here("down"),
+    )
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON", "ZEROFLOW_"))}
     kept["PATH"] = path.removeprefix(f"{shims}:")
     environment = {
@@ -199,9 +208,13 @@ def test_the_page_from_up_to_down(home: Path) -> None:
     log = home / "log"
     with log.open("w") as file_of_log:
         world = subprocess.Popen(
-            [*WORLD, "bash", "-c", script], env=environment, stdin=subprocess.DEVNULL, stdout=file_of_log,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            [*WORLD, "bash", "-c", script],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file_of_log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         world.wait(timeout=300)
     except subprocess.TimeoutExpired:

@@ -605,9 +605,13 @@ def test_svrg_follows_its_formula_with_mini_batches_and_full_closures() -> None:
     for step in range(8):
         optimizer.step(parts[step % 4], full=parts)
     follow = reference(
-        "zo-svrg", lr=0.02, queries=2, snapshot_every=3,
-        batch=lambda t: parts[t % 4].value, full=lambda x: float(np.mean([part.value(x) for part in parts])),
-    )  # fmt: skip
+        "zo-svrg",
+        lr=0.02,
+        queries=2,
+        snapshot_every=3,
+        batch=lambda t: parts[t % 4].value,
+        full=lambda x: float(np.mean([part.value(x) for part in parts])),
+    )
     np.testing.assert_allclose(theta(model).numpy(), follow(None, None, start, 5, 8), rtol=0, atol=1e-8)
 
 

@@ -32,10 +32,8 @@ def sections(docstring: str) -> dict[str, Section]:
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
     known = function.args
     variadic = {
-        star + argument.arg
-        for star, argument in (("*", known.vararg), ("**", known.kwarg))
-        if argument is not None
-    }  # fmt: skip
+        star + argument.arg for star, argument in (("*", known.vararg), ("**", known.kwarg)) if argument is not None
+    }
     return {argument.arg for argument in (*known.posonlyargs, *known.args, *known.kwonlyargs)} | variadic
 
 

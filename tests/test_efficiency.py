@@ -81,9 +81,11 @@ def test_the_text_of_a_cost_gives_its_number() -> None:
         for name in ("zo-sgd-conserve", "zo-cars", "fo-sgd", "zo-svrg")
     }
     assert texts == {
-        "zo-sgd-conserve": "2q + 3", "zo-cars": "4", "fo-sgd": "1, and a backward pass",
+        "zo-sgd-conserve": "2q + 3",
+        "zo-cars": "4",
+        "fo-sgd": "1, and a backward pass",
         "zo-svrg": "4q (and 2q a mini-batch at each snapshot)",
-    }  # fmt: skip
+    }
 
 
 def test_a_trial_reports_its_work() -> None:
@@ -217,8 +219,10 @@ def test_the_command_needs_no_ray_and_writes_what_it_measured(tmp_path: Path) ->
     assert run.returncode == 0, run.stderr
     result = json.loads(file.read_text())
     assert [(row["queries"], row["forward_passes"]) for row in result["rows"]] == [(1, 2), (4, 8)]
-    assert result["command"] == "zeroflow efficiency --backbone quickdraw_vit --batch-size 2 --device cpu --threads 1 " \
-        "--optimizers zo-sgd,zo-sgd:4 --steps 1"  # fmt: skip
+    assert (
+        result["command"] == "zeroflow efficiency --backbone quickdraw_vit --batch-size 2 --device cpu --threads 1 "
+        "--optimizers zo-sgd,zo-sgd:4 --steps 1"
+    )
     keys = {
         "git_commit",
         "git_dirty",

@@ -427,8 +427,10 @@ def test_a_full_disk_ends_the_sweep_with_one_message_and_loses_nothing(tmp_path)
     script = FULL.format(size=2048, out=out, file=file, python=sys.executable, root=ROOT)
     run = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", script],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     if run.returncode == 77 or "unshare" in run.stderr:
         pytest.skip("no file system of a given size may be made here")
     first, _, then = run.stdout.partition("exit 1")
@@ -442,9 +444,13 @@ def test_a_full_disk_ends_the_sweep_with_one_message_and_loses_nothing(tmp_path)
 def test_the_record_of_a_sweep_says_how_it_ended(tmp_path) -> None:
     (tmp_path / "sweeps").mkdir()
     record = {
-        "grid": "g", "state": "running", "host": "elsewhere", "pid": 1, "started_at": "2020-01-01T00:00:00+00:00",
+        "grid": "g",
+        "state": "running",
+        "host": "elsewhere",
+        "pid": 1,
+        "started_at": "2020-01-01T00:00:00+00:00",
         "written_at": "2020-01-01T00:00:00+00:00",
-    }  # fmt: skip
+    }
     (tmp_path / "sweeps" / "a.json").write_text(json.dumps(record))
     (tmp_path / "sweeps" / "b.json").write_text("{not whole")
     assert [(s["file"], s["state"]) for s in sweeps(Store(tmp_path))] == [("a.json", "killed")]

@@ -73,8 +73,11 @@ def features_of(dataset: ImageDataset, backbone: Backbone | None = None, **how: 
     settings = {"batch_size": 8, "cache_bytes": 10**9, "names": {}, **how}
     return FrozenFeatures(
         backbone or create_backbone("zeroflow_tiny_vit", checkpoint="none", image_size=14),
-        dataset, torch.device("cpu"), torch.float32, **settings,
-    )  # fmt: skip
+        dataset,
+        torch.device("cpu"),
+        torch.float32,
+        **settings,
+    )
 
 
 def by_image(dataset: ImageDataset, found: FrozenFeatures, increments: list[int], **how: Any) -> dict[Any, bytes]:
@@ -113,9 +116,11 @@ def test_a_class_is_computed_alone_whatever_the_order_the_tasks_the_cache_and_wh
                         (part, int(i)): row.numpy().tobytes() for i, row in zip(own, backbone(images), strict=True)
                     }
     streams: list[dict[str, Any]] = [
-        {"increments": [2] * 10}, {"increments": [20], "order": class_order(20, 7)},
-        {"increments": [1, 19], "validation": 0.4}, {"increments": [5, 10, 5], "order": np.arange(20), "threads": 2},
-    ]  # fmt: skip
+        {"increments": [2] * 10},
+        {"increments": [20], "order": class_order(20, 7)},
+        {"increments": [1, 19], "validation": 0.4},
+        {"increments": [5, 10, 5], "order": np.arange(20), "threads": 2},
+    ]
     for stream in streams:
         for cache_bytes in (0, 10**9, 10**9):
             found = by_image(dataset, features_of(dataset, backbone, cache_bytes=cache_bytes), **stream)

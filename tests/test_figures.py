@@ -298,22 +298,43 @@ def test_panels_with_axes_of_their_own_come_one_below_the_other_in_a_column(full
 
 def test_nothing_measured_draws_empty_figures() -> None:
     for figure in (
-        figures.draw_stage_curves([]), figures.draw_task_accuracy([]), figures.draw_ranking([]), figures.draw_against_queries([]),
-        figures.draw_accuracy_against_forwards([]), figures.draw_costs([]), figures.draw_trade_off([]), figures.draw_hybrid_gains([]),
-        figures.draw_option_curves([], "history"), figures.draw_function_values([]), figures.draw_effects([]), figures.draw_comparisons([]),
-        figures.draw_parallel_coordinates([]), figures.draw_last_task_accuracy([]),
-    ):  # fmt: skip
+        figures.draw_stage_curves([]),
+        figures.draw_task_accuracy([]),
+        figures.draw_ranking([]),
+        figures.draw_against_queries([]),
+        figures.draw_accuracy_against_forwards([]),
+        figures.draw_costs([]),
+        figures.draw_trade_off([]),
+        figures.draw_hybrid_gains([]),
+        figures.draw_option_curves([], "history"),
+        figures.draw_function_values([]),
+        figures.draw_effects([]),
+        figures.draw_comparisons([]),
+        figures.draw_parallel_coordinates([]),
+        figures.draw_last_task_accuracy([]),
+    ):
         json.dumps(figure.to_plotly_json())
 
 
 def test_measured_costs_stand_beside_the_papers() -> None:
     result = {
-        "model_bytes": 1e9, "device": "here", "first_task_images": {}, "rows": [
-            {"optimizer": name, "queries": queries, "peak_memory_bytes": memory, "in_forwards": time, "seconds_per_epoch": {},
-             "seconds_per_step": 1.0, "forward_passes": 1, "forward_equivalents": 1}
+        "model_bytes": 1e9,
+        "device": "here",
+        "first_task_images": {},
+        "rows": [
+            {
+                "optimizer": name,
+                "queries": queries,
+                "peak_memory_bytes": memory,
+                "in_forwards": time,
+                "seconds_per_epoch": {},
+                "seconds_per_step": 1.0,
+                "forward_passes": 1,
+                "forward_equivalents": 1,
+            }
             for name, queries, memory, time in (("fo-sgd", None, 8e9, 3.0), ("zo-sgd", 1, 2e9, 2.0))
         ],
-    }  # fmt: skip
+    }
     paper_saved, saved, _, time = (tuple(trace.x) for trace in figures.draw_efficiency(result).data)
     assert saved == (1.0, 4.0) and time == (1.0, pytest.approx(2 / 3, rel=1e-4))
     assert paper_saved == (1.0, pytest.approx(12.08 / 2.41, rel=1e-4))

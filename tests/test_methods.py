@@ -127,10 +127,13 @@ def test_a_vision_transformer_of_the_paper_has_as_many_trained_values_as_publish
     with torch.device("meta"):
         vit = TransformerBackbone(build_timm("vit_base_patch16_224", {"depth": 12}))
     counts = {
-        name: sum(p.numel() for p in tunings.get(name).of(vit, torch.Generator(), {**SETTINGS, "bottleneck": 64}).parameters()
-                  if p.requires_grad)
+        name: sum(
+            p.numel()
+            for p in tunings.get(name).of(vit, torch.Generator(), {**SETTINGS, "bottleneck": 64}).parameters()
+            if p.requires_grad
+        )
         for name in ("adapter", "vpt-shallow", "vpt-deep", "ssf", "none")
-    }  # fmt: skip
+    }
     assert counts == {"adapter": 1_189_632, "vpt-shallow": 5 * 768, "vpt-deep": 12 * 5 * 768, "ssf": 205_824, "none": 0}
 
 
@@ -427,9 +430,15 @@ def test_every_optimizer_trains_every_method_or_is_refused_before(name: str) -> 
             assert f"method '{name}' cannot be trained with optimizer '{optimizer}': " in str(error)
             refused.add(optimizer)
     per_example_cannot = {
-        "replay", "aper-vpt-shallow", "aper-vpt-deep", "aper-finetune", "aper-input-prompt", "aper-input-filter",
-        "aper-norm-affine", "foro",
-    }  # fmt: skip
+        "replay",
+        "aper-vpt-shallow",
+        "aper-vpt-deep",
+        "aper-finetune",
+        "aper-input-prompt",
+        "aper-input-filter",
+        "aper-norm-affine",
+        "foro",
+    }
     assert refused == ({"zo-per-example"} if name in per_example_cannot else set())
 
 

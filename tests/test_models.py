@@ -118,10 +118,17 @@ def test_the_twelve_block_vit_runs_a_stream(method: str, few_images) -> None:
     """ViT-B/16 with random weights at 224 pixels on a few images, with a forward-only optimizer."""
     config = TrialConfig.from_dict(
         {
-            "dataset": few_images, "backbone": "vit_base_patch16_224.augreg_in21k", "checkpoint": "none",
-            "image_size": 224, "tasks": 2, "method": method, "optimizer": "zo-sgd", "epochs": 1, "batch_size": 4,
+            "dataset": few_images,
+            "backbone": "vit_base_patch16_224.augreg_in21k",
+            "checkpoint": "none",
+            "image_size": 224,
+            "tasks": 2,
+            "method": method,
+            "optimizer": "zo-sgd",
+            "epochs": 1,
+            "batch_size": 4,
         }
-    )  # fmt: skip
+    )
     result = run_trial(config)
     assert result.accuracy_matrix.shape == (2, 2)
     assert result.summary["forward_passes"] == {"ease": 4, "aper-adapter": 2, "simplecil": 0}[method]

@@ -111,7 +111,18 @@ def changed_folder(root: Path, random: Random) -> str:
         image.unlink()
         image.symlink_to(target)
         return f"{image.name} is a link to {target}"
-    mode, format_ = random.choice((("L", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("1", "PNG"), ("I;16", "PNG"), ("CMYK", "JPEG"), ("L", "GIF"), ("RGB", "TIFF")))  # fmt: skip
+    mode, format_ = random.choice(
+        (
+            ("L", "PNG"),
+            ("P", "PNG"),
+            ("RGBA", "PNG"),
+            ("1", "PNG"),
+            ("I;16", "PNG"),
+            ("CMYK", "JPEG"),
+            ("L", "GIF"),
+            ("RGB", "TIFF"),
+        )
+    )
     if mode == "I;16":
         wide, file = np.frombuffer(random.randbytes(60), np.uint16).reshape(6, 5), io.BytesIO()
         Image.fromarray(wide).save(file, "PNG")
@@ -204,10 +215,22 @@ def changed_parquet(root: Path, random: Random) -> str:
         return f"{file.name}: {new!r} in its place"
     table = pq.read_table(file)
     if kind == "labels":
-        values: list[Any] = random.choice((
-            [None] * len(table), [-1] * len(table), [7] * len(table), [2.5] * len(table), ["dog"] * len(table), [True] * len(table),
-            [2**63 - 1] * len(table), [float("nan")] * len(table), [[1]] * len(table), [0] * len(table), ["1"] * len(table), [b"\xff"] * len(table),
-        ))  # fmt: skip
+        values: list[Any] = random.choice(
+            (
+                [None] * len(table),
+                [-1] * len(table),
+                [7] * len(table),
+                [2.5] * len(table),
+                ["dog"] * len(table),
+                [True] * len(table),
+                [2**63 - 1] * len(table),
+                [float("nan")] * len(table),
+                [[1]] * len(table),
+                [0] * len(table),
+                ["1"] * len(table),
+                [b"\xff"] * len(table),
+            )
+        )
         column = pa.array(values)
         if random.random() < 0.3:
             column = (
@@ -244,7 +267,20 @@ def changed_parquet(root: Path, random: Random) -> str:
         what = random.choice(list(changes))
         table = changes[what]()
     else:
-        what = random.choice(('"x"', "[]", '{"info": null}', "{", '{"info": {"features": []}}', '{"info": {"features": {"label": 3}}}', '{"info": {"features": {"label": {"_type": "ClassLabel", "names": 5}}}}', '{"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a"]}}}}', '{"info": {"features": {"label": {"_type": ["x"]}}}}', "\xff"))  # fmt: skip
+        what = random.choice(
+            (
+                '"x"',
+                "[]",
+                '{"info": null}',
+                "{",
+                '{"info": {"features": []}}',
+                '{"info": {"features": {"label": 3}}}',
+                '{"info": {"features": {"label": {"_type": "ClassLabel", "names": 5}}}}',
+                '{"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a"]}}}}',
+                '{"info": {"features": {"label": {"_type": ["x"]}}}}',
+                "\xff",
+            )
+        )
         for each in root.rglob("*.parquet") if random.random() < 0.5 else [file]:
             changed = pq.read_table(each).replace_schema_metadata({"huggingface": what.encode("latin-1")})
             pq.write_table(changed, each)
@@ -300,7 +336,26 @@ def changed_state(state: dict[str, Any], random: Random) -> tuple[str, dict[Any,
         return f"{name}: {what}", new, {**state, name: tensor.float()} if fits else None
 
     spoilt = value.clone()
-    kind = random.choice(("nan", "huge", "half", "bfloat", "double", "integer", "complex", "shape", "lost", "misspelt", "further", "prefix", "head", "empty", "int8", "strided"))  # fmt: skip
+    kind = random.choice(
+        (
+            "nan",
+            "huge",
+            "half",
+            "bfloat",
+            "double",
+            "integer",
+            "complex",
+            "shape",
+            "lost",
+            "misspelt",
+            "further",
+            "prefix",
+            "head",
+            "empty",
+            "int8",
+            "strided",
+        )
+    )
     if kind in ("nan", "huge"):
         spoilt = spoilt.double()
         spoilt.view(-1)[random.randrange(spoilt.numel())] = {

@@ -57,7 +57,25 @@ def changed_store(root: Path, random: Random) -> tuple[str, set[tuple[str, str]]
     """Change a store; what was done, the files that it destroyed (table, id), and columns that may differ now."""
     file = random.choice(sorted(root.glob("*/*.parquet")))
     table, id_ = file.parent.name, file.stem
-    kind = random.choice(("damage", "damage", "damage", "lost", "beside", "beside", "temporary", "copy", "misnamed", "version", "column", "older", "clock", "order", "unfinished"))  # fmt: skip
+    kind = random.choice(
+        (
+            "damage",
+            "damage",
+            "damage",
+            "lost",
+            "beside",
+            "beside",
+            "temporary",
+            "copy",
+            "misnamed",
+            "version",
+            "column",
+            "older",
+            "clock",
+            "order",
+            "unfinished",
+        )
+    )
     if kind == "damage":
         what, data = damaged(file.read_bytes(), random)
         file.write_bytes(data)

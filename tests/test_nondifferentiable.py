@@ -184,9 +184,17 @@ def test_forward_passes_learn_where_first_order_stands_still(what: str, rule: st
 
 def test_cells_of_both_kinds_run_and_say_what_they_are() -> None:
     small = {
-        "backbone": "zeroflow_tiny_vit", "checkpoint": "none", "image_size": 14, "dataset": "some-drawings", "tasks": 10,
-        "stop_after": 2, "epochs": 1, "batch_size": 24, "method": "finetune", "method_options": {"dropout": 0.0},
-    }  # fmt: skip
+        "backbone": "zeroflow_tiny_vit",
+        "checkpoint": "none",
+        "image_size": 14,
+        "dataset": "some-drawings",
+        "tasks": 10,
+        "stop_after": 2,
+        "epochs": 1,
+        "batch_size": 24,
+        "method": "finetune",
+        "method_options": {"dropout": 0.0},
+    }
     make = TrialConfig.from_dict
     usual = make({**small, "optimizer": "zo-sgd"})
     assert usual == make({**small, "optimizer": "zo-sgd", "access": "white-box", "loss": "cross-entropy"})

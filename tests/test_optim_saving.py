@@ -169,9 +169,18 @@ def test_a_file_of_an_earlier_version_is_loaded() -> None:
     state["param_groups"][0].pop("zeroflow")
     rule = {"state": copy.deepcopy(state["state"]), "param_groups": state["param_groups"]}
     state["zeroflow"] = {
-        "steps": 3, "forwards": 12, "equivalents": 12, "skipped": 0, "seed": 0, "queries": 2, "size": flat(model).numel(),
-        "memory": {}, "mask": None, "masters": None, "rule": rule,
-    }  # fmt: skip
+        "steps": 3,
+        "forwards": 12,
+        "equivalents": 12,
+        "skipped": 0,
+        "seed": 0,
+        "queries": 2,
+        "size": flat(model).numel(),
+        "memory": {},
+        "mask": None,
+        "masters": None,
+        "rule": rule,
+    }
     saved = copy.deepcopy(model.state_dict())
     optimizer.step(loss)
     other_model, other_loss, other = build("zo-adam")

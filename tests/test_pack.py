@@ -114,9 +114,10 @@ def test_committed_results_are_packed_and_read_by_other_tools(name: str) -> None
     for table in sorted({file.parent for file in files}):
         expected = load(ROOT / "results" / name, table.name)
         counts = [
-            len(pd.read_parquet(table)), len(polars.read_parquet(f"{table}/*.parquet")),
+            len(pd.read_parquet(table)),
+            len(polars.read_parquet(f"{table}/*.parquet")),
             len(duckdb.sql(f"SELECT * FROM '{table}/*.parquet'").fetchall()),
-        ]  # fmt: skip
+        ]
         assert counts == [len(expected)] * 3 and len(expected) > 0
 
 
@@ -141,7 +142,12 @@ def test_other_tools_read_packed_and_loose_files_together(store: Store) -> None:
 
 
 def test_cells_do_not_straddle_row_groups_and_few_groups_are_read_for_few_cells(store: Store) -> None:
-    steps = pa.table({name: pa.nulls(40_000, field.type) for name, field in zip(SCHEMAS["steps"].names, SCHEMAS["steps"], strict=True)})  # fmt: skip
+    steps = pa.table(
+        {
+            name: pa.nulls(40_000, field.type)
+            for name, field in zip(SCHEMAS["steps"].names, SCHEMAS["steps"], strict=True)
+        }
+    )
     for seed in range(5):
         own = tables(cell(seed=seed))
         ids = pa.array([cell(seed=seed).cell_id] * len(steps))

@@ -21,15 +21,21 @@ ROOT = Path(__file__).parent.parent
 def test_the_wheel_runs_a_cell_outside_the_checkout(tmp_path) -> None:
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
-        check=True, capture_output=True, timeout=300,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     for wanted in (
-        "zeroflow/py.typed", "zeroflow/data/embedded/quickdraw100.npz", "zeroflow/data/embedded/ATTRIBUTION.md",
-        "zeroflow/models/embedded/quickdraw_vit.safetensors", "zeroflow/models/embedded/MODEL_CARD.md",
-        "zeroflow/results/paper/table1_accuracy.csv", "zeroflow/results/paper/ATTRIBUTION.md",
-    ):  # fmt: skip
+        "zeroflow/py.typed",
+        "zeroflow/data/embedded/quickdraw100.npz",
+        "zeroflow/data/embedded/ATTRIBUTION.md",
+        "zeroflow/models/embedded/quickdraw_vit.safetensors",
+        "zeroflow/models/embedded/MODEL_CARD.md",
+        "zeroflow/results/paper/table1_accuracy.csv",
+        "zeroflow/results/paper/ATTRIBUTION.md",
+    ):
         assert wanted in names
     site = tmp_path / "site"
     install = [

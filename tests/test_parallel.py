@@ -200,9 +200,10 @@ def trials(executor: Executor) -> dict[str, Any]:
         config = TrialConfig.from_dict({**TRIAL, "optimizer": name, "method_options": {"dropout": 0.0}, **more})
         result = run_trial(config, executor=executor)
         found[name] = {
-            "losses": [step.loss for step in result.steps], "accuracy": result.accuracy_matrix,
+            "losses": [step.loss for step in result.steps],
+            "accuracy": result.accuracy_matrix,
             "forwards": result.summary["forward_passes"],
-        }  # fmt: skip
+        }
     return found
 
 
@@ -234,11 +235,16 @@ def process(rank: int, size: int, folder: str) -> None:
     if size == 2:
         shards = DistributedExecutor(shards=2)
         found |= {
-            "traffic": traffic(shards), "failures of queries": failures(queries), "failures": failures(shards),
-            "equal parts": equal_parts(shards), "logged": logged(shards, Path(folder)), "trials": trials(shards),
-            "parts in use": parts_in_use(shards), "statistics": statistics(shards),
+            "traffic": traffic(shards),
+            "failures of queries": failures(queries),
+            "failures": failures(shards),
+            "equal parts": equal_parts(shards),
+            "logged": logged(shards, Path(folder)),
+            "trials": trials(shards),
+            "parts in use": parts_in_use(shards),
+            "statistics": statistics(shards),
             "black box": [black_box(queries), black_box(shards)],
-        }  # fmt: skip
+        }
     if size == 3:
         shards = DistributedExecutor(shards=3)
         found["sums"] = shards.map(2, lambda index: ((1.0, 1e16, -1e16)[shards.shard], float(index)), width=2)

@@ -33,9 +33,10 @@ def scenario():
         ]
     dataset = ImageDataset("digits32", tuple("0123456789"), *parts)
     exact = Transform(
-        train=lambda images, size, generator: images.double() / 255, test=lambda images, size: images.double() / 255,
+        train=lambda images, size, generator: images.double() / 255,
+        test=lambda images, size: images.double() / 255,
         description="PILOT's run had float64 input",
-    )  # fmt: skip
+    )
     return class_incremental(dataset, [2] * 5, exact, 32, order=np.array(META["class_order"]))
 
 
@@ -77,9 +78,12 @@ def test_every_loss_logit_and_prototype_equals_pilots(name: str) -> None:
         if trainable := model.trainable():
             set_initial_values(model, task.index)
             optimizer = create_optimizer(
-                "fo-sgd", list(trainable.items()), lr=settings["init_lr"], momentum=0.9,
+                "fo-sgd",
+                list(trainable.items()),
+                lr=settings["init_lr"],
+                momentum=0.9,
                 weight_decay=settings["weight_decay"],
-            )  # fmt: skip
+            )
             trainer = TaskTrainer(model, optimizer, settings["tuned_epoch"], "cosine", device, dtype)
 
             def order(epoch: int, task=task) -> np.ndarray:

@@ -42,9 +42,16 @@ def features(labels: dict[str, Sequence[str]], image: str = "image") -> dict[byt
 
 
 def write(
-    path: Path, reds: Sequence[int], labels: Any, *, image: str = "image", label: str = "label",
-    metadata: dict[bytes, bytes] | None = None, rows: int = 2, plain: bool = False,
-) -> None:  # fmt: skip
+    path: Path,
+    reds: Sequence[int],
+    labels: Any,
+    *,
+    image: str = "image",
+    label: str = "label",
+    metadata: dict[bytes, bytes] | None = None,
+    rows: int = 2,
+    plain: bool = False,
+) -> None:
     """A file of one-coloured pictures, in row groups of ``rows``; ``plain``: the images as binary, not as a struct."""
     contents = [picture(red) for red in reds]
     images = (
@@ -55,8 +62,12 @@ def write(
     pq.write_table(table, path, row_group_size=rows)
 
 
-def write_both(root: Path, train: str = "data/train-00000-of-00001.parquet", test: str = "data/test-00000-of-00001.parquet",
-               **options: Any) -> Path:  # fmt: skip
+def write_both(
+    root: Path,
+    train: str = "data/train-00000-of-00001.parquet",
+    test: str = "data/test-00000-of-00001.parquet",
+    **options: Any,
+) -> Path:
     options = {"metadata": features({"label": NAMES}), **options}
     write(root / train, [10, 11, 12, 13, 14], [0, 1, 2, 1, 0], **options)
     write(root / test, [20, 21, 22], [2, 1, 0], **options)

@@ -126,9 +126,15 @@ def test_without_a_like_cell_there_is_no_estimate(store: Store) -> None:
     assert of(store, ZO).seconds is None
     finish(store, ZO)
     for other in (
-        {"method": "aper-adapter"}, {"tasks": 5}, {"dataset": "quickdraw100-marker"}, {"image_size": 56},
-        {"base_classes": 10, "tasks": 6}, {"base_classes": 19}, {"increments": [10] * 8 + [5, 15]}, {"stop_after": 3},
-    ):  # fmt: skip
+        {"method": "aper-adapter"},
+        {"tasks": 5},
+        {"dataset": "quickdraw100-marker"},
+        {"image_size": 56},
+        {"base_classes": 10, "tasks": 6},
+        {"base_classes": 19},
+        {"increments": [10] * 8 + [5, 15]},
+        {"stop_after": 3},
+    ):
         found = of(store, ZO | other)
         assert (found.seconds, found.forward_passes, found.without_basis) == (None, 0, 1), other
 
@@ -245,9 +251,17 @@ def test_the_command_prints_the_cost_and_the_json_all_of_it(store: Store, tmp_pa
     assert found.keys() == {"done", "failed", "missing", "unavailable", "seconds", "estimate"}
     assert found["seconds"] == 7200 and len(found["missing"]) == 3
     assert found["estimate"] == {
-        "seconds": 7200, "worker_seconds": 7200, "forward_passes": 4000, "gpu_hours": 0, "cpu_hours": 2, "cells": 2,
-        "without_basis": 1, "error": None, "price_per_hour": 1.5, "cost": 3.0,
-    }  # fmt: skip
+        "seconds": 7200,
+        "worker_seconds": 7200,
+        "forward_passes": 4000,
+        "gpu_hours": 0,
+        "cpu_hours": 2,
+        "cells": 2,
+        "without_basis": 1,
+        "error": None,
+        "price_per_hour": 1.5,
+        "cost": 3.0,
+    }
     assert CliRunner().invoke(main, [*command, "--price-per-hour", "-1"]).exit_code == 2
 
 

@@ -18,10 +18,17 @@ from zeroflow.results.store import Store
 
 @pytest.fixture
 def config(tiny_vit: dict[str, Any], some_drawings: str) -> TrialConfig:
-    return TrialConfig.from_dict({
-        "dataset": some_drawings, "method": "ease", "optimizer": "zo-adam", "tasks": 2, "epochs": 1,
-        "batch_size": 40, **tiny_vit,
-    })  # fmt: skip
+    return TrialConfig.from_dict(
+        {
+            "dataset": some_drawings,
+            "method": "ease",
+            "optimizer": "zo-adam",
+            "tasks": 2,
+            "epochs": 1,
+            "batch_size": 40,
+            **tiny_vit,
+        }
+    )
 
 
 def work(config: TrialConfig, root: Path) -> TrialResult | None:

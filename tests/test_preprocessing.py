@@ -175,8 +175,12 @@ def test_weights_without_a_tag_get_timms_default_and_the_embedded_ones_their_own
     resolved = timm.data.resolve_data_config({"img_size": 32})
     assert {key: list(v) if isinstance(v, tuple) else v for key, v in resolved.items() if key in IMAGENET} == IMAGENET
     assert config().preprocessing == {
-        "mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"
-    }  # fmt: skip
+        "mean": [0.0] * 3,
+        "std": [1.0] * 3,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
     untagged = timm.get_pretrained_cfg("vit_base_patch16_224")
     assert config(backbone="vit_base_patch16_224").preprocessing["mean"] == list(untagged.mean)
 
@@ -189,14 +193,22 @@ def test_the_id_says_what_the_images_become() -> None:
     own = plain.canonical()["preprocessing"]
     assert own == {**IMAGENET, "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9}
     same: list[dict[str, Any]] = [
-        {}, own, dict(reversed(own.items())), {"mean": (0.5, 0.5, 0.5)}, {"crop_pct": 0.9, "interpolation": "bicubic"},
-    ]  # fmt: skip
+        {},
+        own,
+        dict(reversed(own.items())),
+        {"mean": (0.5, 0.5, 0.5)},
+        {"crop_pct": 0.9, "interpolation": "bicubic"},
+    ]
     assert {config(backbone=AUGREG, preprocessing=given).cell_id for given in same} == {plain.cell_id}
     ones = [config(preprocessing={"std": std, "crop_pct": pct}) for std, pct in (((1, 1, 1), 1), ([1.0] * 3, 1.0))]
     assert ones[0] == ones[1] and ones[0].cell_id == ones[1].cell_id
     changes: list[dict[str, Any]] = [
-        {"mean": [0.5, 0.5, 0.4]}, {"std": [1, 1, 1]}, {"interpolation": "nearest"}, {"crop_pct": 1}, {"crop_mode": "squash"},
-    ]  # fmt: skip
+        {"mean": [0.5, 0.5, 0.4]},
+        {"std": [1, 1, 1]},
+        {"interpolation": "nearest"},
+        {"crop_pct": 1},
+        {"crop_mode": "squash"},
+    ]
     ids = {config(backbone=AUGREG, preprocessing=change).cell_id for change in changes}
     assert len(ids) == 5 and plain.cell_id not in ids
     for one in (plain, *(config(backbone=AUGREG, preprocessing=change) for change in changes)):
@@ -331,10 +343,13 @@ def test_cached_features_of_two_preprocessings_are_not_mixed(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     given: list[dict[str, Any]] = [
-        {"crop_pct": 1.0}, {"crop_pct": 0.5}, {"mean": [0.0] * 3}, {"std": [0.1] * 3},
+        {"crop_pct": 1.0},
+        {"crop_pct": 0.5},
+        {"mean": [0.0] * 3},
+        {"std": [0.1] * 3},
         # Of square images that makes the same as the first: the same features, and yet kept apart.
         {"crop_pct": 1.0, "crop_mode": "squash"},
-    ]  # fmt: skip
+    ]
     shared = {"dataset": few_images, "tasks": 2, **tiny_vit, "image_size": 42}
     cells = [config(**shared, preprocessing=one) for one in given]
     for number, one in enumerate(cells):

@@ -169,15 +169,19 @@ def test_queries_are_compared_within_a_method_and_at_as_many_epochs(tmp_path: Pa
         return {**SMALL, "method": method, "optimizer": optimizer, "queries": queries, "epochs": epochs}, accuracy
 
     cells = [
-        cell("aper-adapter", "zo-adam", 1, 2, 50.0), cell("aper-adapter", "zo-adam", 8, 2, 54.0),
+        cell("aper-adapter", "zo-adam", 1, 2, 50.0),
+        cell("aper-adapter", "zo-adam", 8, 2, 54.0),
         cell("aper-adapter", "zo-adam", 1, 16, 60.0),  # as many forward passes as the former, not the same epochs
-        cell("ease", "zo-adam", 1, 2, 30.0), cell("ease", "zo-adam", 8, 2, 29.0),
+        cell("ease", "zo-adam", 1, 2, 30.0),
+        cell("ease", "zo-adam", 8, 2, 29.0),
         cell("ease", "zo-sgd", 8, 2, 77.0),  # nothing beside it
-    ]  # fmt: skip
+    ]
     found = effects("figure5", trials(tmp_path, *cells))
     assert [(effect.name, effect.ours and effect.ours.mean) for effect in found] == [
-        ("aper-adapter, zo-adam: q = 8 - q = 1", 4.0), ("ease, zo-adam: q = 8 - q = 1", -1.0), ("ease, zo-sgd: q = 8 - q = 1", None),
-    ]  # fmt: skip
+        ("aper-adapter, zo-adam: q = 8 - q = 1", 4.0),
+        ("ease, zo-adam: q = 8 - q = 1", -1.0),
+        ("ease, zo-sgd: q = 8 - q = 1", None),
+    ]
 
 
 def test_order_of_optimizers_and_hybrid_runs(tmp_path: Path) -> None:

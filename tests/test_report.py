@@ -129,11 +129,23 @@ def heading(title: str) -> str:
 def test_every_section_appears_where_there_is_something_for_it(full: Store, tmp_path: Path) -> None:
     page = page_of(full, tmp_path)
     for title in (
-        "All settings beside each other", "Accuracy along the stream", "Accuracy on the last task", "Accuracy per task",
-        "Accuracy against queries", "Accuracy against work", "What it costs", "Accuracy against memory", "History (Table 3)",
-        "Sparsity (Table 4)", "Hybrid training", "Function values of old and new tasks", "What one change does, ours beside the paper&#x27;s",
-        "The whole grid", "Two parameters: both tasks at once", "Two parameters: both tasks at once: one loss against the other",
-    ):  # fmt: skip
+        "All settings beside each other",
+        "Accuracy along the stream",
+        "Accuracy on the last task",
+        "Accuracy per task",
+        "Accuracy against queries",
+        "Accuracy against work",
+        "What it costs",
+        "Accuracy against memory",
+        "History (Table 3)",
+        "Sparsity (Table 4)",
+        "Hybrid training",
+        "Function values of old and new tasks",
+        "What one change does, ours beside the paper&#x27;s",
+        "The whole grid",
+        "Two parameters: both tasks at once",
+        "Two parameters: both tasks at once: one loss against the other",
+    ):
         assert heading(title) in page, title
     few = page_of(QUICK, tmp_path)
     for title in ("History (Table 3)", "Hybrid training", "Function values of old and new tasks", "Two parameters"):
@@ -414,8 +426,9 @@ class Page:
         """The second and third column of the lines that a table shows."""
         found: list[str] = self.run(
             "return [...document.querySelector(`table[data-table=${arguments[0]}]`).tBodies[0].rows].filter((r) => !r.hidden)"
-            ".map((r) => `${r.cells[1].textContent} ${r.cells[2].textContent} ${r.cells[3].textContent}`)", table,
-        )  # fmt: skip
+            ".map((r) => `${r.cells[1].textContent} ${r.cells[2].textContent} ${r.cells[3].textContent}`)",
+            table,
+        )
         return found
 
     def complaints(self) -> list[str]:
@@ -739,8 +752,9 @@ def test_an_animation_on_the_page_shows_what_was_reached_by_each_step(
     for frame in (moving.frames[3], moving.frames[-1]):
         page.run(
             f"window.moved = 0; Plotly.animate({plot}, [arguments[0]], {{mode: 'immediate', transition: {{duration: 0}}, "
-            "frame: {duration: 0, redraw: false}}).then(() => { window.moved = 1; })", frame.name,
-        )  # fmt: skip
+            "frame: {duration: 0, redraw: false}}).then(() => { window.moved = 1; })",
+            frame.name,
+        )
         page.wait("window.moved === 1")
         for number, trace in zip(frame.traces, frame.data, strict=True):
             assert page.run(f"return {plot}.data[arguments[0]].x.length", number) == len(trace.x)

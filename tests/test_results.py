@@ -142,14 +142,21 @@ def test_keys_that_hold_lists_can_be_grouped_by_in_every_tool(store: Store) -> N
     import polars
 
     streams: list[dict[str, Any]] = [
-        {}, {"increments": [2, 1, 1]}, {"increments": [1, 2, 1]}, {"fixed_class_order": [3, 1, 0, 2]},
+        {},
+        {"increments": [2, 1, 1]},
+        {"increments": [1, 2, 1]},
+        {"fixed_class_order": [3, 1, 0, 2]},
         {"fixed_class_order": "sorted"},
-    ]  # fmt: skip
+    ]
     fill(store, *(cell(seed=seed, **stream) for stream in streams for seed in (0, 1)))
     keys = ["increments", "fixed_class_order"]
     expected = {
-        (None, None), ("[2,1,1]", None), ("[1,2,1]", None), (None, "[3,1,0,2]"), (None, "sorted"),
-    }  # fmt: skip
+        (None, None),
+        ("[2,1,1]", None),
+        ("[1,2,1]", None),
+        (None, "[3,1,0,2]"),
+        (None, "sorted"),
+    }
     files = f"{store.root}/trials/*.parquet"
     frame = pd.read_parquet(Path(store.root, "trials"))
     found = [

@@ -66,8 +66,11 @@ def test_a_value_that_is_a_list_stands_in_a_list() -> None:
     }
     cells = parse_grid(content).cells
     assert [(cell.increments, cell.tasks, cell.stop_after) for cell in cells] == [
-        ([1, 2, 97], 3, None), ([50, 30, 20], 3, 2), ([1, 2, 97], 3, None), ([50, 30, 20], 3, None),
-    ]  # fmt: skip
+        ([1, 2, 97], 3, None),
+        ([50, 30, 20], 3, 2),
+        ([1, 2, 97], 3, None),
+        ([50, 30, 20], 3, None),
+    ]
     assert [cell.fixed_class_order for cell in cells] == ["sorted"] * 2 + [list(range(99, -1, -1))] * 2
     (one,) = parse_grid({"grid": [{}]}, dict([parse_override("increments=[[50, 30, 20]]")])).cells
     assert one.increments == [50, 30, 20]

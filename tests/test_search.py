@@ -75,8 +75,10 @@ def test_overrides_hold_for_included_cells_too(tmp_path: Path) -> None:
     )
     cells = load_grid(tmp_path / "both.yaml", {"epochs": 2, "seed": [4, 5]}).cells
     assert sorted((c.method, c.epochs, c.seed) for c in cells) == [
-        ("ease", 2, 4), ("ease", 2, 5), ("simplecil", None, 0)
-    ]  # fmt: skip
+        ("ease", 2, 4),
+        ("ease", 2, 5),
+        ("simplecil", None, 0),
+    ]
     # An option that only some of the files know is dropped elsewhere, as within one file.
     ease, frozen = sorted(
         load_grid(tmp_path / "mixed.yaml", {"method_options.alpha": 0.5}).cells, key=lambda c: c.method
@@ -121,9 +123,14 @@ def test_settings_are_taken_from_another_grid_before_the_own_ones(tmp_path: Path
 def test_bad_references_to_other_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "sub").mkdir()
     put(
-        tmp_path, a=text, b="include: [a.yaml]", c="grid: [{}]\nsettings_from: [a.yaml]", table="grid: [{method: ease}]",
-        list="- 1", bad="grid: [{metod: ease}]",
-    )  # fmt: skip
+        tmp_path,
+        a=text,
+        b="include: [a.yaml]",
+        c="grid: [{}]\nsettings_from: [a.yaml]",
+        table="grid: [{method: ease}]",
+        list="- 1",
+        bad="grid: [{metod: ease}]",
+    )
     with pytest.raises(ConfigError, match=message):
         load_grid(tmp_path / "a.yaml")
 
@@ -232,8 +239,9 @@ def test_no_image_of_the_test_data_and_of_later_tasks_is_ever_looked_at(some_dra
             return ImageDataset(name, whole.class_names, Watched(), Forbidden())
 
     plan = plan_search(
-        grid_of(name, {"forward_passes": 18}, {"method": ["ease", "aper-adapter"], "optimizer": ["zo-sgd", "fo-sgd"]}), None
-    )  # fmt: skip
+        grid_of(name, {"forward_passes": 18}, {"method": ["ease", "aper-adapter"], "optimizer": ["zo-sgd", "fo-sgd"]}),
+        None,
+    )
     assert not seen, "planning looks at labels alone"
     for config in plan.candidates.cells:
         run_trial(config)
@@ -248,12 +256,12 @@ def test_cells_are_searched_together_if_only_seed_lr_eps_and_queries_differ(some
     grid = grid_of(some_drawings, {"forward_passes": 200}, {"method": "simplecil"}, block)
     plan = plan_search(grid, None)
     assert [(s.when["optimizer"], len(s.cells)) for s in plan.searches] == [
-        ("fo-sgd", 4), ("zo-sgd", 8), ("zo-fzoo", 8)
-    ]  # fmt: skip
+        ("fo-sgd", 4),
+        ("zo-sgd", 8),
+        ("zo-fzoo", 8),
+    ]
     assert {c.queries for s in plan.searches[1:] for t in s.candidates for c in t.cells} == {2}, "the fewest"
-    given = plan_search(
-        dataclasses.replace(grid, search=dataclasses.replace(grid.search, queries=4)), None
-    ).searches[1]  # fmt: skip
+    given = plan_search(dataclasses.replace(grid, search=dataclasses.replace(grid.search, queries=4)), None).searches[1]
     assert {c.queries for t in given.candidates for c in t.cells} == {4}
     each = plan_search(dataclasses.replace(grid, search=dataclasses.replace(grid.search, queries="each")), None)
     assert [s.when for s in each.searches[1:3]] == [
@@ -269,9 +277,11 @@ def test_a_candidate_does_nothing_that_no_choice_needs(some_drawings: str) -> No
 
 def test_patterns_and_conditions_say_what_is_searched(some_drawings: str) -> None:
     search = {
-        "forward_passes": 90, "when": {"method": "ease"}, "eps": {"zo-adam": [0.1]},
+        "forward_passes": 90,
+        "when": {"method": "ease"},
+        "eps": {"zo-adam": [0.1]},
         "lr": {"zo-*": {"from": 1e-3, "to": 1e-1}, "zo-adam": [0.5, 0.25]},
-    }  # fmt: skip
+    }
     block = {"method": ["ease", "aper-adapter"], "optimizer": ["fo-sgd", "zo-sgd", "zo-adam"]}
     plan = plan_search(grid_of(some_drawings, search, block), None)
     sgd, adam = plan.searches
@@ -313,8 +323,12 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         parse_grid({"grid": [{}], "search": {"validation": 2, "lr": {"a": [1], "zo-sgd": [0]}, "eps": []}})
     assert [line.split(":")[2].split("=")[0].strip() for line in str(error.value).splitlines()] == [
-        "forward_passes", "validation", "lr", "lr", "eps"
-    ]  # fmt: skip
+        "forward_passes",
+        "validation",
+        "lr",
+        "lr",
+        "eps",
+    ]
 
 
 def test_a_budget_that_pays_for_no_try_says_for_whom_and_how_much_it_takes(some_drawings: str) -> None:
@@ -347,10 +361,13 @@ def made_up(
     steps = [(0, 0.001), *((config.epochs - 1, loss) for loss in last_losses)]
     rows = [{"cell_id": config.cell_id, "epoch": epoch, "loss": loss} for epoch, loss in steps]
     stages = [{"cell_id": config.cell_id, "stage": 0, "n": n}] if n else []
-    store.write({
-        "trials": pa.Table.from_pylist([trial], SCHEMAS["trials"]), "steps": pa.Table.from_pylist(rows, SCHEMAS["steps"]),
-        **({"stages": pa.Table.from_pylist(stages, SCHEMAS["stages"])} if stages else {}),
-    })  # fmt: skip
+    store.write(
+        {
+            "trials": pa.Table.from_pylist([trial], SCHEMAS["trials"]),
+            "steps": pa.Table.from_pylist(rows, SCHEMAS["steps"]),
+            **({"stages": pa.Table.from_pylist(stages, SCHEMAS["stages"])} if stages else {}),
+        }
+    )
 
 
 def three_tries(dataset: str, **search: Any) -> SearchPlan:

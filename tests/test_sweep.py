@@ -66,8 +66,12 @@ def full_grid(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProce
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     return subprocess.run(
         [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), *map(str, arguments)],
-        capture_output=True, text=True, timeout=540, cwd=cwd, env=environment,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=540,
+        cwd=cwd,
+        env=environment,
+    )
 
 
 def test_a_line_of_progress_names_the_options_that_tell_its_cell_from_others() -> None:

@@ -157,9 +157,16 @@ def test_equal_streams_have_equal_ids(values: dict, same: dict, canonical: dict)
 
 def test_different_streams_have_different_ids() -> None:
     streams: list[dict] = [
-        {}, {"stop_after": 1}, {"stop_after": 2}, {"base_classes": 19}, {"increments": [20, 30, 50]}, {"increments": [30, 20, 50]},
-        {"class_order_seed": 1}, {"fixed_class_order": "sorted"}, {"fixed_class_order": USUAL_ORDER[::-1]},
-    ]  # fmt: skip
+        {},
+        {"stop_after": 1},
+        {"stop_after": 2},
+        {"base_classes": 19},
+        {"increments": [20, 30, 50]},
+        {"increments": [30, 20, 50]},
+        {"class_order_seed": 1},
+        {"fixed_class_order": "sorted"},
+        {"fixed_class_order": USUAL_ORDER[::-1]},
+    ]
     assert len({TrialConfig.from_dict(stream).cell_id for stream in streams}) == len(streams)
 
 
@@ -289,7 +296,7 @@ def test_one_run_is_judged_in_three_settings(stream: dict, increments: list[int]
                 )
                 for row, label in zip(cosine, labels, strict=True)
                 if label in classes
-            ]  # fmt: skip
+            ]
             expected[:, stage, task] = 100 * np.mean(right, axis=0)
     # All classes have five test drawings, so that pooling is weighting by classes.
     weights = np.tril(np.tile(increments, (len(tasks), 1)))
@@ -452,7 +459,7 @@ def test_memory_of_forward_passes_is_far_below_that_of_backpropagation() -> None
             TrialConfig.from_dict({**SMALL, "method": "aper-adapter", "optimizer": optimizer, "batch_size": 24})
         ).summary["peak_memory_bytes"]
         for optimizer in ("zo-sgd", "fo-sgd")
-    }  # fmt: skip
+    }
     assert peaks["zo-sgd"] < 0.6 * peaks["fo-sgd"]
 
 

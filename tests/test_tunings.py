@@ -128,9 +128,12 @@ def filtered(images: np.ndarray, tuning: InputFilter) -> np.ndarray:
     for n in range(len(images)):
         for c in range(images.shape[1]):
             own = c if len(gain) > 1 else 0
-            kernel = np.array([
-                [weights[own, distances.index((y - middle) ** 2 + (x - middle) ** 2)] for x in range(size)] for y in range(size)
-            ])  # fmt: skip
+            kernel = np.array(
+                [
+                    [weights[own, distances.index((y - middle) ** 2 + (x - middle) ** 2)] for x in range(size)]
+                    for y in range(size)
+                ]
+            )
             image = images[n, c]
             values = gain[own] * ndimage.correlate(image, kernel, mode="nearest") + offset[own]
             low, high = image.min(), image.max()

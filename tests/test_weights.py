@@ -164,9 +164,10 @@ def test_averages_and_optimizers_that_name_no_weights_are_passed_over(tmp_path: 
     model, other = Small(), Small()
     state = model.state_dict()
     content = {
-        "ema": {"decay": torch.tensor(0.9), "shadow_params": list(state.values())}, "network": state,
+        "ema": {"decay": torch.tensor(0.9), "shadow_params": list(state.values())},
+        "network": state,
         "optim_g": {**under("exp_avg.", elsewhere(state)), **under("exp_avg_sq.", elsewhere(state))},
-    }  # fmt: skip
+    }
     load_weights(other, in_file(content, tmp_path))
     assert torch.equal(other.inner["a"].weight, state["inner.a.weight"])
 
@@ -219,9 +220,12 @@ def test_another_image_size_or_number_of_channels_is_fitted_as_timm_does(
     model = build(name, 2, **settings)
     load_weights(model, path)
     timms = timm.create_model(
-        name, pretrained=True, pretrained_cfg_overlay={"file": str(path), "custom_load": False}, num_classes=0,
+        name,
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(path), "custom_load": False},
+        num_classes=0,
         **{**MODELS[name], **settings},
-    ).eval()  # fmt: skip
+    ).eval()
     assert torch.equal(features(model, name, **settings), features(timms, name, **settings))
 
 
@@ -249,9 +253,12 @@ def test_names_of_the_original_dinov2_fit(tmp_path: Path) -> None:
 def test_a_masked_autoencoder_fits_and_its_decoder_is_ignored(tmp_path: Path) -> None:
     trained, model, larger = build(VIT, 1), build(VIT, 2), build(VIT, 2, img_size=64)
     decoder = {
-        "mask_token": torch.ones(1, 1, 8), "decoder_pos_embed": torch.ones(1, 5, 8), "decoder_embed.weight": torch.ones(8, 192),
-        "decoder_blocks.0.attn.qkv.weight": torch.ones(24, 8), "decoder_norm.weight": torch.ones(8),
-    }  # fmt: skip
+        "mask_token": torch.ones(1, 1, 8),
+        "decoder_pos_embed": torch.ones(1, 5, 8),
+        "decoder_embed.weight": torch.ones(8, 192),
+        "decoder_blocks.0.attn.qkv.weight": torch.ones(24, 8),
+        "decoder_norm.weight": torch.ones(8),
+    }
     path = in_file({"model": {**trained.state_dict(), **decoder}}, tmp_path)
     load_weights(model, path)
     load_weights(larger, path)
@@ -270,14 +277,21 @@ def test_names_of_the_original_clip_fit(tmp_path: Path) -> None:
         state["pos_embed"][0],
     )
     for ours, theirs in {
-        "patch_embed.proj.weight": "conv1.weight", "norm_pre.weight": "ln_pre.weight", "norm_pre.bias": "ln_pre.bias",
-        "norm.weight": "ln_post.weight", "norm.bias": "ln_post.bias",
-    }.items():  # fmt: skip
+        "patch_embed.proj.weight": "conv1.weight",
+        "norm_pre.weight": "ln_pre.weight",
+        "norm_pre.bias": "ln_pre.bias",
+        "norm.weight": "ln_post.weight",
+        "norm.bias": "ln_post.bias",
+    }.items():
         clip[f"visual.{theirs}"] = state[ours]
     parts = {
-        "norm1.": "ln_1.", "norm2.": "ln_2.", "attn.qkv.": "attn.in_proj_", "attn.proj.": "attn.out_proj.",
-        "mlp.fc1.": "mlp.c_fc.", "mlp.fc2.": "mlp.c_proj.",
-    }  # fmt: skip
+        "norm1.": "ln_1.",
+        "norm2.": "ln_2.",
+        "attn.qkv.": "attn.in_proj_",
+        "attn.proj.": "attn.out_proj.",
+        "mlp.fc1.": "mlp.c_fc.",
+        "mlp.fc2.": "mlp.c_proj.",
+    }
     for ours, theirs in parts.items():
         for kind in ("weight", "bias"):
             clip[f"visual.transformer.resblocks.0.{theirs}{kind}"] = state[f"blocks.0.{ours}{kind}"]

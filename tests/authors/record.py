@@ -77,9 +77,12 @@ class Recorder:
         self.forward = name == "forward_grad"
         self.loss = functools.partial(loss_of, dtype=dtype)
         self.settings = {
-            "args": args, "base": base.__name__, "base_options": base_options or {}, "wrapper": wrapper or {},
+            "args": args,
+            "base": base.__name__,
+            "base_options": base_options or {},
+            "wrapper": wrapper or {},
             "dtype": str(next(self.model.parameters()).dtype),
-        }  # fmt: skip
+        }
         self.theta, self.directions, self.losses = [values(self.model)], [], []
 
     def step(self, loss: Callable[[Any], Tensor] | None = None) -> None:
@@ -116,8 +119,11 @@ class Recorder:
         for _ in range(steps):
             self.step()
         return {
-            "settings": self.settings, "theta": self.theta, "directions": self.directions, "losses": self.losses,
-        }  # fmt: skip
+            "settings": self.settings,
+            "theta": self.theta,
+            "directions": self.directions,
+            "losses": self.losses,
+        }
 
 
 def differentiated(
@@ -158,13 +164,11 @@ def runs() -> dict[str, dict[str, Any]]:
         "forward-grad base": Recorder(
             "forward_grad", base_options={"lr": 0.5, "momentum": 0.9}, wrapper={"lr": 0.1, "weight_decay": 0.2}, q=3
         ).record(),
-        "sparsity weight decay": Recorder(
-            "zo_sgd", gradient_sparsity=0.3, base_options={"weight_decay": 0.5}
-        ).record(),
+        "sparsity weight decay": Recorder("zo_sgd", gradient_sparsity=0.3, base_options={"weight_decay": 0.5}).record(),
         "schedule of the wrapper": scheduled("optimizer"),
         "schedule of the base": scheduled("base"),
         "lr 0 float32": Recorder("zo_sgd", base_options={"lr": 0.0}, dtype=torch.float32).record(),
-    }  # fmt: skip
+    }
 
 
 def scheduled(which: str) -> dict[str, Any]:
@@ -230,9 +234,13 @@ def resumed() -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     found = {
-        "package": f"infty {importlib.metadata.version('infty')}", "command": COMMAND, "torch": torch.__version__,
-        "parameters": [name for name, _ in sorted(network().named_parameters())], "runs": runs(), "facts": facts(),
-    }  # fmt: skip
+        "package": f"infty {importlib.metadata.version('infty')}",
+        "command": COMMAND,
+        "torch": torch.__version__,
+        "parameters": [name for name, _ in sorted(network().named_parameters())],
+        "runs": runs(),
+        "facts": facts(),
+    }
     FILE.write_text(compact(found) + "\n")
 
 

@@ -64,8 +64,12 @@ class QDA(Classifier):
 
     def begin_task(self, classes: range, width: int, generator: torch.Generator) -> None:
         for name, shape in (
-            ("total", [width]), ("count", []), ("moment", [width, width]), ("pivots", [width]), ("solved", []),
-        ):  # fmt: skip
+            ("total", [width]),
+            ("count", []),
+            ("moment", [width, width]),
+            ("pivots", [width]),
+            ("solved", []),
+        ):
             old = self.get_buffer(name).reshape(-1, *shape)[: classes.start]
             setattr(self, name, torch.cat([old, old.new_zeros(len(classes), *shape)]))
 

@@ -36,7 +36,22 @@ def main() -> None:
 
 
 for command in (
-    plan, look, run, sweep, search, status, report, tables, merge, pack, efficiency, trajectories, serve, list_, download, check_cluster,
+    plan,
+    look,
+    run,
+    sweep,
+    search,
+    status,
+    report,
+    tables,
+    merge,
+    pack,
+    efficiency,
+    trajectories,
+    serve,
+    list_,
+    download,
+    check_cluster,
     sync_data,
-):  # fmt: skip
+):
     main.add_command(command)

@@ -95,9 +95,13 @@ def _described(backbone: ListedBackbone) -> str:
         tag = name.partition(".")[2] or "its own weights"
         tags.append(tag + (f" ({', '.join(notes)})" if notes else ""))
     below = textwrap.fill(
-        ", ".join(tags) or "no pretrained weights", max(shutil.get_terminal_size().columns, 60), break_on_hyphens=False,
-        break_long_words=False, initial_indent="    ", subsequent_indent="    ",
-    )  # fmt: skip
+        ", ".join(tags) or "no pretrained weights",
+        max(shutil.get_terminal_size().columns, 60),
+        break_on_hyphens=False,
+        break_long_words=False,
+        initial_indent="    ",
+        subsequent_indent="    ",
+    )
     return f"{line}\n{below}"
 
 

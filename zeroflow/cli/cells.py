@@ -79,9 +79,11 @@ def run(
     try:
         with bar:
             result = run_trial(
-                config, Placement(data_dir, device, threads, endpoint=endpoint, results=store.root if store else None),
-                on_stage=progress, on_progress=bar,
-            )  # fmt: skip
+                config,
+                Placement(data_dir, device, threads, endpoint=endpoint, results=store.root if store else None),
+                on_stage=progress,
+                on_progress=bar,
+            )
     except NonFiniteLoss as error:
         raise click.ClickException(f"training diverged: {error}") from None
     except EndpointError as error:

@@ -35,8 +35,12 @@ def registry(kind: str) -> Registry[Any]:
     from zeroflow import classifiers, data, methods, optim
 
     known: Mapping[str, Registry[Any]] = {
-        "optimizers": optim.optimizers, "methods": methods.methods, "classifiers": classifiers.classifiers, "datasets": data.datasets, "transforms": data.transforms,
-    }  # fmt: skip
+        "optimizers": optim.optimizers,
+        "methods": methods.methods,
+        "classifiers": classifiers.classifiers,
+        "datasets": data.datasets,
+        "transforms": data.transforms,
+    }
     return known[kind]
 
 

@@ -37,14 +37,20 @@ def grid_options(command: F) -> F:
         set_option("Replace a key in every cell; VALUE is YAML, a list makes an axis (seed=[0,1]). May be repeated."),
         data_dir_option,
         click.option(
-            "--results", default=None, type=Folder(),
+            "--results",
+            default=None,
+            type=Folder(),
             help="Where the Parquet store is: a folder or s3://... [default: <grid name> in ZEROFLOW_RESULTS, else in runs]",
         ),
         click.option(
-            "--grid", "grid_file", type=click.Path(path_type=Path), default=None, shell_complete=grid_files,
+            "--grid",
+            "grid_file",
+            type=click.Path(path_type=Path),
+            default=None,
+            shell_complete=grid_files,
             help=f"Grid file. [default: {DEFAULT_GRID}]",
         ),
-    ):  # fmt: skip
+    ):
         command = option(command)
     return command
 

@@ -80,10 +80,15 @@ class Bar:
         if self._bar is None:
             columns = os.get_terminal_size(sys.stderr.fileno()).columns
             self._bar = tqdm(
-                desc=self.label, unit=self.unit or "it", unit_scale=self.unit == "B", leave=False, delay=_SHORT,
-                dynamic_ncols=columns > 0, **({} if columns else {"ncols": _COLUMNS, "nrows": 2}),
+                desc=self.label,
+                unit=self.unit or "it",
+                unit_scale=self.unit == "B",
+                leave=False,
+                delay=_SHORT,
+                dynamic_ncols=columns > 0,
+                **({} if columns else {"ncols": _COLUMNS, "nrows": 2}),
                 bar_format=None if self.unit else "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
-            )  # fmt: skip
+            )
         bar = self._bar
         bar.start_t, bar.n, bar.total = self._since, done, total or None
         bar.set_postfix_str(what)  # draws it

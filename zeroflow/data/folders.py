@@ -236,18 +236,27 @@ def _pilot(name: str, archive: str, md5: str, classes: int, description: str) ->
 
 _pilot("cub", "cub.zip", "85e342a2d5f941e740193602057df7a5", 200, "CUB-200-2011: photos of 200 bird species")
 _pilot(
-    "imagenet-a", "ina.zip", "7f4aaf0b1532b7a0bd670822c152d3c5", 200,
+    "imagenet-a",
+    "ina.zip",
+    "7f4aaf0b1532b7a0bd670822c152d3c5",
+    200,
     "ImageNet-A: photos of 200 ImageNet classes that mislead a classifier",
-)  # fmt: skip
+)
 _pilot(
-    "omnibenchmark", "omnibenchmark.zip", "f1c30808a707f9197c6c811ea52e5cbb", 300,
+    "omnibenchmark",
+    "omnibenchmark.zip",
+    "f1c30808a707f9197c6c811ea52e5cbb",
+    300,
     "OmniBenchmark: photos of 300 classes from many realms",
-)  # fmt: skip
+)
 
 datasets.register_family(
     "folder",
     lambda name: folder_info(
-        f"folder:{name}", classes=None, folder=inside_data_dir(f"folder:{name}", name), source="",
+        f"folder:{name}",
+        classes=None,
+        folder=inside_data_dir(f"folder:{name}", name),
+        source="",
         description="any images of your own: <data_dir>/NAME/{train,test}/<class>/*",
     ),
-)  # fmt: skip
+)

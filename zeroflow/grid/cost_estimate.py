@@ -147,9 +147,15 @@ def estimate_costs(
         total["workers"] += seconds * place.workers_per_trial
         total["gpus" if gpus else "cpus"] += seconds * place.workers_per_trial * (gpus or place.cpus_per_worker)
     return CostEstimate(
-        total["seconds"] if known or not without else None, total["workers"], passes, total["gpus"] / 3600,
-        total["cpus"] / 3600, known, without, finished.error(),
-    )  # fmt: skip
+        total["seconds"] if known or not without else None,
+        total["workers"],
+        passes,
+        total["gpus"] / 3600,
+        total["cpus"] / 3600,
+        known,
+        without,
+        finished.error(),
+    )
 
 
 class Finished:

@@ -113,9 +113,11 @@ def _choose(search: Search, plan: SearchPlan, known: _Known) -> SearchOutcome:
     ]
     chosen = found[min(level)[-1]][0] if level else None
     common = {
-        "search_id": search.search_id(plan.grid.name), "search": plan.grid.name, "shared": _json(search.shared),
+        "search_id": search.search_id(plan.grid.name),
+        "search": plan.grid.name,
+        "shared": _json(search.shared),
         "budget": plan.settings.forward_passes,
-    }  # fmt: skip
+    }
     rows = []
     for number, candidate in enumerate(search.candidates):
         for config in candidate.cells:
@@ -124,13 +126,20 @@ def _choose(search: Search, plan: SearchPlan, known: _Known) -> SearchOutcome:
             rows.append(
                 {
                     **common,
-                    **{key: getattr(config, key) for key in ("dataset", "method", "optimizer", "queries", "lr", "eps", "seed")},
-                    "cell_id": cell, "candidate": number, "accuracy": known.accuracy.get(cell), "n": known.samples.get(cell),
+                    **{
+                        key: getattr(config, key)
+                        for key in ("dataset", "method", "optimizer", "queries", "lr", "eps", "seed")
+                    },
+                    "cell_id": cell,
+                    "candidate": number,
+                    "accuracy": known.accuracy.get(cell),
+                    "n": known.samples.get(cell),
                     "final_loss": loss if math.isfinite(loss) else None,
-                    "forward_equivalents": search.cost // len(candidate.cells), "error": known.errors.get(cell),
+                    "forward_equivalents": search.cost // len(candidate.cells),
+                    "error": known.errors.get(cell),
                     "chosen": candidate is chosen,
                 }
-            )  # fmt: skip
+            )
     ended = max(known.ended[row["cell_id"]] for row in rows)
     return SearchOutcome(search, chosen, [{**row, "searched_at": ended} for row in rows])
 

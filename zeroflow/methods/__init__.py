@@ -11,7 +11,7 @@ from zeroflow.methods.aper import (
     APERInputPrompt,
     APERNormAffine,
     APERPrompts,
-)  # fmt: skip
+)
 from zeroflow.methods.closed_form import ACIL, SLDA, FeCAM, RanPAC
 from zeroflow.methods.ease import EASE
 from zeroflow.methods.ewc import EWC

@@ -82,10 +82,13 @@ class EASE(Method):
         self.tasks.append(classes)
         self.adapters.append(
             AdapterStack(
-                backbone.widths, opt.bottleneck,
-                scale=opt.scale, dropout=opt.dropout, generator=generator,
+                backbone.widths,
+                opt.bottleneck,
+                scale=opt.scale,
+                dropout=opt.dropout,
+                generator=generator,
             )
-        )  # fmt: skip
+        )
         self.head = self.new_head(len(classes), generator)
         if isinstance(self.classifier, LDA):
             fresh = 1 if self.spaces else 1 + self.first

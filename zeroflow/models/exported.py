@@ -148,7 +148,13 @@ def _graph(
         # The newer exporter takes twenty times as long for the same graph.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module.eval(), tuple(given), file, dynamo=False, opset_version=17, input_names=inputs, output_names=outputs,
+            module.eval(),
+            tuple(given),
+            file,
+            dynamo=False,
+            opset_version=17,
+            input_names=inputs,
+            output_names=outputs,
             dynamic_axes=axes | more,
-        )  # fmt: skip
+        )
     return bytes(file.getvalue())

@@ -114,11 +114,16 @@ class OptimizerInfo:
             raise ValueError(f"hybrid_lr={hybrid_lr!r}: expected a number > 0, together with hybrid and lr > 0")
         inner = functools.partial(self.rule, lr=lr, **{name: chosen[name] for name in self.rule_options})
         return Composition(
-            _with(self.estimator, chosen), self._directions(chosen), inner, _with(self.update, chosen),
-            sparsity=float(chosen["sparsity"]), first_order_steps=chosen["hybrid"],
-            first_order_lr=1.0 if hybrid_lr is None else hybrid_lr / lr, max_skipped=chosen["max_skipped"],
+            _with(self.estimator, chosen),
+            self._directions(chosen),
+            inner,
+            _with(self.update, chosen),
+            sparsity=float(chosen["sparsity"]),
+            first_order_steps=chosen["hybrid"],
+            first_order_lr=1.0 if hybrid_lr is None else hybrid_lr / lr,
+            max_skipped=chosen["max_skipped"],
             check_precision=chosen["check_precision"],
-        )  # fmt: skip
+        )
 
     def _directions(self, chosen: Mapping[str, Any]) -> list[Direction]:
         """The optimizer's own direction and the history, in order."""

@@ -78,12 +78,20 @@ class Saving(torch.optim.Optimizer):
         # A rule around a rule, as Lookahead, has a state of its own.
         wraps = type(self.inner).state_dict is not torch.optim.Optimizer.state_dict
         own = {
-            "steps": self.steps, "forwards": self.forwards, "equivalents": self.equivalents, "skipped": self.skipped,
-            "seed": self.seed, "queries": self.queries, "size": self.flat.size, "memory": self._memory, "mask": self._mask,
-            "estimator": self._adapted, "masters": self.flat.vector if rounded else None,
+            "steps": self.steps,
+            "forwards": self.forwards,
+            "equivalents": self.equivalents,
+            "skipped": self.skipped,
+            "seed": self.seed,
+            "queries": self.queries,
+            "size": self.flat.size,
+            "memory": self._memory,
+            "mask": self._mask,
+            "estimator": self._adapted,
+            "masters": self.flat.vector if rounded else None,
             "rule": self.inner.state_dict()["state"] if rounded or wraps else None,
             "told": self._told.rounds if self._told else None,
-        }  # fmt: skip
+        }
         state = super().state_dict()
         state["param_groups"][0][OWN] = packed(own)
         return state

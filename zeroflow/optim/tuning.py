@@ -170,9 +170,15 @@ class _Search:
             raise ValueError(f"tune {self.info.name}: no finite loss, neither before nor after any run")
         chosen = {"lr": lr, "eps": eps, vary: best}
         return Tuned(
-            self.info.name, {**self.settings, **chosen}, chosen["lr"], chosen["eps"], (before, after), self.forwards,
-            self.slopes, self.runs,
-        )  # fmt: skip
+            self.info.name,
+            {**self.settings, **chosen},
+            chosen["lr"],
+            chosen["eps"],
+            (before, after),
+            self.forwards,
+            self.slopes,
+            self.runs,
+        )
 
     def straight(self, here: float) -> tuple[float, float]:
         """(the largest eps at which slopes are those of a smaller one, the Hessian's trace there)."""

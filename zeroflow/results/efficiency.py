@@ -25,11 +25,13 @@ def table2() -> list[Efficiency]:
     names = {"cifar100": "cifar100", "cub": "cub", "imagenet-a": "imageneta", "omnibenchmark": "omnibenchmark"}
     return [
         Efficiency(
-            row["optimizer"].lower(), int(row["queries"]), float(row["memory_gb"]),
+            row["optimizer"].lower(),
+            int(row["queries"]),
+            float(row["memory_gb"]),
             {name: float(row[f"{column}_s_per_epoch"]) for name, column in names.items()},
         )
         for row in paper_csv("table2_efficiency")
-    ]  # fmt: skip
+    ]
 
 
 @dataclass(frozen=True)
@@ -92,21 +94,41 @@ EFFICIENCY_LEGEND = (
 def efficiency_table(result: Mapping[str, Any]) -> Table:
     """The measurement: a line for each optimizer and number of queries."""
     columns: list[Column | str] = [
-        *words("optimizer"), "q", Column("GB", ".3f"), Column("FO/memory: paper", ".2f"), Column("here", ".2f"),
-        Column("beyond", ".2f"), Column("s/step", ".4f"), "time/FO: paper", Column("here", ".2f"), Column("in forwards", ".2f"),
-        Column("forwards", "g"), Column("work", "g"), *(Column(f"s/epoch {name}", ".1f") for name in result["first_task_images"]),
-    ]  # fmt: skip
+        *words("optimizer"),
+        "q",
+        Column("GB", ".3f"),
+        Column("FO/memory: paper", ".2f"),
+        Column("here", ".2f"),
+        Column("beyond", ".2f"),
+        Column("s/step", ".4f"),
+        "time/FO: paper",
+        Column("here", ".2f"),
+        Column("in forwards", ".2f"),
+        Column("forwards", "g"),
+        Column("work", "g"),
+        *(Column(f"s/epoch {name}", ".1f") for name in result["first_task_images"]),
+    ]
     values = []
     for found in ratios(result):
         row = found.row
         memory = row["peak_memory_bytes"]
-        values.append([
-            row["optimizer"], row["queries"] or None, None if memory is None else memory / 1e9, found.saved, found.saved_here,
-            found.saved_beyond, row["seconds_per_step"],
-            None if found.time is None else "-".join(dict.fromkeys(f"{each:.2f}" for each in found.time)),
-            found.time_here, row["in_forwards"], row["forward_passes"], row["forward_equivalents"],
-            *row["seconds_per_epoch"].values(),
-        ])  # fmt: skip
+        values.append(
+            [
+                row["optimizer"],
+                row["queries"] or None,
+                None if memory is None else memory / 1e9,
+                found.saved,
+                found.saved_here,
+                found.saved_beyond,
+                row["seconds_per_step"],
+                None if found.time is None else "-".join(dict.fromkeys(f"{each:.2f}" for each in found.time)),
+                found.time_here,
+                row["in_forwards"],
+                row["forward_passes"],
+                row["forward_equivalents"],
+                *row["seconds_per_epoch"].values(),
+            ]
+        )
     return Table.of(columns, values, notes=EFFICIENCY_LEGEND)
 
 

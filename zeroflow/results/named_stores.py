@@ -17,7 +17,11 @@ def named_stores(folder: str | Path, names: Sequence[str]) -> tuple[list[Store],
     """
     stores = {name: Store(Path(folder) / name) for name in names}
     here = [store for store in stores.values() if store.exists()]
-    missing = [f"{name} is not there yet; in the checkout, `{command(name)}` makes it." for name, store in stores.items() if not store.exists()]  # fmt: skip
+    missing = [
+        f"{name} is not there yet; in the checkout, `{command(name)}` makes it."
+        for name, store in stores.items()
+        if not store.exists()
+    ]
     return here, missing
 
 

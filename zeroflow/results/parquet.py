@@ -48,9 +48,13 @@ def encode(name: str, table: pa.Table) -> bytes:
     many = len(table) >= _MANY
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
-        sink, table.schema, store_schema=False, use_dictionary=many, write_statistics=many,
+        sink,
+        table.schema,
+        store_schema=False,
+        use_dictionary=many,
+        write_statistics=many,
         compression="zstd" if many else "none",
-    ) as writer:  # fmt: skip
+    ) as writer:
         sink.write(_NO_CHECKSUM + line)
         writer.write_table(table)
     data: bytes = sink.getvalue().to_pybytes()

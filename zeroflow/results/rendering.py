@@ -293,11 +293,24 @@ def _latex(table: Table) -> str:
         body.append(" & ".join(_LATEX[c.rank].format(t) for c, t in zip(line.cells, texts, strict=True)) + r" \\")
     legend = " ".join([*table.above, *table.notes, *([MARKED] if table.is_marked else [])])
     columns = "".join("l" if column.left else "r" for column in table.columns)
-    return "\n".join([
-        "% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{_tex(f'{table.title}. {legend}')}}}",
-        rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
-        " & ".join(map(_tex, table.headings)) + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_tex(f'{table.title}. {legend}')}}}",
+            rf"\label{{tab:{table.name}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(map(_tex, table.headings)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
 
 
 def _csv(table: Table) -> str:

@@ -163,7 +163,7 @@ def page(results: Results, efficiency: Mapping[str, Any] | None = None, on_progr
         *(f"<script>{own.joinpath(name).read_text(encoding='utf-8')}</script>" for name in _SCRIPTS if has_figures),
         "" if has_figures else f"<script>{_SWITCH}</script>",
         "</body>\n</html>\n",
-    ]  # fmt: skip
+    ]
     return "\n".join(part for part in parts if part)
 
 
@@ -213,7 +213,9 @@ def _opening(results: Results, rows: Sequence[Row], *, nothing: bool) -> str:
 def _marks(rows: Sequence[Row], tables: Mapping[str, pa.Table]) -> list[tuple[dict[str, str], int]]:
     """What there is to filter: the keys of rows, with their cells, and of runs on landscapes."""
     marks = [(row.filters, row.seeds) for row in rows]
-    for optimizer, queries in dict.fromkeys(zip(*(tables["trajectories"][key].to_pylist() for key in ("optimizer", "queries")), strict=True)):  # fmt: skip
+    for optimizer, queries in dict.fromkeys(
+        zip(*(tables["trajectories"][key].to_pylist() for key in ("optimizer", "queries")), strict=True)
+    ):
         marks.append(({"optimizer": optimizer, "queries": "none" if queries is None else str(queries)}, 0))
     return marks
 
@@ -230,7 +232,10 @@ def _filters(marks: Sequence[tuple[Mapping[str, str], int]]) -> str:
                 counts[own[key]] = counts.get(own[key], 0) + cells
         if not counts:
             continue
-        values = sorted(counts, key=lambda value: (value != "none", not value.isdigit(), int(value) if value.isdigit() else 0, value))  # fmt: skip
+        values = sorted(
+            counts,
+            key=lambda value: (value != "none", not value.isdigit(), int(value) if value.isdigit() else 0, value),
+        )
         if key == "method":
             values.sort(key=lambda value: value != "simplecil")
         first = max(counts, key=lambda value: counts[value]) if key == "dataset" and len(counts) > 1 else None
@@ -238,7 +243,7 @@ def _filters(marks: Sequence[tuple[Mapping[str, str], int]]) -> str:
             f"<button type='button' data-key='{key}' data-value='{escape(value, quote=True)}' aria-pressed='{'true' if value == first else 'false'}'>"
             f"{escape(value)}</button>"
             for value in values
-        )  # fmt: skip
+        )
         sets.append(
             f"<div class='set' role='group' aria-label='{_NAMES[key]}'><span class='faint'>{_NAMES[key]}</span><div>{buttons}</div></div>"
         )

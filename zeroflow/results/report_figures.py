@@ -123,7 +123,7 @@ def _accuracies(rows: list[Row], tables: Mapping[str, pa.Table]) -> Iterator[Ent
         "Average accuracy and accuracy at the end: dots right of the dotted line, SimpleCIL, are better than it. Forgetting: "
         f"less is better, dots left of the line forget less. {_SEEDS}",
         figures.draw_ranking(rows),
-    )  # fmt: skip
+    )
     curves = figures.stage_curves(rows, tables["stages"])
     if curves:
         yield Entry(
@@ -145,7 +145,7 @@ def _accuracies(rows: list[Row], tables: Mapping[str, pa.Table]) -> Iterator[Ent
             "A line of squares per stage, a column per task; a column that darkens downwards is a task being "
             "forgotten. Means over seeds.",
             figures.draw_task_accuracy(matrices),
-        )  # fmt: skip
+        )
 
 
 def _costs(rows: list[Row]) -> Iterator[Entry]:
@@ -164,7 +164,7 @@ def _costs(rows: list[Row]) -> Iterator[Entry]:
             f"What accuracy costs in forward passes{', a backward pass counting as two' if counted else ''}; up and "
             f"left is better. Settings of the same optimizer are joined. {_SEEDS}",
             figures.draw_accuracy_against_forwards(rows, "forward_equivalents" if counted else "forward_passes"),
-        )  # fmt: skip
+        )
     if any(row.peak_memory is not None for row in rows):
         yield Entry(
             "What it costs",
@@ -196,7 +196,7 @@ def _changes(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table]) 
             "Exact gradients first, forward passes alone for the last epochs: accuracy minus that of first order "
             f"alone for as many epochs, paired by seed. Above 0 it helped. {_SEEDS}",
             figures.draw_hybrid_gains(gains),
-        )  # fmt: skip
+        )
     values = figures.function_values(rows, tables["probes"])
     if values:
         yield Entry(
@@ -204,7 +204,7 @@ def _changes(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table]) 
             "Loss on fixed training samples of the task being learned and of all before it, step by step: what one "
             f"gains, the others lose. {_SEEDS}",
             figures.draw_function_values(values),
-        )  # fmt: skip
+        )
     changes = [
         e
         for name in ("table1", "table3", "table4", "figure5", "hybrid")
@@ -217,7 +217,7 @@ def _changes(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table]) 
             "Change of Avg. The paper's data sets are others, so sizes may differ; its finding holds here where "
             "both marks lie on the same side of 0 and the interval does not touch it.",
             figures.draw_effects(changes),
-        )  # fmt: skip
+        )
 
 
 def _landscapes(tables: Mapping[str, pa.Table]) -> Iterator[Entry]:
@@ -239,7 +239,7 @@ def _landscapes(tables: Mapping[str, pa.Table]) -> Iterator[Entry]:
                 f"Contours are the losses of the old task (solid) and the new one (dotted) over {name}; each line "
                 "is the way of one optimizer, first seed. Play, or drag the slider.",
                 figures.animate_trajectories(surface, runs, objective=objective),
-            )  # fmt: skip
+            )
             yield Entry(
                 f"{title}: one loss against the other",
                 "What a run gives up of the old task for what it gains on the new one; down and left is better.",

@@ -127,10 +127,19 @@ def render_searches(rows: Sequence[SearchRow]) -> str:
         note = "all failed" if row.lr is None else f"{row.edge} lr tried: widen the range" if row.edge else ""
         tried = " (".join([str(row.tries), *([f"{row.failed})"] if row.failed else [])])
         held_out = f"{_percent(row.accuracy)} ({_percent(row.lower)}, {_percent(row.higher)})"
-        values.append([
-            *map(row.config.get, _NAMED), tried, f"{row.spent:,} of {row.budget:,}", _general(row.lr), _general(row.eps), held_out,
-            _percent(row.best), row.level, note,
-        ])  # fmt: skip
+        values.append(
+            [
+                *map(row.config.get, _NAMED),
+                tried,
+                f"{row.spent:,} of {row.budget:,}",
+                _general(row.lr),
+                _general(row.eps),
+                held_out,
+                _percent(row.best),
+                row.level,
+                note,
+            ]
+        )
     return f"{markdown_grid(Table.of(words(*heads), values), padded=True)}\n\n{SEARCH_LEGEND}\n"
 
 

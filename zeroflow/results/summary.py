@@ -192,21 +192,39 @@ def summary_table(rows: Sequence[Row]) -> Table:
     shown = list(rows[0].shown) if rows else list(_ALWAYS_SHOWN)
     columns = (
         *(Column({"queries": "q"}.get(key, key), left=is_text(key)) for key in shown),
-        Column("n"), Column("Avg"), Column("Last"), Column("Fgt"), Column("gain", "+.2f"),
-        Column("values", ",.0f"), Column("forwards", ",.0f"), Column("MiB", ",.1f"), Column("seconds", ",.1f"),
-    )  # fmt: skip
+        Column("n"),
+        Column("Avg"),
+        Column("Last"),
+        Column("Fgt"),
+        Column("gain", "+.2f"),
+        Column("values", ",.0f"),
+        Column("forwards", ",.0f"),
+        Column("MiB", ",.1f"),
+        Column("seconds", ",.1f"),
+    )
     return Table.of(
         columns,
         [
             (
-                *(Cell(text, row.config[key]) for key, text in row.shown.items()), row.seeds, row.avg, row.last, row.fgt,
-                row.vs_simplecil, row.trainable_parameters, row.forward_passes, row.peak_memory, row.seconds,
+                *(Cell(text, row.config[key]) for key, text in row.shown.items()),
+                row.seeds,
+                row.avg,
+                row.last,
+                row.fgt,
+                row.vs_simplecil,
+                row.trainable_parameters,
+                row.forward_passes,
+                row.peak_memory,
+                row.seconds,
             )
             for row in rows
         ],
-        name="summary", title="All settings, averaged over seeds", above=shared(rows), notes=LEGEND,
+        name="summary",
+        title="All settings, averaged over seeds",
+        above=shared(rows),
+        notes=LEGEND,
         marks=[Mark(row.filters, same_problem(row.config), row.is_baseline, row.cells) for row in rows],
-    )  # fmt: skip
+    )
 
 
 def render_text(rows: Sequence[Row]) -> str:

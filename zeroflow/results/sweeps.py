@@ -57,9 +57,15 @@ class SweepRecord:
         now = datetime.now(UTC)
         self._file = f"sweeps/{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
         self._fixed = {
-            "grid": name, "cells": len(cells), "commit": commit, "cpus": os.cpu_count(), "machine": platform.machine(),
-            "host": socket.gethostname(), "pid": os.getpid(), "started_at": now.isoformat(timespec="seconds"),
-        }  # fmt: skip
+            "grid": name,
+            "cells": len(cells),
+            "commit": commit,
+            "cpus": os.cpu_count(),
+            "machine": platform.machine(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started_at": now.isoformat(timespec="seconds"),
+        }
         try:
             self._open(cells, placement)
         except OSError as error:
@@ -78,9 +84,10 @@ class SweepRecord:
             progress: plain JSON values.
         """
         times = {
-            "state": state, "seconds": round(time.monotonic() - self._began, 1),
+            "state": state,
+            "seconds": round(time.monotonic() - self._began, 1),
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }  # fmt: skip
+        }
         self.store.put_file(f"{self._file}.json", (json.dumps({**self._fixed, **times, **progress}) + "\n").encode())
 
     def end(self, state: str, progress: Mapping[str, Any]) -> None:

@@ -42,10 +42,16 @@ def make_tables(tables: Mapping[str, pa.Table], measured: Mapping[str, Any] | No
     trials = tables["trials"]
     rows = summary(trials)
     found = [
-        summary_table(rows), *_across(rows), _option(rows, "table3", "history"), _option(rows, "table4", "sparsity"),
-        _paper(trials), _effects(trials), *([_efficiency(measured)] if measured else []),
-        *([_searches(tables["searches"])] if "searches" in tables else []), _cells(trials),
-    ]  # fmt: skip
+        summary_table(rows),
+        *_across(rows),
+        _option(rows, "table3", "history"),
+        _option(rows, "table4", "sparsity"),
+        _paper(trials),
+        _effects(trials),
+        *([_efficiency(measured)] if measured else []),
+        *([_searches(tables["searches"])] if "searches" in tables else []),
+        _cells(trials),
+    ]
     return [_ranked(table) for table in found if table.lines]
 
 
@@ -71,10 +77,12 @@ def _across(rows: Sequence[Row]) -> list[Table]:
                 )
                 for label, own in lines.items()
             ],
-            name="table1", title="Data sets side by side (Table 1)", notes=LEGEND[:1],
+            name="table1",
+            title="Data sets side by side (Table 1)",
+            notes=LEGEND[:1],
             marks=[Mark({**first.filters, "dataset": "all"}, baseline=first.is_baseline) for first in firsts],
         )
-    ]  # fmt: skip
+    ]
 
 
 def _option(rows: Sequence[Row], name: str, option: str) -> Table:
@@ -86,21 +94,31 @@ def _option(rows: Sequence[Row], name: str, option: str) -> Table:
         for share, row in zip(line.x, line.rows, strict=True)
     ]
     columns: list[Column | str] = [
-        *words("setting"), Column(option, ".0%"), "n", *_HEADS, *(Column(f"paper {head}", ",.2f") for head in _HEADS),
-    ]  # fmt: skip
+        *words("setting"),
+        Column(option, ".0%"),
+        "n",
+        *_HEADS,
+        *(Column(f"paper {head}", ",.2f") for head in _HEADS),
+    ]
     return Table.of(
         columns,
         [
             (
-                label, share, row.seeds, row.avg, row.last, row.fgt,
+                label,
+                share,
+                row.seeds,
+                row.avg,
+                row.last,
+                row.fgt,
                 *(paper.get(share, {}).get(metric) for metric in published.METRICS),
             )
             for label, share, row in found
         ],
-        name=name, title=f"{option.capitalize()} (Table {name[-1]})",
+        name=name,
+        title=f"{option.capitalize()} (Table {name[-1]})",
         notes=[LEGEND[0], "paper: EASE with ZO-SGD on ImageNet-A."],
         marks=[Mark(row.filters, (label, same_problem(row.config))) for label, _, row in found],
-    )  # fmt: skip
+    )
 
 
 def _paper(trials: pa.Table) -> Table:
@@ -134,10 +152,11 @@ def _paper(trials: pa.Table) -> Table:
             )
             for each in found
         ],
-        name="paper", title="Ours beside the paper's numbers",
+        name="paper",
+        title="Ours beside the paper's numbers",
         notes=["difference: ours minus the paper's, percentage points."],
         marks=[Mark(_filters(each.config)) for each in found],
-    )  # fmt: skip
+    )
 
 
 def _effects(trials: pa.Table) -> Table:
@@ -154,24 +173,34 @@ def _effects(trials: pa.Table) -> Table:
         measured.sort(key=lambda effect: published.METRICS.index(effect.metric))
         found += [(dataset, effect) for effect in measured]
     columns: list[Column | str] = [
-        *words("dataset", "change", "metric"), Column("paper", "+.2f"), Column("ours", "+.2f"), "n", *words("same sign"),
-    ]  # fmt: skip
+        *words("dataset", "change", "metric"),
+        Column("paper", "+.2f"),
+        Column("ours", "+.2f"),
+        "n",
+        *words("same sign"),
+    ]
     return Table.of(
         columns,
         [
             (
-                dataset, effect.name, Cell(effect.metric.capitalize(), effect.metric), effect.paper, effect.ours,
-                effect.ours.n if effect.ours else None, effect.verdict,
+                dataset,
+                effect.name,
+                Cell(effect.metric.capitalize(), effect.metric),
+                effect.paper,
+                effect.ours,
+                effect.ours.n if effect.ours else None,
+                effect.verdict,
             )
             for dataset, effect in found
         ],
-        name="effects", title="What one change does, ours beside the paper's",
+        name="effects",
+        title="What one change does, ours beside the paper's",
         notes=[
             "Percentage points; ours: mean over seeds, paired, ± half width of the 95 % t-interval. same sign: n.s. where that "
             "interval holds 0."
         ],
         marks=[Mark({"dataset": dataset, **effect.filters}) for dataset, effect in found],
-    )  # fmt: skip
+    )
 
 
 def _efficiency(measured: Mapping[str, Any]) -> Table:
@@ -186,21 +215,40 @@ def _efficiency(measured: Mapping[str, Any]) -> Table:
 def _searches(table: pa.Table) -> Table:
     found = search_rows(table.to_pylist())
     columns: list[Column | str] = [
-        *words("dataset", "method", "optimizer"), "q", "tries", "failed", Column("spent", ","), Column("budget", ","),
-        Column("lr", "g"), Column("eps", "g"), Column("held-out", ",.2f"), "level", *words("note"),
-    ]  # fmt: skip
+        *words("dataset", "method", "optimizer"),
+        "q",
+        "tries",
+        "failed",
+        Column("spent", ","),
+        Column("budget", ","),
+        Column("lr", "g"),
+        Column("eps", "g"),
+        Column("held-out", ",.2f"),
+        "level",
+        *words("note"),
+    ]
     return Table.of(
         columns,
         [
             (
-                *(row.config.get(key) for key in FILTERS), row.tries, row.failed, row.spent, row.budget, row.lr, row.eps,
-                row.accuracy, row.level, Cell(f"{row.edge} lr tried" if row.edge else "", row.edge),
+                *(row.config.get(key) for key in FILTERS),
+                row.tries,
+                row.failed,
+                row.spent,
+                row.budget,
+                row.lr,
+                row.eps,
+                row.accuracy,
+                row.level,
+                Cell(f"{row.edge} lr tried" if row.edge else "", row.edge),
             )
             for row in found
         ],
-        name="searches", title="How learning rates were chosen", notes=[SEARCH_LEGEND],
+        name="searches",
+        title="How learning rates were chosen",
+        notes=[SEARCH_LEGEND],
         marks=[Mark(_filters(row.config)) for row in found],
-    )  # fmt: skip
+    )
 
 
 _CELL_KEYS = (
@@ -219,21 +267,30 @@ def _cells(trials: pa.Table) -> Table:
     keys = [key for key in _CELL_KEYS if key in _ALWAYS or len({own[key] for own in texts} - {"-"}) > 1]
     columns: list[Column | str] = [
         *(Column({"queries": "q"}.get(key, key), left=is_text(key)) for key in keys),
-        *(Column(metric, ",.2f") for metric in published.METRICS), Column("forwards", ",.0f"), Column("MiB", ",.1f"),
-        Column("seconds", ",.1f"), *words("cell_id"),
-    ]  # fmt: skip
+        *(Column(metric, ",.2f") for metric in published.METRICS),
+        Column("forwards", ",.0f"),
+        Column("MiB", ",.1f"),
+        Column("seconds", ",.1f"),
+        *words("cell_id"),
+    ]
     return Table.of(
         columns,
         [
             (
-                *(Cell(own[key], row[key]) for key in keys), *(row[metric] for metric in published.METRICS),
-                row["forward_passes"], _step_memory(row), row["seconds"], row["cell_id"],
+                *(Cell(own[key], row[key]) for key in keys),
+                *(row[metric] for metric in published.METRICS),
+                row["forward_passes"],
+                _step_memory(row),
+                row["seconds"],
+                row["cell_id"],
             )
             for row, own in zip(order, texts, strict=True)
         ],
-        name="cells", title="The whole grid", notes=["A line per finished cell."],
+        name="cells",
+        title="The whole grid",
+        notes=["A line per finished cell."],
         marks=[Mark(_filters(row), baseline=is_baseline(row)) for row in order],
-    )  # fmt: skip
+    )
 
 
 def _step_memory(trial: Mapping[str, Any]) -> float | None:

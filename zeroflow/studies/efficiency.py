@@ -175,11 +175,17 @@ def measure(
         torch.set_num_threads(threads)
     facts = provenance(device, asdict(setting))
     return {
-        **asdict(setting), **facts, "finished_at": facts["finished_at"].isoformat(timespec="seconds"),
-        "image_size": bench.backbone.image_size, "model_bytes": bench.model_bytes, "forward_memory_bytes": plain,
-        "forward_seconds": forward, "first_task_images": FIRST_TASK, "assumptions": list(ASSUMPTIONS),
+        **asdict(setting),
+        **facts,
+        "finished_at": facts["finished_at"].isoformat(timespec="seconds"),
+        "image_size": bench.backbone.image_size,
+        "model_bytes": bench.model_bytes,
+        "forward_memory_bytes": plain,
+        "forward_seconds": forward,
+        "first_task_images": FIRST_TASK,
+        "assumptions": list(ASSUMPTIONS),
         "rows": [row.row(setting.batch_size) for row in rows],
-    }  # fmt: skip
+    }
 
 
 class _Bench:
@@ -208,9 +214,13 @@ class _Bench:
             options["momentum"] = 0.9
         named = list(method.trainable().items())
         return TaskTrainer(
-            method, create_optimizer(name, named, lr=_LR, queries=queries, **options), epochs=1, schedule="constant",
-            device=self.device, dtype=torch.float32,
-        )  # fmt: skip
+            method,
+            create_optimizer(name, named, lr=_LR, queries=queries, **options),
+            epochs=1,
+            schedule="constant",
+            device=self.device,
+            dtype=torch.float32,
+        )
 
     def step(self, trainer: TaskTrainer) -> float | None:
         """One step, and its seconds; the trainer's second one measures memory instead."""

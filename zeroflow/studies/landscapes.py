@@ -62,9 +62,13 @@ class Run:
     def columns(self) -> dict[str, Any]:
         options = json.dumps(dict(self.options), sort_keys=True)
         return {
-            "optimizer": self.optimizer, "optimizer_options": options, "lr": self.lr, "eps": self.eps,
-            "queries": self.queries, "seed": self.seed,
-        }  # fmt: skip
+            "optimizer": self.optimizer,
+            "optimizer_options": options,
+            "lr": self.lr,
+            "eps": self.eps,
+            "queries": self.queries,
+            "seed": self.seed,
+        }
 
 
 @dataclass(frozen=True)
@@ -288,9 +292,15 @@ class Adapter(Landscape):
         config, samples = self.config, joined([self.tasks[task] for task in tasks])
         assert config.epochs and config.batch_size and config.schedule
         trainer = TaskTrainer(
-            self.method, run.build(list(self.parameters.items()), *tasks), config.epochs * times, config.schedule,
-            self.device, self.dtype, probe=_Watched(look), loader_threads=self.loaders,
-        )  # fmt: skip
+            self.method,
+            run.build(list(self.parameters.items()), *tasks),
+            config.epochs * times,
+            config.schedule,
+            self.device,
+            self.dtype,
+            probe=_Watched(look),
+            loader_threads=self.loaders,
+        )
 
         def order(epoch: int) -> Any:
             return randomness.batch_order(run.seed, tasks[-1], epoch, len(samples))

@@ -102,9 +102,14 @@ def study(landscape: Landscape, runs: Sequence[Run], on_progress: Progress = sil
         surface += [landscape.at(float(x), float(y)) for x in columns]
     device = landscape.device if isinstance(landscape, Adapter) else torch.device("cpu")
     return Study(
-        landscape.name, hashlib.sha256(config.encode()).hexdigest()[:16], looks, surface, marks, config,
+        landscape.name,
+        hashlib.sha256(config.encode()).hexdigest()[:16],
+        looks,
+        surface,
+        marks,
+        config,
         provenance(device, {"threads": torch.get_num_threads()}),
-    )  # fmt: skip
+    )
 
 
 def adapter_study(cells: Sequence[TrialConfig], place: Placement, on_progress: Progress = silent) -> Study:

@@ -159,10 +159,13 @@ def _tuner(coordinator: Any, queue: CellQueue, progress: Progress, context: Swee
         trainable(coordinator),
         tune_config=tune.TuneConfig(search_alg=queue, num_samples=-1, reuse_actors=True),
         run_config=tune.RunConfig(
-            name="sweep", storage_path=context.scratch, verbose=0, callbacks=[ProgressCallback(progress)],
+            name="sweep",
+            storage_path=context.scratch,
+            verbose=0,
+            callbacks=[ProgressCallback(progress)],
             failure_config=tune.FailureConfig(max_failures=context.retries),
         ),
-    )  # fmt: skip
+    )
 
 
 @contextmanager

@@ -133,15 +133,22 @@ class Progress:
         """Numbers of this moment, plain JSON."""
         running = list(self.queue.running.items())
         return {
-            "done": self.done, "failed": self.failed, "waiting": len(self.queue.waiting),
-            "elsewhere": len(self.queue.claimed_elsewhere), "finished_elsewhere": self.queue.finished_elsewhere,
+            "done": self.done,
+            "failed": self.failed,
+            "waiting": len(self.queue.waiting),
+            "elsewhere": len(self.queue.claimed_elsewhere),
+            "finished_elsewhere": self.queue.finished_elsewhere,
             "left_seconds": self.remaining(),
             "running": [
-                {"cell_id": job.config.cell_id, "label": self.name(job.config), "since": self._since.get(trial),
-                 "workers": job.placement.workers_per_trial}
+                {
+                    "cell_id": job.config.cell_id,
+                    "label": self.name(job.config),
+                    "since": self._since.get(trial),
+                    "workers": job.placement.workers_per_trial,
+                }
                 for trial, job in running
             ],
-        }  # fmt: skip
+        }
 
     def remaining(self) -> float | None:
         """Foreseen seconds until the end; None before the first cell is finished."""

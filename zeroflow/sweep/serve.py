@@ -65,10 +65,11 @@ class FeatureServer:
             served.backbone, checkpoint=served.checkpoint, image_size=served.image_size
         ).eval()
         self.facts = {
-            "backbone": served.backbone, "checkpoint": weights_of(served.backbone, served.checkpoint),
+            "backbone": served.backbone,
+            "checkpoint": weights_of(served.backbone, served.checkpoint),
             "image_size": self.backbone.image_size,
             "width": self.backbone.width,
-        }  # fmt: skip
+        }
 
     async def __call__(self, request: Any) -> Any:
         from starlette.responses import JSONResponse, Response
@@ -130,9 +131,15 @@ def start(served: Served) -> str:
         logging_config={"log_level": "ERROR", "enable_access_log": False},
     )
     deployment = serve.deployment(
-        FeatureServer, name="backbone", num_replicas=1, max_ongoing_requests=1, max_queued_requests=served.queue,
-        ray_actor_options={"num_cpus": 0}, health_check_period_s=1, health_check_timeout_s=600,
-    )  # fmt: skip
+        FeatureServer,
+        name="backbone",
+        num_replicas=1,
+        max_ongoing_requests=1,
+        max_queued_requests=served.queue,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=1,
+        health_check_timeout_s=600,
+    )
     serve.run(deployment.bind(served), name="zeroflow", route_prefix="/")
     return f"http://{served.host}:{served.port}/"
 

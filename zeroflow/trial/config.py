@@ -157,9 +157,18 @@ class TrialConfig:
     def label(self) -> str:
         """A short name for progress lines, which mostly tells the cells of a grid apart."""
         values = {
-            "classifier": self.classifier, **self.classifier_options, "q": self.queries, "lr": self.lr and f"{self.lr:.3g}", "epochs": self.epochs, "exact": self.hybrid_epochs,
-            **self.optimizer_options, "access": self.access, "loss": self.loss, **self._unusual_preprocessing(), "seed": str(self.seed),
-        }  # fmt: skip
+            "classifier": self.classifier,
+            **self.classifier_options,
+            "q": self.queries,
+            "lr": self.lr and f"{self.lr:.3g}",
+            "epochs": self.epochs,
+            "exact": self.hybrid_epochs,
+            **self.optimizer_options,
+            "access": self.access,
+            "loss": self.loss,
+            **self._unusual_preprocessing(),
+            "seed": str(self.seed),
+        }
         named = [self.dataset, self.method, *([self.optimizer] if self.optimizer else [])]
         return " ".join([*named, *(f"{key}={value}" for key, value in values.items() if value)])
 

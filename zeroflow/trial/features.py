@@ -171,9 +171,13 @@ class FrozenFeatures:
         them: the features of two made images stand for that code, as no image of another class may be looked at.
         """
         found: dict[str, Any] = {
-            "version": VERSION, "train": _identity_of_part(self.dataset.train), "test": _identity_of_part(self.dataset.test),
-            "size": view.size, "dtype": str(self.dtype), **self.names,
-        }  # fmt: skip
+            "version": VERSION,
+            "train": _identity_of_part(self.dataset.train),
+            "test": _identity_of_part(self.dataset.test),
+            "size": view.size,
+            "dtype": str(self.dtype),
+            **self.names,
+        }
         if isinstance(self.backbone, BlackBox):
             facts = self.backbone.facts or {}
             said = {key: facts.get(key) for key in ("backbone", "checkpoint", "image_size", "width")}
@@ -183,11 +187,16 @@ class FrozenFeatures:
         shape = (2, *view.transform.test(view.samples.images(rows[:1]), view.size).shape[1:])
         made = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         return {
-            **found, "weights": fingerprint(self.backbone), "class": type(self.backbone).__qualname__,
-            "batch": self.batch_size, "device": [self.device.type, platform.machine(), device],
-            "threads": torch.get_num_threads(), "torch": torch.__version__, "timm": version("timm"),
+            **found,
+            "weights": fingerprint(self.backbone),
+            "class": type(self.backbone).__qualname__,
+            "batch": self.batch_size,
+            "device": [self.device.type, platform.machine(), device],
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "timm": version("timm"),
             "features": hashlib.sha256(tensor_bytes(self.backbone(made.to(self.device, self.dtype)))).hexdigest(),
-        }  # fmt: skip
+        }
 
 
 def _identity_of_part(samples: Samples) -> str:

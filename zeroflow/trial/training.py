@@ -176,8 +176,13 @@ class TaskTrainer:
         if self.checkpoints:
             parameters = {name: parameter.detach() for name, parameter in self.method.trainable().items()}
             state = {
-                "task": task, "epoch": epoch, "parameters": parameters, "optimizer": self.optimizer.state_dict(),
-                "schedule": cosine.state_dict(), "steps": as_rows(self.steps),
-                "peak_bytes": self.peak_bytes, "probes": as_rows(self.probe.seen) if self.probe else [],
-            }  # fmt: skip
+                "task": task,
+                "epoch": epoch,
+                "parameters": parameters,
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": cosine.state_dict(),
+                "steps": as_rows(self.steps),
+                "peak_bytes": self.peak_bytes,
+                "probes": as_rows(self.probe.seen) if self.probe else [],
+            }
             self.checkpoints.save("epoch", state)

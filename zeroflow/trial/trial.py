@@ -167,9 +167,13 @@ class Trial:
         """Open the backbone and the data set, cut the stream into tasks, and make the method."""
         config, placement = self.config, self.placement
         self.backbone: Backbone = open_backbone(
-            config.access, config.backbone, placement.endpoint, placement.endpoint_timeout,
-            checkpoint=config.checkpoint, image_size=config.image_size,
-        )  # fmt: skip
+            config.access,
+            config.backbone,
+            placement.endpoint,
+            placement.endpoint_timeout,
+            checkpoint=config.checkpoint,
+            image_size=config.image_size,
+        )
         self.black_box = self.backbone if isinstance(self.backbone, BlackBox) else None
         if self.black_box:
             self.executor.together = self.black_box.together
@@ -270,9 +274,15 @@ class Trial:
             "preprocessing": config.preprocessing,
         }
         return FrozenFeatures(
-            self.backbone, dataset, self.device, self.dtype, placement.evaluation_batch,
-            cache_bytes=placement.cache_bytes, results=placement.results, names=names,
-        )  # fmt: skip
+            self.backbone,
+            dataset,
+            self.device,
+            self.dtype,
+            placement.evaluation_batch,
+            cache_bytes=placement.cache_bytes,
+            results=placement.results,
+            names=names,
+        )
 
     def _initial_values(self, task: Task) -> torch.Generator:
         return randomness.generator(self.config.seed, randomness.INITIAL_VALUES, task.index)
@@ -299,9 +309,15 @@ class Trial:
             options["hybrid"] = config.hybrid_epochs * math.ceil(len(batches.samples) / batches.batch_size)
         seed = randomness.key(config.seed, randomness.OPTIMIZER, batches.task)
         return create_optimizer(
-            config.optimizer, list(trainable.items()), lr=config.lr, queries=config.queries, eps=config.eps, seed=seed,
-            executor=executor, **options,
-        )  # fmt: skip
+            config.optimizer,
+            list(trainable.items()),
+            lr=config.lr,
+            queries=config.queries,
+            eps=config.eps,
+            seed=seed,
+            executor=executor,
+            **options,
+        )
 
     def _trainer(self, task: Task, optimizer: ThreeStepOptimizer, journal: Journal | None) -> TaskTrainer:
         config, tasks = self.config, self.scenario.tasks
@@ -311,10 +327,18 @@ class Trial:
             self._report(f"task {task.index + 1} of {len(tasks)}, epoch {epoch + 1}", task.index, epoch)
 
         return TaskTrainer(
-            self.method, optimizer, config.epochs, config.schedule, self.device, self.dtype,
-            checkpoints=self.checkpoints, journal=journal, loader_threads=self.placement.loaders(), on_epoch=report,
+            self.method,
+            optimizer,
+            config.epochs,
+            config.schedule,
+            self.device,
+            self.dtype,
+            checkpoints=self.checkpoints,
+            journal=journal,
+            loader_threads=self.placement.loaders(),
+            on_epoch=report,
             probe=FunctionValues.of(config, self.method, tasks[: task.index + 1], self.images),
-        )  # fmt: skip
+        )
 
     def _peak_of_forward_pass(self, task: Task) -> int:
         """The peak of memory where nothing is trained: of a forward pass over as many images as a mini-batch may have."""

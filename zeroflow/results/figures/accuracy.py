@@ -26,7 +26,7 @@ from zeroflow.results.figures.style import (
     number,
     numbers,
     room,
-)  # fmt: skip
+)
 from zeroflow.results.summary import Row
 from zeroflow.trial.metrics import Matrix
 
@@ -89,14 +89,30 @@ def add_curve(
         low = [point.mean - (point.half_width or 0.0) for point in y]
         high = [point.mean + (point.half_width or 0.0) for point in y]
         found.add_scatter(
-            x=[*x, *reversed(x)], y=numbers([*high, *reversed(low)]), fill="toself", fillcolor=look.color, opacity=0.15,
-            mode="lines", line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name, meta=carried,
-        )  # fmt: skip
+            x=[*x, *reversed(x)],
+            y=numbers([*high, *reversed(low)]),
+            fill="toself",
+            fillcolor=look.color,
+            opacity=0.15,
+            mode="lines",
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=name,
+            meta=carried,
+        )
     found.add_scatter(
-        x=list(x), y=numbers([point.mean for point in y]), name=name, legendgroup=name, mode="lines+markers",
-        line=look.line, marker=look.point(), text=[str(point) for point in y],
-        hovertemplate=f"%{{x}} {unit}: %{{text}} %", meta=carried,
-    )  # fmt: skip
+        x=list(x),
+        y=numbers([point.mean for point in y]),
+        name=name,
+        legendgroup=name,
+        mode="lines+markers",
+        line=look.line,
+        marker=look.point(),
+        text=[str(point) for point in y],
+        hovertemplate=f"%{{x}} {unit}: %{{text}} %",
+        meta=carried,
+    )
 
 
 @dataclass(frozen=True)
@@ -138,16 +154,29 @@ def draw_task_accuracy(matrices: Sequence[TaskAccuracy], title: str = "Accuracy 
         size = len(each.matrix)
         tasks = [str(task + 1) for task in range(size)]
         found.add_heatmap(
-            x=tasks, y=tasks, z=[numbers(list(line)) for line in each.matrix], name=escape(each.row.label),
-            texttemplate="%{z:.0f}", visible=group == 0, colorscale=SEQUENTIAL, zmin=0, zmax=100,
-            colorbar={"title": {"text": "accuracy (%)", "side": "right"}, "thickness": 14}, hoverongaps=False,
-            hovertemplate="stage %{y}, task %{x}: %{z:.2f} %<extra></extra>", meta=meta(each.row, group),
-        )  # fmt: skip
+            x=tasks,
+            y=tasks,
+            z=[numbers(list(line)) for line in each.matrix],
+            name=escape(each.row.label),
+            texttemplate="%{z:.0f}",
+            visible=group == 0,
+            colorscale=SEQUENTIAL,
+            zmin=0,
+            zmax=100,
+            colorbar={"title": {"text": "accuracy (%)", "side": "right"}, "thickness": 14},
+            hoverongaps=False,
+            hovertemplate="stage %{y}, task %{x}: %{z:.2f} %<extra></extra>",
+            meta=meta(each.row, group),
+        )
     found.update_xaxes(title="task (number)", type="category", showgrid=False, constrain="domain")
     found.update_yaxes(
-        title="after stage (number)", type="category", autorange="reversed", showgrid=False, scaleanchor="x",
+        title="after stage (number)",
+        type="category",
+        autorange="reversed",
+        showgrid=False,
+        scaleanchor="x",
         constrain="domain",
-    )  # fmt: skip
+    )
     return found
 
 
@@ -199,11 +228,18 @@ def _draw_dots(
             if point is None:
                 continue
             found.add_scatter(
-                x=[number(point.mean)], y=[escape(row.label)], mode="markers", marker=look.point(9), showlegend=False,
+                x=[number(point.mean)],
+                y=[escape(row.label)],
+                mode="markers",
+                marker=look.point(9),
+                showlegend=False,
                 error_x={"array": half_widths([point]), "color": look.color, "thickness": 1.5},
-                text=[str(point)], hovertemplate=f"%{{y}}: %{{text}} {unit}<extra></extra>",
-                meta=meta(row, group), row=1, col=column,
-            )  # fmt: skip
+                text=[str(point)],
+                hovertemplate=f"%{{y}}: %{{text}} {unit}<extra></extra>",
+                meta=meta(row, group),
+                row=1,
+                col=column,
+            )
             if row.is_baseline:
                 found.add_vline(
                     x=point.mean, row=1, col=column, line={"color": BLACK, "dash": "dot", "width": 1}, layer="below"

@@ -24,7 +24,7 @@ from zeroflow.results.figures.style import (
     number,
     numbers,
     room,
-)  # fmt: skip
+)
 from zeroflow.results.summary import Row
 
 _MOST = 24  # settings in a figure
@@ -74,11 +74,17 @@ def draw_against_queries(
         own = look(group, line.rows[0].config["optimizer"])
         estimates = [row.avg for row in line.rows]
         found.add_scatter(
-            x=list(line.x), y=numbers([each.mean for each in estimates if each]), name=escape(line.label),
-            mode="lines+markers", line=own.line, marker=own.point(), text=[str(each) for each in estimates],
+            x=list(line.x),
+            y=numbers([each.mean for each in estimates if each]),
+            name=escape(line.label),
+            mode="lines+markers",
+            line=own.line,
+            marker=own.point(),
+            text=[str(each) for each in estimates],
             error_y={"array": half_widths(estimates), "color": own.color, "thickness": 1.5},
-            hovertemplate="%{x} queries: %{text} %", meta={"points": [keys(row) for row in line.rows], "group": group},
-        )  # fmt: skip
+            hovertemplate="%{x} queries: %{text} %",
+            meta={"points": [keys(row) for row in line.rows], "group": group},
+        )
     ticks = sorted({x for line in lines for x in line.x})
     _across(found, baseline, ticks)
     found.update_xaxes(
@@ -98,11 +104,15 @@ def _across(found: go.Figure, baseline: Row | None, x: Sequence[float], number_:
         return
     own = look(number_ or 0, None)
     found.add_scatter(
-        x=[min(x), max(x)], y=[number(baseline.avg.mean)] * 2, name=escape(_named(baseline)[0]),
-        mode="lines" if number_ is None else "lines+markers", marker=own.point(7),
-        line={"color": BLACK, "dash": "dot" if number_ is None else own.dash, "width": 1.5}, hovertemplate=f"{baseline.avg} %",
+        x=[min(x), max(x)],
+        y=[number(baseline.avg.mean)] * 2,
+        name=escape(_named(baseline)[0]),
+        mode="lines" if number_ is None else "lines+markers",
+        marker=own.point(7),
+        line={"color": BLACK, "dash": "dot" if number_ is None else own.dash, "width": 1.5},
+        hovertemplate=f"{baseline.avg} %",
         meta=meta(baseline, -1 - (number_ or 0)),
-    )  # fmt: skip
+    )
 
 
 WORK = {
@@ -133,17 +143,21 @@ def draw_accuracy_against_forwards(
         line.sort(key=lambda item: item[1])
         own, estimates = look(group, optimizer), [row.avg for row, _ in line]
         found.add_scatter(
-            x=numbers([passes for _, passes in line]), y=numbers([each.mean for each in estimates if each]),
-            name=escape(names[group]), mode="lines+markers" if len(line) > 1 else "markers",
-            line={**own.line, "width": 1}, marker=own.point(10),
+            x=numbers([passes for _, passes in line]),
+            y=numbers([each.mean for each in estimates if each]),
+            name=escape(names[group]),
+            mode="lines+markers" if len(line) > 1 else "markers",
+            line={**own.line, "width": 1},
+            marker=own.point(10),
             error_y={"array": half_widths(estimates), "color": own.color, "thickness": 1.5},
             text=[f"{escape(row.label)}: {row.avg} %" for row, _ in line],
             hovertemplate="%{x:,.0f} forward passes<br>%{text}<extra></extra>",
             meta={
-                "points": [keys(row) for row, _ in line], "group": group,
+                "points": [keys(row) for row, _ in line],
+                "group": group,
                 "rank": max(number(each.mean) or 0.0 for each in estimates if each),
             },
-        )  # fmt: skip
+        )
     x = [passes for _, passes in spent if passes]
     for i, row in enumerate(free):
         _across(found, row, x or [1.0, 10.0], i if len(free) > 1 else None)
@@ -163,11 +177,22 @@ def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
     for column, (unit, quantity, color, pattern) in enumerate(quantities, start=1):
         for group, row in enumerate(rows):
             found.add_bar(
-                x=[number(getattr(row, quantity))], y=[escape(row.label)], orientation="h", showlegend=False, row=1, col=column,
-                marker={"color": color, "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "solidity": 0.2}},
-                texttemplate="%{x:,.1f}", textposition="outside", cliponaxis=False, hovertemplate="%{y}: %{x:,.1f}<extra></extra>",
+                x=[number(getattr(row, quantity))],
+                y=[escape(row.label)],
+                orientation="h",
+                showlegend=False,
+                row=1,
+                col=column,
+                marker={
+                    "color": color,
+                    "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "solidity": 0.2},
+                },
+                texttemplate="%{x:,.1f}",
+                textposition="outside",
+                cliponaxis=False,
+                hovertemplate="%{y}: %{x:,.1f}<extra></extra>",
                 meta=meta(row, group),
-            )  # fmt: skip
+            )
         found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
     found.update_yaxes(autorange="reversed", type="category")
     found.update_layout(barmode="overlay", bargap=0.25)
@@ -218,20 +243,32 @@ def draw_trade_off(points: Sequence[TradeOff], title: str = "Accuracy against me
     found = figure(title, names=["Pareto front", *(point.row.label for point in points)][: _MOST + 1], limit=_MOST)
     front = sorted((point for point in points if point.on_front), key=lambda point: (point.memory, point.avg))
     found.add_scatter(
-        x=numbers([point.memory for point in front]), y=numbers([point.avg for point in front]), mode="lines",
-        line={"color": "#888", "shape": "hv", "width": 1.5, "dash": "dot"}, name="Pareto front", hoverinfo="skip",
+        x=numbers([point.memory for point in front]),
+        y=numbers([point.avg for point in front]),
+        mode="lines",
+        line={"color": "#888", "shape": "hv", "width": 1.5, "dash": "dot"},
+        name="Pareto front",
+        hoverinfo="skip",
         # All of them, for a page whose filters leave others to compare.
-        meta={"front": [[number(p.memory), number(p.avg), keys(p.row)] for p in points], "points": [keys(p.row) for p in front], "group": -2},
-    )  # fmt: skip
+        meta={
+            "front": [[number(p.memory), number(p.avg), keys(p.row)] for p in points],
+            "points": [keys(p.row) for p in front],
+            "group": -2,
+        },
+    )
     for point in points:
         assert point.row.avg is not None
         own = look(point.number, point.row.config["optimizer"])
         found.add_scatter(
-            x=[number(point.memory)], y=[number(point.avg)], name=escape(point.row.label), mode="markers",
+            x=[number(point.memory)],
+            y=[number(point.avg)],
+            name=escape(point.row.label),
+            mode="markers",
             marker=own.point(9),
             error_y={"array": half_widths([point.row.avg]), "color": own.color, "thickness": 1.5},
-            hovertemplate=f"%{{x:.1f}} MiB: {point.row.avg} %", meta=meta(point.row, point.number),
-        )  # fmt: skip
+            hovertemplate=f"%{{x:.1f}} MiB: {point.row.avg} %",
+            meta=meta(point.row, point.number),
+        )
     found.update_xaxes(title="peak memory of a training step (MiB)")
     found.update_yaxes(title="Avg (%)")
     return found
@@ -252,15 +289,32 @@ def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs")
     found = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
     panels = [
         ("memory saved: first order's over this (times)", [r.saved for r in rows], [r.saved_here for r in rows]),
-        ("time of a step over first order's (times)", [None if r.time is None else sum(r.time) / 2 for r in rows], [r.time_here for r in rows]),
-    ]  # fmt: skip
+        (
+            "time of a step over first order's (times)",
+            [None if r.time is None else sum(r.time) / 2 for r in rows],
+            [r.time_here for r in rows],
+        ),
+    ]
     for column, (unit, paper, here) in enumerate(panels, start=1):
         for name, values, color, pattern in (("paper", paper, BLUE, "/"), ("here", here, ORANGE, "")):
             found.add_bar(
-                x=numbers(values), y=names, name=name, legendgroup=name, orientation="h", showlegend=column == 1, row=1, col=column,
-                marker={"color": color, "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "solidity": 0.2}},
-                texttemplate="%{x:.2f}", textposition="outside", cliponaxis=False, hovertemplate="%{y}: %{x:.2f}",
-            )  # fmt: skip
+                x=numbers(values),
+                y=names,
+                name=name,
+                legendgroup=name,
+                orientation="h",
+                showlegend=column == 1,
+                row=1,
+                col=column,
+                marker={
+                    "color": color,
+                    "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "solidity": 0.2},
+                },
+                texttemplate="%{x:.2f}",
+                textposition="outside",
+                cliponaxis=False,
+                hovertemplate="%{y}: %{x:.2f}",
+            )
         found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
     found.update_yaxes(autorange="reversed", type="category")
     found.update_layout(barmode="group", bargap=0.25)

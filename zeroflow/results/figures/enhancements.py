@@ -24,7 +24,7 @@ from zeroflow.results.figures.style import (
     look,
     number,
     numbers,
-)  # fmt: skip
+)
 from zeroflow.results.published import Comparison
 from zeroflow.results.summary import Row
 
@@ -74,12 +74,21 @@ def draw_option_curves(lines: Sequence[OptionLine], option: str, title: str = ""
         for column, metric in enumerate(("avg", "last", "fgt"), start=1):
             points: list[Estimate | None] = [getattr(row, metric) for row in line.rows]
             found.add_scatter(
-                x=list(line.x), y=[None if each is None else number(each.mean) for each in points], name=escape(line.label),
-                legendgroup=str(group), showlegend=column == 1, mode="lines+markers", line=own.line, marker=own.point(),
+                x=list(line.x),
+                y=[None if each is None else number(each.mean) for each in points],
+                name=escape(line.label),
+                legendgroup=str(group),
+                showlegend=column == 1,
+                mode="lines+markers",
+                line=own.line,
+                marker=own.point(),
                 error_y={"array": half_widths(points), "color": own.color, "thickness": 1.5},
-                text=[str(each) for each in points], hovertemplate="%{x}: %{text}",
-                meta={"points": [keys(row) for row in line.rows], "group": group}, row=1, col=column,
-            )  # fmt: skip
+                text=[str(each) for each in points],
+                hovertemplate="%{x}: %{text}",
+                meta={"points": [keys(row) for row in line.rows], "group": group},
+                row=1,
+                col=column,
+            )
     for column, unit in enumerate(("Avg (%)", "Last (%)", "Fgt (points)"), start=1):
         found.update_xaxes(title=SHARES[option] if column == 2 else None, row=1, col=column)
         found.update_yaxes(title={"text": unit, "standoff": 4}, row=1, col=column)
@@ -163,8 +172,11 @@ def draw_comparisons(comparisons: Sequence[Comparison], metric: str = "avg", tit
     shown = [found for found in comparisons if metric in found.ours and metric in found.published.values]
     found = _dumbbells(
         title or f"{metric.capitalize()}: ours beside the paper's",
-        [(" ".join(each.published.label), each.published.values[metric], each.ours[metric], _filters(each.config)) for each in shown],
-    )  # fmt: skip
+        [
+            (" ".join(each.published.label), each.published.values[metric], each.ours[metric], _filters(each.config))
+            for each in shown
+        ],
+    )
     found.update_xaxes(title=f"{metric.capitalize()} ({'points' if metric == 'fgt' else '%'})")
     return found
 
@@ -178,7 +190,7 @@ def draw_effects(effects: Sequence[Effect], metric: str = "avg", title: str = ""
     found = _dumbbells(
         title or f"What changes {metric.capitalize()}: ours beside the paper's",
         [(each.name, each.paper, each.ours, dict(each.filters)) for each in shown if each.ours is not None],
-    )  # fmt: skip
+    )
     found.add_vline(x=0, line={"color": "#888", "width": 1})
     found.update_xaxes(title=f"change of {metric.capitalize()} (points)")
     return found
@@ -196,15 +208,24 @@ def _dumbbells(title: str, lines: Sequence[tuple[str, float | None, Estimate, di
     names = [escape(name) for name, *_ in lines]
     points = [carried for *_, carried in lines]
     found.add_scatter(
-        x=numbers([paper for _, paper, _, _ in lines]), y=names, mode="markers", name="paper",
+        x=numbers([paper for _, paper, _, _ in lines]),
+        y=names,
+        mode="markers",
+        name="paper",
         marker={"symbol": "diamond-open", "color": BLUE, "size": 10, "line": {"width": 2}},
-        hovertemplate="%{y}: %{x:.2f}", meta={"points": points, "group": 0},
-    )  # fmt: skip
+        hovertemplate="%{y}: %{x:.2f}",
+        meta={"points": points, "group": 0},
+    )
     found.add_scatter(
-        x=numbers([ours.mean for _, _, ours, _ in lines]), y=names, mode="markers", name="ours",
+        x=numbers([ours.mean for _, _, ours, _ in lines]),
+        y=names,
+        mode="markers",
+        name="ours",
         marker={"symbol": "circle", "color": ORANGE, "size": 9},
         error_x={"array": half_widths([ours for _, _, ours, _ in lines]), "color": ORANGE, "thickness": 1.5},
-        text=[str(ours) for _, _, ours, _ in lines], hovertemplate="%{y}: %{text}", meta={"points": points, "group": 1},
-    )  # fmt: skip
+        text=[str(ours) for _, _, ours, _ in lines],
+        hovertemplate="%{y}: %{text}",
+        meta={"points": points, "group": 1},
+    )
     found.update_yaxes(autorange="reversed", type="category")
     return found

@@ -86,22 +86,42 @@ def draw_parallel_coordinates(rows: Sequence[Row], title: str = "The whole grid"
         # None, the value of a key that does not apply, has no place: the line passes over it.
         places = [(i, height) for i, axis in enumerate(axes) if (height := axis.heights[group]) is not None]
         found.add_scatter(
-            x=[at[i] for i, _ in places], y=[round(height, 4) for _, height in places], mode="lines+markers",
-            line={"color": own.color, "width": 3 if row.is_baseline else 1.5, "dash": "dot" if row.is_baseline else own.dash},
-            marker=own.point(5), opacity=0.8, name=escape(row.label), meta=meta(row, group),
+            x=[at[i] for i, _ in places],
+            y=[round(height, 4) for _, height in places],
+            mode="lines+markers",
+            line={
+                "color": own.color,
+                "width": 3 if row.is_baseline else 1.5,
+                "dash": "dot" if row.is_baseline else own.dash,
+            },
+            marker=own.point(5),
+            opacity=0.8,
+            name=escape(row.label),
+            meta=meta(row, group),
             hovertemplate=f"{escape(row.label)}: Avg {row.avg} %<extra></extra>",
-        )  # fmt: skip
+        )
     for i, axis in enumerate(axes):
         found.add_shape(type="line", x0=at[i], x1=at[i], y0=0, y1=1, line={"color": "#888", "width": 1}, layer="below")
         last = i == len(axes) - 1
         for height, text in axis.ticks:
             found.add_annotation(
-                x=at[i], y=height, text=escape(text), showarrow=False, xanchor="left" if last else "right", xshift=8 if last else -6,
-                font={"size": 11}, bgcolor="rgba(255,255,255,0.8)",
-            )  # fmt: skip
+                x=at[i],
+                y=height,
+                text=escape(text),
+                showarrow=False,
+                xanchor="left" if last else "right",
+                xshift=8 if last else -6,
+                font={"size": 11},
+                bgcolor="rgba(255,255,255,0.8)",
+            )
     found.update_xaxes(
-        tickvals=at, ticktext=[axis.title.replace(" ", "<br>") for axis in axes], showgrid=False, range=[0, at[-1] + 50],
-        showline=False, ticks="", tickangle=0,
-    )  # fmt: skip
+        tickvals=at,
+        ticktext=[axis.title.replace(" ", "<br>") for axis in axes],
+        showgrid=False,
+        range=[0, at[-1] + 50],
+        showline=False,
+        ticks="",
+        tickangle=0,
+    )
     found.update_yaxes(visible=False, range=[-0.05, 1.05])
     return found

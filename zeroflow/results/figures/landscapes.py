@@ -24,7 +24,7 @@ from zeroflow.results.figures.style import (
     meta,
     number,
     numbers,
-)  # fmt: skip
+)
 from zeroflow.results.summary import Row
 from zeroflow.trial.metrics import Matrix
 
@@ -134,8 +134,12 @@ def draw_trajectories(
 
 
 def animate_trajectories(
-    surface: Surface, runs: Sequence[Run], title: str = "The way over both losses, step by step", *, objective: str | None = None
-) -> go.Figure:  # fmt: skip
+    surface: Surface,
+    runs: Sequence[Run],
+    title: str = "The way over both losses, step by step",
+    *,
+    objective: str | None = None,
+) -> go.Figure:
     """The same as an animation with a play button and a slider over the steps; at most 40 frames, the last one is seen first."""
     shown = _of(surface, runs, objective)
     found = _landscape(surface, title, names=[run.label for run in shown], height=600)
@@ -167,13 +171,18 @@ def animate_trajectories(
         updatemenus=[
             {**above, "type": "buttons", "direction": "left", "showactive": False, "pad": {"b": 72}, "buttons": buttons}
         ],
-        sliders=[{
-            **above, "active": max(0, len(chosen) - 1), "len": 1, "pad": {"b": 8},
-            "currentvalue": {"prefix": "step ", "xanchor": "right"},
-            "steps": [{"label": str(step), "method": "animate", "args": [[str(step)], now]} for step in chosen],
-        }],
+        sliders=[
+            {
+                **above,
+                "active": max(0, len(chosen) - 1),
+                "len": 1,
+                "pad": {"b": 8},
+                "currentvalue": {"prefix": "step ", "xanchor": "right"},
+                "steps": [{"label": str(step), "method": "animate", "args": [[str(step)], now]} for step in chosen],
+            }
+        ],
         margin={"t": 140},
-    )  # fmt: skip
+    )
     return found
 
 
@@ -203,10 +212,16 @@ def _of(surface: Surface, runs: Sequence[Run], objective: str | None) -> list[Ru
 def _path(run: Run, own: Look, group: int, x: Sequence[float | None], y: Sequence[float | None]) -> dict[str, object]:
     queries = "none" if run.queries is None else str(run.queries)
     return {
-        "x": numbers(x), "y": numbers(y), "name": escape(run.label), "mode": "lines+markers", "line": own.line,
-        "marker": {**own.point(5), "maxdisplayed": 24}, "text": [f"step {step}" for step in run.steps],
-        "hovertemplate": "%{text}: (%{x:.3g}, %{y:.3g})", "meta": {"keys": {"optimizer": run.optimizer, "queries": queries}, "group": group},
-    }  # fmt: skip
+        "x": numbers(x),
+        "y": numbers(y),
+        "name": escape(run.label),
+        "mode": "lines+markers",
+        "line": own.line,
+        "marker": {**own.point(5), "maxdisplayed": 24},
+        "text": [f"step {step}" for step in run.steps],
+        "hovertemplate": "%{text}: (%{x:.3g}, %{y:.3g})",
+        "meta": {"keys": {"optimizer": run.optimizer, "queries": queries}, "group": group},
+    }
 
 
 def _landscape(surface: Surface, title: str, *, names: Sequence[str], height: int = 540) -> go.Figure:
@@ -218,17 +233,33 @@ def _landscape(surface: Surface, title: str, *, names: Sequence[str], height: in
         ("new task", surface.loss_new, _NEW, "dot"),
     ):
         found.add_contour(
-            x=numbers(surface.x), y=numbers(surface.y), z=[numbers(list(line)) for line in loss], name=f"loss of the {name}",
-            contours={"coloring": "none", **_levels(loss)}, autocontour=False, line={"color": color, "width": 1, "dash": dash},
-            showscale=False, showlegend=True, opacity=0.7, hovertemplate=f"loss of the {name}: %{{z:.3g}} nats<extra></extra>",
-        )  # fmt: skip
+            x=numbers(surface.x),
+            y=numbers(surface.y),
+            z=[numbers(list(line)) for line in loss],
+            name=f"loss of the {name}",
+            contours={"coloring": "none", **_levels(loss)},
+            autocontour=False,
+            line={"color": color, "width": 1, "dash": dash},
+            showscale=False,
+            showlegend=True,
+            opacity=0.7,
+            hovertemplate=f"loss of the {name}: %{{z:.3g}} nats<extra></extra>",
+        )
     colors = {"old optimum": _OLD, "new optimum": _NEW}
     for name, (x, y) in surface.points.items():
         found.add_scatter(
-            x=[number(x)], y=[number(y)], name=escape(name), mode="markers",
-            marker={"symbol": _POINT_MARKS.get(name, "hexagram"), "size": 14, "color": colors.get(name, BLACK), "line": {"width": 1.5, "color": "#fff" if name != "start" else BLACK}},
+            x=[number(x)],
+            y=[number(y)],
+            name=escape(name),
+            mode="markers",
+            marker={
+                "symbol": _POINT_MARKS.get(name, "hexagram"),
+                "size": 14,
+                "color": colors.get(name, BLACK),
+                "line": {"width": 1.5, "color": "#fff" if name != "start" else BLACK},
+            },
             hovertemplate="(%{x:.3g}, %{y:.3g})",
-        )  # fmt: skip
+        )
     across, up = _AXES.get(surface.landscape, ("x (1)", "y (1)"))
     # A run that leaves the surface does not shrink it; lengths are alike in both directions.
     for update, title_, values in ((found.update_xaxes, across, surface.x), (found.update_yaxes, up, surface.y)):
@@ -309,13 +340,27 @@ def draw_function_values(
             common = {"visible": group == 0, "meta": carried, "showlegend": False, "row": panel, "col": 1}
             if any(value is not None for value in around[1]):
                 found.add_scatter(
-                    x=around[0], y=around[1], mode="lines", line={"width": 0}, fill="toself", fillcolor=own.color, opacity=0.15,
-                    hoverinfo="skip", **common,
-                )  # fmt: skip
+                    x=around[0],
+                    y=around[1],
+                    mode="lines",
+                    line={"width": 0},
+                    fill="toself",
+                    fillcolor=own.color,
+                    opacity=0.15,
+                    hoverinfo="skip",
+                    **common,
+                )
             found.add_scatter(
-                x=x, y=y, mode="lines+markers", name=name, line=own.line, marker=own.point(4), text=texts,
-                hovertemplate="step %{x}: %{text} nats", **common,
-            )  # fmt: skip
+                x=x,
+                y=y,
+                mode="lines+markers",
+                name=name,
+                line=own.line,
+                marker=own.point(4),
+                text=texts,
+                hovertemplate="step %{x}: %{text} nats",
+                **common,
+            )
     found.update_yaxes(title="loss, old tasks (nats)", row=1, col=1)
     found.update_yaxes(title="loss, new task (nats)", row=2, col=1)
     found.update_xaxes(title="step of the stream (number)", row=2, col=1)
