@@ -58,6 +58,12 @@ def terminal(*arguments: str) -> str:
     return "\n".join(["```console", f"$ zeroflow {' '.join(arguments)}", *lines, "```", ""])
 
 
+def kept(*arguments: str, file: str) -> str:
+    """A command, and what it printed when it was run: last digits of losses differ between machines."""
+    lines = (RESULTS / file).read_text().strip().splitlines()
+    return "\n".join(["```console", f"$ zeroflow {' '.join(arguments)}", *lines, "```", ""])
+
+
 def captured(store: str, table: str) -> str:
     """What the terminal showed while a store was filled; ``table``: stands for the result table."""
     lines = (RESULTS / store / "terminal.txt").read_text().splitlines()
@@ -159,6 +165,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     ),
     "packing": measurements.packing,
     "durability": measurements.durability,
+    "diagnosis": lambda: kept("diagnose", "results/quick", "63a1633bf7e7d97f", file="quick/diagnosis.txt"),
     "metrics": registered.metric_definitions,
     "model-card": registered.model_card,
     "optimizer-time": optimizer_measurements.optimizer_time,

@@ -8,6 +8,7 @@ from zeroflow.cli.catalog import download, list_
 from zeroflow.cli.cells import efficiency, run, trajectories
 from zeroflow.cli.clusters import check_cluster, sync_data
 from zeroflow.cli.command import Commands
+from zeroflow.cli.diagnosing import diagnose
 from zeroflow.cli.grids import plan, search, sweep
 from zeroflow.cli.looking import look
 from zeroflow.cli.serving import serve
@@ -48,6 +49,7 @@ for command in (
     pack,
     efficiency,
     trajectories,
+    diagnose,
     serve,
     list_,
     download,

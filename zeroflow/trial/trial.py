@@ -201,14 +201,18 @@ class Trial:
         self._seconds_before, self._asked_before = self.costs.seconds, self.costs.asked
         self._report("", self.history.stages)
 
-    def train_task(self, task: Task) -> None:
-        """Begin a task and train it, if the method trains this one."""
+    def begin_task(self, task: Task) -> Mapping[str, nn.Parameter]:
+        """Prepare the method for a task; the parameters that it trains, none if it does not train this one."""
         self.method.begin_task(task.classes, self._initial_values(task), self.images(task.train))
         self.method.to(self.device, self.dtype)
-        trainable = self.method.trainable()
+        return self.method.trainable()
+
+    def train_task(self, task: Task) -> None:
+        """Begin a task and train it, if the method trains this one."""
+        trainable = self.begin_task(task)
         if not trainable:
             return
-        batches = self._batches(task)
+        batches = self.batches(task)
         journal = self.checkpoints.journal(task.index) if self.checkpoints else None
         optimizer = self._optimizer(trainable, batches, journal or self.executor)
         self.method.set_grad_checkpointing(optimizer.checkpoint)
@@ -287,7 +291,8 @@ class Trial:
     def _initial_values(self, task: Task) -> torch.Generator:
         return randomness.generator(self.config.seed, randomness.INITIAL_VALUES, task.index)
 
-    def _batches(self, task: Task) -> TaskBatches:
+    def batches(self, task: Task) -> TaskBatches:
+        """The mini-batches of a task that has begun."""
         config = self.config
         assert config.batch_size
         stream = joined([seen.train for seen in self.scenario.tasks[: task.index + 1]])

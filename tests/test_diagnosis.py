@@ -1,0 +1,102 @@
+"""What is said of training that does not move, against what is known exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from zeroflow import ConfigError, TrialConfig, run_trial
+from zeroflow.cli import main
+from zeroflow.methods import MiniBatch
+from zeroflow.optim import LocalExecutor
+from zeroflow.results import Store, rows
+from zeroflow.studies.diagnosis import diagnose
+from zeroflow.trial.placement import Placement
+from zeroflow.trial.trial import Trial
+
+
+@pytest.fixture
+def cell(tiny_vit: dict[str, Any], some_drawings: str) -> dict[str, Any]:
+    return {
+        "dataset": some_drawings,
+        "tasks": 4,
+        "epochs": 1,
+        "batch_size": 15,
+        "dtype": "float64",
+        "method": "aper-adapter",
+        "optimizer": "zo-sgd",
+        "eps": 1e-4,
+        "lr": 0.01,
+        **tiny_vit,
+    }
+
+
+def exact(config: TrialConfig, batches: int) -> tuple[float, float]:
+    """Length of the gradient, and of what a mini-batch's has beside it, by backpropagation."""
+    trial = Trial(config, Placement(), LocalExecutor())
+    trial.open()
+    task = trial.scenario.tasks[0]
+    parameters = list(trial.begin_task(task).values())
+    made, trial.method.training = trial.batches(task), True
+    gradients = []
+    for number in range(batches):
+        parts = made.make_training(0, number, made.order(0)[number * made.batch_size :][: made.batch_size])()
+        images, labels, *_ = parts
+        loss = trial.method.loss(trial.method.prepare(MiniBatch(images.double(), labels)))
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
+    stacked = torch.stack(gradients)
+    noise = stacked.sub(stacked.mean(0)).square().sum(1).sum() / (batches - 1)
+    return float(stacked.mean(0).square().sum() - noise / batches), float(noise)
+
+
+def test_gradient_noise_and_cosine_are_those_of_backpropagation(cell: dict[str, Any]) -> None:
+    config = TrialConfig.from_dict({**cell, "method_options": {"dropout": 0.0}})
+    found = diagnose(config, directions=400, batches=4)
+    length2, noise2 = exact(config, 4)
+    assert found.gradient**2 == pytest.approx(max(length2, 0), rel=0.25, abs=0.05 * noise2)
+    assert found.batch_noise**2 == pytest.approx(noise2, rel=0.25)
+    share = found.gradient**2 / (found.gradient**2 + found.batch_noise**2)
+    assert found.cosine == pytest.approx(math.sqrt(share / (found.parameters + 2)))
+
+
+@pytest.mark.parametrize(("eps", "dtype", "verdict"), [
+    (1e-4, "float64", "fine"), (1e-9, "float32", "in rounding noise"), (1.0, "float64", "beyond curvature"),
+])  # fmt: skip
+def test_an_eps_that_is_too_small_or_too_large_is_called_so(
+    eps: float, dtype: str, verdict: str, cell: dict[str, Any]
+) -> None:
+    found = diagnose(TrialConfig.from_dict({**cell, "eps": eps, "dtype": dtype}), directions=8, batches=2)
+    assert found.eps_is == verdict
+
+
+def test_the_command_reads_a_stored_cell_and_refuses_what_it_cannot_look_at(
+    cell: dict[str, Any], tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    trained, untrained = (
+        TrialConfig.from_dict({**cell, **more}) for more in ({}, {"method": "simplecil", "optimizer": None})
+    )
+    for config in (trained, untrained):
+        store.write(rows.tables(run_trial(config)))
+    run = CliRunner().invoke(main, ["diagnose", str(tmp_path), trained.cell_id[:6], "--directions", "4"])
+    assert run.exit_code == 0, run.output
+    assert "eps=0.0001 is fine" in run.output and "Learning rate:" in run.output
+    asked = CliRunner().invoke(main, ["diagnose", str(tmp_path), trained.cell_id, "--directions", "4", "--json"])
+    assert json.loads(asked.output)["cell_id"] == trained.cell_id
+    for id_, said in ((untrained.cell_id, "trains nothing"), ("zz", "unknown cell")):
+        refused = CliRunner().invoke(main, ["diagnose", str(tmp_path), id_])
+        assert refused.exit_code == 2 and said in refused.output, refused.output
+
+
+def test_a_black_box_is_not_asked() -> None:
+    config = TrialConfig.from_dict({
+        "method": "aper-input-filter", "optimizer": "zo-sgd", "access": "black-box", "image_size": 28,
+    })  # fmt: skip
+    with pytest.raises(ConfigError, match="expected a backbone that is on this machine"):
+        diagnose(config)
