@@ -13,7 +13,7 @@ from zeroflow.errors import ConfigError, unknown
 
 @click.command(
     cls=Command,
-    short_help="Say why training does not move: noise, eps, learning rate.",
+    short_help="Say why training does not move.",
     examples=(
         ("zeroflow diagnose runs/quick 25b6c12a064fabb0", "a cell of a store, by its id or how that begins"),
         ("zeroflow diagnose runs/quick 25b6 --json", "the numbers, for a script"),
