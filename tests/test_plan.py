@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from zeroflow.cli import main
 from zeroflow.errors import ConfigError
@@ -347,3 +348,16 @@ def test_a_disk_without_room_for_the_cells_is_refused_with_the_numbers(tmp_path:
         ConfigError, match=r"few': 3\.0 MiB of the disk are free, expected 3\.1 MiB or more for 33 cells"
     ):
         check_results(Store(tmp_path / "few"), 33, None)
+
+
+def test_images_of_a_folder_are_counted_by_split_and_class(tmp_path: Path) -> None:
+    for part, counts in (("train", {"a": 3, "b": 5}), ("test", {"a": 2, "b": 2})):
+        for name, count in counts.items():
+            (tmp_path / "data" / "own" / part / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8)).save(tmp_path / "data" / "own" / part / name / f"{number}.png")
+    (tmp_path / "grid.yaml").write_text("grid: [{dataset: folder:own, method: simplecil, tasks: 2}]\n")
+    command = ["plan", "--grid", str(tmp_path / "grid.yaml"), "--results", str(tmp_path / "out")]
+    run = CliRunner().invoke(main, [*command, "--data-dir", str(tmp_path / "data")])
+    assert run.exit_code == 0, run.output
+    assert "folder:own: 2 classes; train 8 images, 3 to 5 a class; test 4 images, 2 a class" in run.output

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from zeroflow.data import Preprocessing, datasets, load_dataset
 from zeroflow.errors import ConfigError
 from zeroflow.grid.cost_estimate import COLUMNS, CostEstimate, estimate_costs
@@ -60,6 +62,7 @@ class Plan:
         made = Counter((c.backbone, str(Preprocessing.of(c.preprocessing))) for c in self.grid.cells if c.preprocessing)
         for (backbone, how), count in made.items():
             lines.append(f"preprocessing of {backbone}: {how} ({count} cell{'s' if count > 1 else ''})")
+        lines += self._counts(None if data_dir is None else Path(data_dir).expanduser())
         if cells:
             lines += [f"  {config.cell_id}  {config.label()}" for config in self.missing]
             lines += [f"  {config.cell_id}  {config.label()}  (failed before)" for config in self.failed]
@@ -73,6 +76,22 @@ class Plan:
                 lines.append(f"workers a cell: {shared}")
             lines.append(self.estimate.describe(price_per_hour))
         return "\n".join(lines)
+
+    def _counts(self, data_dir: Path | None) -> list[str]:
+        """Images per split and class of the data sets that are folders and files of one's own: nobody else has counted them."""
+        lines = []
+        for name in sorted({config.dataset for config in self.grid.cells if ":" in config.dataset}):
+            info = datasets.get(name)
+            if info.missing(data_dir):
+                continue
+            found = info.load(data_dir)
+            parts = []
+            for part, samples in (("train", found.train), ("test", found.test)):
+                each = np.bincount(samples.labels, minlength=len(found.class_names))
+                per_class = f"{each.min()}" if each.min() == each.max() else f"{each.min()} to {each.max()}"
+                parts.append(f"{part} {len(samples.labels):,} images, {per_class} a class")
+            lines.append(f"{name}: {len(found.class_names)} classes; {'; '.join(parts)}")
+        return lines
 
 
 def make_plan(grid: Grid, store: Store, data_dir: str | None, *, elsewhere: bool = False) -> Plan:
