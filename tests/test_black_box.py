@@ -344,7 +344,7 @@ def test_a_server_that_recovers_within_the_tries_changes_nothing_but_the_count(p
 @pytest.mark.parametrize(
     ("plan", "timeout", "message"),
     [
-        ("oog", 30.0, "no safetensors"), ("oon", 30.0, "not finite"), ("oow", 30.0, r"shape \(16, 7\), expected \(16, 8\)"),
+        ("oog", 30.0, "not safetensors"), ("oon", 30.0, "not finite"), ("oow", 30.0, r"shape \(16, 7\), expected \(16, 8\)"),
         ("ooi", 30.0, "int32, not floats"), ("oof", 30.0, r"status 503 \(its queue is full\)"), ("oos", 0.3, "timed out"),
         ("ood", 30.0, "Error"),
     ],

@@ -77,7 +77,7 @@ def test_seeds_are_cells_of_their_own_only_where_something_is_drawn() -> None:
         ({"method": "acil", "classifier_options": {"rigde": 1.0}}, r"classifier_options: unknown option of classifier 'ridge' 'rigde'; did you mean 'ridge'"),
         ({"method": "acil", "classifier_options": {"ridge": -1.0}}, r"classifier_options: ridge=-1.0: expected"),
         ({"method": "ranpac", "classifier_options": {"dimension": -5}}, r"classifier_options: dimension=-5: expected"),
-        ({"method": "ranpac", "classifier_options": {"dimension": 2.5}}, r"classifier_options.dimension=2.5: expected a int"),
+        ({"method": "ranpac", "classifier_options": {"dimension": 2.5}}, r"classifier_options.dimension=2.5: expected an integer"),
         ({"method": "slda", "classifier_options": {"shrinkage": "fixed", "amount": 2.0}}, r"amount=2.0: expected a share"),
         ({"method": "finetune", "classifier_options": {"ridge": 1.0}}, r"expected no options: there is no classifier"),
     ],
