@@ -176,7 +176,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 LEGEND = (
     "q: queries per step. n: seeds. Avg, Last, Fgt: percent, ± half width of the 95 % t-interval over seeds.",
-    "gain: Avg minus SimpleCIL's. values: trained in a task. forwards: forward passes in training. MiB: peak memory of a "
+    "gain: Avg minus SimpleCIL's. values: trained in a task. forwards: in training. MiB: peak memory of a "
     "training step.",
 )
 
