@@ -130,7 +130,7 @@ def diagnose(
         placement: where.
         losses: of its first task's steps, as they were stored.
         directions: number of random directions.
-        batches: number of mini-batches.
+        batches: number of mini-batches, at least 2.
 
     Raises:
         ConfigError: the cell trains nothing, or its backbone is a black box.
@@ -141,34 +141,23 @@ def diagnose(
     if not parameters:
         raise ConfigError(f"{config.cell_id}: method {config.method!r} trains nothing in its first task")
     evaluated = _losses(trial, parameters, batches)
-    start = torch.nn.utils.parameters_to_vector(parameters)
+    eps, queries, dimensions = config.eps or EPS, config.queries or 1, sum(p.numel() for p in parameters)
     generator = torch.Generator().manual_seed(randomness.key(config.seed, randomness.OPTIMIZER, 0))
-    along = [torch.randn(len(start), generator=generator).to(start) for _ in range(directions)]
-    eps, queries = config.eps or EPS, config.queries or 1
-
-    def at(batch: int, shift: Tensor | float) -> float:
-        torch.nn.utils.vector_to_parameters(start + shift, parameters)
-        return evaluated(batch)
-
-    here = [at(batch, 0.0) for batch in range(batches)]
-    ends = [[(at(b, eps * u), at(b, -eps * u)) for b in range(batches)] for u in along]
-    slopes = [[(up - down) / (2 * eps) for up, down in row] for row in ends]
-    noise2 = statistics.fmean(statistics.variance(row) for row in slopes) if batches > 1 else 0.0
+    along = [torch.randn(dimensions, generator=generator) for _ in range(directions)]
+    seen = _look(evaluated, parameters, along, eps, batches)
+    slopes = [[(up - down) / (2 * eps) for up, down in row] for row in seen.ends]
+    noise2 = statistics.fmean(statistics.variance(row) for row in slopes)
     length2 = max(statistics.fmean(statistics.fmean(row) ** 2 for row in slopes) - noise2 / batches, 0.0)
     first = [row[0] for row in slopes]
-    near = [(at(0, eps / 10 * u) - at(0, -eps / 10 * u)) / (eps / 5) for u in along]
-    far = [(at(0, 10 * eps * u), at(0, -10 * eps * u)) for u in along]
-    smaller = _apart(first, near)
-    larger = _apart(first, [(up - down) / (20 * eps) for up, down in far])
+    smaller = _apart(first, [(up - down) / (eps / 5) for up, down in seen.near])
+    larger = _apart(first, [(up - down) / (20 * eps) for up, down in seen.far])
     # From the wider ends: at the narrow ones rounding is as large as what is bent.
-    second = statistics.fmean((up + down - 2 * here[0]) / (10 * eps) ** 2 for up, down in far)
-    torch.nn.utils.vector_to_parameters(start, parameters)
-    dimensions = len(start)
+    second = statistics.fmean((up + down - 2 * seen.here[0]) / (10 * eps) ** 2 for up, down in seen.far)
     whole = length2 + noise2
     cosine = math.sqrt(queries / (queries + dimensions + 1) * length2 / whole) if whole else 0.0
     lr = 2 * queries * length2 / (whole * second) if second > 0 and whole else None
     gain = length2 * lr / 4 if lr else 0.0  # at half of the largest: lr |g|^2 / 2 with lr = largest / 2
-    loss = statistics.fmean(here)
+    loss = statistics.fmean(seen.here)
     return Diagnosis(
         parameters=dimensions,
         queries=queries,
@@ -180,11 +169,50 @@ def diagnose(
         curvature=second,
         smaller=smaller,
         larger=larger,
-        eps_is=_judged(ends, smaller),
+        eps_is=_judged(seen.ends, smaller),
         largest_lr=lr,
         passes_for_one_percent=max(2 * queries * abs(loss) / 100 / gain, 2.0 * queries) if gain > 0 else None,
         fallen=_fallen(losses),
     )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Losses at the start by mini-batch, and at both ends of every direction.
+
+    ``ends``: by mini-batch at eps; ``near`` and ``far``: on the first mini-batch, at a tenth and ten times of it.
+    """
+
+    here: list[float]
+    ends: list[list[tuple[float, float]]]
+    near: list[tuple[float, float]]
+    far: list[tuple[float, float]]
+
+
+def _look(
+    evaluated: Callable[[int], float],
+    parameters: Sequence[nn.Parameter],
+    along: Sequence[Tensor],
+    eps: float,
+    batches: int,
+) -> _Seen:
+    start = torch.nn.utils.parameters_to_vector(parameters)
+
+    def at(batch: int, size: float, direction: Tensor) -> float:
+        torch.nn.utils.vector_to_parameters(start + size * direction.to(start), parameters)
+        return evaluated(batch)
+
+    def both(batch: int, size: float, direction: Tensor) -> tuple[float, float]:
+        return at(batch, size, direction), at(batch, -size, direction)
+
+    seen = _Seen(
+        [at(batch, 0.0, along[0]) for batch in range(batches)],
+        [[both(batch, eps, u) for batch in range(batches)] for u in along],
+        [both(0, eps / 10, u) for u in along],
+        [both(0, 10 * eps, u) for u in along],
+    )
+    torch.nn.utils.vector_to_parameters(start, parameters)
+    return seen
 
 
 def _opened(config: TrialConfig, placement: Placement) -> Trial:
