@@ -117,7 +117,7 @@ def test_a_node_that_joins_is_used_and_what_a_killed_one_was_at_goes_on_there(no
         assert sweep.process.poll() is None and not store.has(config.cell_id), sweep.output()
         names = [name for name in store.names("unfinished") if name.endswith(".losses")]
         assert all(name.startswith(config.cell_id) for name in names)
-        return sum(len(store._get(f"bucket/elastic/unfinished/{name}") or b"") for name in names)
+        return sum(len(store.storage.read(f"unfinished/{name}") or b"") for name in names)
 
     try:
         wait_for(lambda: copied() > 1000)

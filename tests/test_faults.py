@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 
 LONG_CELL = """
 name: long
-base: {checkpoint: none, image_size: 14, tasks: 5, epochs: 1, batch_size: 16, method: aper-adapter, lr: 1e-4, eps: 1e-2}
+base: {checkpoint: none, image_size: 14, tasks: 2, epochs: 1, batch_size: 16, method: aper-adapter, lr: 1e-4, eps: 1e-2}
 grid: [{optimizer: zo-sgd}]
 placement: {gpus_per_worker: 0}
 """
