@@ -95,8 +95,7 @@ def test_one_of_another_package_is_listed(monkeypatch: pytest.MonkeyPatch) -> No
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.layer(torch.nn.functional.avg_pool2d(images, 4).flatten(1))
 
-    for module in (factory, listing):
-        monkeypatch.setattr(module, "own_backbones", lambda: {"own_blocks": Blocks})
+    monkeypatch.setattr(factory, "own_backbones", lambda: {"own_blocks": Blocks})
     found = as_json("own_*")["own_blocks"]
     assert (found["parameters"], found["width"], found["image_size"]) == (48 * 5 + 5, 5, 16)
     assert found["weights"] == {"own_blocks": {"image_size": 16, "here": True}} and "adapter" not in found["tunings"]
