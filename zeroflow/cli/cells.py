@@ -75,6 +75,7 @@ def run(
     store = Store(results) if results else None
     if store:
         check_results(store, 1, data_dir)
+        store.check_writable()
     bar = Bar("run")
     try:
         with bar:

@@ -138,6 +138,8 @@ def plan(
         whole = {**ids, "unavailable": waiting, "seconds": found.seconds, "estimate": estimate}
         click.echo(json.dumps(whole, indent=1))
     else:
+        if counted := found.describe_data(folder):
+            click.echo(counted)
         click.echo(found.describe(folder, cells=cells, price_per_hour=price_per_hour))
 
 

@@ -62,7 +62,6 @@ class Plan:
         made = Counter((c.backbone, str(Preprocessing.of(c.preprocessing))) for c in self.grid.cells if c.preprocessing)
         for (backbone, how), count in made.items():
             lines.append(f"preprocessing of {backbone}: {how} ({count} cell{'s' if count > 1 else ''})")
-        lines += self._counts(None if data_dir is None else Path(data_dir).expanduser())
         if cells:
             lines += [f"  {config.cell_id}  {config.label()}" for config in self.missing]
             lines += [f"  {config.cell_id}  {config.label()}  (failed before)" for config in self.failed]
@@ -77,21 +76,24 @@ class Plan:
             lines.append(self.estimate.describe(price_per_hour))
         return "\n".join(lines)
 
-    def _counts(self, data_dir: Path | None) -> list[str]:
-        """Images per split and class of the data sets that are folders and files of one's own: nobody else has counted them."""
+    def describe_data(self, data_dir: str | None) -> str:
+        """Images per split and class of the data sets to be run that are folders and files of one's own, a line each.
+
+        Nobody else has counted them. Apart from ``describe``, since it goes through all files, which a sweep does itself.
+
+        Raises:
+            ConfigError: what is wrong with one of them.
+        """
         lines = []
-        for name in sorted({config.dataset for config in self.grid.cells if ":" in config.dataset}):
-            info = datasets.get(name)
-            if info.missing(data_dir):
-                continue
-            found = info.load(data_dir)
+        for name in sorted({config.dataset for config in self.runnable(True) if ":" in config.dataset}):
+            found = datasets.get(name).load(None if data_dir is None else Path(data_dir).expanduser())
             parts = []
             for part, samples in (("train", found.train), ("test", found.test)):
                 each = np.bincount(samples.labels, minlength=len(found.class_names))
                 per_class = f"{each.min()}" if each.min() == each.max() else f"{each.min()} to {each.max()}"
                 parts.append(f"{part} {len(samples.labels):,} images, {per_class} a class")
             lines.append(f"{name}: {len(found.class_names)} classes; {'; '.join(parts)}")
-        return lines
+        return "\n".join(lines)
 
 
 def make_plan(grid: Grid, store: Store, data_dir: str | None, *, elsewhere: bool = False) -> Plan:
@@ -149,7 +151,9 @@ def check_data(
 
 
 def check_results(store: Store, cells: int, data_dir: str | None) -> None:
-    """See that a store can take the results of some cells, so that what would go wrong at their end is told before the first.
+    """See that a store has a place and room for some cells, so that what would go wrong at their end is told before the first.
+
+    Nothing is written: what is refused later leaves no folder behind.
 
     Args:
         store: where the results go.
@@ -157,7 +161,7 @@ def check_results(store: Store, cells: int, data_dir: str | None) -> None:
         data_dir: of the data sets.
 
     Raises:
-        ConfigError: it is in the folder of the data sets, cannot be written, or has too little room.
+        ConfigError: it is in the folder of the data sets, or has too little room.
     """
     if data_dir is not None and "://" not in store.root and "://" not in data_dir:
         data = Path(data_dir).expanduser().resolve()
@@ -166,4 +170,4 @@ def check_results(store: Store, cells: int, data_dir: str | None) -> None:
                 f"results {store.root!r}: in the folder of the data sets, {data_dir}, where they would count as data; expected "
                 "another folder"
             )
-    store.check_writable(cells)
+    store.check_room(cells)

@@ -111,14 +111,18 @@ class Storage:
         """Whether a Parquet file can be all that was written, by its size and its closing bytes."""
         return file.size >= _SMALLEST  # an object appears whole or not at all
 
-    def check_writable(self, cells: int = 0) -> None:
-        """See that a file can be written: one is, and removed.
-
-        Args:
-            cells: that are to be written; a disk must have room for them.
+    def check_room(self, cells: int) -> None:
+        """See that there is room for the files of so many cells; a bucket has it. Nothing is written.
 
         Raises:
-            ConfigError: the folder cannot be made or written, or has too little room; no such bucket, no credentials, no access.
+            ConfigError: the disk has too little.
+        """
+
+    def check_writable(self) -> None:
+        """See that a file can be written: one is, and removed.
+
+        Raises:
+            ConfigError: the folder cannot be made or written; no such bucket, no credentials, no access.
         """
         with self._reaching("written"):
             name = f".writable-{uuid.uuid4().hex}"
@@ -200,20 +204,26 @@ class Folder(Storage):
         finally:
             os.close(opened)
 
-    def check_writable(self, cells: int = 0) -> None:
-        try:
-            Path(self.base).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.base, buffering=0) as file:
-                file.write(bytes(_ENOUGH))
-            disk = shutil.disk_usage(self.base)
-        except OSError as error:
-            raise ConfigError(f"results {self.root!r}: cannot be written: {error.strerror}") from None
+    def check_room(self, cells: int) -> None:
         needed = _SPARE + cells * _CELL
-        if cells and disk.total and disk.free < needed:  # some network file systems say 0 of everything
+        try:
+            there = next(folder for folder in (Path(self.base), *Path(self.base).parents) if folder.exists())
+            disk = shutil.disk_usage(there)
+        except OSError as error:
+            raise ConfigError(f"results {self.root!r}: cannot be read: {error.strerror}") from None
+        if disk.total and disk.free < needed:  # some network file systems say 0 of everything
             raise ConfigError(
                 f"results {self.root!r}: {disk.free / 2**20:.1f} MiB of the disk are free, expected {needed / 2**20:.1f} MiB or more for "
                 f"{cells} cell{'s' if cells > 1 else ''}: make room, or name another disk with --results"
             )
+
+    def check_writable(self) -> None:
+        try:
+            Path(self.base).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.base, buffering=0) as file:
+                file.write(bytes(_ENOUGH))
+        except OSError as error:
+            raise ConfigError(f"results {self.root!r}: cannot be written: {error.strerror}") from None
 
     def claims(self) -> Claims:
         try:

@@ -131,16 +131,21 @@ class Store:
         """Whether anything has been written here."""
         return self.storage.exists(tuple(SCHEMAS))
 
-    def check_writable(self, cells: int = 0) -> None:
-        """See that the store takes files, and make a local store's folder.
-
-        Args:
-            cells: that are to be written; a disk must have room for them.
+    def check_room(self, cells: int) -> None:
+        """See that there is room for the files of so many cells. Nothing is written.
 
         Raises:
-            ConfigError: the folder cannot be made or written, or has too little room; no such bucket, no credentials, no access.
+            ConfigError: the disk has too little.
         """
-        self.storage.check_writable(cells)
+        self.storage.check_room(cells)
+
+    def check_writable(self) -> None:
+        """See that the store takes files, and make a local store's folder.
+
+        Raises:
+            ConfigError: the folder cannot be made or written; no such bucket, no credentials, no access.
+        """
+        self.storage.check_writable()
 
     def claims(self) -> Claims:
         """A process's claims on cells, so that sweeps on the same store at the same time run no cell twice.
