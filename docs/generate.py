@@ -10,8 +10,7 @@ import itertools
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import bans
@@ -23,6 +22,7 @@ import measurements
 import optimizer_measurements
 import registered
 import reproduction
+from measurements import RESULTS, ROOT
 
 from zeroflow.results import load
 from zeroflow.results.rendering import Column, Table, markdown_grid, words
@@ -30,8 +30,6 @@ from zeroflow.results.schema import markdown
 from zeroflow.results.searches import render_searches, search_rows
 from zeroflow.results.summary import render_markdown, summary
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results"
 BLOCK = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -49,19 +47,23 @@ def sweep_table(store: str) -> str:
     return f"{render_markdown(summary(trials))}\n\n{source}\n"
 
 
+def console(arguments: Sequence[str], printed: str) -> str:
+    """A command and what it prints, as a terminal shows them."""
+    lines = [line.rstrip() for line in printed.strip().splitlines()]
+    return "\n".join(["```console", f"$ zeroflow {' '.join(arguments)}", *lines, "```", ""])
+
+
 def terminal(*arguments: str) -> str:
     """A command, and what it prints when it is run in the checkout."""
     run = subprocess.run(
         [sys.executable, "-m", "zeroflow.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    lines = [line.rstrip().replace(f"{ROOT}/", "") for line in run.stdout.strip().splitlines()]
-    return "\n".join(["```console", f"$ zeroflow {' '.join(arguments)}", *lines, "```", ""])
+    return console(arguments, run.stdout.replace(f"{ROOT}/", ""))
 
 
 def kept(*arguments: str, file: str) -> str:
     """A command, and what it printed when it was run: last digits of losses differ between machines."""
-    lines = (RESULTS / file).read_text().strip().splitlines()
-    return "\n".join(["```console", f"$ zeroflow {' '.join(arguments)}", *lines, "```", ""])
+    return console(arguments, (RESULTS / file).read_text())
 
 
 def captured(store: str, table: str) -> str:

@@ -19,9 +19,8 @@ def cell_overhead() -> str:
 
 def data_loading() -> str:
     """Images a second, decoded every time and from the cache."""
-    file = RESULTS / "benchmarks" / "data_loading.json"
-    if not file.exists():
-        return f"Not measured yet: `python benchmarks/data_loading.py --output {file.relative_to(RESULTS.parent)}`.\n"
+    if absent := unmeasured("data_loading"):
+        return absent
     found = measured("data_loading")
     first = ("torchvision's ImageFolder, in turn", 0, found["torchvision_images_per_second"], 1.0)
     rows = [(row["way"], row["threads"], row["images_per_second"], row["times_torchvision"]) for row in found["ways"]]
@@ -42,9 +41,8 @@ def data_loading() -> str:
 
 def features() -> str:
     """Seconds of a cell that computes frozen features, and of the next one."""
-    file = RESULTS / "benchmarks" / "features.json"
-    if not file.exists():
-        return f"Not measured yet: `python benchmarks/features.py --output {file.relative_to(RESULTS.parent)}`.\n"
+    if absent := unmeasured("features"):
+        return absent
     found = measured("features")
     return (
         f"Class means of `{found['dataset']}`, {found['tasks_run']} tasks, in a warm process: {found['none_seconds']:.1f} s without "
@@ -57,9 +55,8 @@ def features() -> str:
 
 def backbones() -> str:
     """Passes through a backbone in units of the same model of timm, called directly."""
-    file = RESULTS / "benchmarks" / "backbones.json"
-    if not file.is_file():
-        return f"Not measured yet: `python benchmarks/backbones.py --output {file.relative_to(RESULTS.parent)}`.\n"
+    if absent := unmeasured("backbones"):
+        return absent
     found = measured("backbones")
     columns = [*words("backbone"), "images", Column("features", ".3f"), Column("with adapters", ".3f")]
     rows = [(f"`{row['backbone']}`", row["images"], row["features"], row.get("adapted")) for row in found["rows"]]
@@ -82,16 +79,22 @@ def measured(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / "benchmarks" / f"{name}.json").read_text())
 
 
+def unmeasured(name: str) -> str | None:
+    """How to measure what a benchmark has not measured yet; None: it has."""
+    if (RESULTS / "benchmarks" / f"{name}.json").is_file():
+        return None
+    return f"Not measured yet: `python benchmarks/{name}.py --output results/benchmarks/{name}.json`.\n"
+
+
 def commit_of(result: dict[str, Any]) -> str:
     return (result["git_commit"] or "unknown")[:10] + ("+" if result["git_dirty"] else "")
 
 
 def classifier_cost() -> str:
     """What learning and asking a classifier costs, in forward passes of the backbone over the same images."""
-    file = RESULTS / "benchmarks" / "classifiers.json"
-    if not file.exists():
-        return f"Not measured yet: `python benchmarks/classifiers.py --output results/benchmarks/{file.name}`.\n"
-    result = json.loads(file.read_text())
+    if absent := unmeasured("classifiers"):
+        return absent
+    result = measured("classifiers")
     found, big = result["embedded"], result["published"]
     cells = {row["method"]: row["over_simplecil"] for row in result["cells"]}
     columns = [
@@ -221,9 +224,8 @@ def many_cells() -> str:
 
 def packing() -> str:
     """How much faster a packed store loads."""
-    file = RESULTS / "benchmarks" / "packing.json"
-    if not file.is_file():
-        return f"Not measured yet: `python benchmarks/packing.py --output {file.relative_to(RESULTS.parent)}`.\n"
+    if absent := unmeasured("packing"):
+        return absent
     result = measured("packing")
     stores = result["stores"]
     heads = [

@@ -202,9 +202,8 @@ def optimizer_quality() -> str:
 
 def own_model() -> str:
     """Accuracy of every optimizer with lr and eps from ``tune`` on a network that is none of ours."""
-    file = measurements.RESULTS / "benchmarks" / "own_model.json"
-    if not file.exists():
-        return f"Not measured yet: `python benchmarks/own_model.py --output {file.relative_to(measurements.RESULTS.parent)}`.\n"
+    if absent := measurements.unmeasured("own_model"):
+        return absent
     result = measured("own_model")
     rows = sorted(result["rows"], key=lambda row: -row["accuracy"])
     first = max(row["accuracy"] for row in rows if row["optimizer"].startswith("fo-"))

@@ -95,22 +95,24 @@ def tiny_vit() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def ray_here() -> Iterator[str]:
-    """The address of a Ray of this process, which all sweeps that tests run in it share: its workers have imported all.
+def ray_here() -> Iterator[None]:
+    """A Ray of this process, which all sweeps that tests run in it share: its workers have imported all.
 
     More logical CPUs than there may be real ones: bits do not depend on who is how fast.
     """
     import ray
 
+    from zeroflow.sweep.local_ray import start_local_ray
+
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        context = ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-        yield context.address_info["address"]
+        start_local_ray(num_cpus=4)
+        yield
         ray.shutdown()
 
 
 @pytest.fixture
-def sweep_here(ray_here: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def sweep_here(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """``zeroflow sweep`` or ``search`` in this process, on the Ray that it shares."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 

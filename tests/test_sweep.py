@@ -321,7 +321,7 @@ def test_a_failed_cell_is_recorded_and_the_rest_goes_on(tmp_path, sweep_here) ->
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_any_number_of_ray_train_workers_gives_the_bits_of_one(tmp_path, ray_here: str) -> None:
+def test_any_number_of_ray_train_workers_gives_the_bits_of_one(tmp_path, ray_here: None) -> None:
     file = write(
         tmp_path / "small.yaml",
         "base: {checkpoint: none, image_size: 7, tasks: 2, epochs: 1, batch_size: 1000, method: aper-adapter, queries: 4}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from pathlib import Path
@@ -12,8 +13,10 @@ def sync_folder(folder: Path) -> None:
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
-    except OSError:
-        pass  # some network file systems refuse: they have no cache of names of their own
+    except OSError as error:
+        # Some network file systems refuse: they have no cache of names of their own.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(opened)
 

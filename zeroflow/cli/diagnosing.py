@@ -33,8 +33,6 @@ def diagnose(results: str, cell: str, data_dir: str | None, directions: int, bat
     How near its estimate comes to the gradient, whether eps is in rounding noise or beyond curvature, the learning rate that the
     noise allows, and how many forward passes a lower loss would take.
     """
-    import torch
-
     from zeroflow import Placement
     from zeroflow.results.store import Store
     from zeroflow.studies.diagnosis import diagnose as examine
@@ -52,7 +50,6 @@ def diagnose(results: str, cell: str, data_dir: str | None, directions: int, bat
     config = TrialConfig.from_dict(json.loads(row["config"]))
     steps = [step for step in store.load("steps", cells=found).to_pylist() if step["task"] == 0]
     losses = [step["loss"] for step in sorted(steps, key=lambda step: step["step"])]
-    torch.set_num_threads(1)
     result = examine(config, Placement(data_dir), losses, directions=directions, batches=batches)
     if as_json:
         click.echo(json.dumps({"cell_id": config.cell_id, **dataclasses.asdict(result)}, indent=1))

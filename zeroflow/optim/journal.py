@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from zeroflow.durable import sync_folder
 from zeroflow.optim.executor import Executor, LocalExecutor, Numbers
 
 SYNC_SECONDS = 1.0
@@ -91,11 +92,7 @@ class Journal(Executor):
             return
         os.fsync(self._file.fileno())
         if self._synced == -math.inf:
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(self.path.parent)
         self._synced = now
 
     def broadcast(self, content: bytes) -> bytes:

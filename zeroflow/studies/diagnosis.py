@@ -26,7 +26,7 @@ from zeroflow.models.access import accesses
 from zeroflow.optim import LocalExecutor
 from zeroflow.trial import randomness
 from zeroflow.trial.config import TrialConfig
-from zeroflow.trial.placement import Placement
+from zeroflow.trial.placement import Placement, limited_threads
 from zeroflow.trial.trial import Trial
 
 EPS = 1e-3
@@ -135,16 +135,18 @@ def diagnose(
     Raises:
         ConfigError: the cell trains nothing, or its backbone is a black box.
     """
-    trial = _opened(config, placement or Placement())
-    task = trial.scenario.tasks[0]
-    parameters = list(trial.begin_task(task).values())
-    if not parameters:
-        raise ConfigError(f"{config.cell_id}: method {config.method!r} trains nothing in its first task")
-    evaluated = _losses(trial, parameters, batches)
-    eps, queries, dimensions = config.eps or EPS, config.queries or 1, sum(p.numel() for p in parameters)
-    generator = torch.Generator().manual_seed(randomness.key(config.seed, randomness.OPTIMIZER, 0))
-    along = [torch.randn(dimensions, generator=generator) for _ in range(directions)]
-    seen = _look(evaluated, parameters, along, eps, batches)
+    placement = placement or Placement()
+    with limited_threads(placement.threads):
+        trial = _opened(config, placement)
+        task = trial.scenario.tasks[0]
+        parameters = list(trial.begin_task(task).values())
+        if not parameters:
+            raise ConfigError(f"{config.cell_id}: method {config.method!r} trains nothing in its first task")
+        evaluated = _losses(trial, parameters, batches)
+        eps, queries, dimensions = config.eps or EPS, config.queries or 1, sum(p.numel() for p in parameters)
+        generator = torch.Generator().manual_seed(randomness.key(config.seed, randomness.OPTIMIZER, 0))
+        along = [torch.randn(dimensions, generator=generator) for _ in range(directions)]
+        seen = _look(evaluated, parameters, along, eps, batches)
     slopes = [[(up - down) / (2 * eps) for up, down in row] for row in seen.ends]
     noise2 = statistics.fmean(statistics.variance(row) for row in slopes)
     length2 = max(statistics.fmean(statistics.fmean(row) ** 2 for row in slopes) - noise2 / batches, 0.0)

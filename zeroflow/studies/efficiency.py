@@ -29,7 +29,7 @@ from zeroflow.optim import create_optimizer, optimizers
 from zeroflow.progress import Progress, silent
 from zeroflow.trial.batches import TaskBatches
 from zeroflow.trial.meters import Stopwatch, peak_memory
-from zeroflow.trial.placement import Placement
+from zeroflow.trial.placement import Placement, limited_threads
 from zeroflow.trial.result import provenance
 from zeroflow.trial.training import TaskTrainer
 
@@ -149,9 +149,7 @@ def measure(
     for name, _ in candidates:
         optimizers.get(name)
     device = Placement(device=setting.device).torch_device()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(setting.threads)
-    try:
+    with limited_threads(setting.threads):
         bench = _Bench(setting, device)
         plain = bench.forward_memory()
         rows = []
@@ -171,8 +169,6 @@ def measure(
         forward, timed = bench.times([candidates[number] for number in fits], on_round)
         for number, (seconds, in_forwards) in zip(fits, timed, strict=True):
             rows[number] = dataclasses.replace(rows[number], seconds_per_step=seconds, in_forwards=in_forwards)
-    finally:
-        torch.set_num_threads(threads)
     facts = provenance(device, asdict(setting))
     return {
         **asdict(setting),

@@ -18,7 +18,7 @@ import torch
 from zeroflow.progress import Progress, silent
 from zeroflow.studies.landscapes import Adapter, Landscape, Point, Run, check_cells, exact
 from zeroflow.trial.config import TrialConfig
-from zeroflow.trial.placement import Placement
+from zeroflow.trial.placement import Placement, limited_threads
 from zeroflow.trial.result import provenance
 
 _ROOM = 0.15  # around everything seen, as a share of its extent
@@ -125,11 +125,7 @@ def adapter_study(cells: Sequence[TrialConfig], place: Placement, on_progress: P
     """
     check_cells(cells)
     runs = [Run(str(c.optimizer), c.lr or 0.0, c.eps, c.queries, c.optimizer_options, c.seed) for c in cells]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(place.threads)
-    try:
+    with limited_threads(place.threads):
         on_progress("adapter: each task's optimum", 0, 0)
         reference = next(run for run in runs if exact(run.optimizer))
         return study(Adapter(cells[0], place, reference), runs, on_progress)
-    finally:
-        torch.set_num_threads(threads)

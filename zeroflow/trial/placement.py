@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +14,17 @@ from zeroflow.models.endpoint import Features
 
 GPU_LOADER_THREADS = 4
 """Threads that make mini-batches ahead for a GPU, unless a placement says otherwise."""
+
+
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many CPU threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

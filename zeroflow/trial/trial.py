@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ from zeroflow.trial.history import History
 from zeroflow.trial.loading import Positions
 from zeroflow.trial.meters import peak_memory
 from zeroflow.trial.metrics import SETTINGS, Matrix
-from zeroflow.trial.placement import Placement
+from zeroflow.trial.placement import Placement, limited_threads
 from zeroflow.trial.probes import FunctionValues
 from zeroflow.trial.result import TrialResult, provenance
 from zeroflow.trial.stream import scenario_of
@@ -90,7 +90,7 @@ def run_trial(
     _check_shards(config, executor.shards)
     checkpoints = None if folder is None else Checkpoints(folder, executor)
     ban = gradient_ban() if forward_only(config) else nullcontext()
-    with _threads(placement.threads), ban, checkpoints.locked() if checkpoints else nullcontext():
+    with limited_threads(placement.threads), ban, checkpoints.locked() if checkpoints else nullcontext():
         try:
             return Trial(config, placement, executor, checkpoints, on_stage, on_progress).run()
         finally:
@@ -110,16 +110,6 @@ def _check_shards(config: TrialConfig, shards: int) -> None:
         raise ConfigError(f"data shards larger than the batch: {shards} shards, batch_size={config.batch_size}")
     if reason := config.uncut(shards):
         raise ConfigError(reason)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Trial:

@@ -167,6 +167,14 @@ def draw_accuracy_against_forwards(
     return found
 
 
+def _bar(color: str, pattern: str) -> dict[str, Any]:
+    """How a bar is filled: the pattern tells colours apart where they cannot be seen."""
+    return {
+        "color": color,
+        "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "solidity": 0.2},
+    }
+
+
 def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
     """Bars of peak memory and of wall time, a pair per row (Table 2)."""
     found = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.1)  # room for the numbers behind the bars
@@ -183,10 +191,7 @@ def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
                 showlegend=False,
                 row=1,
                 col=column,
-                marker={
-                    "color": color,
-                    "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "solidity": 0.2},
-                },
+                marker=_bar(color, pattern),
                 texttemplate="%{x:,.1f}",
                 textposition="outside",
                 cliponaxis=False,
@@ -306,10 +311,7 @@ def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs")
                 showlegend=column == 1,
                 row=1,
                 col=column,
-                marker={
-                    "color": color,
-                    "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "solidity": 0.2},
-                },
+                marker=_bar(color, pattern),
                 texttemplate="%{x:.2f}",
                 textposition="outside",
                 cliponaxis=False,
