@@ -17,6 +17,7 @@ from torch import Tensor
 
 import zeroflow
 from zeroflow.classifiers import LDA, QDA, Classifier, RandomProjection, Ridge, classifiers
+from zeroflow.classifiers.normal_equations import factor
 
 Array = NDArray[np.float64]
 Stream = list[tuple[Tensor, Tensor]]
@@ -97,6 +98,40 @@ def test_lda_shrinks_as_oas_of_deviations_from_class_means() -> None:
     np.testing.assert_allclose(
         classifier.covariance(), oas(deviations, assume_centered=True)[0], rtol=1e-10, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("options", [{}, {"shrinkage": "fixed"}])
+@pytest.mark.parametrize("classes", [1, 2, 20, 100])
+def test_lda_with_a_single_image_of_every_class_is_nearest_to_it(classes: int, options: dict[str, str]) -> None:
+    """There is no variance within classes, and rounding is none either."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(classes, 32, generator=generator)
+        classifier = build("lda", **options)
+        assert isinstance(classifier, LDA)
+        classifier.begin_task(range(classes), 32, generator)
+        classifier.add(x, torch.arange(classes))
+        assert not classifier.covariance().any()
+        classifier.end_task()
+        asked = torch.randn(200, 32, generator=generator)
+        assert torch.equal(classifier.scores(asked).argmax(1), torch.cdist(asked, x).argmin(1))
+
+
+def test_lda_without_variance_in_some_features_takes_the_others_as_they_are() -> None:
+    """Classes differ in a feature that is the same in all images of a class: it decides."""
+    tasks = stream(tasks=1, classes=2)
+    features, labels = tasks[0]
+    features[:, 3] = 0.1 + labels / 3
+    classifier = learn(build("lda", shrinkage="fixed"), tasks)
+    assert isinstance(classifier, LDA)
+    covariance = classifier.covariance()
+    assert not covariance[3].any() and not covariance[:, 3].any() and (covariance.diagonal() > 0).sum() == 11
+    assert torch.equal(classifier.scores(features).argmax(1), labels)
+
+
+def test_a_matrix_that_rounding_has_made_negative_gets_a_ridge() -> None:
+    lower = factor(-1e-17 * torch.eye(3, dtype=torch.float64))
+    assert lower.isfinite().all() and (lower.diagonal() > 0).all()
 
 
 def test_lda_does_not_mind_features_far_from_zero() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zeroflow import ConfigError, TrialConfig, run_trial
+from zeroflow.classifiers import classifiers
 from zeroflow.data import load_dataset
 from zeroflow.data.scenario import View
 from zeroflow.methods import (
@@ -28,6 +29,7 @@ from zeroflow.methods import (
 )
 from zeroflow.methods.experience_replay import herding
 from zeroflow.models.backbone import Backbone
+from zeroflow.models.criteria import criteria
 from zeroflow.models.factory import build_timm, create_backbone
 from zeroflow.models.timm_backbone import TransformerBackbone
 from zeroflow.models.tuning import SSF, Full, Prompts, tunings
@@ -320,6 +322,19 @@ def test_made_up_features_have_their_classs_mean_and_covariance() -> None:
     torch.testing.assert_close(torch.cov(own.T), torch.cov(features.T), rtol=0, atol=0.15)
 
 
+@pytest.mark.parametrize("shrinkage", [1e-3, 1e-7])
+def test_a_floor_below_rounding_does_not_end_a_run(shrinkage: float) -> None:
+    """Fewer samples than features, so that only the floor keeps their covariance invertible."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(6, 32, generator=generator) + 10 * torch.randn(6, 1, generator=generator)
+    backbone = tiny_backbone()
+    factor = GenerativeReplay(backbone, GenerativeReplay.Options(shrinkage=shrinkage))._factor(features)
+    covariance = torch.cov(features.double().T)
+    expected = (1 - shrinkage) * covariance + shrinkage * covariance.diagonal().mean() * torch.eye(32)
+    torch.testing.assert_close((factor @ factor.T).double(), expected, rtol=1e-4, atol=1e-3)
+    assert factor.dtype == torch.float32
+
+
 def test_the_features_of_generative_replay_stand_still_after_the_first_task() -> None:
     method = trained_once("generative-replay")
     assert set(method.trainable()) == {"head.weight", "head.sigma"}
@@ -369,6 +384,22 @@ def test_fisher_information_from_forward_passes_is_the_mean_of_the_exact_one() -
         assert abs(np.mean(found) - exact[name]) < 4 * error + 1e-3 * exact[name], name
     for name, value in method.trainable().items():
         assert torch.equal(value, before[name]), "measuring moves nothing"
+
+
+@pytest.mark.parametrize("fisher", ["forward", "backpropagation"])
+def test_fisher_information_is_of_the_likelihood_whatever_loss_is_trained(fisher: str) -> None:
+    """The 0-1 error has no slope: information of it would be zero, and so would the penalty, for good."""
+
+    def penalty(loss: str) -> float:
+        method, batch = trained_once("ewc", fisher=fisher), drawings(20)
+        method.criterion = criteria[loss]
+        new = batch.labels > 2
+        method.choices = torch.Generator().manual_seed(3)
+        method.eval()
+        method.end_task([(batch.images[new], batch.labels[new])])
+        return float(sum(value.sum() for value in method.fisher.buffers()))
+
+    assert penalty("error-rate") == penalty("cross-entropy") > 0
 
 
 def test_l2sp_holds_all_but_the_new_rows() -> None:
@@ -474,6 +505,12 @@ def test_exact_fisher_information_is_refused_where_gradients_are_banned() -> Non
         ("lwf", {"temperature": 0.0}, "temperature=0.0"),
         ("aper-vpt-deep", {"tokens": 0}, "tokens=0"),
         ("aper-ssf", {"tokens": 5}, "unknown option of method 'aper-ssf'"),
+        ("ease", {"alpha": -0.1}, "alpha=-0.1: expected a number >= 0"),
+        ("ease", {"beta": 0.5}, "beta=0.5: expected together with frozen_space and reweight"),
+        ("ease", {"beta": 0.5, "frozen_space": True, "reweight": False}, "beta=0.5: expected together with"),
+        ("ease", {"frozen_space": True}, "frozen_space=True: .*without weight; expected beta > 0, or reweight=False"),
+        ("ease", {"alpha": 0.5, "reweight": False}, "alpha=0.5: expected 0.1, its default, .*reweight=False"),
+        ("ease", {"alpha": 0.5, "diagonal_only": True}, "alpha=0.5: expected 0.1, its default, .*diagonal_only=True"),
     ],
 )
 def test_bad_options_are_refused(method: str, options: dict, message: str) -> None:
@@ -507,9 +544,7 @@ def test_without_reweighting_ease_takes_one_cosine_over_all_spaces(
     backbone: Backbone, frozen_space: bool, diagonal_only: bool
 ) -> None:
     """Features and prototypes side by side; where only a class's own space counts, its prototype is zero in the others."""
-    options = EASE.Options(
-        bottleneck=2, reweight=False, frozen_space=frozen_space, diagonal_only=diagonal_only, beta=0.3
-    )
+    options = EASE.Options(bottleneck=2, reweight=False, frozen_space=frozen_space, diagonal_only=diagonal_only)
     ease, first = EASE(backbone, options), int(frozen_space)
     ease.tasks = [range(0, 3), range(3, 5)]
     draw = np.random.default_rng(0)
@@ -521,3 +556,69 @@ def test_without_reweighting_ease_takes_one_cosine_over_all_spaces(
     given, known = features.reshape(7, -1), np.concatenate(list(counted), axis=1)
     expected = given @ known.T / np.linalg.norm(given, axis=1)[:, None] / np.linalg.norm(known, axis=1)
     np.testing.assert_allclose(ease.scores(torch.from_numpy(features)), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("reweight", "options", "weight"), [(True, {"beta": 0.3}, 0.3), (False, {}, 1.0)])
+def test_discriminants_count_the_bare_backbone_with_beta_or_without_reweighting_as_any_other_space(
+    reweight: bool, options: dict, weight: float
+) -> None:
+    ease = EASE(tiny_backbone(), EASE.Options(bottleneck=2, frozen_space=True, reweight=reweight, **options))
+    ease.classifier = classifiers.get("lda").build()
+    generator, batch = torch.Generator().manual_seed(0), drawings(30)
+    for classes in (range(3), range(3, 5)):
+        own = (batch.labels >= classes.start) & (batch.labels < classes.stop)
+        ease.begin_task(classes, generator)
+        moved(ease, generator)
+        ease.eval()
+        ease.freeze()
+        ease.end_task([(batch.images[own], batch.labels[own])])
+    features = ease.features(batch.images, range(3))
+    posteriors = [d.scores(features[:, k]).log_softmax(1) for k, d in enumerate(ease.discriminants)]
+    other = 0.1 if reweight else 1.0  # alpha, by one other task
+    expected = torch.cat(
+        [
+            weight * posteriors[0][:, :3] + posteriors[1][:, :3] + other * posteriors[2][:, :3],
+            weight * posteriors[0][:, 3:] + other * posteriors[1][:, 3:] + posteriors[2][:, 3:],
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(ease.scores(features), expected)
+
+
+# Herding
+
+
+def test_herding_keeps_the_best_of_every_class_where_classes_have_different_sizes() -> None:
+    """Classes of 2, 6, 3 and 5 samples: against a memory kept class by class."""
+    method = ExperienceReplay(tiny_backbone(), ExperienceReplay.Options(selection="herding", buffer=8, tune="none"))
+    batch, sizes = drawings(40), {0: 2, 1: 6, 2: 3, 3: 5, 4: 4}
+    best: dict[int, list[int]] = {}
+    first = 0
+    for classes in (range(2), range(2, 4), range(4, 5)):
+        chosen = torch.cat([torch.nonzero(batch.labels == label)[: sizes[label], 0] for label in classes])
+        part = [(batch.images[chosen], batch.labels[chosen])]
+        method.begin_task(classes, torch.Generator().manual_seed(0), part)
+        method.end_task(part)
+        features = F.normalize(method.features(batch.images[chosen], range(1))[:, 0], dim=1)
+        for label in classes:
+            own = torch.nonzero(batch.labels[chosen] == label)[:, 0]
+            best[label] = [first + int(own[i]) for i in herding(features[own], 8)]
+        first += len(chosen)
+        quota = 8 // classes.stop
+        assert method.memory.tolist() == [place for label in range(classes.stop) for place in best[label][:quota]]
+
+
+def test_a_memory_with_no_room_for_a_sample_of_every_class_is_refused_where_classes_get_equal_shares() -> None:
+    """Otherwise nothing would be replayed, and nobody told."""
+    herded, drawn = (
+        ExperienceReplay(tiny_backbone(), ExperienceReplay.Options(selection=selection, buffer=3, tune="none"))
+        for selection in ("herding", "reservoir")
+    )
+    batch = drawings(20)
+    for method in (herded, drawn):
+        method.begin_task(range(4), torch.Generator().manual_seed(0))
+        method.end_task([(batch.images[batch.labels < 4], batch.labels[batch.labels < 4])])
+    with pytest.raises(ConfigError, match=r"buffer=3 with selection=herding: .*4 classes so far.*expected at least 4"):
+        herded.begin_task(range(4, 5), torch.Generator().manual_seed(0))
+    drawn.begin_task(range(4, 5), torch.Generator().manual_seed(0))
+    assert len(drawn.memory) == 3

@@ -679,6 +679,12 @@ def test_per_example_refuses_examples_that_meet() -> None:
         ("zo-sgd", {"hybrid_lr": 0.1}, "together with hybrid"),
         ("zo-rge", {"distribution": "normal"}, "'gaussian', 'rademacher' or 'sphere'"),
         ("zo-sgd-sign", {"sign": "vector"}, "elementwise"),
+        ("zo-adam-sign", {"sign": "scalar", "combine": "span"}, "combine='span': .*'mean' with sign='scalar'"),
+        (
+            "zo-rge",
+            {"history": 0.5, "history_of": "directions", "combine": "span"},
+            "'mean' with history_of='directions'",
+        ),
     ],
 )
 def test_bad_options_are_refused_by_name(name: str, options: dict, message: str) -> None:

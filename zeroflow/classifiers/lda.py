@@ -20,8 +20,8 @@ class LDA(ClassMeans):
     Centring changes all scores of a sample equally, and avoids the rounding of large, equal terms.
 
     S is the maximum-likelihood covariance within classes, shrunk towards its mean variance times I. Sources: Hayes and
-    Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPR-W 2020 (with a fixed amount);
-    OAS: Chen et al., "Shrinkage Algorithms for MMSE Covariance Estimation", IEEE Transactions on Signal Processing 2010, Eq. 23
+    Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPR-W 2020 (with a fixed amount, 1e-4,
+    towards I); OAS: Chen et al., "Shrinkage Algorithms for MMSE Covariance Estimation", IEEE Transactions on Signal Processing 2010, Eq. 23
     without its terms in 2 / width, as scikit-learn has it.
 
     Attributes:
@@ -83,9 +83,12 @@ class LDA(ClassMeans):
         self.moment += other.moment
 
     def covariance(self) -> Tensor:
-        """S, float64 ``[width, width]``."""
+        """S, float64 ``[width, width]``; zero where all that varies is rounding, as with a single sample of every class."""
         n, width = float(self.count.sum()), len(self.moment)
         covariance = torch.addmm(self.moment, self.means.T, self.total, alpha=-1).div_(n)
+        rounding = 2 * torch.finfo(covariance.dtype).eps * self.moment.diagonal()  # of a sum of n squares, divided by n
+        varies = (covariance.diagonal() > rounding).to(covariance)
+        covariance.mul_(varies[:, None]).mul_(varies)
         variance = float(covariance.trace()) / width
         amount = self.options.amount
         if self.options.shrinkage == "oas":

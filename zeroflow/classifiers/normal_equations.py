@@ -24,8 +24,8 @@ def add_gram(gram: Tensor, rows: Tensor) -> None:
 def factor(matrix: Tensor, ridge: float = 0.0) -> Tensor:
     """Lower Cholesky factor ``[k, k]`` of ``matrix + ridge * I``, with a larger ridge if that matrix is numerically singular.
 
-    The larger ridge is the smallest of ``k * epsilon * the largest diagonal entry`` times 1, 10, 100 ... for which every
-    pivot exceeds the rounding error.
+    The larger ridge is the smallest of ``k * epsilon * the largest diagonal entry`` (by magnitude) times 1, 10, 100 ... for
+    which every pivot exceeds the rounding error.
 
     Args:
         matrix: float64 ``[k, k]``; only its lower triangle is read. Its diagonal is changed meanwhile and restored exactly.
@@ -33,7 +33,7 @@ def factor(matrix: Tensor, ridge: float = 0.0) -> Tensor:
     """
     diagonal = matrix.diagonal()
     before = diagonal.clone()
-    rounding = len(matrix) * torch.finfo(matrix.dtype).eps * (float(before.max()) or 1.0)
+    rounding = len(matrix) * torch.finfo(matrix.dtype).eps * (float(before.abs().max()) or 1.0)
     try:
         while True:
             diagonal.copy_(before + ridge)

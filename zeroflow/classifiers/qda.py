@@ -20,7 +20,8 @@ class QDA(Classifier):
 
     S_c is the covariance of the class's f, v its mean variance, w its mean covariance of two features. Source: Goswami et
     al., "FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free Continual Learning", NeurIPS 2023,
-    Section 4. Its Tukey transform is for non-negative features, as of a CNN, and is omitted, as the authors do for ViTs.
+    Section 4. Its Tukey transform is for non-negative features, as of a CNN, and is omitted, as the authors do for ViTs, of
+    whose code are g1 and g2 (for CNNs g2 = 1).
     A class without variance, such as one with a single image, has R_c = I, the limit of ever stronger shrinkage.
 
     One matrix per class is stored (100 classes of width 768: 472 MB), and no second one: the solution is in the upper triangles.

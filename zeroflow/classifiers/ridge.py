@@ -46,7 +46,8 @@ class Ridge(Classifier):
         """Options of ridge regression.
 
         Attributes:
-            ridge: lambda, in units of a squared feature summed over samples; 0: chosen for each task, see ``choose_ridge``.
+            ridge: lambda, in units of a squared feature summed over samples; 0: chosen for each task, see ``choose_ridge``. A
+                task none of whose classes has five samples keeps the previous one, or 1 if it is the first.
         """
 
         ridge: float = 0.0

@@ -25,12 +25,18 @@ class OneClassifier(SimpleCIL):
 
 @register_method("slda", "linear discriminant of frozen features: class means and one pooled covariance; no training")
 class SLDA(OneClassifier, classifier="lda"):
-    """Source: Hayes & Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPRW 2020."""
+    """Source: Hayes & Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPRW 2020.
+
+    Its covariance is shrunk by a fixed amount, here by what the samples suggest; see ``LDA``.
+    """
 
 
 @register_method("acil", "recursive ridge regression on frozen features; no training")
 class ACIL(OneClassifier, classifier="ridge"):
-    """Source: Zhuang et al., "ACIL: Analytic Class-Incremental Learning", NeurIPS 2022; without its expansion layer."""
+    """Source: Zhuang et al., "ACIL: Analytic Class-Incremental Learning", NeurIPS 2022; without its expansion layer.
+
+    Its lambda is fixed, here chosen for each task unless ``classifier_options.ridge`` is given; see ``Ridge``.
+    """
 
 
 @register_method("ranpac", "ridge regression on a random projection of frozen features; no training")

@@ -48,13 +48,16 @@ class EASE(Method):
         Attributes:
             alpha: weight of the spaces of other tasks, divided by their number (Eq. 10).
             recalculate_similarity: complete every old task in every newer space again at each stage, with the classes of
-                all later tasks as references; otherwise only in the newest space, once.
+                all later tasks as references; otherwise only in the newest space, once. With ``diagonal_only``, only
+                discriminants use what is completed.
             reweight: the sum of Eq. 9-10 with alpha; otherwise one cosine over the concatenated features of all spaces, the
                 bare backbone included, without ``alpha`` and ``beta``, as in the authors' code. Discriminants are summed
-                either way.
-            diagonal_only: score a class in its own task's space only.
+                either way, without it all with weight 1.
+            diagonal_only: score a class in its own task's space only, and in the bare backbone's.
             frozen_space: add the bare backbone as one more space, with weight ``beta``.
             beta: weight of the bare backbone's space.
+
+        An option that the others leave without effect is refused.
         """
 
         alpha: float = 0.1
@@ -63,6 +66,22 @@ class EASE(Method):
         diagonal_only: bool = False
         frozen_space: bool = False
         beta: float = 0.0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            for name in ("alpha", "beta"):
+                if getattr(self, name) < 0:
+                    raise ValueError(f"{name}={getattr(self, name)!r}: expected a number >= 0")
+            if self.beta and not (self.frozen_space and self.reweight):
+                raise ValueError(f"beta={self.beta!r}: expected together with frozen_space and reweight")
+            if self.frozen_space and self.reweight and not self.beta:
+                raise ValueError("frozen_space=True: a space without weight; expected beta > 0, or reweight=False")
+            usual = type(self).alpha
+            if self.alpha != usual and (self.diagonal_only or not self.reweight):
+                why = "diagonal_only=True" if self.diagonal_only else "reweight=False"
+                raise ValueError(
+                    f"alpha={self.alpha!r}: expected {usual!r}, its default, since nothing has it with {why}"
+                )
 
     def __init__(self, backbone: Backbone, options: Any = None) -> None:
         super().__init__(backbone, options)
@@ -139,7 +158,8 @@ class EASE(Method):
             return cosine(features.flatten(1), self._side_by_side().flatten(1))
         total = features.new_zeros(len(features), self.tasks[-1].stop)
         if self.options.frozen_space:
-            total += self.options.beta * self._similar(features[:, 0], 0)
+            weight = self.options.beta if self.options.reweight else 1.0
+            total += weight * self._similar(features[:, 0], 0)
         for number in range(len(self.tasks)):
             similar = self._similar(features[:, self.first + number], self.first + number)
             for task, classes in enumerate(self.tasks):

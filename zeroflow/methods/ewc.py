@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from zeroflow.data.scenario import Batch
-from zeroflow.methods.finetune import FineTuning
 from zeroflow.methods.method import MiniBatch, one_of, positive, register_method
 from zeroflow.methods.penalty import Penalised
 from zeroflow.models.backbone import Backbone
+from zeroflow.models.criteria import cross_entropy
 from zeroflow.optim import OptimizerInfo
 
 
@@ -27,8 +27,8 @@ from zeroflow.optim import OptimizerInfo
 class EWC(Penalised):
     """``L_reg = 1/2 sum_j F_j (theta_j - anchor_j)^2`` with F the diagonal Fisher information, summed over old tasks.
 
-    F is the empirical Fisher information: F_j = mean over examples of (d loss / d theta_j)^2 at the true labels, measured at
-    the end of a task.
+    F is the empirical Fisher information: F_j = mean over examples of (d log p / d theta_j)^2 at the true labels, measured at
+    the end of a task. log p is that of the head's softmax, whatever loss is trained.
     """
 
     needs_head = "its Fisher information is of single examples"
@@ -89,11 +89,16 @@ class EWC(Penalised):
             total[: len(old)] += old
             setattr(self.fisher, _buffer(name), total)
 
+    def _surprise(self, inputs: Any) -> Tensor:
+        """-log p of each example's label, ``[N]``."""
+        prefix, labels = inputs
+        return cross_entropy(self.head(self.tuning(self.backbone, prefix)), labels)
+
     def _exact(self, batch: MiniBatch) -> Iterator[tuple[str, Tensor]]:
         """Sums over examples of squared derivatives, by backpropagation."""
         values = self.trainable()
         for image, label in zip(batch.images, batch.labels, strict=True):
-            loss = FineTuning.losses(self, self.prepare(MiniBatch(image[None], label[None])))[0]
+            loss = self._surprise(self.prepare(MiniBatch(image[None], label[None])))[0]
             yield from zip(values, (g.square() for g in torch.autograd.grad(loss, list(values.values()))), strict=True)
         self.images_passed += len(batch.images)
         self.images_worked += 3 * len(batch.images)
@@ -108,7 +113,7 @@ class EWC(Penalised):
         inputs = self.prepare(batch)
         for name, value in self.trainable().items():
             z = torch.randn(value.shape, generator=self.choices).to(value)
-            slopes = _slopes(value, z, lambda: FineTuning.losses(self, inputs))
+            slopes = _slopes(value, z, lambda: self._surprise(inputs))
             self.images_passed += 2 * len(batch.images)
             self.images_worked += 2 * len(batch.images)
             yield name, torch.full_like(value, float(slopes.square().sum()) / value.numel(), requires_grad=False)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zeroflow.data.scenario import Batch
+from zeroflow.errors import ConfigError
 from zeroflow.methods.finetune import FineTuning
 from zeroflow.methods.method import MiniBatch, one_of, positive, register_method
 from zeroflow.models.backbone import Backbone
@@ -32,15 +33,17 @@ class ExperienceReplay(FineTuning):
 
     memory: Tensor
     seen: Tensor
+    shares: Tensor
 
     @dataclass(frozen=True)
     class Options(FineTuning.Options):
         """Options of fine-tuning and of the memory.
 
         Attributes:
-            buffer: number of stored samples, of all tasks together.
-            selection: ``reservoir`` (every sample so far is stored with the same probability) or ``herding`` (equally many
-                of every class, chosen so that their mean feature is near the class mean).
+            buffer: largest number of stored samples, of all tasks together.
+            selection: ``reservoir`` (every sample so far is stored with the same probability) or ``herding`` (at most
+                equally many of every class, so ``buffer`` is at least the number of classes, chosen so that their mean
+                feature is near the class mean).
         """
 
         buffer: int = 200
@@ -55,8 +58,19 @@ class ExperienceReplay(FineTuning):
         super().__init__(backbone, options)
         self.register_buffer("memory", torch.empty(0, dtype=torch.int64))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("shares", torch.empty(0, dtype=torch.int64))  # of each class, where samples are herded
 
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
+        """As in ``Method``.
+
+        Raises:
+            ConfigError: herding has no room for a sample of every earlier class, so nothing would be replayed.
+        """
+        if self.options.selection == "herding" and self.options.buffer < classes.start:
+            raise ConfigError(
+                f"buffer={self.options.buffer} with selection=herding: no room for one sample of each of the "
+                f"{classes.start} classes so far; expected at least {classes.start}, or selection=reservoir"
+            )
         super().begin_task(classes, generator, batches)
         self.choices = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
 
@@ -116,19 +130,14 @@ class ExperienceReplay(FineTuning):
         features = F.normalize(torch.cat([part for part, _ in parts]), dim=1)
         labels = torch.cat([label for _, label in parts]).to(features.device)
         quota = self.options.buffer // self.tasks[-1].stop
-        first, kept = int(self.seen), []
-        for old in self._by_class():
-            kept += old[:quota]
+        first = int(self.seen)
+        kept = [old[:quota].tolist() for old in torch.split(self.memory, self.shares.tolist())]
         for label in self.tasks[-1]:
             own = torch.nonzero(labels == label)[:, 0]
-            kept += [first + int(own[i]) for i in herding(features[own], quota)]
-        self._keep(kept, len(labels))
-
-    def _by_class(self) -> list[list[int]]:
-        """The memory split by class: equal parts, since every class has the same quota."""
-        classes = self.tasks[-1].start
-        size = len(self.memory) // classes if classes else 0
-        return [self.memory[i * size : (i + 1) * size].tolist() for i in range(classes)]
+            kept.append([first + int(own[i]) for i in herding(features[own], quota)])
+        # Not the quota for every class: one with fewer samples has all of them.
+        self.shares = torch.tensor([len(of_class) for of_class in kept], device=self.shares.device)
+        self._keep([position for of_class in kept for position in of_class], len(labels))
 
     def _keep(self, memory: list[int], count: int) -> None:
         self.memory = torch.tensor(memory, dtype=torch.int64, device=self.memory.device)

@@ -34,7 +34,7 @@ class FineTuning(Method):
 
     @dataclass(frozen=True)
     class Options(TuningOptions):
-        """What is trained besides the head, and how it is initialised.
+        """What is trained besides the head, and how it is initialised. Options of another tuning than ``tune`` mean nothing.
 
         Attributes:
             tune: ``none``, ``adapter``, ``vpt-shallow``, ``vpt-deep``, ``ssf``, ``norm-affine``, ``block-shift``, ``full``,
@@ -44,8 +44,9 @@ class FineTuning(Method):
             dropout: probability inside adapters while training.
             tokens: learnable tokens at each place, of ``vpt-*``.
             imprint: initialise a new class's weights with its mean feature (Qi et al., "Low-Shot Learning with Imprinted
-                Weights", CVPR 2018), so that the untrained model is a class-mean classifier; otherwise at random.
-            sigma: initial scale of the head.
+                Weights", CVPR 2018), so that the untrained model is a class-mean classifier; otherwise at random. A
+                headless criterion sets the weights after training in any case.
+            sigma: initial scale of the head. Class means need no scale, so with a headless criterion only ``lwf`` uses it.
             border: width of the frame of ``input-prompt``, pixels.
             rank: of the pattern of ``input-prompt``.
             size: side of the filter of ``input-filter``, pixels, odd.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zeroflow.classifiers.normal_equations import factor
 from zeroflow.data.scenario import Batch
 from zeroflow.methods.finetune import FineTuning
 from zeroflow.methods.method import MiniBatch, one_of, register_method
@@ -123,4 +124,6 @@ class GenerativeReplay(FineTuning):
         if self.options.covariance == "diagonal":
             return (kept * variance + floor).sqrt()
         covariance = centred.T @ centred / max(len(features) - 1, 1)
-        return torch.linalg.cholesky(kept * covariance + floor * torch.eye(len(covariance)).to(covariance))
+        covariance = kept * covariance + floor * torch.eye(len(covariance)).to(covariance)
+        found, failed = torch.linalg.cholesky_ex(covariance)
+        return factor(covariance.double()).to(found) if failed else found  # a floor below float32's rounding

@@ -15,7 +15,10 @@ from zeroflow.methods.penalty import Penalised
 
 @register_method("l2-sp", "as finetune, held near the values that a task starts from")
 class L2SP(Penalised):
-    """``L_reg = 1/2 |theta - theta_start|^2`` over all values except the head's new rows."""
+    """``L_reg = 1/2 |theta - theta_start|^2`` over all values except the head's new rows.
+
+    The published penalty has a second term, weight decay of new values: that is an option of optimizers.
+    """
 
     def _start(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.named_parameters() if name.startswith("tuning.")}

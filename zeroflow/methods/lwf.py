@@ -1,6 +1,7 @@
 """LwF: distil the previous model's outputs for old classes.
 
-Source: Li & Hoiem, "Learning without Forgetting", ECCV 2016 / TPAMI 2018, Eq. 2-3; temperature T = 2.
+Source: Li & Hoiem, "Learning without Forgetting", ECCV 2016 / TPAMI 2018, Eq. 2-3; temperature T = 2. The factor T^2, which
+makes derivatives independent of T, is of Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, Section 2.
 """
 
 from __future__ import annotations

@@ -128,6 +128,9 @@ class OptimizerInfo:
     def _directions(self, chosen: Mapping[str, Any]) -> list[Direction]:
         """The optimizer's own direction and the history, in order."""
         direction, share, of = _with(self.direction, chosen), float(chosen["history"]), chosen["history_of"]
+        for name, value in (("sign", "scalar"), ("history_of", "directions")):  # both take means of the queries
+            if chosen.get(name) == value and chosen.get("combine", "mean") != "mean":
+                raise ValueError(f"combine={chosen['combine']!r}: expected 'mean' with {name}={value!r}")
         if of not in ("estimates", "directions"):
             raise ValueError(f"history_of={of!r}: expected 'estimates' or 'directions'")
         if of == "directions":
@@ -187,9 +190,9 @@ def create_optimizer(
         lr: learning rate; None: the registered default, with a warning, since it was chosen on another model. ``tune``
             chooses one for a model and a loss.
         queries: directions per step, q >= 1 (default 1; 8 for zo-fzoo, 16 for zo-muon; 4 + floor(3 ln d) for es-cma,
-            its population, which is at least 2).
+            its population, which is at least 2). Those without queries (fo-*, zo-cars) ignore it.
         eps: perturbation size, > 0 (default 1e-3; .5 for zo-cars, 1e-4 for zo-fzoo, .1 for es-cma, the first step
-            size).
+            size). Those without perturbation (fo-*, forward-grad) ignore it.
         seed: key of all directions, >= 0.
         executor: runs the evaluations; default: this process.
         **options: of the named optimizer, e.g. ``momentum`` or ``weight_decay``; options of all: see ``ENHANCEMENTS``.

@@ -16,7 +16,7 @@ class InputPrompt(Tuning):
     """A pattern added to every image, initially zero: a frame, and a low-rank pattern over the whole image.
 
     It suits a backbone whose input alone is accessible. Source: Bahng et al., "Exploring Visual Prompts for Adapting
-    Large-Scale Models", 2022, Section 3 (the frame); the low rank keeps the number of values small.
+    Large-Scale Models", 2022, Section 3 (the frame, there of 30 in 224 pixels); the low rank keeps the number of values small.
 
     Args:
         channels: of the images.

@@ -27,7 +27,7 @@ class ScaleAndShift(nn.Module):
 
 
 class SSF(Tuning):
-    """A scale and a shift after the patch embedding, every norm and every linear layer.
+    """A scale and a shift after the patch embedding, both norms and all four linear layers of every block, and the last norm.
 
     Source: SSF (Lian et al., "Scaling & Shifting Your Features", NeurIPS 2022), Eq. 2 and Figure 2.
 

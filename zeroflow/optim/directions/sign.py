@@ -16,7 +16,8 @@ class Sign(Direction):
 
     ``sign="elementwise"``: sign(mean over i of g_i z_i), every component +-1. Source: Liu et al. 2019 (ZO-signSGD),
     Algorithm 1; the paper's form (ZeroFlow, Section 3.1).
-    ``sign="scalar"``: mean over i of sign(g_i) z_i, which keeps the lengths of z. Cost: no forward pass.
+    ``sign="scalar"``: mean over i of sign(g_i) z_i, which keeps the lengths of z; there is no ``combine="span"`` of signs. Cost: no
+    forward pass.
     """
 
     keeps_mean: ClassVar[bool] = False

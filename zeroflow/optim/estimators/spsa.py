@@ -17,7 +17,8 @@ class SPSA(RandomSlopes):
 
     g_i = (L(theta + eps z_i) - L(theta - eps z_i)) / 2 eps;  estimate = mean over i of g_i z_i.
     z_i ~ N(0, I), or signs where ``distribution="rademacher"``; ``combine="span"`` projects instead of averaging.
-    Source: Spall 1992; MeZO (Malladi et al. 2023), definition 1; ZeroFlow, Eq. 1. Cost: 2q forward passes.
+    Source: Spall 1992; MeZO (Malladi et al. 2023), definition 1; ZeroFlow, Eq. 1 (which divides by z_i: the same for signs, and
+    without a mean for Gaussian z_i). Cost: 2q forward passes.
     """
 
     cost: ClassVar[Cost] = Cost(2)

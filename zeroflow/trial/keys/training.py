@@ -140,6 +140,11 @@ def _optimizer_keys(config: TrialConfig, info: OptimizerInfo) -> dict[str, Any]:
     eps = info.default_eps if config.eps is None else config.eps
     queries = info.default_queries if config.queries is None else config.queries
     hybrid = config.hybrid_epochs
+    if hybrid and config.optimizer_options.get("hybrid"):
+        steps = config.optimizer_options["hybrid"]
+        raise ConfigError(
+            f"hybrid_epochs={hybrid!r}: optimizer_options.hybrid={steps!r} says it in steps; expected one of them"
+        )
     settings = {**config.optimizer_options, **({"hybrid": hybrid} if hybrid else {})}  # steps are known with the data
     check_settings(info, lr=lr, queries=queries, eps=eps, seed=config.seed, options=settings)
     require(
@@ -148,12 +153,15 @@ def _optimizer_keys(config: TrialConfig, info: OptimizerInfo) -> dict[str, Any]:
         is_natural(hybrid) and hybrid <= int(config.epochs or 0),
         f"an integer from 0 to epochs={config.epochs}",
     )
+    options = changed(config.optimizer_options, _optimizer_defaults(info.name))
+    if info.estimator.exact:  # every step is exact: an axis over optimizers may name both
+        hybrid, options = 0, {key: value for key, value in options.items() if key not in ("hybrid", "hybrid_lr")}
     return {
-        "hybrid_epochs": 0 if info.estimator.exact else hybrid,
+        "hybrid_epochs": hybrid,
         "lr": float(lr),
         "queries": queries if info.estimator.uses_queries else None,
         "eps": float(eps) if info.estimator.uses_eps else None,
-        "optimizer_options": changed(config.optimizer_options, _optimizer_defaults(info.name)),
+        "optimizer_options": options,
     }
 
 
