@@ -167,6 +167,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     ),
     "packing": measurements.packing,
     "durability": measurements.durability,
+    "kills": measurements.kills,
     "diagnosis": lambda: kept("diagnose", "results/quick", "63a1633bf7e7d97f", file="quick/diagnosis.txt"),
     "metrics": registered.metric_definitions,
     "model-card": registered.model_card,

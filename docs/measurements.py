@@ -259,6 +259,29 @@ def packing() -> str:
     )
 
 
+def kills() -> str:
+    """What a hundred kills did to sweeps."""
+    if absent := unmeasured("kills"):
+        return absent
+    found = measured("kills")
+    names = {
+        "ImplicitFunc": "trials",
+        "TrainController": "Ray Train's controllers",
+        "RayTrainWorker": "Ray Train's workers",
+        "Coordinator": "the coordinator",
+        "sweep": "the sweep",
+        "raylet/raylet": "the raylet",
+        "gcs/gcs_server": "the GCS",
+    }
+    kinds = ", ".join(f"{names[kind]} {count}" for kind, count in found["kills"].items())
+    return (
+        f"{sum(found['kills'].values())} kills ({kinds}) in {found['sweeps']} sweeps: {found['cells']} cells done, none failed, none "
+        f"lost, every one with the bits of an undisturbed run; {found['seconds'] / 60:.0f} minutes. "
+        "`ZEROFLOW_KILLS=results/benchmarks/kills.json python -m pytest -m long tests/test_faults.py -k random_kills`; "
+        f"{found['device']}; commit {commit_of(found)}.\n"
+    )
+
+
 def durability() -> str:
     """What it costs that work survives a power cut."""
     result = measured("durability")

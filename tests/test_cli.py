@@ -392,7 +392,7 @@ def test_long_commands_tell_how_far_they_are(
 ) -> None:
     report = told(monkeypatch, "report", QUICK, "-o", tmp_path / "report.html")
     check_order(report)
-    assert ("reading trials", 0, 8) in report and "figures: quickdraw100" in {what for what, _, _ in report}
+    assert ("reading trials", 0, 9) in report and "figures: quickdraw100" in {what for what, _, _ in report}
 
     check_order(told(monkeypatch, "merge", tmp_path / "merged", QUICK))
 

@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pyarrow.compute as pc
 import pytest
-from everything import HALF_WIDTH, cell, fill, landscape, seeds, simplecil
+from everything import CONFUSION, HALF_WIDTH, cell, fill, landscape, seeds, simplecil
 
 from zeroflow.results import Store, figures, published
 from zeroflow.results.effects import effects
@@ -37,6 +37,10 @@ def drawn(store: Store) -> Iterator[tuple[str, go.Figure]]:
     yield "stages", figures.draw_stage_curves(figures.stage_curves(rows, stages))
     yield "tasks", figures.draw_task_accuracy(figures.task_accuracies(rows, accuracy))
     yield "last", figures.draw_last_task_accuracy(figures.last_task_accuracy(rows, accuracy))
+    yield (
+        "confusion",
+        figures.draw_task_confusion(figures.task_confusions(rows, store.load("confusion"), store.load("stages"))),
+    )
     yield "ranking", figures.draw_ranking(rows)
     yield "queries", figures.draw_against_queries(figures.against_queries(rows), rows[0])
     for work in ("forward_passes", "forward_equivalents"):
@@ -69,6 +73,23 @@ def test_stage_curves_average_over_seeds(store: Store) -> None:
     assert tuple(line.y) == (80.0, 70.0)
     assert band.y == pytest.approx((80 + HALF_WIDTH, 70 + HALF_WIDTH, 70 - HALF_WIDTH, 80 - HALF_WIDTH), rel=1e-4)
     assert len(figure.data) == 3, "one band: a single seed has no interval"
+
+
+def test_confusion_is_counted_over_seeds_and_shared_out_by_task(store: Store) -> None:
+    fill(store, *seeds(80.0), simplecil(70.0))
+    table = store.load("confusion")
+    for stage, counts in enumerate(CONFUSION):
+        np.testing.assert_array_equal(figures.class_confusion(table, simplecil(70.0).cell_id, stage), counts)
+    found = figures.task_confusions(rows_of(store), table, store.load("stages"))
+    assert [each.row.label for each in found] == [row.label for row in rows_of(store)]
+    np.testing.assert_array_equal(
+        figures.class_confusion(table, found[1].row.cells), 3 * figures.class_confusion(table, found[0].row.cells)
+    )
+    for each in found:
+        np.testing.assert_allclose(each.matrix, [[60.0, 40.0], [10.0, 90.0]])
+    first, second = figures.draw_task_confusion(found).data
+    assert [*map(list, first.z)] == [[60.0, 40.0], [10.0, 90.0]] and first.visible and not second.visible
+    assert not figures.task_confusions(rows_of(store), table.slice(0, 0), store.load("stages"))
 
 
 def test_the_heat_map_is_the_mean_matrix(store: Store) -> None:

@@ -37,6 +37,8 @@ def assert_same_bits(found: TrialResult, whole: TrialResult) -> None:
     assert steps(found) == steps(whole)
     for name in ("accuracy_matrix", "task_incremental", "domain_incremental"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+    for counted, expected in zip(found.confusion, whole.confusion, strict=True):
+        np.testing.assert_array_equal(counted, expected)
     for name in ("forward_passes", "forward_equivalents", "trainable_parameters"):
         assert found.summary[name] == whole.summary[name], name
 

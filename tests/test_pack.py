@@ -443,7 +443,7 @@ def test_a_store_with_claims_is_not_packed(store: Store) -> None:
         with pytest.raises(ConfigError, match="claimed by a sweep"):
             pack(store)
         other.kill()
-    assert len(loose(store)) == 5 and pack(store).cells == 1
+    assert len(loose(store)) == 6 and pack(store).cells == 1
     assert all(store.claims().take(cell(seed=seed).cell_id) for seed in (0, 5)), "given back"
 
 
@@ -500,7 +500,7 @@ def test_a_bucket_is_packed_like_a_folder(s3: str, store: Store) -> None:
     fill(remote, 91)
     fill(store, 91)
     check_equal(contents(remote.root), contents(store))
-    assert pack(remote).files == 4 and Store(remote.root).done() == store.done()
+    assert pack(remote).files == 5 and Store(remote.root).done() == store.done()
     check_equal(contents(remote.root), contents(store))
     assert len(load(remote, "steps", cells=store.done())) == len(contents(store)["steps"]) > len(expected["steps"])
     assert isinstance(remote.storage.stat("trials/packed.parquet"), File)
@@ -511,7 +511,7 @@ def test_the_command_packs_and_status_goes_on(store: Store) -> None:
     run = CliRunner()
     before = run.invoke(main, ["status", store.root]).stdout
     found = run.invoke(main, ["pack", store.root])
-    assert found.exit_code == 0 and "14 files packed into" in found.stdout and "3 cells done" in found.stdout
+    assert found.exit_code == 0 and "17 files packed into" in found.stdout and "3 cells done" in found.stdout
     assert run.invoke(main, ["status", store.root]).stdout == before
     again = json.loads(run.invoke(main, ["pack", store.root, "--json"]).stdout)
     assert (again["files"], again["cells"]) == (0, 3)

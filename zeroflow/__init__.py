@@ -14,6 +14,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 if TYPE_CHECKING:
     from zeroflow.errors import ConfigError
+    from zeroflow.imports import import_file
     from zeroflow.optim.ban import GradientBanned, gradient_ban
     from zeroflow.trial.config import TrialConfig
     from zeroflow.trial.placement import Placement
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from zeroflow.trial.trial import run_trial
 
 __all__ = [
-    "ConfigError", "GradientBanned", "Placement", "TrialConfig", "TrialResult", "gradient_ban", "run_trial",
+    "ConfigError", "GradientBanned", "Placement", "TrialConfig", "TrialResult", "gradient_ban", "import_file", "run_trial",
 ]  # fmt: skip
 
 _HOME = {
     "ConfigError": "zeroflow.errors",
     "GradientBanned": "zeroflow.optim.ban",
     "gradient_ban": "zeroflow.optim.ban",
+    "import_file": "zeroflow.imports",
     "TrialConfig": "zeroflow.trial.config",
     "Placement": "zeroflow.trial.placement",
     "run_trial": "zeroflow.trial.trial",

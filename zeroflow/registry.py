@@ -8,12 +8,30 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from zeroflow.errors import ConfigError, unknown
 
 T = TypeVar("T")
+
+_listening: list[list[tuple[Registry[Any], str]]] = []
+
+
+@contextmanager
+def registered_meanwhile() -> Iterator[list[tuple[Registry[Any], str]]]:
+    """The registries and names of what is registered within the block; all of it is undone if the block raises."""
+    found: list[tuple[Registry[Any], str]] = []
+    _listening.append(found)
+    try:
+        yield found
+    except BaseException:
+        for registry, name in found:
+            del registry._entries[name]
+        raise
+    finally:
+        _listening.remove(found)
 
 
 class Registry(Generic[T]):
@@ -34,6 +52,8 @@ class Registry(Generic[T]):
         if name in self._entries:
             raise ConfigError(f"{self.kind} {name!r} is registered already")
         self._entries[name] = entry
+        for found in _listening:
+            found.append((self, name))
         return entry
 
     def register_family(self, prefix: str, make: Callable[[str], T]) -> None:

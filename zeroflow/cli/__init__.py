@@ -9,8 +9,9 @@ from zeroflow.cli.cells import efficiency, run, trajectories
 from zeroflow.cli.clusters import check_cluster, sync_data
 from zeroflow.cli.command import Commands
 from zeroflow.cli.diagnosing import diagnose
-from zeroflow.cli.grids import plan, search, sweep
+from zeroflow.cli.grids import plan, sweep
 from zeroflow.cli.looking import look
+from zeroflow.cli.searching import search
 from zeroflow.cli.serving import serve
 from zeroflow.cli.stores import merge, pack, report, status, tables
 

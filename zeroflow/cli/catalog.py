@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zeroflow.cli import completion
-from zeroflow.cli.command import Choice, Command, json_option
+from zeroflow.cli.command import Choice, Command, import_option, json_option
 from zeroflow.cli.progress import Bar
 from zeroflow.errors import ConfigError, unknown
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 )
 @click.argument("kind", type=Choice("kind", (*completion.REGISTRIES, completion.BACKBONES)))
 @click.argument("pattern", required=False, shell_complete=completion.names_of_kind)
+@import_option
 @json_option
 def list_(kind: str, pattern: str | None, as_json: bool) -> None:
     """List what a grid may name, with a line on each; PATTERN is shell-style, e.g. 'zo-*'."""

@@ -14,6 +14,7 @@ from zeroflow.cli.command import (
     check_writable,
     data_dir_option,
     device_option,
+    import_option,
     json_option,
     set_option,
     threads_option,
@@ -33,6 +34,7 @@ from zeroflow.cli.progress import Bar
     ),
     statuses={1: "the training diverged, or a black box gave no answer"},
 )
+@import_option
 @set_option("A key of the cell; VALUE is YAML. May be repeated.")
 @data_dir_option
 @click.option("--results", default=None, type=Folder(), help="Also write the result into this store.")

@@ -116,6 +116,21 @@ def set_option(help: str) -> Callable[[F], F]:
     )
 
 
+def _import(context: click.Context, parameter: click.Parameter, files: tuple[str, ...]) -> None:
+    from zeroflow.imports import import_file
+
+    for file in files:
+        try:
+            import_file(file)
+        except ConfigError as error:
+            raise click.UsageError(str(error), context) from None
+
+
+import_option = click.option(
+    "--import", "imports", multiple=True, metavar="FILE", is_eager=True, expose_value=False, callback=_import,
+    type=click.Path(dir_okay=False),
+    help="A Python file that registers methods, optimizers and the like, run here and in every process. May be repeated.",
+)  # fmt: skip
 data_dir_option = click.option(
     "--data-dir", envvar="ZEROFLOW_DATA", default=None, type=click.Path(file_okay=False),
     help="Folder of the data sets that are not embedded. [env: ZEROFLOW_DATA]",

@@ -7,7 +7,7 @@ import json
 
 import click
 
-from zeroflow.cli.command import Command, Folder, data_dir_option, json_option
+from zeroflow.cli.command import Command, Folder, data_dir_option, import_option, json_option
 from zeroflow.errors import ConfigError, unknown
 
 
@@ -21,6 +21,7 @@ from zeroflow.errors import ConfigError, unknown
 )
 @click.argument("results", type=Folder())
 @click.argument("cell")
+@import_option
 @data_dir_option
 @click.option(
     "--directions", default=16, show_default=True, type=click.IntRange(2), help="Random directions to look along."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zeroflow.cli.command import Command, check_writable, data_dir_option, set_option
+from zeroflow.cli.command import Command, check_writable, data_dir_option, import_option, set_option
 from zeroflow.cli.completion import grid_files
 from zeroflow.cli.grids import open_grid
 from zeroflow.cli.progress import Bar
@@ -25,6 +25,7 @@ from zeroflow.errors import ConfigError
 @click.option(
     "--output", "-o", default="look.html", type=click.Path(dir_okay=False, path_type=Path), help="A .html or .png file.",
 )  # fmt: skip
+@import_option
 @set_option("Replace a key in every cell; VALUE is YAML, a list makes an axis (seed=[0,1]). May be repeated.")
 @data_dir_option
 def look(grid_file: Path, output: Path, settings: tuple[str, ...], data_dir: str | None) -> None:

@@ -12,6 +12,7 @@
     include: [other.yaml]                         # the cells of these grids too, each as its own file has it
     settings_from: [tuned.yaml]                   # the settings of these files before this file's own
     search: {forward_passes: 20000}               # how lr and eps are chosen: see ``zeroflow.grid.search_settings``
+    imports: [my_method.py]                       # Python files that register what it names; the command line names them too
 
 Every key of ``TrialConfig`` may stand in ``base``, in a block and in ``set``. A list in ``base`` and in a block is an axis,
 so there a value that is a list itself is written as a list in a list (``increments: [[50, 25, 25]]``). Cells that come out
@@ -23,7 +24,6 @@ where their data is, says the file that the sweep was started with. Overrides of
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import itertools
 import re
@@ -34,18 +34,27 @@ from typing import Any
 
 import yaml
 
-from zeroflow.classifiers import classifiers
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.grid.placement import SweepPlacement, parse_placement
 from zeroflow.grid.rules import as_list, check_keys, matches, parse_rule
 from zeroflow.grid.search_settings import SearchSettings, parse_search
+from zeroflow.grid.shared_options import SharedOptions, check_all_used
 from zeroflow.grid.yaml_loader import load_yaml, parse_yaml
-from zeroflow.methods import methods
-from zeroflow.optim import optimizers
-from zeroflow.registry import Registry
+from zeroflow.imports import is_imported
 from zeroflow.trial.config import NESTED, TrialConfig
 
-SECTIONS = ("name", "include", "base", "grid", "settings_from", "settings", "search", "placement", "data_dir")
+SECTIONS = (
+    "name",
+    "imports",
+    "include",
+    "base",
+    "grid",
+    "settings_from",
+    "settings",
+    "search",
+    "placement",
+    "data_dir",
+)
 
 _OF_OWN_CELLS = ("base", "settings_from", "settings", "search")
 """Sections that mean nothing in a file without a ``grid``."""
@@ -108,17 +117,18 @@ def parse_grid(
     """
     changed = dict(overrides or {})
     grid, shared = _parse(content, changed, where, default_name, folder or Path(), trail)
-    _all_used(shared)
+    check_all_used(shared)
     return grid
 
 
 def _parse(
     content: Any, changed: Mapping[str, Any], where: str, default_name: str, folder: Path, trail: tuple[Path, ...]
-) -> tuple[Grid, list[_Shared]]:
+) -> tuple[Grid, list[SharedOptions]]:
     """A grid, and what its file and each included one make of the overrides."""
     _check_sections(content, where)
+    _check_imports(content, where, folder)
     cells: dict[str, TrialConfig] = {}
-    all_shared: list[_Shared] = []
+    all_shared: list[SharedOptions] = []
     for file in _named_files(content, "include", where, folder, trail):
         place = f"{where}: include: {file}"
         part, shared = _parse(_content(file, place), changed, str(file), file.stem, file.parent, (*trail, file))
@@ -147,7 +157,7 @@ def _parse(
 
 def _own_cells(
     content: Mapping[str, Any], changed: Mapping[str, Any], where: str, folder: Path, trail: tuple[Path, ...]
-) -> tuple[list[tuple[TrialConfig, Mapping[str, Any]]], _Shared]:
+) -> tuple[list[tuple[TrialConfig, Mapping[str, Any]]], SharedOptions]:
     """The cells of a file's own blocks as they are spelled, and what was made of options that they share."""
     blocks, base = content["grid"], content.get("base") or {}
     if not isinstance(blocks, list) or not blocks or not all(isinstance(block, Mapping) for block in blocks):
@@ -156,7 +166,7 @@ def _own_cells(
         raise ConfigError(f"{where}: base: expected a mapping, got {base!r}")
     rules = _rules(content, where, folder, trail[-1:])
     # What stands in every block's place belongs to the cells that know it; what a block says must fit its cells.
-    shared = _Shared(base, changed, where)
+    shared = SharedOptions(base, changed, where)
     found: list[tuple[TrialConfig, Mapping[str, Any]]] = []
     for number, block in enumerate(blocks):
         place = f"{where}: grid[{number}]"
@@ -208,6 +218,18 @@ def _check_sections(content: Any, where: str) -> None:
                 )
 
 
+def _check_imports(content: Mapping[str, Any], where: str, folder: Path) -> None:
+    """Refuse a grid whose Python files are not imported: a grid file alone runs no code that it names there."""
+    for file in _named_files(content, "imports", where, folder, (), "Python files"):
+        if not is_imported(file):
+            if not file.is_file():
+                raise ConfigError(f"{where}: imports: {file}: no such file")
+            raise ConfigError(
+                f"{where}: imports: {file}: a grid file runs no Python by itself; name it on the command line too: "
+                f"--import {file}"
+            )
+
+
 def _name(value: Any, where: str) -> str:
     """The name of a grid, which files and folders of its results are called by."""
     if not isinstance(value, str) or not re.fullmatch(r"\w[\w .+-]{0,99}", value):
@@ -219,7 +241,12 @@ def _name(value: Any, where: str) -> str:
 
 
 def _named_files(
-    content: Mapping[str, Any], section: str, where: str, folder: Path, trail: tuple[Path, ...]
+    content: Mapping[str, Any],
+    section: str,
+    where: str,
+    folder: Path,
+    trail: tuple[Path, ...],
+    kind: str = "grid files",
 ) -> list[Path]:
     """The files that a section names, none of which may be among those that led here."""
     names = content.get(section, [])
@@ -228,7 +255,7 @@ def _named_files(
         or not all(isinstance(name, str) for name in names)
         or (section in content and not names)
     ):
-        raise ConfigError(f"{where}: {section}: expected a list of grid files, got {names!r}")
+        raise ConfigError(f"{where}: {section}: expected a list of {kind}, got {names!r}")
     files = [folder / Path(name).expanduser() for name in names]
     for file in files:
         before = [other.resolve() for other in trail]
@@ -249,71 +276,6 @@ def _rules(content: Mapping[str, Any], where: str, folder: Path, trail: tuple[Pa
     if not isinstance(settings, list):
         raise ConfigError(f"{where}: settings: expected a list, got {settings!r}")
     return rules + [_rule(rule, f"{where}: settings[{number}]") for number, rule in enumerate(settings)]
-
-
-class _Shared:
-    """Options that ``base`` and the command line give to all cells: dropped where a cell's method or optimizer lacks them.
-
-    An option that no cell knows is an error: of the file for ``base``, of all files for the command line.
-    """
-
-    def __init__(self, base: Mapping[str, Any], changed: Mapping[str, Any], where: str) -> None:
-        self.unused: dict[tuple[str, str], str] = {}
-        self.known: set[str] = set()
-        for mapping, place in ((base, f"{where}: base"), (changed, "--set")):
-            for key, value in mapping.items():
-                section, _, option = str(key).partition(".")
-                if section.endswith("_options"):
-                    names = [option] if option else list(value if isinstance(value, Mapping) else [])
-                    self.unused |= {(section, name): place for name in names}
-        self.options = frozenset(self.unused)
-
-    def fitting(self, values: Mapping[str, Any], block: Mapping[str, Any]) -> Mapping[str, Any]:
-        """``values`` of one cell without the shared options that mean nothing to it."""
-        if not self.options:
-            return values
-        found = dict(values)
-        for section, names in (
-            ("method_options", _option_names(methods, values.get("method", TrialConfig.method))),
-            ("optimizer_options", _option_names(optimizers, values.get("optimizer", TrialConfig.optimizer))),
-            ("classifier_options", _option_names(classifiers, _classifier(values))),
-        ):
-            self.known |= names
-            own = block.get(section) or {}
-            if isinstance(values.get(section), Mapping):
-                kept = {}
-                for name, value in values[section].items():
-                    shared = (section, name) in self.options and name not in own and f"{section}.{name}" not in block
-                    if not shared or name in names:
-                        kept[name] = value
-                        self.unused.pop((section, name), None)
-                found[section] = kept
-        return found
-
-
-def _all_used(files: Sequence[_Shared]) -> None:
-    """Raise for the first shared option that no cell knew."""
-    known = {name for shared in files for name in shared.known}
-    for shared in files:
-        for (section, name), place in shared.unused.items():
-            if place != "--set" or all((section, name) in other.unused for other in files):
-                raise unknown(f"option in {section}", name, known, where=place)
-
-
-def _classifier(values: Mapping[str, Any]) -> Any:
-    """The classifier of a cell: the chosen one, or its method's own."""
-    try:
-        return values.get("classifier") or methods.get(values.get("method", TrialConfig.method)).build.own_classifier
-    except ConfigError:
-        return None  # the cell's own check says what is wrong with the name
-
-
-def _option_names(registry: Registry[Any], name: Any) -> set[str]:
-    try:
-        options = registry.get(name).options
-    except ConfigError:
-        return set()  # the cell's own check says what is wrong with the name
-    return {f.name for f in dataclasses.fields(options)} if dataclasses.is_dataclass(options) else set(options)
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from zeroflow.data import Preprocessing, datasets, load_dataset
 from zeroflow.errors import ConfigError
 from zeroflow.grid.cost_estimate import COLUMNS, CostEstimate, estimate_costs
 from zeroflow.grid.grid_file import Grid
+from zeroflow.grid.labels import labels
 from zeroflow.grid.placement import SweepPlacement
+from zeroflow.imports import imports_of
 from zeroflow.progress import Progress, silent
 from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.store import Store
@@ -63,8 +66,9 @@ class Plan:
         for (backbone, how), count in made.items():
             lines.append(f"preprocessing of {backbone}: {how} ({count} cell{'s' if count > 1 else ''})")
         if cells:
-            lines += [f"  {config.cell_id}  {config.label()}" for config in self.missing]
-            lines += [f"  {config.cell_id}  {config.label()}  (failed before)" for config in self.failed]
+            names = labels([*self.missing, *self.failed])
+            lines += [f"  {config.cell_id}  {names[config.cell_id]}" for config in self.missing]
+            lines += [f"  {config.cell_id}  {names[config.cell_id]}  (failed before)" for config in self.failed]
         for name, waiting in self.unavailable.items():
             paths = ", ".join(str(p) for p in datasets.get(name).missing(None if data_dir is None else Path(data_dir)))
             lines.append(f"  {name}: {len(waiting)} cells wait for {paths}. {datasets.get(name).where}")
@@ -123,10 +127,27 @@ def make_plan(grid: Grid, store: Store, data_dir: str | None, *, elsewhere: bool
             failed.append(config)
         else:
             missing.append(config)
+    _check_imports(done, store)
     # With nothing to run no row needs to be read.
     trials = store.load("trials", COLUMNS) if finished and missing else SCHEMAS["trials"].empty_table()
     costs = estimate_costs(missing, trials, grid.placement.of)
     return Plan(grid, done, failed, missing, unavailable, costs, len(finished) - len(done))
+
+
+def _check_imports(done: Sequence[TrialConfig], store: Store) -> None:
+    """Refuse results of imported files that have changed since: rows of both would stand side by side as one method's."""
+    wanted = {config.cell_id: now for config in done if (now := imports_of(config))}
+    if not wanted:
+        return
+    rows = store.load("trials", ["cell_id", "imports"]).to_pylist()
+    for row in rows:
+        now, then = wanted.get(row["cell_id"], {}), json.loads(row["imports"] or "{}")
+        if now and now != then:
+            name = next(name for name in now if now[name] != then.get(name))
+            raise ConfigError(
+                f"results {store.root!r}: cell {row['cell_id']} was computed with another {name} "
+                f"({then.get(name, 'not imported')}, now {now[name]}); write into other results (--results)"
+            )
 
 
 def check_data(

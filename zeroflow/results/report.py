@@ -37,7 +37,7 @@ _PROVENANCE = (
     "zeroflow_version", "torch_version", "timm_version", "ray_version", "python_version",
     "device", "threads", "workers",
 )  # fmt: skip
-_READ = ("trials", "stages", "accuracy", "probes", "searches", "trajectories", "surfaces", "failures")
+_READ = ("trials", "stages", "accuracy", "confusion", "probes", "searches", "trajectories", "surfaces", "failures")
 _NAMES = {"dataset": "data set", "method": "method", "optimizer": "optimizer", "queries": "queries"}
 
 
@@ -85,7 +85,7 @@ def read(*results: Store | str | Path, on_progress: Progress = silent) -> Result
             f"{len(trials) - len(tested)} more cells were judged on held-out training samples, to choose settings; a report of "
             "their store alone shows them."
         )
-        for name in ("stages", "accuracy", "probes"):
+        for name in ("stages", "accuracy", "confusion", "probes"):
             tables[name] = tables[name].filter(pc.is_in(tables[name]["cell_id"], tested["cell_id"]))
         tables["trials"] = tested
     return Results(tuple(names.values()), tables, tuple(notes))

@@ -146,6 +146,14 @@ def _accuracies(rows: list[Row], tables: Mapping[str, pa.Table]) -> Iterator[Ent
             "forgotten. Means over seeds.",
             figures.draw_task_accuracy(matrices),
         )
+    confusions = figures.task_confusions(rows, tables["confusion"], tables["stages"])
+    if confusions:
+        yield Entry(
+            "Tasks taken for others",
+            "After the last stage, where the samples of each task are put: a line adds up to 100 %. Columns that are dark from top "
+            "to bottom are tasks that draw the samples of all others, as the last ones do where classes are forgotten. All seeds.",
+            figures.draw_task_confusion(confusions),
+        )
 
 
 def _costs(rows: list[Row]) -> Iterator[Entry]:

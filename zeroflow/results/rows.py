@@ -10,8 +10,10 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
+from zeroflow.imports import imports_of
 from zeroflow.results.schema import CONFIG_KEYS, SCHEMA_VERSION, SCHEMAS
 from zeroflow.trial.metrics import DEFINITIONS, Matrix, stage_accuracy
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 def tables(
     result: TrialResult, *, workers: int = 1, shards: int = 1, ray_version: str | None = None
 ) -> dict[str, pa.Table]:
-    """The rows of one finished cell: tables ``trials``, ``stages``, ``accuracy``, ``steps`` and, if any were taken, ``probes``.
+    """The rows of one finished cell: all tables of cells but ``failures``, those that have any.
 
     Args:
         result: the finished cell.
@@ -36,6 +38,7 @@ def tables(
         "trials": _table("trials", [_trial(result, workers, shards, ray_version)]),
         "stages": _table("stages", _stages(result)),
         "accuracy": _table("accuracy", _accuracy(result)),
+        **({"confusion": _confusion(result)} if result.confusion else {}),
         "steps": _table("steps", _steps(result)),
         **({"probes": _table("probes", _probes(result))} if result.probes else {}),
     }
@@ -89,6 +92,7 @@ def _trial(result: TrialResult, workers: int, shards: int, ray_version: str | No
         "schema_version": SCHEMA_VERSION,
         "status": "done",
         "config": _json(config),
+        "imports": _json(imports) if (imports := imports_of(result.config)) else None,
         "class_order": [int(label) for label in result.class_order],
         "class_names": list(result.class_names),
         "metric_definitions": _json(DEFINITIONS),
@@ -124,6 +128,20 @@ def _accuracy(result: TrialResult) -> list[dict[str, Any]]:
         for stage in range(len(result.test_samples))
         for task in range(stage + 1)
     ]
+
+
+def _confusion(result: TrialResult) -> pa.Table:
+    """Pairs of classes that occur, column by column: there are many."""
+    parts = []
+    for stage, counts in enumerate(result.confusion):
+        true, predicted = np.nonzero(counts)
+        columns = {"true_class": true, "predicted_class": predicted, "n": counts[true, predicted]}
+        constant = {
+            "cell_id": pa.repeat(result.cell_id, len(true)),
+            "stage": pa.repeat(pa.scalar(stage, pa.int64()), len(true)),
+        }
+        parts.append(pa.table({**constant, **columns}).select(SCHEMAS["confusion"].names).cast(SCHEMAS["confusion"]))
+    return pa.concat_tables(parts)
 
 
 def _settings(result: TrialResult) -> dict[str, Matrix]:

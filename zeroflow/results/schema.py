@@ -105,6 +105,7 @@ _TRIALS = [
     _column("python_version", _text, "version of Python"),
     _column("git_commit", _text, "commit of the code; null: not in a checkout"),
     _column("git_dirty", _flag, "whether tracked files differed from the commit"),
+    _column("imports", _text, "imported Python files that it names something of: hashes by name, JSON; null: none"),
     _column("device", _text, "processor the cell ran on"),
     _column("threads", _int, "CPU threads per process"),
     _column("workers", _int, "processes that shared the work of a step"),
@@ -130,6 +131,14 @@ _ACCURACY = [
     _column("task_incremental", _float, "the same among the task's own classes", "percent"),
     _column("domain_incremental", _float, "the same of the place within the task; null: unequal tasks", "percent"),
     _column("n", _int, "test samples of the task"),
+]
+
+_CONFUSION = [
+    _CELL,
+    _column("stage", _int, "number of the stage, from 0"),
+    _column("true_class", _int, "class of the samples, in the order of learning, from 0"),
+    _column("predicted_class", _int, "class they were taken for, among all seen so far"),
+    _column("n", _int, "test samples; pairs that did not occur have no row"),
 ]
 
 _STEPS = [
@@ -231,6 +240,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("trials", "one row per finished cell", _TRIALS),
         ("stages", "one row per cell and stage", _STAGES),
         ("accuracy", "one row per cell, stage and task seen", _ACCURACY),
+        ("confusion", "one row per cell, stage, true class and predicted class", _CONFUSION),
         ("steps", "one row per cell and training step", _STEPS),
         ("probes", "one row per cell, probe and step at which it was taken", _PROBES),
         ("failures", "one row per cell that failed and has not been finished since", _FAILURES),

@@ -13,6 +13,7 @@ from zeroflow.results import efficiency, published
 from zeroflow.results.differences import Differences
 from zeroflow.results.effects import effects
 from zeroflow.results.figures.enhancements import option_curves
+from zeroflow.results.orders import order_table
 from zeroflow.results.rendering import Cell, Column, Mark, Table, words
 from zeroflow.results.searches import SEARCH_LEGEND, search_rows
 from zeroflow.results.summary import (
@@ -44,6 +45,7 @@ def make_tables(tables: Mapping[str, pa.Table], measured: Mapping[str, Any] | No
     found = [
         summary_table(rows),
         *_across(rows),
+        order_table(rows),
         _option(rows, "table3", "history"),
         _option(rows, "table4", "sparsity"),
         _paper(trials),

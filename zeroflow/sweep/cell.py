@@ -9,6 +9,7 @@ import ray
 import ray.train.torch
 import torch
 
+from zeroflow.imports import run_source
 from zeroflow.models.named import find_modules_in
 from zeroflow.optim import Executor, NonFiniteLoss
 from zeroflow.results import rows
@@ -37,6 +38,8 @@ def compute(task: CellTask, coordinator: Any, executor: Executor | None = None) 
         os.environ["ZEROFLOW_GIT_COMMIT"] = task.sweep.commit
     if task.sweep.module_folder:
         find_modules_in(task.sweep.module_folder)
+    for source in task.sweep.imports:
+        run_source(source)
     first = executor is None or executor.rank == 0
     work = UnfinishedWork(task, copied=first)
     try:

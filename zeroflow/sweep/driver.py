@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zeroflow.grid.placement import SweepPlacement
+from zeroflow.imports import imported_files
 from zeroflow.results.store import Store
 from zeroflow.results.sweeps import SweepRecord, is_alive
 from zeroflow.sweep.environment import LOCAL_SETTINGS, RAY_SETTINGS, changed_environment, set_defaults
 from zeroflow.sweep.local_ray import QUIET, start_local_ray
 from zeroflow.sweep.messages import SweepContext
 from zeroflow.sweep.progress import Progress
+from zeroflow.sweep.ray_watch import ended_if_ray_dies
 from zeroflow.sweep.signals import stopped_like_interrupted
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.result import checkout_commit, code_state
@@ -84,11 +86,12 @@ def run_sweep(
                 start_local_ray()
         with stopped_like_interrupted():  # Ray has just set handlers of its own
             try:
-                if served:
-                    url = serve.start(served)
-                    placement = serve.placed_at(placement, url)
-                    echo(f"{served.backbone} is served at {url}")
-                return _run(cells, store, placement, name, data_dir, echo)
+                with ended_if_ray_dies():
+                    if served:
+                        url = serve.start(served)
+                        placement = serve.placed_at(placement, url)
+                        echo(f"{served.backbone} is served at {url}")
+                    return _run(cells, store, placement, name, data_dir, echo)
             finally:
                 if started_here:
                     ray.shutdown()
@@ -111,7 +114,14 @@ def _run(
     commit = checkout_commit()
     with _scratch_folder() as scratch:
         context = SweepContext(
-            store.root, data_dir, commit, code_state(commit), scratch, placement.retries, placement.folder
+            store.root,
+            data_dir,
+            commit,
+            "-".join([code_state(commit), *(source.digest for source in imported_files())]),
+            scratch,
+            placement.retries,
+            placement.folder,
+            imported_files(),
         )
         queue = CellQueue(cells, placement, present_and_to_come, store, context)
         store.check_writable()

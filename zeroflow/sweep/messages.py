@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from zeroflow.grid.placement import CellPlacement
+from zeroflow.imports import SourceFile
 from zeroflow.trial.config import TrialConfig
 
 
@@ -21,6 +22,7 @@ class SweepContext:
         scratch: folder for what Tune and Train insist on writing.
         retries: deaths of a cell's processes until it has failed.
         module_folder: where Python modules that the grid names are looked for, beside the current one.
+        imports: Python files that were imported where the sweep was started.
     """
 
     results: str
@@ -30,6 +32,7 @@ class SweepContext:
     scratch: str = ""
     retries: int = 0
     module_folder: str | None = None
+    imports: tuple[SourceFile, ...] = ()
 
 
 @dataclass(frozen=True)

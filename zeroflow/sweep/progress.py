@@ -5,15 +5,15 @@ The same, as numbers, is written into the store every few seconds, for ``zeroflo
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from zeroflow.grid.labels import labels
 from zeroflow.results.sweeps import SweepRecord
 from zeroflow.sweep.messages import CellDone, CellFailed, FailureKind, Outcome
 
@@ -35,7 +35,7 @@ class Progress:
 
     def __init__(self, queue: CellQueue, echo: Callable[[str], None]) -> None:
         self.queue, self.total, self.echo = queue, len(queue.waiting), echo
-        self.names = names([job.config for job in queue.waiting])
+        self.names = labels([job.config for job in queue.waiting])
         self.done = self.failed = 0
         self.started = self.last_line = time.monotonic()
         self._seconds: dict[str, list[float]] = defaultdict(list)
@@ -171,35 +171,6 @@ class Progress:
         elapsed = duration(time.monotonic() - self.started)
         with suppress(OSError):  # whoever listened has gone
             self.echo(f"[{ended}/{self.total}  {elapsed}{foreseen}{failed}]  {text}")
-
-
-def names(cells: Sequence[TrialConfig]) -> dict[str, str]:
-    """Labels by cell id; where several cells have one label, with the keys and options behind it that tell them apart."""
-    alike: dict[str, list[TrialConfig]] = defaultdict(list)
-    for config in cells:
-        alike[config.label()].append(config)
-    found = {}
-    for label, own in alike.items():
-        keys = [dict(_flat(dataclasses.asdict(config))) for config in own]
-        # In the order of the configuration's keys.
-        apart = [
-            key
-            for key in dict.fromkeys(key for each in keys for key in each)
-            if len({str(each.get(key)) for each in keys}) > 1
-        ]
-        for config, each in zip(own, keys, strict=True):
-            ends = [f"{key.rpartition('.')[2]}={each[key]}" for key in apart if each.get(key) is not None]
-            found[config.cell_id] = " ".join([label, *ends])
-    return found
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys with dots, and values that are no mappings."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 def duration(seconds: float) -> str:

@@ -32,6 +32,10 @@ _LOOK_AGAIN = 2.0
 _PATIENCE = 300.0
 """Seconds that the store may be out of reach before the sweep ends."""
 
+_FALSE_STARTS = 10
+"""How many processes may die before they begin with a cell, beyond its retries: of that the cell is innocent, as where memory is
+short and its neighbour takes it."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -174,7 +178,7 @@ class CellQueue(Searcher):  # type: ignore[misc]
         again: Job | None = None
         if kind is FailureKind.OUT_OF_MEMORY and job.tries < len(self.placement.out_of_memory):
             again = dataclasses.replace(job, placement=self._placed(job.config, job.tries + 1), tries=job.tries + 1)
-        elif kind is FailureKind.NOT_BEGUN and job.unbegun <= self.placement.retries:
+        elif kind is FailureKind.NOT_BEGUN and job.unbegun < self.placement.retries + _FALSE_STARTS:
             again = dataclasses.replace(job, unbegun=job.unbegun + 1)
         if again:  # what is claimed stays so
             self._waiting[again.placement].appendleft(again)

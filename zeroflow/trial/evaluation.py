@@ -77,8 +77,8 @@ class Evaluation:
         """Top-1 accuracy on a task's test samples, percent."""
         return _percent(self.scores(test, task).argmax(dim=1).cpu() == test.labels)
 
-    def accuracies(self, seen: Task, width: int | None) -> tuple[float, float, float]:
-        """Accuracy on a task's test samples in the three ``SETTINGS``, percent.
+    def accuracies(self, seen: Task, width: int | None) -> tuple[tuple[float, float, float], Tensor]:
+        """Accuracy on a task's test samples in the three ``SETTINGS``, percent, and the classes they are taken for ``[N]``.
 
         Args:
             seen: the task.
@@ -89,7 +89,7 @@ class Evaluation:
         anywhere = scores.argmax(dim=1).cpu()
         within = scores[:, first : seen.classes.stop].argmax(dim=1).cpu() + first
         domain = math.nan if width is None else _percent(anywhere % width == labels % width)
-        return _percent(anywhere == labels), _percent(within == labels), domain
+        return (_percent(anywhere == labels), _percent(within == labels), domain), anywhere
 
 
 def _percent(right: Tensor) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from zeroflow.trial.result import Probe, Step
 
@@ -22,12 +23,14 @@ class History:
         accuracy: percent, setting x stage x task; NaN where there is none yet.
         steps: every training step.
         probes: what was seen between them.
+        predictions: of each finished stage, true and predicted class of every test sample ``[2, N]``.
         stages: how many are finished.
     """
 
     accuracy: npt.NDArray[np.float64]
     steps: list[Step] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
+    predictions: list[Tensor] = field(default_factory=list)
     stages: int = 0
 
     def add(self, steps: Sequence[Step], probes: Sequence[Probe]) -> None:
@@ -36,12 +39,26 @@ class History:
         self.steps += [dataclasses.replace(step, step=first + step.step) for step in steps]
         self.probes += [dataclasses.replace(probe, step=first + probe.step) for probe in probes]
 
+    def confusion(self, seen: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+        """Of each stage, test samples by true class and predicted class.
+
+        Args:
+            seen: classes seen after each stage.
+        """
+        found = []
+        for (true, predicted), classes in zip(self.predictions, seen, strict=True):
+            counts = np.zeros((classes, classes), np.int64)
+            np.add.at(counts, (true.numpy(), predicted.numpy()), 1)
+            found.append(counts)
+        return found
+
     def state(self) -> dict[str, Any]:
         """All of it as tensors and plain values."""
         return {
             "accuracy": torch.from_numpy(self.accuracy),
             "steps": as_rows(self.steps),
             "probes": as_rows(self.probes),
+            "predictions": self.predictions,
             "stages": self.stages,
         }
 
@@ -49,7 +66,7 @@ class History:
     def of(cls, state: Mapping[str, Any]) -> History:
         """The history that ``state`` was made from."""
         steps, probes = [Step(*row) for row in state["steps"]], [Probe(*row) for row in state["probes"]]
-        return cls(state["accuracy"].numpy(), steps, probes, state["stages"])
+        return cls(state["accuracy"].numpy(), steps, probes, state["predictions"], state["stages"])
 
 
 def as_rows(records: Sequence[Step | Probe]) -> list[list[Any]]:

@@ -62,6 +62,7 @@ class TrialResult:
         probes: what was looked at between them.
         costs: forward passes, bytes, seconds.
         provenance: versions, device, commit, times.
+        confusion: of each stage, test samples by true class and predicted class ``[classes seen, classes seen]``.
     """
 
     config: TrialConfig
@@ -76,6 +77,7 @@ class TrialResult:
     probes: Sequence[Probe]
     costs: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(repr=False)
+    confusion: Sequence[npt.NDArray[np.int64]] = field(default=(), repr=False)
 
     @property
     def cell_id(self) -> str:

@@ -224,8 +224,12 @@ class Trial:
 
     def evaluate(self, task: Task) -> None:
         """Measure the accuracy on this task and on all before it."""
+        pairs = []
         for seen in self.scenario.tasks[: task.index + 1]:
-            self.history.accuracy[:, task.index, seen.index] = self.evaluation.accuracies(seen, self.width)
+            accuracies, predicted = self.evaluation.accuracies(seen, self.width)
+            self.history.accuracy[:, task.index, seen.index] = accuracies
+            pairs.append(torch.stack([seen.test.labels, predicted]))
+        self.history.predictions.append(torch.cat(pairs, dim=1).to(torch.int32))
 
     def save(self, task: Task) -> None:
         """Count the task as finished, save all of it, and say so."""
@@ -258,6 +262,7 @@ class Trial:
             probes=self.history.probes,
             costs=self.costs.summary(self.method, steps, self.black_box, price),
             provenance=provenance(self.device, {"threads": self.placement.threads}),
+            confusion=self.history.confusion(np.cumsum(self.task_classes).tolist()),
         )
 
     def _frozen_features(self, dataset: ImageDataset) -> FrozenFeatures:

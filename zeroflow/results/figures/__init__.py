@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | accuracy per stage | ``stage_curves`` | ``draw_stage_curves`` |
 | accuracy per task, a heat map | ``task_accuracies`` | ``draw_task_accuracy`` |
+| tasks taken for others, a confusion matrix | ``task_confusions``, by class ``class_confusion`` | ``draw_task_confusion`` |
 | last-task accuracy (Figure 4) | ``last_task_accuracy`` | ``draw_last_task_accuracy`` |
 | all rows, in place of the radar (Figure 2) | ``tables.summary`` | ``draw_ranking`` |
 | Avg against queries (Figure 5) | ``against_queries`` | ``draw_against_queries`` |
@@ -34,6 +35,7 @@ from zeroflow.results.figures.accuracy import (
     task_accuracies,
     task_accuracy,
 )
+from zeroflow.results.figures.confusion import Confusion, class_confusion, draw_task_confusion, task_confusions
 from zeroflow.results.figures.costs import (
     Line,
     TradeOff,
@@ -71,11 +73,11 @@ from zeroflow.results.figures.landscapes import (
 from zeroflow.results.figures.style import DASHES, MARKERS, PALETTE, TEMPLATE, to_column
 
 __all__ = [
-    "DASHES", "MARKERS", "PALETTE", "TEMPLATE", "Axis", "Curve", "Dot", "FunctionValues", "Gain", "Line", "OptionLine", "Run",
-    "Surface", "TaskAccuracy", "TradeOff", "against_queries", "animate_trajectories", "draw_accuracy_against_forwards",
+    "DASHES", "MARKERS", "PALETTE", "TEMPLATE", "Axis", "Confusion", "Curve", "Dot", "FunctionValues", "Gain", "Line", "OptionLine", "Run",
+    "Surface", "TaskAccuracy", "TradeOff", "against_queries", "animate_trajectories", "class_confusion", "draw_accuracy_against_forwards",
     "draw_against_queries", "draw_comparisons", "draw_costs", "draw_effects", "draw_efficiency", "draw_function_values",
     "draw_hybrid_gains", "draw_last_task_accuracy", "draw_losses_against_each_other", "draw_option_curves",
-    "draw_parallel_coordinates", "draw_ranking", "draw_stage_curves", "draw_task_accuracy", "draw_trade_off",
+    "draw_parallel_coordinates", "draw_ranking", "draw_stage_curves", "draw_task_accuracy", "draw_task_confusion", "draw_trade_off",
     "draw_trajectories", "function_values", "hybrid_gains", "last_task_accuracy", "option_curves", "parallel_coordinates",
-    "stage_curves", "surfaces", "task_accuracies", "task_accuracy", "to_column", "trade_off", "trajectories",
+    "stage_curves", "surfaces", "task_accuracies", "task_accuracy", "task_confusions", "to_column", "trade_off", "trajectories",
 ]  # fmt: skip

@@ -1,0 +1,144 @@
+"""Methods of one's own in a Python file that the command line names: they run in every process, and travel as text."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_faults import Sweep
+
+import zeroflow
+from zeroflow import ConfigError
+from zeroflow.grid.grid_file import parse_grid
+from zeroflow.imports import SourceFile, run_source
+from zeroflow.methods import methods
+from zeroflow.optim import optimizers
+
+METHOD = """
+from dataclasses import dataclass
+from zeroflow.methods.aper import APERAdapter
+from zeroflow.methods.method import register_method
+from zeroflow.methods.simplecil import SimpleCIL
+
+@register_method("my-means", "class means, most of their scores halved")
+class MyMeans(SimpleCIL):
+    @dataclass(frozen=True)
+    class Options(SimpleCIL.Options):
+        factor: float = 0.5
+
+    def scores(self, features):
+        scores = super().scores(features)
+        return scores * self.options.factor if FIRST else -scores
+
+@register_method("my-aper", "as aper-adapter")
+class MyAPER(APERAdapter): ...
+
+FIRST = True
+"""
+
+GRID = """
+imports: [own/my_method.py]
+base: {checkpoint: none, image_size: 7, tasks: 20, stop_after: 2, epochs: 1, batch_size: 100, lr: 1e-4}
+grid:
+  - {method: [my-means, simplecil]}
+  - {method: [my-aper, aper-adapter], optimizer: zo-sgd}
+placement: {gpus_per_worker: 0}
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A grid that needs a file in another folder."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "my_method.py").write_text(METHOD)
+    (tmp_path / "grid.yaml").write_text(GRID)
+    return tmp_path
+
+
+def command(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "zeroflow.cli", *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_method_in_a_file_runs_in_all_processes_of_a_sweep(own: Path) -> None:
+    """Its rows are those of the method that it repeats, and say which file they come from."""
+    file, out = own / "own" / "my_method.py", own / "out"
+    sweep = Sweep(own / "grid.yaml", out, "--import", str(file))
+    assert "4 of 4 cells done" in sweep.wait(), sweep.output()
+    rows = {row["method"]: row for row in zeroflow.results.load(out, "trials").to_pylist()}
+    for mine, other in (("my-means", "simplecil"), ("my-aper", "aper-adapter")):
+        for key in ("avg", "last", "fgt", "final_loss", "forward_passes"):
+            assert rows[mine][key] == rows[other][key], key
+        assert json.loads(rows[mine]["imports"]) == {"my_method.py": SourceFile(str(file), METHOD).digest}
+        assert rows[other]["imports"] is None
+    # Another text of the file is another method: its rows must not stand beside those of the first.
+    file.write_text(METHOD.replace("FIRST = True", "FIRST = False"))
+    again = command("sweep", "--grid", "grid.yaml", "--results", out, "--import", file, folder=own)
+    assert again.returncode == 2 and "was computed with another my_method.py (" in again.stderr, again.stderr
+    elsewhere = command("plan", "--grid", "grid.yaml", "--results", own / "new", "--import", file, folder=own)
+    assert elsewhere.returncode == 0 and "4 to run" in elsewhere.stdout
+
+
+def test_a_grid_file_alone_runs_no_code(own: Path) -> None:
+    (own / "own" / "my_method.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    refused = command("plan", "--grid", "grid.yaml", folder=own)
+    assert refused.returncode == 2 and not (own / "ran").exists()
+    assert refused.stderr.splitlines()[-1] == (
+        "Error: grid.yaml: imports: own/my_method.py: a grid file runs no Python by itself; name it on the command line "
+        "too: --import own/my_method.py"
+    )
+
+
+@pytest.mark.parametrize(
+    ("imports", "message"),
+    [
+        ("my.py", "g.yaml: imports: expected a list of Python files, got 'my.py'"),
+        ([], r"g.yaml: imports: expected a list of Python files, got \[\]"),
+        (["no_such.py"], "g.yaml: imports: no_such.py: no such file"),
+    ],
+)
+def test_a_wrong_section_is_refused(imports: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_grid({"imports": imports, "grid": [{"method": "simplecil"}]}, where="g.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\ny = x +\n", r"a\.py: does not run: line 2: SyntaxError: invalid syntax"),
+        ("import no_such_module_at_all\n", r"line 1: ModuleNotFoundError: No module named 'no_such_module_at_all'"),
+        ("def f():\n    raise RuntimeError('no')\n\nf()\n", r"line 2: RuntimeError: no"),
+        (
+            "from zeroflow.methods.method import register_method\n@register_method('half', 'mine')\nclass A: ...\n"
+            "@register_method('ease', 'mine')\nclass B: ...\n",
+            r"line 4: ConfigError: method 'ease' is registered already",
+        ),
+        (b"\xff\xfe", r"cannot be read: 'utf-8' codec can't decode"),
+    ],
+)
+def test_a_file_that_does_not_run_is_refused_with_its_line(text: str | bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_bytes(text if isinstance(text, bytes) else text.encode())
+    before = methods.names(), optimizers.names()
+    with pytest.raises(ConfigError, match=message):
+        zeroflow.import_file(tmp_path / "a.py")
+    assert (methods.names(), optimizers.names()) == before
+
+
+def test_a_file_runs_once_and_another_one_of_its_name_is_refused(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    source = SourceFile("/far/away/only_here.py", f"open({str(ran)!r}, 'a').write('x')\n")
+    run_source(source)
+    run_source(SourceFile("/elsewhere/only_here.py", source.text))
+    assert ran.read_text() == "x"
+    with pytest.raises(ConfigError, match=r"another only_here\.py is imported already"):
+        run_source(SourceFile("/far/away/only_here.py", source.text + "# changed\n"))

@@ -1,0 +1,127 @@
+"""Python files of one's own that register what a grid may name, and travel with a sweep as text."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import linecache
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from zeroflow.errors import ConfigError
+from zeroflow.registry import registered_meanwhile
+
+if TYPE_CHECKING:
+    from zeroflow.trial.config import TrialConfig
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A Python file as text, as it goes to the processes of a sweep.
+
+    Attributes:
+        path: where it was read.
+        text: its content.
+    """
+
+    path: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+    @property
+    def digest(self) -> str:
+        """The first 12 hexadecimal digits of the SHA-256 of its text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+
+
+_imported: dict[str, SourceFile] = {}
+_registered: dict[str, frozenset[str]] = {}
+
+
+def import_file(path: str | Path) -> SourceFile:
+    """Run a Python file that registers methods, optimizers, data sets and the like; once in a process.
+
+    Args:
+        path: of the file. It may import what is installed, but no other file beside it.
+
+    Raises:
+        ConfigError: it cannot be read, or does not run.
+    """
+    file = Path(path).expanduser()
+    try:
+        source = SourceFile(str(file.resolve()), file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"import {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    run_source(source)
+    return source
+
+
+def run_source(source: SourceFile) -> None:
+    """The same for a file that was read elsewhere.
+
+    Raises:
+        ConfigError: it does not run, or another file of its name was run before.
+    """
+    known = _imported.get(source.name)
+    if known is not None:
+        if known.digest != source.digest:
+            raise ConfigError(
+                f"import {source.path}: another {source.name} is imported already ({known.digest}, now {source.digest}); "
+                "rename the file, or start a new process"
+            )
+        return
+    importlib.import_module("zeroflow.trial.trial")  # whose own registrations are none of the file's
+    module = ModuleType(f"zeroflow_import_{Path(source.name).stem}")
+    module.__file__ = source.path
+    # Dataclasses look their module up; tracebacks show lines also where the file itself is not.
+    sys.modules[module.__name__] = module
+    linecache.cache[source.path] = (len(source.text), None, source.text.splitlines(keepends=True), source.path)
+    try:
+        with registered_meanwhile() as registered:
+            exec(compile(source.text, source.path, "exec"), vars(module))
+    except Exception as error:
+        del sys.modules[module.__name__]
+        raise ConfigError(f"import {source.path}: does not run: {_line_of(error, source.path)}") from error
+    _imported[source.name], _registered[source.name] = source, frozenset(name for _, name in registered)
+
+
+def imported_files() -> tuple[SourceFile, ...]:
+    """The files that this process has imported, in that order."""
+    return tuple(_imported.values())
+
+
+def imports_of(config: TrialConfig) -> dict[str, str]:
+    """The imported files that registered something which a cell names: their digests by name."""
+    named = set(_strings(vars(config)))
+    return {name: _imported[name].digest for name, registered in _registered.items() if registered & named}
+
+
+def is_imported(file: Path) -> bool:
+    """Whether this process has imported the file at a path."""
+    known = _imported.get(file.name)
+    return known is not None and Path(known.path) == file.resolve()
+
+
+def _strings(values: Mapping[str, Any]) -> Iterator[str]:
+    for value in values.values():
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _strings(value)
+
+
+def _line_of(error: Exception, path: str) -> str:
+    """An error with the line of the file that it comes from."""
+    line, frame = getattr(error, "lineno", None), error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == path:
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return f"{f'line {line}: ' if line else ''}{type(error).__name__}: {error}"
