@@ -286,7 +286,7 @@ def test_a_stopped_sweep_ends_in_order_and_another_one_goes_on(stop: signal.Sign
 def test_two_sweeps_on_one_store_run_no_cell_twice(tmp_path) -> None:
     file, out = tmp_path / "grid.yaml", tmp_path / "out"
     file.write_text(
-        "base: {checkpoint: none, image_size: 14, tasks: 5, epochs: 1, batch_size: 100, method: aper-adapter, lr: 1e-4}\n"
+        "base: {checkpoint: none, image_size: 14, tasks: 5, stop_after: 2, epochs: 1, batch_size: 100, method: aper-adapter, lr: 1e-4}\n"
         "grid: [{optimizer: zo-sgd, seed: [0, 1, 2, 3]}]\nplacement: {gpus_per_worker: 0, max_concurrent: 1}\n"
     )
     pair = [Sweep(file, out), Sweep(file, out)]
@@ -383,8 +383,9 @@ def test_a_sweep_into_an_object_store(s3: str, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = tmp_path / "grid.yaml"
     file.write_text(
-        "base: {checkpoint: none, image_size: 7, tasks: 5, epochs: 1, batch_size: 400}\n"
-        "grid: [{method: simplecil}, {method: aper-adapter, optimizer: zo-sgd}]\nplacement: {gpus_per_worker: 0}\n"
+        "base: {checkpoint: none, image_size: 7, tasks: 5, stop_after: 2, epochs: 1, batch_size: 400}\n"
+        "grid: [{method: simplecil}, {method: aper-adapter, optimizer: zo-sgd}]\n"
+        "placement: {gpus_per_worker: 0, max_concurrent: 1}\n"
     )
     sweep = Sweep(file, "s3://bucket/swept")
     assert "2 of 2 cells done" in sweep.wait(), sweep.output()
@@ -436,9 +437,9 @@ def test_a_cell_that_runs_out_of_memory_is_tried_again_with_what_the_grid_allows
     monkeypatch.setenv("PYTHONPATH", str(package))
     file = tmp_path / "grid.yaml"
     file.write_text(
-        "base: {checkpoint: none, image_size: 7, tasks: 5}\n"
+        "base: {checkpoint: none, image_size: 7, tasks: 5, stop_after: 2}\n"
         "grid: [{method: [hungry, starving, simplecil], batch_size: 8}]\n"
-        "placement: {gpus_per_worker: 0, out_of_memory: [{evaluation_batch: 16}, {evaluation_batch: 8}]}\n"
+        "placement: {gpus_per_worker: 0, max_concurrent: 1, out_of_memory: [{evaluation_batch: 16}, {evaluation_batch: 8}]}\n"
     )
     sweep = Sweep(file, out)
     said = sweep.wait()

@@ -45,7 +45,7 @@ base: {checkpoint: none, image_size: 7, tasks: 20, stop_after: 2, epochs: 1, bat
 grid:
   - {method: [my-means, simplecil]}
   - {method: [my-aper, aper-adapter], optimizer: zo-sgd}
-placement: {gpus_per_worker: 0}
+placement: {gpus_per_worker: 0, max_concurrent: 1}
 """
 
 

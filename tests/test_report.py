@@ -9,6 +9,7 @@ import itertools
 import re
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
@@ -674,6 +675,24 @@ def test_everything_to_press_has_a_name_and_every_table_its_headings(browser: An
         ".map((b) => b.textContent)"
     )
     assert small == [], "of WCAG 2.2, 2.5.8"
+
+
+AXE = """
+const done = arguments[0];
+axe.run(document, {resultTypes: ["violations"]}).then((found) => done(
+    found.violations.filter((each) => ["serious", "critical"].includes(each.impact))
+        .map((each) => [each.id, each.help, each.nodes.slice(0, 3).map((node) => node.html.slice(0, 200))])));
+"""
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1400), ("dark", 380)])
+def test_axe_finds_nothing_serious(browser: Any, quick_file: Path, theme: str, width: int) -> None:
+    (script,) = [file for file in files("axe-core-python") or () if file.name == "axe.min.js"]
+    page = Page(browser, quick_file, theme=theme, width=width)
+    page.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    page.run(script.read_text())
+    browser.set_script_timeout(120)
+    assert browser.execute_async_script(AXE) == []
 
 
 def test_a_keyboard_reaches_everything_and_shows_where_it_is(quick: Page) -> None:
