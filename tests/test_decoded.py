@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import subprocess
 import sys
@@ -165,7 +166,7 @@ def test_writing_into_an_image_reaches_nobody_else(data_dir: Path) -> None:
     assert int(opened(data_dir).train.images(np.array([3]))[0].max()) > 0
 
 
-@pytest.mark.parametrize("change", ["content", "size", "time", "name", "new", "gone"])
+@pytest.mark.parametrize("change", ["content", "size", "time", "neither", "name", "new", "gone"])
 def test_changed_files_are_checked_and_decoded_anew(data_dir: Path, cache: Path, change: str) -> None:
     opened(data_dir)
     path = data_dir / "birds" / "train" / "owl" / "1 é.JPG"
@@ -174,6 +175,11 @@ def test_changed_files_are_checked_and_decoded_anew(data_dir: Path, cache: Path,
     elif change == "size":
         times = path.stat()
         path.write_bytes(path.read_bytes() + b" ")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    elif change == "neither":  # another image of as many bytes, with the old one's time
+        times, other = path.stat(), io.BytesIO()
+        Image.new("RGB", (5, 5), "red").save(other, "PNG")
+        path.write_bytes(other.getvalue().ljust(times.st_size, b"\0"))
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     elif change == "time":
         os.utime(path, (1, 1))

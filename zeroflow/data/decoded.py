@@ -52,15 +52,18 @@ class EncodedSamples(Protocol):
 
 
 def fingerprint(files: Iterable[Path], *words: object) -> str:
-    """Hash of the files' paths, sizes and times, of the words, and of the decoder's version, as 32 hexadecimal digits."""
+    """Hash of the files' paths, sizes and times, of the words, and of the decoder's version, as 32 hexadecimal digits.
+
+    Of the times also that of the last change of the file's entry, which no program sets back.
+    """
     import PIL
     from PIL import features
 
-    digest = hashlib.sha256(repr((1, PIL.__version__, features.version("libjpeg_turbo"), words)).encode())
+    digest = hashlib.sha256(repr((2, PIL.__version__, features.version("libjpeg_turbo"), words)).encode())
     for path in files:
         found = path.stat()
         name = os.fsencode(os.path.abspath(path))  # noqa: PTH100 (links stay as they are named)
-        digest.update(b"%d %d %d %b" % (len(name), found.st_size, found.st_mtime_ns, name))
+        digest.update(b"%d %d %d %d %b" % (len(name), found.st_size, found.st_mtime_ns, found.st_ctime_ns, name))
     return digest.hexdigest()[:32]
 
 
