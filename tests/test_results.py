@@ -30,7 +30,7 @@ from pyarrow import fs
 
 import zeroflow.results.store as store_module
 from zeroflow.errors import ConfigError
-from zeroflow.results import SCHEMA_VERSION, SCHEMAS, Store, load, merge, parquet
+from zeroflow.results import SCHEMA_VERSION, SCHEMAS, Store, load, merge, pack, parquet
 from zeroflow.results.estimates import estimate
 from zeroflow.results.rows import failure, tables
 from zeroflow.results.schema import markdown
@@ -659,6 +659,73 @@ def test_a_relative_folder_stays_where_it_was_named(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path / "elsewhere")
     fill(store, cell())
     assert (tmp_path / "results" / "trials").is_dir()
+
+
+OLDER = """
+import json, sys
+from pathlib import Path
+import pyarrow as pa
+from zeroflow.results import schema
+
+trials = schema.SCHEMAS["trials"]
+for column in ("imports", "price", "access"):
+    trials = trials.remove(trials.get_field_index(column))
+schema.SCHEMAS["trials"] = trials
+schema.SCHEMAS.pop("confusion", None)
+from zeroflow.results import Store, load, pack
+
+store, command = Store(sys.argv[1]), sys.argv[2]
+if command == "write":
+    import test_results
+
+    tables = {name: table.select(schema.SCHEMAS[name].names) for name, table in test_results.tables(
+        test_results.cell(seed=0)).items() if name in schema.SCHEMAS}
+    for seed in range(100, 120):
+        config = test_results.cell(seed=seed).config
+        own = {name: table.set_column(0, "cell_id", pa.array([config.cell_id] * len(table))) for name, table in tables.items()}
+        trials = own["trials"]
+        own["trials"] = trials.set_column(trials.column_names.index("seed"), "seed", pa.array([seed]))
+        store.write(own)
+elif command == "pack":
+    try:
+        pack(store)
+    except Exception as error:
+        sys.exit(print(error))
+found = load(sys.argv[1], "trials")
+assert "access" not in found.column_names
+print(json.dumps(sorted(zip(found["cell_id"].to_pylist(), found["seed"].to_pylist(), found["avg"].to_pylist()))))
+"""
+
+
+def test_two_versions_may_write_into_one_store_at_once(store: Store) -> None:
+    """An older one knows fewer columns and no table ``confusion``; each reads what both have written; the older one packs no column away."""
+
+    def older(command: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        arguments = [sys.executable, "-c", OLDER, store.root, command]
+        return subprocess.Popen(arguments, env=environment, text=True, stdout=subprocess.PIPE)
+
+    def here() -> list[list[Any]]:
+        rows = store.load("trials").to_pylist()
+        return sorted([row["cell_id"], row["seed"], row["avg"]] for row in rows)
+
+    with older("write") as writer:
+        for seed in range(20):
+            store.write(tables(cell(seed=seed, access="int8") if seed % 2 else cell(seed=seed)))
+        writer.communicate()
+    assert writer.returncode == 0
+    expected = here()
+    assert [row[1] for row in sorted(expected, key=lambda row: row[1])] == [*range(20), *range(100, 120)]
+    with older("read") as reader:
+        assert json.loads(reader.communicate()[0]) == expected
+    with older("pack") as packer:
+        assert "columns that this zeroflow does not know" in packer.communicate()[0]
+    pack(store)
+    assert here() == expected
+    kept = {row["seed"]: row["access"] for row in store.load("trials").to_pylist()}
+    assert [kept[seed] for seed in range(20)] == [None, "int8"] * 10
+    with older("read") as reader:
+        assert json.loads(reader.communicate()[0]) == expected
 
 
 def test_a_store_of_a_newer_version_is_refused(store: Store) -> None:
