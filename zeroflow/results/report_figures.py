@@ -150,8 +150,8 @@ def _accuracies(rows: list[Row], tables: Mapping[str, pa.Table]) -> Iterator[Ent
     if confusions:
         yield Entry(
             "Tasks taken for others",
-            "After the last stage, where the samples of each task are put: a line adds up to 100 %. Columns that are dark from top "
-            "to bottom are tasks that draw the samples of all others, as the last ones do where classes are forgotten. All seeds.",
+            "After the last stage, where the samples of each task are put: a line adds up to 100 %. A column that is bright from "
+            "top to bottom is a task that draws the samples of all others, as the last one does where classes are forgotten. All seeds.",
             figures.draw_task_confusion(confusions),
         )
 
