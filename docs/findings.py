@@ -24,7 +24,7 @@ NOT_RUN = "Not run yet: `python sweeps/full_grid.py --grid sweeps/{name}.yaml --
 NAMES = {
     "method": "method", "optimizer": "optimizer", "queries": "q", "epochs": "epochs", "hybrid_epochs": "exact epochs",
     "history": "history", "sparsity": "sparsity", "lr": "lr", "access": "access", "loss": "loss", "tune": "tune", "start": "head from",
-    "classifier": "classifier", "dataset": "data set", "subspace": "subspace", "class_order_seed": "class order",
+    "schedule": "schedule", "sign": "sign", "history_of": "history of", "classifier": "classifier", "dataset": "data set", "subspace": "subspace", "class_order_seed": "class order",
     "trainable_parameters": "values trained", "forward_passes": "forward passes", "forward_equivalents": "forward-equivalents",
 }  # fmt: skip
 USUAL = {"access": "white-box", "loss": "cross-entropy", "start": "class means"}
@@ -75,6 +75,7 @@ def groups(store: Path, keys: Sequence[str], replicate: str = "seed") -> list[Gr
     for cell in load(store, "trials").to_pylist():
         options = json.loads(cell["optimizer_options"] or "{}")
         cell |= {"history": options.get("history", 0.0), "sparsity": options.get("sparsity", 0.0)}
+        cell |= {key: options.get(key) for key in ("sign", "history_of")}
         method = json.loads(cell["method_options"] or "{}")
         cell |= {"tune": method.get("tune"), "start": "random" if method.get("imprint") is False else None}
         cell |= {"subspace": method.get("subspace")}
@@ -356,6 +357,14 @@ def blocks(results: Callable[[], Path]) -> dict[str, Callable[[], str]]:
         ),
         "findings-families": lambda: compared(
             results(), "families_quickdraw", ["method", "optimizer"], {"over fo-sgd": first_order}
+        ),
+        "findings-authors": lambda: compared(
+            results(), "authors_quickdraw", ["optimizer", "schedule", "sign", "history", "history_of"],
+            {
+                "over the paper's schedule, sign or history": lambda values: (
+                    {"history_of": None} if values["history"] else {"schedule": "cosine", "sign": None}
+                )
+            },
         ),
         "findings-black-box": lambda: compared(results(), "blackbox_quickdraw", ["method", "tune", "start", "optimizer", "access"], {}),
         "findings-int8": lambda: compared(

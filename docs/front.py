@@ -100,10 +100,10 @@ def answer(results: Path) -> str:
     best, _ = best_rows(results)
     none, closed, first, few, many = (best[name] for name in KINDS[:5])
     return (
-        f"Where little is trained, forward passes are enough here: {few.trainable_parameters:,.0f} values trained in "
-        f"{few.forward_passes:,.0f} passes end at {few.avg} % average accuracy, {_against(few, first)} the best first-order row "
+        f"With only a few trained values, forward passes suffice here: {few.trainable_parameters:,.0f} values trained with "
+        f"{few.forward_passes:,.0f} forward passes reach {few.avg} % average accuracy, {_against(few, first)} the best first-order row "
         f"({first.avg}) and {_against(few, closed)} the best classifier in closed form, which trains nothing ({closed.avg}). "
-        f"{many.trainable_parameters:,.0f} values trained by {many.forward_passes:,.0f} passes end at {many.avg}, {_against(many, none)} "
+        f"{many.trainable_parameters:,.0f} values trained with {many.forward_passes:,.0f} forward passes reach {many.avg}, {_against(many, none)} "
         f"class means of frozen features, no training at all ({none.avg}). {_on_streams(results, few)}\n"
     )
 
@@ -117,8 +117,8 @@ def _on_streams(results: Path, row: Row) -> str:
     if not own:
         return "On other streams that row was not run."
     return (
-        f"Of {len(own)} streams training those few values gains over the same classifier without training on {own.count('gain')}, "
-        f"and loses on {own.count('loss')}; on the others the difference is not significant."
+        f"Compared with the same untrained classifier, training these values helps significantly on {own.count('gain')} of {len(own)} "
+        f"streams and hurts on {own.count('loss')}; on the others the difference is not significant."
     )
 
 

@@ -306,7 +306,7 @@ def planned(tmp_path: Path, command: str = "plan", **cell: Any) -> tuple[int, st
         ),
         ({"method": "aper-vpt-deep", "backbone": "beit_base_patch16_224"}, "takes no tokens beside those of the image"),
         ({"method": "aper-ssf", "backbone": "vit_base_patch16_xp_224"}, "not timm's plain ones"),
-        ({"method": "simplecil", "backbone": "vit_tiny_patch16_224", "image_size": 8}, "2 images of 8 pixels"),
+        ({"method": "simplecil", "backbone": "vit_tiny_patch16_224", "image_size": 8}, "smaller than a patch"),
         ({"method": "simplecil", "backbone": "vit_tiny_patch16_224", "image_size": 8}, "its own images have 224"),
         ({"method": "aper-norm-affine", "backbone": "vgg11"}, "a VGG has no norm with values of its own"),
         ({"method": "simplecil", "backbone": "resnet18", "access": "spiking"}, "a plain vision transformer"),
@@ -318,6 +318,19 @@ def test_what_a_cell_cannot_do_is_refused_by_plan_and_sweep(
     status, output = planned(tmp_path, command, optimizer="fo-sgd", **cell)
     assert status == 2 and said in " ".join(output.split()), output
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("checkpoint", [None, "none"])
+def test_an_image_smaller_than_a_patch_is_refused_as_such(checkpoint: str | None) -> None:
+    expected = r"image_size=6: smaller than a patch of backbone 'quickdraw_vit', 7 pixels; its own images have 28"
+    with pytest.raises(ConfigError, match=expected):
+        check_tuning("quickdraw_vit", checkpoint, 6, None, "none", {})
+    check_tuning("quickdraw_vit", checkpoint, 7, None, "none", {})
+
+
+def test_the_embedded_backbone_is_refused_from_the_hub_before_any_work() -> None:
+    with pytest.raises(ConfigError, match="'quickdraw_vit' is not on the hub"):
+        check_tuning("quickdraw_vit", "hub", None, None, "none", {})
 
 
 def test_efficiency_refuses_a_backbone_without_places_for_adapters() -> None:

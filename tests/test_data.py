@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,16 @@ def test_validation_is_held_out_of_training_and_is_no_test_data(stream: Scenario
         assert not set(task.train.indices) & set(task.test.indices)
         assert set(task.train.indices) | set(task.test.indices) == set(whole.train.indices)
         assert np.array_equal(np.bincount(task.test.labels)[task.classes.start :], np.full(10, 8))
+
+
+def test_of_a_single_sample_none_can_be_held_out() -> None:
+    """Without those of a class, the accuracy would be that of the others."""
+    some = ArraySamples(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), np.array([0, 1, 1]))
+    pets = ImageDataset("pets", ("cat", "dog"), some, some)
+    with pytest.raises(
+        ConfigError, match=r"validation=0.5: data set 'pets': .* two training images .* 1 have one, such as: cat$"
+    ):
+        class_incremental(pets, [1, 1], transforms.get("plain"), 4, validation=0.5)
 
 
 @pytest.mark.parametrize(("tasks", "nearest"), [(9, 10), (3, 2), (0, 1), (-4, 1), (1000, 100)])
@@ -469,6 +480,14 @@ def test_values_without_a_known_range_are_refused(tmp_path: Path, mode: str, val
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+def test_values_that_the_upper_8_bits_would_lose_are_refused(tmp_path: Path, kind: type) -> None:
+    """8 bits in a file of 16 or 32 would be black."""
+    assert saved(tmp_path / "black", Image.fromarray(np.zeros((4, 4), kind)), file="black.tif").max() == 0
+    with pytest.raises(ConfigError, match=r"dark\.tif: .* values of at most 200.* expected 16 bits, or a file of 8"):
+        saved(tmp_path / "dark", Image.fromarray(np.full((4, 4), 200, kind)), file="dark.tif")
+
+
 def test_a_palettes_transparency_is_dropped(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([9, 8, 7, 10, 200, 30])
@@ -610,6 +629,48 @@ def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
     dataset = load_dataset("folder:linked", tmp_path)
     assert dataset.train.labels.tolist() == [0, 0, 1] and dataset.test.labels.tolist() == [0, 0, 1, 1]
     assert dataset.train.images(np.array([2]))[0].shape == (3, 10, 13)
+
+
+@pytest.mark.parametrize("copy", ["link to a folder", "link to a part", "link to a file", "hard link"])
+def test_a_file_in_both_parts_is_told(tmp_path: Path, copy: str) -> None:
+    """What is trained on is no test."""
+    root = write_folder(tmp_path / "birds", ["a", "b"])
+    train, test = root / "train" / "b", root / "test" / "b"
+    for file in test.iterdir():
+        file.unlink()
+    if copy == "link to a file":
+        (test / "x.png").symlink_to(train / "1.png")
+    elif copy == "hard link":
+        (test / "x.png").hardlink_to(train / "1.png")
+    else:
+        test.rmdir()
+        test.symlink_to(train)
+    if copy == "link to a part":
+        shutil.rmtree(root / "test")
+        (root / "test").symlink_to("train")
+    with pytest.raises(ConfigError, match=r"images are there twice, train/.* the same file as test/"):
+        image_folder("birds", root)
+
+
+def test_a_file_in_two_classes_is_told_and_twice_in_one_is_not(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "birds", ["a", "b"])
+    (root / "train" / "a" / "again.png").symlink_to("0.png")
+    assert len(image_folder("birds", root).train.labels) == 5
+    (root / "train" / "a" / "other.png").symlink_to("../b/0.png")
+    with pytest.raises(
+        ConfigError, match=r"1 images are there twice, train/a/other.png for one, the same file as train/b/0.png"
+    ):
+        image_folder("birds", root)
+
+
+@pytest.mark.parametrize("names", [("\u00e9", "e\u0301"), ("owl", "owl ")])
+def test_names_that_look_alike_are_told(tmp_path: Path, names: tuple[str, str]) -> None:
+    """As a computer that spells accents in another way makes them of one class."""
+    root = write_folder(tmp_path / "birds", ["a", names[0]])
+    (root / "test" / names[0]).rename(root / "test" / names[1])
+    with pytest.raises(ConfigError) as caught:
+        image_folder("birds", root)
+    assert f"look alike: {', '.join(map(ascii, sorted(names)))}" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])

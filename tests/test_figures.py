@@ -92,6 +92,19 @@ def test_confusion_is_counted_over_seeds_and_shared_out_by_task(store: Store) ->
     assert not figures.task_confusions(rows_of(store), table.slice(0, 0), store.load("stages"))
 
 
+@pytest.mark.parametrize("lost", ["stages", "classes"])
+def test_confusion_without_the_classes_of_its_tasks_is_left_out(store: Store, lost: str) -> None:
+    fill(store, cell())
+    rows, confusion, stages = summary(store.load("trials")), store.load("confusion"), store.load("stages")
+    assert len(figures.task_confusions(rows, confusion, stages)) == 1
+    if lost == "stages":
+        stages = stages.slice(0, 0)
+    else:
+        confusion = confusion.filter(pc.field("true_class") < 2)
+        confusion = confusion.filter(pc.field("predicted_class") < 2)
+    assert not figures.task_confusions(rows, confusion, stages)
+
+
 def test_the_heat_map_is_the_mean_matrix(store: Store) -> None:
     fill(store, cell(), cell(60.0, seed=1))
     accuracy = store.load("accuracy")

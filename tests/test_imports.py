@@ -7,15 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from test_faults import Sweep
 
 import zeroflow
-from zeroflow import ConfigError
+from zeroflow import ConfigError, TrialConfig
+from zeroflow.cli import main
+from zeroflow.data import datasets
 from zeroflow.grid.grid_file import parse_grid
-from zeroflow.imports import SourceFile, run_source
+from zeroflow.grid.plan import make_plan
+from zeroflow.imports import SourceFile, imports_of, run_source
 from zeroflow.methods import methods
 from zeroflow.optim import optimizers
+from zeroflow.results import Store, merge, rows
+from zeroflow.results.agreement import several_texts
 
 METHOD = """
 from dataclasses import dataclass
@@ -89,6 +96,94 @@ def test_a_method_in_a_file_runs_in_all_processes_of_a_sweep(own: Path) -> None:
     assert elsewhere.returncode == 0 and "4 to run" in elsewhere.stdout
 
 
+@pytest.fixture(scope="module")
+def two_texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, pa.Table]]:
+    """Digest of an imported file, and the rows of a cell of its method."""
+    file = tmp_path_factory.mktemp("own") / "two_texts.py"
+    file.write_text(METHOD.replace("my-", "two-texts-"))
+    digest = zeroflow.import_file(file).digest
+    cell = {"method": "two-texts-means", "checkpoint": "none", "image_size": 7, "tasks": 20, "stop_after": 1}
+    return digest, rows.tables(zeroflow.run_trial(TrialConfig.from_dict(cell)))
+
+
+def of_another_text(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
+    """Rows as another text of the file gives them, of the same cell."""
+    trials = tables["trials"]
+    place = trials.schema.get_field_index("imports")
+    other = pa.array([json.dumps({"two_texts.py": "0123456789ab"})])
+    return {**tables, "trials": trials.set_column(place, "imports", other)}
+
+
+@pytest.mark.parametrize("seed", [1993, 1])
+def test_a_text_adds_nothing_to_results_of_another(
+    seed: int, two_texts: tuple[str, dict[str, pa.Table]], tmp_path: Path
+) -> None:
+    """Neither in a cell's place nor beside it, where both would be averaged as one method's."""
+    digest, tables = two_texts
+    store = Store(tmp_path)
+    store.write(of_another_text(tables))
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.parquet")}
+    cell = {**json.loads(tables["trials"]["config"][0].as_py()), "class_order_seed": seed}
+    expected = rf"was computed with another two_texts\.py \(0123456789ab, now {digest}\); write into other results"
+    grid = {"grid": [{key: [value] if isinstance(value, list) else value for key, value in cell.items()}]}
+    with pytest.raises(ConfigError, match=expected):
+        make_plan(parse_grid(grid), store, None)
+    settings = [f"--set={key}={json.dumps(value)}" for key, value in cell.items()]
+    refused = CliRunner().invoke(main, ["run", *settings, "--results", str(tmp_path)])
+    assert refused.exit_code == 2 and "was computed with another two_texts.py" in refused.output, refused.output
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.parquet")} == before
+    assert make_plan(parse_grid({"grid": [{"method": "simplecil"}]}), store, None).missing, (
+        "another method may stand there"
+    )
+
+
+def test_results_of_two_texts_are_not_merged_and_a_reader_is_told(
+    two_texts: tuple[str, dict[str, pa.Table]], tmp_path: Path
+) -> None:
+    digest, tables = two_texts
+    one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
+    one.write(tables)
+    other.write(of_another_text(tables))
+    expected = rf"results of 2 texts of two_texts\.py stand side by side: 0123456789ab, {digest}"
+    with pytest.raises(ConfigError, match=expected + "; nothing was merged"):
+        merge(tmp_path / "new", one, other)
+    assert not (tmp_path / "new").exists()
+    # As two stores are read together.
+    trials = pa.concat_tables([one.load("trials"), other.load("trials")])["imports"]
+    assert several_texts(trials) and not several_texts(one.load("trials")["imports"])
+
+
+OTHER_KINDS = """
+import dataclasses
+from timm.models import register_model
+from timm.models.vision_transformer import VisionTransformer
+from zeroflow.data import datasets
+
+datasets.register_family("drawn", lambda name: dataclasses.replace(datasets.get("quickdraw100"), name=f"drawn:{name}"))
+
+@register_model
+def an_own_small_vit(pretrained=False, **settings):
+    known = {key: value for key, value in settings.items() if key in ("img_size", "num_classes", "in_chans")}
+    return VisionTransformer(**{"img_size": 28, "patch_size": 7, "embed_dim": 64, "depth": 2, "num_heads": 2, **known})
+"""
+
+
+def test_families_of_data_sets_and_timms_models_count_as_named_too(tmp_path: Path) -> None:
+    (tmp_path / "other_kinds.py").write_text(OTHER_KINDS)
+    digest = zeroflow.import_file(tmp_path / "other_kinds.py").digest
+    cell = {"method": "simplecil", "checkpoint": "none"}
+    for values in ({"dataset": "drawn:well"}, {"backbone": "an_own_small_vit"}):
+        assert imports_of(TrialConfig.from_dict({**cell, **values})) == {"other_kinds.py": digest}
+    assert imports_of(TrialConfig.from_dict({**cell, "backbone": "vit_tiny_patch16_224"})) == {}
+
+
+def test_a_file_that_ends_the_process_is_refused(tmp_path: Path) -> None:
+    """Else a sweep would end with status 0, and nothing done."""
+    (tmp_path / "script.py").write_text("import sys\n\nsys.exit(0)\n")
+    with pytest.raises(ConfigError, match=r"script\.py: does not run: line 3: SystemExit: 0"):
+        zeroflow.import_file(tmp_path / "script.py")
+
+
 def test_a_grid_file_alone_runs_no_code(own: Path) -> None:
     (own / "own" / "my_method.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
     refused = command("plan", "--grid", "grid.yaml", folder=own)
@@ -117,21 +212,29 @@ def test_a_wrong_section_is_refused(imports: object, message: str) -> None:
     [
         ("x = 1\ny = x +\n", r"a\.py: does not run: line 2: SyntaxError: invalid syntax"),
         ("import no_such_module_at_all\n", r"line 1: ModuleNotFoundError: No module named 'no_such_module_at_all'"),
+        (
+            "from zeroflow import TrialConfig, run_trial\nrun_trial(TrialConfig())\n",
+            r'line 2: ConfigError: a trial is run while the file is imported; put that below if __name__ == "__main__":',
+        ),
         ("def f():\n    raise RuntimeError('no')\n\nf()\n", r"line 2: RuntimeError: no"),
         (
             "from zeroflow.methods.method import register_method\n@register_method('half', 'mine')\nclass A: ...\n"
             "@register_method('ease', 'mine')\nclass B: ...\n",
             r"line 4: ConfigError: method 'ease' is registered already",
         ),
+        (
+            "from zeroflow.data import datasets\ndatasets.register_family('half', str)\ndatasets.register_family('folder', str)\n",
+            r"line 3: ConfigError: dataset 'folder' is registered already",
+        ),
         (b"\xff\xfe", r"cannot be read: 'utf-8' codec can't decode"),
     ],
 )
 def test_a_file_that_does_not_run_is_refused_with_its_line(text: str | bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_bytes(text if isinstance(text, bytes) else text.encode())
-    before = methods.names(), optimizers.names()
+    before = methods.names(), optimizers.names(), dict(datasets.families)
     with pytest.raises(ConfigError, match=message):
         zeroflow.import_file(tmp_path / "a.py")
-    assert (methods.names(), optimizers.names()) == before
+    assert (methods.names(), optimizers.names(), dict(datasets.families)) == before
 
 
 def test_a_file_runs_once_and_another_one_of_its_name_is_refused(tmp_path: Path) -> None:

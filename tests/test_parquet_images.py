@@ -239,6 +239,29 @@ def test_classes_that_do_not_match_are_told_with_their_names(tmp_path: Path) -> 
     assert "labels of another type than in" in problems(tmp_path)[0]
 
 
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (["owl", "owl ", "wren"], "look alike: 'owl', 'owl '"),
+        (["\u00e9", "e\u0301", "wren"], r"look alike: 'e\u0301', '\xe9'"),
+        (["", "owl", "wren"], "a class without a name: ''"),
+    ],
+)
+def test_texts_that_are_hardly_classes_are_told(tmp_path: Path, labels: list[str], problem: str) -> None:
+    for part in ("train", "test"):
+        write(tmp_path / "birds" / f"{part}.parquet", [10, 11, 12], labels)
+    with pytest.raises(ConfigError) as caught:
+        load_dataset("parquet:birds", tmp_path)
+    assert problem in str(caught.value)
+
+
+def test_one_file_for_both_splits_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "birds" / "train.parquet", [10, 11], [0, 1])
+    (tmp_path / "birds" / "test.parquet").symlink_to("train.parquet")
+    with pytest.raises(ConfigError, match=r"test\.parquet: the same file as .*train\.parquet"):
+        load_dataset("parquet:birds", tmp_path)
+
+
 def test_images_that_cannot_be_read_are_all_told_with_their_rows(tmp_path: Path) -> None:
     root = write_both(tmp_path / "birds")
     contents = [picture(1), picture(2)[:50], None, b"no image", picture(5)]

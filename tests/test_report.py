@@ -172,6 +172,26 @@ def test_several_stores_make_one_report_and_a_cell_counts_once(tmp_path: Path) -
     assert "in <code>one</code>, <code>other</code>" in page
 
 
+def test_stores_that_contradict_each_other_are_told(tmp_path: Path) -> None:
+    one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
+    fill(one, cell(80.0))
+    fill(other, cell(90.0))
+    told = f"cell {cell().cell_id}: avg is 75.0 in an earlier store and 85.0 in other; the earlier one counts"
+    assert told in write_report([one, other], tmp_path / "report.html").read_text()
+    found = run("tables", one.root, other.root, "--table", "summary", "--format", "csv")
+    assert ",75.0," in found.stdout and ",85.0," not in found.stdout
+    assert told in found.stderr
+    fill(other, cell(80.0))
+    assert not run("tables", one.root, other.root, "--table", "summary").stderr
+
+
+def test_tables_name_files_that_cannot_be_read(store: Store) -> None:
+    fill(store, cell(), cell(seed=1))
+    broken = Path(store.root, "trials", f"{cell().cell_id}.parquet")
+    broken.write_bytes(broken.read_bytes()[:-20] + b"broken")
+    assert f"trials/{broken.name}" in run("tables", store.root, "--table", "summary").stderr
+
+
 def test_the_page_names_no_path_of_this_machine(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(store, cell())
     monkeypatch.chdir(tmp_path.parent)

@@ -308,6 +308,25 @@ def test_files_rewritten_by_others_are_read_too(store: Store) -> None:
     assert [value is None for value in after["bwt"].to_pylist()] == [False, True, False, False]
 
 
+def test_a_row_that_others_have_written_twice_is_no_second_seed(store: Store) -> None:
+    fill(store, cell(80.0), cell(90.0, seed=1))
+    file = Path(store.root, "trials", f"{cell().cell_id}.parquet")
+    once = pq.read_table(file)
+    pq.write_table(pa.concat_tables([once, once]), file)
+    with pytest.warns(UserWarning, match=f"skipped files .*{file.name}"):
+        assert store.load("trials")["seed"].to_pylist() == [1]
+
+
+def test_what_others_write_as_nan_is_not_measured(store: Store) -> None:
+    fill(store, cell())
+    for table, column in (("trials", "avg"), ("steps", "loss")):
+        file = Path(store.root, table, f"{cell().cell_id}.parquet")
+        found = pq.read_table(file)
+        nan = pa.array([float("nan")] * len(found))
+        pq.write_table(found.set_column(found.column_names.index(column), column, nan), file)
+        assert store.load(table)[column].null_count == len(found)
+
+
 def test_no_changed_byte_changes_a_row_unnoticed(store: Store) -> None:
     fill(store, odd())
     file, expected, skipped = path(store, "trials", odd()), store.load("trials"), 0

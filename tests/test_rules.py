@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from zeroflow.errors import ConfigError
-from zeroflow.grid.grid_file import parse_grid, parse_override
+from zeroflow.grid.grid_file import load_grid, parse_grid, parse_override
+from zeroflow.grid.plan import make_plan
 from zeroflow.grid.rules import check_when, matches
+from zeroflow.results import Store
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,36 @@ def test_rules_of_a_grid_compare() -> None:
         ],
     }
     assert [(cell.epochs, cell.lr) for cell in parse_grid(content).cells] == [(10, 3e-3), (2, 3e-3), (2, 0.5)]
+
+
+def test_a_setting_that_matches_no_cell_is_told(tmp_path: Path) -> None:
+    """A misspelled option, or the default of an optimizer that the cells do not name, would leave them as they are."""
+    (tmp_path / "shared.yaml").write_text(
+        "grid: [{method: simplecil}]\nsettings: [{when: {optimizer: fo-adam}, set: {lr: 0.5}}]"
+    )
+    (tmp_path / "own.yaml").write_text(
+        "settings_from: [shared.yaml]\n"
+        "grid: [{method: finetune, optimizer: zo-sgd, optimizer_options.momentum: 0.9}]\n"
+        "settings:\n"
+        "  - {when: {optimizer_options.momentun: 0.9}, set: {lr: 0.5}}\n"
+        "  - {when: {optimizer: zo-sgd}, set: {lr: 0.25}}\n"
+        "  - {when: {queries: 1}, set: {lr: 0.125}}\n"
+    )
+    grid = load_grid(tmp_path / "own.yaml")
+    assert [cell.lr for cell in grid.cells] == [0.25]
+    told = [
+        line
+        for line in make_plan(grid, Store(tmp_path / "results"), None).describe(None).splitlines()
+        if "settings" in line
+    ]
+    file = tmp_path / "own.yaml"
+    assert told == [
+        f"{file}: settings[0] matches no cell: {{'optimizer_options.momentun': 0.9}}",
+        f"{file}: settings[2] matches no cell: {{'queries': 1}}",
+    ]
+    (tmp_path / "outer.yaml").write_text("include: [own.yaml]")
+    assert list(load_grid(tmp_path / "outer.yaml").idle) == told
+    assert not load_grid(file, {"optimizer": "fo-sgd"}).idle, "the command line has taken cells away"
 
 
 def test_a_value_that_is_a_list_stands_in_a_list() -> None:

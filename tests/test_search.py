@@ -1,9 +1,11 @@
-"""Included grids and settings, and the search for lr and eps: equal budgets, held-out data, choice, and the grid file's text."""
+"""Included grids and settings, and the search for lr, eps and options: equal budgets, held-out data, choice, the grid file's text."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -29,8 +31,9 @@ from zeroflow.grid.search_writeback import BEGIN, END, with_chosen, write_chosen
 from zeroflow.grid.yaml_loader import parse_yaml
 from zeroflow.optim import list_optimizers, optimizers
 from zeroflow.results import SCHEMAS, Store, load, merge
-from zeroflow.results.rows import failure
+from zeroflow.results.rows import failure, tables
 from zeroflow.results.searches import render_searches, search_rows
+from zeroflow.results.tables import make_tables
 from zeroflow.trial.config import TrialConfig
 
 TINY = {"checkpoint": "none", "tasks": 4, "epochs": 2, "batch_size": 16, "image_size": 14}
@@ -275,6 +278,150 @@ def test_a_candidate_does_nothing_that_no_choice_needs(some_drawings: str) -> No
     assert len(search.cells) == 2 and {c.probe_every for t in search.candidates for c in t.cells} == {None}
 
 
+MOMENTUM, BOTTLENECK = "optimizer_options.momentum", "method_options.bottleneck"
+
+
+def planned(dataset: str, options: dict[str, Any], *blocks: dict[str, Any], **search: Any) -> SearchPlan:
+    settings = {"forward_passes": 10**6, "lr": [0.3, 0.1], "options": options, **search}
+    return plan_search(grid_of(dataset, settings, *(blocks or ({"optimizer": "zo-sgd"},))), None)
+
+
+def test_options_are_tried_with_their_first_values_and_all_lr_first_then_one_changed_then_two(
+    some_drawings: str,
+) -> None:
+    options = {BOTTLENECK: [16, 4], MOMENTUM: [0.9, 0.0, 0.5]}
+    wanted = [
+        (lr, *values) for values in ((16, 0.9), (4, 0.9), (16, 0.0), (16, 0.5), (4, 0.0), (4, 0.5)) for lr in (0.3, 0.1)
+    ]
+    for tries in (1, 3, 11, 12, 13):
+        # A pair of forward passes in 6 mini-batches: 12 each.
+        (search,) = planned(some_drawings, options, forward_passes=12 * tries + 11).searches
+        tried = [(c.lr, c.options[BOTTLENECK], c.options[MOMENTUM]) for c in search.candidates]
+        assert tried == wanted[:tries] and search.exhausted == (tries >= 12)
+        for candidate in search.candidates:
+            (config,) = candidate.cells
+            changed = {"momentum": candidate.options[MOMENTUM]} if candidate.options[MOMENTUM] else {}
+            assert (config.lr, config.method_options["bottleneck"]) == (candidate.lr, candidate.options[BOTTLENECK])
+            assert dict(config.optimizer_options) == changed and candidate.cost == 12
+
+
+def test_eps_and_a_range_of_lr_with_options(some_drawings: str) -> None:
+    (both,) = planned(some_drawings, {MOMENTUM: [0.0, 0.9]}, eps=[1e-3, 1e-2]).searches
+    assert [(c.options[MOMENTUM], c.lr, c.eps) for c in both.candidates] == [
+        (momentum, lr, eps) for momentum in (0.0, 0.9) for lr in (0.3, 0.1) for eps in (1e-3, 1e-2)
+    ]
+    # A range goes on for long: its middle and ends with all options, then the points halfway.
+    (halved,) = planned(
+        some_drawings, {MOMENTUM: [0.0, 0.9]}, lr={"from": 1e-4, "to": 1}, forward_passes=12 * 12
+    ).searches
+    rounds = ((0.01, 1e-4, 1.0), (1e-3, 0.1), (0.000316,))
+    wanted = [(momentum, lr) for together in rounds for momentum in (0.0, 0.9) for lr in together]
+    tried = [(c.options[MOMENTUM], c.lr) for c in halved.candidates]
+    assert tried[:10] == wanted[:10] and tried[10:] == [(0.0, 0.000316), (0.0, 0.0316)] and not halved.exhausted
+
+
+def test_an_option_is_tried_where_it_is_known(some_drawings: str) -> None:
+    options = {
+        "method_options.alpha": [0.1, 0.5],
+        "optimizer_options.eps_adam": [1e-8, 1e-4],
+        "classifier_options.amount": [0.0, 0.2],
+    }
+    blocks = [
+        {"method": ["ease", "aper-adapter"], "optimizer": ["zo-sgd", "zo-adam"]},
+        {"method": "ease", "optimizer": "zo-sgd", "classifier": "lda", "classifier_options": {"shrinkage": "fixed"}},
+    ]
+    plan = planned(some_drawings, options, *blocks, lr=[0.1])
+    known = [
+        (
+            one.when["method"],
+            one.when["optimizer"],
+            one.when.get("classifier"),
+            sorted(name.split(".")[1] for name in one.options),
+        )
+        for one in plan.searches
+    ]
+    assert known == [
+        ("ease", "zo-sgd", None, ["alpha"]),
+        ("ease", "zo-adam", None, ["alpha", "eps_adam"]),
+        ("aper-adapter", "zo-sgd", None, []),
+        ("aper-adapter", "zo-adam", None, ["eps_adam"]),
+        ("ease", "zo-sgd", "lda", ["alpha", "amount"]),
+    ]
+    assert [len(one.candidates) for one in plan.searches] == [2, 4, 1, 2, 4]
+
+
+def test_strings_and_truth_values_are_tried_and_two_spellings_of_one_value_once(some_drawings: str) -> None:
+    options = {
+        "optimizer_options.nesterov": [False, True],
+        "optimizer_options.distribution": ["gaussian", "rademacher"],
+    }
+    block = {"optimizer": "zo-sgd", "optimizer_options": {"momentum": 0.9}}
+    (search,) = planned(some_drawings, options, block, lr=[0.1]).searches
+    tried = [tuple(c.options.values()) for c in search.candidates]
+    assert tried == [(False, "gaussian"), (True, "gaussian"), (False, "rademacher"), (True, "rademacher")]
+    # 12 each: nothing is paid twice.
+    (search,) = planned(some_drawings, {MOMENTUM: [0, 0.0, 0.9, 0.9]}, lr=[0.1], forward_passes=24).searches
+    assert [c.options[MOMENTUM] for c in search.candidates] == [0, 0.9] and search.exhausted
+
+
+def test_an_option_that_takes_forward_passes_is_paid_for(some_drawings: str, tmp_path: Path) -> None:
+    options = {"optimizer_options.snapshot_every": [4, 50]}
+    few, many = 6 * 4 + 3 * 2, 6 * 4 + 2 * 3 * 2  # a snapshot is a pair for each of 3 mini-batches
+    for budget, costs in ((many + few, [many, few]), (many + few - 1, [many])):
+        (search,) = planned(some_drawings, options, {"optimizer": "zo-svrg"}, lr=[1e-4], forward_passes=budget).searches
+        assert [candidate.cost for candidate in search.candidates] == costs
+    plan = planned(some_drawings, options, {"optimizer": "zo-svrg"}, lr=[1e-4])
+    (search,), store = plan.searches, Store(tmp_path)
+    results = [run_trial(config) for config in plan.candidates.cells]
+    for result in results:
+        store.write(tables(result))
+    spent = [result.summary["forward_equivalents"] for result in results]
+    assert [row["forward_equivalents"] for row in found_by(store, plan).rows] == spent
+    assert spent == [many, few] and f"2 tries of {few} to {many}, {few + many} in all" in search.describe()
+    assert "optimizer_options.snapshot_every 4, 50; no more values to try" in search.describe()
+
+
+def test_cells_that_differ_in_a_searched_option_are_searched_together(some_drawings: str) -> None:
+    block = {"optimizer": "zo-sgd", MOMENTUM: [0.0, 0.9], "optimizer_options.sparsity": [0.0, 0.5], "seed": [0, 1]}
+    plan = planned(some_drawings, {MOMENTUM: [0.0, 0.9]}, block)
+    when = {"dataset": some_drawings, "method": "ease", "optimizer": "zo-sgd"}
+    assert [(len(one.cells), one.when) for one in plan.searches] == [
+        (4, {**when, "optimizer_options.sparsity": share}) for share in (0.0, 0.5)
+    ]
+    # Whatever a cell itself says of the option, the search is the same one.
+    alone = [
+        planned(some_drawings, {MOMENTUM: [0.0, 0.9]}, {"optimizer": "zo-sgd", MOMENTUM: own})
+        for own in (0.0, 0.9, 0.5)
+    ]
+    assert len({one.searches[0].search_id("g") for one in alone}) == 1
+    assert len({tuple(config.cell_id for config in one.candidates.cells) for one in alone}) == 1
+    more, other, none = (
+        planned(some_drawings, options).searches[0].search_id("g")
+        for options in ({MOMENTUM: [0.9, 0.5]}, {BOTTLENECK: [4]}, None)
+    )
+    first = alone[0].searches[0].search_id("g")
+    assert first == more and len({first, other, none}) == 3, "of other options: another search"
+
+
+@pytest.mark.parametrize("name", ["table1", "families", "figure6", "blackbox", "nondifferentiable"])
+def test_committed_searches_are_planned_chosen_and_written_as_they_were(tmp_path: Path, name: str) -> None:
+    root = Path(__file__).parents[1]
+    shutil.copytree(root / "results" / f"{name}_quickdraw_search", tmp_path / "store")
+    store = Store(tmp_path / "store")
+    before = load(store, "searches")
+    rows = before.to_pylist()
+    assert {row["options"] for row in rows} == {None}
+    plan = plan_search(load_grid(root / "sweeps" / f"{name}_quickdraw.yaml"), None)
+    for row in rows:
+        # The formula of an id, with what was in common then.
+        search = dataclasses.replace(plan.searches[0], shared=json.loads(row["shared"]))
+        assert search.search_id(row["search"]) == row["search_id"]
+    write(outcomes(plan, store), store)
+    after = load(store, "searches")
+    assert after.drop_columns("shared").equals(before.drop_columns("shared")), "in place of the earlier run"
+    assert "options" not in render_searches(search_rows(rows))
+
+
 def test_patterns_and_conditions_say_what_is_searched(some_drawings: str) -> None:
     search = {
         "forward_passes": 90,
@@ -311,6 +458,30 @@ def test_patterns_and_conditions_say_what_is_searched(some_drawings: str) -> Non
         ({"queries": "all"}, "queries='all': expected an integer >= 1, or 'each'"),
         ({"when": {"metod": "ease"}}, "when: unknown key 'metod'"),
         ({"budget": 5}, "search: unknown key 'budget'"),
+        (
+            {"options": {"momentum": [0.9]}},
+            "options: 'momentum': expected method_options.NAME or optimizer_options.NAME or",
+        ),
+        (
+            {"options": {"optimizer_options": {"momentum": [0.9]}}},
+            "options: 'optimizer_options': expected method_options.NAME",
+        ),
+        ({"options": {"optimizer_options.": [0.9]}}, "options: 'optimizer_options.': expected"),
+        (
+            {"options": {"optimiser_options.momentum": [0.9]}},
+            "unknown section 'optimiser_options'; did you mean 'optimizer_options'",
+        ),
+        ({"options": {"preprocessing.mean": [0.5]}}, "options: preprocessing.mean: unknown section 'preprocessing'"),
+        ({"options": {MOMENTUM: []}}, r"options: optimizer_options.momentum: expected a list of numbers, .*, got \[\]"),
+        ({"options": {MOMENTUM: 0.9}}, "options: optimizer_options.momentum: expected a list of numbers.*, got 0.9"),
+        ({"options": {MOMENTUM: [[0.9]]}}, "options: optimizer_options.momentum: expected a list of numbers"),
+        ({"options": [MOMENTUM]}, "options: expected names such as optimizer_options.momentum with lists"),
+        ({"options": {}}, "options: expected names such as"),
+        (
+            {"options": {MOMENTUM: [0.9]}, "when": {MOMENTUM: 0.0}},
+            f"when: {MOMENTUM} is searched, so no condition can be on it",
+        ),
+        ({"options": {MOMENTUM: [0.9]}, "when": {"optimizer_options": {}}}, f"when: {MOMENTUM} is searched"),
     ],
     ids=str,
 )
@@ -319,15 +490,46 @@ def test_a_bad_search_section_is_refused(search: dict[str, Any], message: str) -
         parse_grid({"grid": [{}], "search": {"forward_passes": 100, **search}}, where="g.yaml")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"optimizer_options.momentun": [0.9]},
+            "unknown option in optimizer_options 'momentun'; did you mean 'momentum'",
+        ),
+        (
+            {"method_options.momentum": [0.9]},
+            "unknown option 'method_options.momentum'; did you mean 'optimizer_options.momentum'",
+        ),
+        ({"optimizer_options.betas": [0.9]}, "unknown option in optimizer_options 'betas'"),  # zo-adam's, not searched
+        ({"classifier_options.ridge": [1.0]}, "unknown option in classifier_options 'ridge'; known: none"),
+        ({BOTTLENECK: [4, 0]}, "options: some-drawings ease zo-sgd: method_options: bottleneck=0"),
+        ({MOMENTUM: [0.9, "much"]}, "options: some-drawings ease zo-sgd: .*momentum='much'"),
+        ({MOMENTUM: [0.9, None]}, "options: some-drawings ease zo-sgd: .*momentum=None"),
+    ],
+    ids=str,
+)
+def test_an_option_that_no_searched_cell_can_have_is_refused(
+    some_drawings: str, options: dict[str, Any], message: str
+) -> None:
+    block = {"optimizer": ["zo-sgd", "zo-adam"]}
+    with pytest.raises(ConfigError, match="grid grid: search: .*" + message):
+        # The budget pays for one try: values beyond it are looked at too.
+        planned(some_drawings, options, block, when={"optimizer": "zo-sgd"}, forward_passes=12)
+
+
 def test_all_that_is_wrong_is_said_at_once() -> None:
     with pytest.raises(ConfigError) as error:
-        parse_grid({"grid": [{}], "search": {"validation": 2, "lr": {"a": [1], "zo-sgd": [0]}, "eps": []}})
+        search = {"validation": 2, "lr": {"a": [1], "zo-sgd": [0]}, "eps": [], "options": {"a": [1], MOMENTUM: []}}
+        parse_grid({"grid": [{}], "search": search})
     assert [line.split(":")[2].split("=")[0].strip() for line in str(error.value).splitlines()] == [
         "forward_passes",
         "validation",
         "lr",
         "lr",
         "eps",
+        "options",
+        "options",
     ]
 
 
@@ -470,6 +672,66 @@ def test_among_equal_lr_accuracy_loss_and_the_smaller_eps_decide(
     assert outcome.chosen and outcome.chosen.eps == eps
 
 
+@pytest.mark.parametrize(
+    ("cells", "chosen"),
+    [
+        # In the order of the tries: lr 0.3 and 0.1 with momentum 0.9, then both with 0.0. Of 80 % over 100 samples: 4 points.
+        ([(80, 1.0), (77, 1.0), (60, 1.0), (70, 1.0)], (0.1, 0.9)),  # level with the best: the smaller lr
+        ([(80, 1.0), (77, 0.1), (60, 1.0), (78, 9.0)], (0.1, 0.0)),  # at that lr the accuracy
+        ([(80, 1.0), (78, 2.0), (60, 1.0), (78, 1.0)], (0.1, 0.0)),  # then the loss
+        ([(80, 1.0), (78, 1.0), (60, 1.0), (78, 1.0)], (0.1, 0.9)),  # then the order
+        ([(80, 1.0), (75, 1.0), (79, 1.0), (75, 1.0)], (0.3, 0.9)),
+        ([(60, 1.0), None, (80, 1.0), None], (0.3, 0.0)),  # failed ones are out
+        ([None, None, None, None], None),
+    ],
+)
+def test_options_are_chosen_at_the_smallest_lr_that_is_level_with_the_best(
+    some_drawings: str, tmp_path: Path, cells: list[Any], chosen: tuple[float, float] | None
+) -> None:
+    store, plan = Store(tmp_path), planned(some_drawings, {MOMENTUM: [0.9, 0.0]})
+    for config, result in zip(plan.candidates.cells, cells, strict=True):
+        if result is None:
+            store.write_failure(failure(config, "NonFiniteLoss", "diverged", "", 1))
+        else:
+            made_up(store, config, *result, n=100)
+    outcome = found_by(store, plan)
+    write([outcome], store)
+    rows = load(store, "searches").to_pylist()
+    assert [(row["lr"], json.loads(row["options"])) for row in rows] == [
+        (lr, {MOMENTUM: momentum}) for momentum in (0.9, 0.0) for lr in (0.3, 0.1)
+    ]
+    assert [(row["lr"], json.loads(row["options"])[MOMENTUM]) for row in rows if row["chosen"]] == (
+        [chosen] if chosen else []
+    )
+    (row,) = search_rows(rows)
+    assert (row.tries, row.failed) == (4, sum(result is None for result in cells))
+    if chosen is None:
+        assert row.options == {} and row.options_text is None
+        return
+    lr, momentum = chosen
+    assert outcome.rule["set"] == {"lr": lr, MOMENTUM: momentum} and row.options == {MOMENTUM: momentum}
+    accuracies = {(r["lr"], json.loads(r["options"])[MOMENTUM]): r["accuracy"] for r in rows}
+    assert row.accuracy == accuracies[chosen]
+    beside = accuracies[0.3 if lr == 0.1 else 0.1, momentum]
+    assert (row.lower, row.higher) == ((None, beside) if lr == 0.1 else (beside, None)), "with the same options"
+
+
+def test_tables_have_a_column_of_options_where_any_were_searched(some_drawings: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    options = {MOMENTUM: [0.9], "optimizer_options.nesterov": [True], BOTTLENECK: [4]}
+    plain, with_options = three_tries(some_drawings), planned(some_drawings, options, lr=[0.4])
+    for plan in (plain, with_options):
+        for config in plan.candidates.cells:
+            made_up(store, config, 50, 1.0)
+        write(outcomes(plan, store), store)
+    table = load(store, "searches")
+    text = render_searches(search_rows(table.to_pylist()))
+    header, _, *lines = [line.split("|") for line in text.splitlines() if line.startswith("|")]
+    place = [head.strip() for head in header].index("options")
+    assert sorted(line[place].strip() for line in lines) == ["-", "bottleneck=4 momentum=0.9 nesterov=True"]
+    assert "options" not in render_searches(search_rows(outcomes(plain, store)[0].rows))
+
+
 def test_over_seeds_the_means_count(some_drawings: str, tmp_path: Path) -> None:
     store, plan = Store(tmp_path), three_tries(some_drawings, seeds=[7, 8])
     for candidate, (first, second) in zip(
@@ -566,6 +828,60 @@ def test_chosen_values_go_into_the_settings_and_all_else_stays(tmp_path: Path, t
     assert file.read_bytes().decode() == after.replace("{lr: 1.0}", "{lr: 0.25}")
 
 
+def test_chosen_options_hold_when_the_file_is_read_again(some_drawings: str, tmp_path: Path) -> None:
+    file = tmp_path / "g.yaml"
+    text = f"""
+base: {{checkpoint: none, tasks: 4, epochs: 2, batch_size: 16, image_size: 14, dataset: {some_drawings}}}
+grid:
+  - {{method: [ease, shared-adapter], optimizer: zo-sgd, optimizer_options.momentum: [0.5, 0.9], seed: [0, 1]}}
+settings:
+  - {{when: {{method: ease}}, set: {{method_options.bottleneck: 8}}}}
+search:
+  forward_passes: 1000
+  lr: [0.1]
+  options:
+    OPTIONS
+"""
+    first = "optimizer_options.momentum: [0.0, 0.5]\n    optimizer_options.distribution: [gaussian, rademacher]"
+    file.write_text(text.replace("OPTIONS", first))
+    plan = plan_search(load_grid(file), None)
+    store = Store(tmp_path / "store")
+    accuracy = {"ease": {"gaussian": 50, "rademacher": 60}, "shared-adapter": {"gaussian": 60, "rademacher": 50}}
+    for candidate in plan.searches[0].candidates + plan.searches[1].candidates:
+        (config,) = candidate.cells
+        best = accuracy[config.method][candidate.options["optimizer_options.distribution"]]
+        made_up(store, config, best - 10 * candidate.options[MOMENTUM], 1.0)
+    assert write_chosen(file, [outcome.rule for outcome in outcomes(plan, store)])
+    when = f"dataset: {some_drawings}, method: ease, optimizer: zo-sgd"
+    chosen = "lr: 0.1, optimizer_options.momentum: 0.0, optimizer_options.distribution: rademacher"
+    assert f"  - {{when: {{{when}}}, set: {{{chosen}}}}}\n" in file.read_text()
+    cells = load_grid(file).cells
+    assert [(c.method, c.seed, dict(c.optimizer_options), dict(c.method_options)) for c in cells] == [
+        ("ease", 0, {"distribution": "rademacher"}, {"bottleneck": 8}),
+        ("ease", 1, {"distribution": "rademacher"}, {"bottleneck": 8}),
+        ("shared-adapter", 0, {}, {}),
+        ("shared-adapter", 1, {}, {}),
+    ], "momentum 0.0, the default, where the file's blocks say 0.5 and 0.9"
+    # The same search again: the same candidates, and nothing to write.
+    again = plan_search(load_grid(file), None)
+    assert [c.cell_id for c in again.candidates.cells] == [c.cell_id for c in plan.candidates.cells]
+    assert write_chosen(file, [outcome.rule for outcome in outcomes(again, store)]) is False
+    # A search of something else is made with what was chosen before, which stays.
+    file.write_text(file.read_text().replace(first, "method_options.bottleneck: [4, 16]"))
+    other = plan_search(load_grid(file), None)
+    assert {c.optimizer_options.get("distribution") for c in other.searches[0].candidates[0].cells} == {"rademacher"}
+    for candidate in other.searches[0].candidates:
+        made_up(store, candidate.cells[0], candidate.options[BOTTLENECK], 1.0)
+    (outcome,) = outcomes(other, store)
+    assert write_chosen(file, [outcome.rule])
+    assert f"set: {{{chosen}, method_options.bottleneck: 16}}}}\n" in file.read_text()
+    kept = {
+        (c.method, c.method_options.get("bottleneck"), c.optimizer_options.get("distribution"))
+        for c in load_grid(file).cells
+    }
+    assert kept == {("ease", 16, "rademacher"), ("shared-adapter", None, None)}
+
+
 def test_what_cannot_be_placed_or_would_not_hold_leaves_the_file_as_it_is(tmp_path: Path) -> None:
     block = f"settings:\n  {BEGIN}\n  {END}\n"
     for text, message in [
@@ -580,6 +896,14 @@ def test_what_cannot_be_placed_or_would_not_hold_leaves_the_file_as_it_is(tmp_pa
         with pytest.raises(ConfigError, match=message):
             write_chosen(file, RULES)
         assert file.read_text() == text
+    for momentum, other in ((0.0, 0.9), (0.5, 0.9), (0.9, 0.0)):
+        text = HEAD + block + f"  - {{when: {{optimizer: zo-sgd}}, set: {{{MOMENTUM}: {other}}}}}\n"
+        file.write_text(text)
+        rule = {**RULES[0], "set": {"lr": 0.5, MOMENTUM: momentum}}
+        with pytest.raises(ConfigError, match=f"would keep {{'{MOMENTUM}': {other}}}.*move it up"):
+            write_chosen(file, [rule])
+        assert file.read_text() == text
+    assert write_chosen(file, [{**RULES[0], "set": {"lr": 0.5, MOMENTUM: 0.0}}]), "the same value may stand there"
 
 
 def test_rules_tell_apart_what_was_searched_apart(tmp_path: Path) -> None:
@@ -632,6 +956,40 @@ grid:
 placement: {gpus_per_worker: 0}
 search: {forward_passes: 18, lr: {fo-*: [0.1, 0.2], zo-*: {from: 1e-3, to: 1e-1}}, eps: [1e-2]}
 """
+
+
+def test_a_search_of_options_that_is_really_run(some_drawings: str, tmp_path: Path) -> None:
+    options = {MOMENTUM: [0.0, 0.9], BOTTLENECK: [4, 16]}
+    block = {"method": "aper-adapter", "optimizer": "fo-sgd"}
+    plan = planned(some_drawings, options, block, lr=[0.5, 0.05], forward_passes=18 * 5)
+    store, candidates = Store(tmp_path), plan.searches[0].candidates
+    assert len(candidates) == 5 == len(plan.candidates.cells)
+    for config in plan.candidates.cells:
+        store.write(tables(run_trial(config)))
+    outcome = found_by(store, plan)
+    write([outcome], store)
+    rows, trials = load(store, "searches").to_pylist(), load(store, "trials")
+    ran = {row["cell_id"]: row for row in trials.to_pylist()}
+    assert len(rows) == len(ran) == 5
+    for row in rows:
+        trial, values = ran[row["cell_id"]], json.loads(row["options"])
+        assert row["forward_equivalents"] == trial["forward_equivalents"] == 6 * 3
+        assert json.loads(trial["method_options"]) == {"bottleneck": values[BOTTLENECK]}
+        assert json.loads(trial["optimizer_options"] or "{}") == ({"momentum": 0.9} if values[MOMENTUM] else {})
+    # The rule, spelled out: one standard error over 15 held-out drawings.
+    best = max(row["accuracy"] for row in rows) / 100
+    least = 100 * (best - math.sqrt(best * (1 - best) / 15))
+    level = [
+        (row["lr"], -row["accuracy"], row["final_loss"], row["candidate"]) for row in rows if row["accuracy"] >= least
+    ]
+    chosen = candidates[min(level)[-1]]
+    assert outcome.chosen is chosen and outcome.rule["set"] == {"lr": chosen.lr, **chosen.options}
+    (table,) = (
+        one for one in make_tables({"trials": trials, "searches": load(store, "searches")}) if one.name == "searches"
+    )
+    shown = table.lines[0].cells[table.headings.index("options")]
+    assert json.loads(shown.value) == chosen.options
+    assert shown.text == f"bottleneck={chosen.options[BOTTLENECK]} momentum={chosen.options[MOMENTUM]:g}"
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:

@@ -203,6 +203,13 @@ def test_the_ids_of_the_committed_results_are_still_theirs() -> None:
         ({"checkpoint": "/nowhere/weights.pth"}, "no file '/nowhere/weights.pth'"),
         ({"seed": -1}, "seed=-1"),
         ({"lr": float("inf")}, "lr=inf"),
+        ({"lr": 1e39}, r"lr=1e\+39: expected a number that float32 holds, from 1.2e-38 to 3.4e\+38"),
+        ({"lr": 1e-60}, "lr=1e-60: expected a number that float32 holds"),
+        ({"optimizer": "zo-sgd", "eps": 1e300}, r"eps=1e\+300: expected a number that float32 holds"),
+        ({"seed": 2**63}, "expected an integer >= 0 and less than 2\\^63"),
+        ({"batch_size": 2**63}, "batch_size=9223372036854775808: expected an integer >= 1 and less than 2\\^63"),
+        ({"method": "finetune", "probe_every": 10**20}, "probe_every=1000.*less than 2\\^63"),
+        ({"transform": ""}, "unknown transform ''"),
         ({"class_order_seed": 2**40}, "class_order_seed"),
         ({"class_order_seed": None}, "class_order_seed=None"),
         ({"backbone": 5}, "backbone=5"),
@@ -473,6 +480,32 @@ def test_a_diverging_trial_says_so() -> None:
 
     with pytest.raises(NonFiniteLoss, match="lower lr"):
         run_trial(TrialConfig.from_dict({**SMALL, "method": "aper-adapter", "optimizer": "zo-sgd", "lr": 1e30}))
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "gpu"])
+def test_a_device_that_nothing_runs_on_is_refused(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device='{device}': expected auto, cpu, cuda or cuda:<number>"):
+        zeroflow.Placement(device=device).torch_device()
+
+
+def test_numbers_that_only_float64_holds_are_taken_with_it() -> None:
+    assert TrialConfig.from_dict({"lr": 1e39, "dtype": "float64"}).lr == 1e39
+
+
+def test_scores_that_are_not_finite_are_no_accuracy() -> None:
+    """The last step may leave parameters beyond the range of floats; its loss was finite. The best of NaN is class 0."""
+    one_step = {**SMALL, "method": "ease", "optimizer": "zo-sgd", "lr": 1e38, "epochs": 1, "batch_size": 1000}
+    with pytest.raises(zeroflow.optim.NonFiniteLoss, match=r"25 of 25 test samples of task 0 .*lower lr or eps"):
+        run_trial(TrialConfig.from_dict(one_step))
+
+
+def test_scores_of_too_few_classes_are_no_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = zeroflow.methods.methods.get("simplecil").build
+    whole = method.scores
+    monkeypatch.setattr(method, "scores", lambda self, features: whole(self, features)[:, -5:])
+    expected = r"SimpleCIL: scores of shape \(25, 5\), expected \(25, 10\): images x classes seen"
+    with pytest.raises(ValueError, match=expected):
+        run_trial(TrialConfig.from_dict({**SMALL, "method": "simplecil"}))
 
 
 @pytest.mark.parametrize("name", zeroflow.optim.list_optimizers())

@@ -62,6 +62,13 @@ def test_an_index_that_names_itself_is_refused(tmp_path: Path) -> None:
         read_weights(index)
 
 
+@pytest.mark.parametrize(("content", "reason"), [(b"hello", "KeyError: 101"), (b"", "EOFError")])
+def test_a_file_of_something_else_says_what_it_was_read_as(content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"w\.pth: cannot be read as a file of torch\.save: {reason}"):
+        read_weights(tmp_path / "w.pth")
+
+
 class Metric:
     """What a trainer keeps beside its weights."""
 

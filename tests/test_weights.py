@@ -198,6 +198,18 @@ def test_other_precisions_become_float32_and_integers_stay(dtype: torch.dtype, s
     assert model.bn1.num_batches_tracked == 3 and torch.equal(model.fc(model.bn1.weight), found["bn1.weight"])
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.bool])
+def test_integers_are_no_weights(kind: torch.dtype, tmp_path: Path) -> None:
+    """As quantized ones are saved, beside scales that are not in the file or in another place."""
+    state = build("resnet10t", 1).state_dict()
+    path = in_file({**state, "conv1.0.weight": (100 * state["conv1.0.weight"]).to(kind)}, tmp_path, "w.pth")
+    model = build("resnet10t", 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ConfigError, match=r"integers in place of weights, as of a quantized model: conv1\.0\.weight$"):
+        load_weights(model, path)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 # Through timm's own conversion
 
 

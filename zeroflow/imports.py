@@ -42,6 +42,7 @@ class SourceFile:
 
 
 _imported: dict[str, SourceFile] = {}
+_importing: list[SourceFile] = []
 _registered: dict[str, frozenset[str]] = {}
 
 
@@ -78,18 +79,27 @@ def run_source(source: SourceFile) -> None:
             )
         return
     importlib.import_module("zeroflow.trial.trial")  # whose own registrations are none of the file's
-    module = ModuleType(f"zeroflow_import_{Path(source.name).stem}")
+    module = ModuleType(_module_name(source))
     module.__file__ = source.path
     # Dataclasses look their module up; tracebacks show lines also where the file itself is not.
     sys.modules[module.__name__] = module
     linecache.cache[source.path] = (len(source.text), None, source.text.splitlines(keepends=True), source.path)
+    _importing.append(source)
     try:
         with registered_meanwhile() as registered:
             exec(compile(source.text, source.path, "exec"), vars(module))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
         raise ConfigError(f"import {source.path}: does not run: {_line_of(error, source.path)}") from error
+    finally:
+        _importing.pop()
     _imported[source.name], _registered[source.name] = source, frozenset(name for _, name in registered)
+
+
+def refuse_while_importing() -> None:
+    """Refuse what an imported file may not do while it is imported, in every process again: run a trial."""
+    if _importing:
+        raise ConfigError('a trial is run while the file is imported; put that below if __name__ == "__main__":')
 
 
 def imported_files() -> tuple[SourceFile, ...]:
@@ -100,13 +110,30 @@ def imported_files() -> tuple[SourceFile, ...]:
 def imports_of(config: TrialConfig) -> dict[str, str]:
     """The imported files that registered something which a cell names: their digests by name."""
     named = set(_strings(vars(config)))
-    return {name: _imported[name].digest for name, registered in _registered.items() if registered & named}
+    named |= {name.partition(":")[0] for name in named}  # families of data sets
+    return {
+        name: _imported[name].digest
+        for name, registered in _registered.items()
+        if registered & named or _builds(name, config.backbone)
+    }
 
 
 def is_imported(file: Path) -> bool:
     """Whether this process has imported the file at a path."""
     known = _imported.get(file.name)
     return known is not None and Path(known.path) == file.resolve()
+
+
+def _builds(name: str, backbone: str) -> bool:
+    """Whether an imported file has registered a backbone with timm."""
+    models = sys.modules.get("timm.models")
+    if models is None or not models.is_model(backbone):
+        return False
+    return bool(models.model_entrypoint(backbone).__module__ == _module_name(_imported[name]))
+
+
+def _module_name(source: SourceFile) -> str:
+    return f"zeroflow_import_{Path(source.name).stem}"
 
 
 def _strings(values: Mapping[str, Any]) -> Iterator[str]:
@@ -117,7 +144,7 @@ def _strings(values: Mapping[str, Any]) -> Iterator[str]:
             yield from _strings(value)
 
 
-def _line_of(error: Exception, path: str) -> str:
+def _line_of(error: BaseException, path: str) -> str:
     """An error with the line of the file that it comes from."""
     line, frame = getattr(error, "lineno", None), error.__traceback__
     while frame is not None:

@@ -16,19 +16,19 @@ from zeroflow.errors import ConfigError, unknown
 
 T = TypeVar("T")
 
-_listening: list[list[tuple[Registry[Any], str]]] = []
+_listening: list[list[tuple[dict[str, Any], str]]] = []
 
 
 @contextmanager
-def registered_meanwhile() -> Iterator[list[tuple[Registry[Any], str]]]:
-    """The registries and names of what is registered within the block; all of it is undone if the block raises."""
-    found: list[tuple[Registry[Any], str]] = []
+def registered_meanwhile() -> Iterator[list[tuple[dict[str, Any], str]]]:
+    """What is registered within the block, families too: where, and its name. All of it is undone if the block raises."""
+    found: list[tuple[dict[str, Any], str]] = []
     _listening.append(found)
     try:
         yield found
     except BaseException:
-        for registry, name in found:
-            del registry._entries[name]
+        for entries, name in found:
+            del entries[name]
         raise
     finally:
         _listening.remove(found)
@@ -49,16 +49,19 @@ class Registry(Generic[T]):
 
     def register(self, name: str, entry: T) -> T:
         """Add ``entry`` under ``name``; a name can be taken only once."""
-        if name in self._entries:
-            raise ConfigError(f"{self.kind} {name!r} is registered already")
-        self._entries[name] = entry
-        for found in _listening:
-            found.append((self, name))
+        self._add(self._entries, name, entry)
         return entry
 
     def register_family(self, prefix: str, make: Callable[[str], T]) -> None:
         """Let every name ``<prefix>:<rest>`` stand for ``make(rest)``, without a registration of its own."""
-        self.families[prefix] = make
+        self._add(self.families, prefix, make)
+
+    def _add(self, entries: dict[str, Any], name: str, entry: Any) -> None:
+        if name in entries:
+            raise ConfigError(f"{self.kind} {name!r} is registered already")
+        entries[name] = entry
+        for found in _listening:
+            found.append((entries, name))
 
     def names(self, pattern: str = "*") -> list[str]:
         """Names that match a shell-style ``pattern``, sorted."""

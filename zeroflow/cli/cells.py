@@ -57,7 +57,7 @@ def run(
     """Run one cell in this process, without Ray."""
     from zeroflow import Placement, run_trial
     from zeroflow.grid.grid_file import merge_overrides, parse_override
-    from zeroflow.grid.plan import check_results
+    from zeroflow.grid.plan import check_imports, check_results
     from zeroflow.models.endpoint import EndpointError
     from zeroflow.optim import NonFiniteLoss
     from zeroflow.results import rows
@@ -76,6 +76,7 @@ def run(
     check_backbone_of(config)
     store = Store(results) if results else None
     if store:
+        check_imports([config], store)
         check_results(store, 1, data_dir)
         store.check_writable()
     bar = Bar("run")

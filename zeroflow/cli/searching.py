@@ -1,4 +1,4 @@
-"""The command that chooses lr and eps: search."""
+"""The command that chooses lr, eps and options: search."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
-    short_help="Choose lr and eps with equal budgets.",
+    short_help="Choose lr, eps and options with equal budgets.",
     examples=(
         ("zeroflow search my_grid.yaml --dry-run", "what would be tried"),
         ("zeroflow search my_grid.yaml", "try it, and write what was chosen into the file"),
@@ -57,7 +57,7 @@ def search(
     ray_address: str | None,
     as_json: bool,
 ) -> None:
-    """Choose lr and eps of a grid's cells by its section 'search', and write them into the grid file.
+    """Choose lr, eps and options of a grid's cells by its section 'search', and write them into the grid file.
 
     Every optimizer gets the same budget of forward passes, on held-out training data of the first task. Candidates that have
     been run are not run again.

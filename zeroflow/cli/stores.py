@@ -133,7 +133,10 @@ def tables(results: tuple[str, ...], names: tuple[str, ...], format_: str, outpu
     if output is not None:
         check_writable(output, "--output")
     with Bar("tables") as bar:
-        tables = read(*(_existing(each) for each in results), on_progress=bar).tables
+        whole = read(*(_existing(each) for each in results), on_progress=bar)
+    tables = whole.tables
+    for note in whole.notes:
+        click.echo(f"note: {note}", err=True)
     if not len(tables["trials"]):
         raise ConfigError(f"results {', '.join(results)}: no finished cell, {len(tables['failures'])} failed")
     found = {table.name: table for table in make_tables(tables)}

@@ -6,7 +6,8 @@ To add a data set, decorate one function that returns an ``ImageDataset`` with `
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -124,6 +125,16 @@ def inside_data_dir(dataset: str, folder: str) -> str:
     ):
         raise ConfigError(f"dataset={dataset!r}: expected the name of a folder below data_dir, without '.' and '..'")
     return folder
+
+
+def unlike(names: Iterable[str]) -> list[str]:
+    """Problems with class names that are blank, or differ in nothing that one sees: spaces around them, how accents are spelled."""
+    seen: dict[str, list[str]] = {}
+    for name in names:
+        seen.setdefault(unicodedata.normalize("NFC", name).strip(), []).append(name)
+    found = [f"a class without a name: {name!r}" for name in seen.pop("", [])]
+    twins = [", ".join(map(ascii, sorted(same))) for same in seen.values() if len(same) > 1]
+    return found + [f"names of classes look alike: {same}; expected one name for a class" for same in twins]
 
 
 def load_dataset(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from zeroflow.data.archives import Archive
-from zeroflow.data.dataset import DatasetInfo, ImageDataset, datasets, inside_data_dir, root_of
+from zeroflow.data.dataset import DatasetInfo, ImageDataset, datasets, inside_data_dir, root_of, unlike
 from zeroflow.data.decoded import fingerprint
 from zeroflow.data.images import read_image
 from zeroflow.errors import all_at_once
@@ -56,7 +57,8 @@ def image_folder(name: str, root: str | Path, classes: int | None = None) -> Ima
     Raises:
         ConfigError: the message lists all problems: a missing part, misplaced images, a class in one part only, a class
             without images, images or files of an unknown kind that would be ignored (a folder ``val`` of images beside the
-            parts, for one), a broken link, another number of classes.
+            parts, for one), a broken link, a file in both parts or in two classes, names of classes that look alike, another
+            number of classes.
     """
     root = Path(root)
     problems: list[str] = []
@@ -70,7 +72,8 @@ def image_folder(name: str, root: str | Path, classes: int | None = None) -> Ima
         if not images or classes not in (None, len(images)):
             problems.append(f"{folder}: {len(images)} classes, expected {expected}")
         problems += [f"{folder / c}: missing, though the other part has it" for c in names if c not in images]
-    if problems:
+    problems += [f"{root}: {problem}" for problem in unlike(names)]
+    if problems or (problems := _there_twice(root, found)):
         raise all_at_once(
             f"data set {name!r} is not complete, expected {root}/{{train,test}}/<class>/<image>:", problems
         )
@@ -134,6 +137,21 @@ def _images_below(folder: Path, problems: list[str]) -> list[str]:
     # No link to a folder is followed: it may lead back.
     deeper = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
     return here + [path for entry in deeper for path in _images_below(Path(entry.path), problems)]
+
+
+def _there_twice(root: Path, found: Mapping[str, Mapping[str, list[Path]]]) -> list[str]:
+    """A problem with files that a link has put into another part or class too; one class may have a file twice."""
+    places: dict[tuple[int, int], Path] = {}
+    twice = []
+    for path in (path for images in found.values() for own in images.values() for path in own):
+        status = path.stat()
+        first = places.setdefault((status.st_dev, status.st_ino), path)
+        if first.parent != path.parent:
+            twice.append((first.relative_to(root), path.relative_to(root)))
+    if not twice:
+        return []
+    first, second = twice[0]
+    return [f"{root}: {len(twice)} images are there twice, {first} for one, the same file as {second}; remove the link"]
 
 
 def _unknown(folder: Path, entries: list[os.DirEntry[str]]) -> list[str]:

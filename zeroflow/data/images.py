@@ -28,7 +28,7 @@ def read_image(source: Path | bytes, name: str) -> Tensor:
         name: of the image, for messages.
 
     Raises:
-        ConfigError: the file is missing, truncated, damaged, or not an image.
+        ConfigError: the file is missing, truncated, damaged, or not an image, or its values have no known range.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -48,6 +48,10 @@ def _rgb(image: Image) -> Image:
         wide = np.array(image)
         if wide.min() < 0 or wide.max() > 0xFFFF:
             raise ValueError("values beyond 16 bits")
+        if 0 < wide.max() <= 0xFF:
+            raise ValueError(
+                f"values of at most {wide.max()}, of which the upper 8 of 16 bits are 0; expected 16 bits, or a file of 8"
+            )
         return Image.fromarray((wide.astype(np.int64) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point values of unknown range")

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from zeroflow.data.dataset import DatasetInfo, ImageDataset, datasets, inside_data_dir, root_of
+from zeroflow.data.dataset import DatasetInfo, ImageDataset, datasets, inside_data_dir, root_of, unlike
 from zeroflow.data.decoded import fingerprint
 from zeroflow.data.images import read_image
 from zeroflow.errors import ConfigError, all_at_once, unknown
@@ -194,6 +194,13 @@ def _splits(root: Path, problems: list[str]) -> dict[str, list[Path]]:
                 problems.append(
                     f"{path}: of no known split; expected train, test or validation in its name or its folder's"
                 )
+    problems += [
+        f"{other}: the same file as {path}, a link; expected the images of the test split"
+        for path in splits.get("train", [])
+        for split in splits.keys() - {"train"}
+        for other in splits[split]
+        if path.samefile(other)
+    ]
     for split, paths in splits.items():
         places = sorted({path.parent for path in paths})
         if len(places) > 1:
@@ -294,6 +301,7 @@ def _numbered(splits: Sequence[_Split], problems: list[str]) -> tuple[list[str],
     if problems:
         return [], []
     known = range(len(train.names)) if train.names else sorted({value for split in splits for value in split.values})
+    problems += [f"{train.where}: {problem}" for problem in unlike(name for name in known if isinstance(name, str))]
     number = {value: i for i, value in enumerate(known)}
     labels = [np.array([number[value] for value in split.values], dtype=np.int64) for split in splits]
     return list(train.names or map(str, known)), labels

@@ -174,7 +174,8 @@ def class_incremental(
         threads: number of threads that prefetch mini-batches.
 
     Raises:
-        ConfigError: the increments do not add up, the order is not a permutation, or a class has no samples.
+        ConfigError: the increments do not add up, the order is not a permutation, or a class has no samples, or too few to
+            hold one out.
     """
     classes = len(dataset.class_names)
     check_increments(increments, classes)
@@ -193,6 +194,11 @@ def class_incremental(
     train = by_class(dataset.train, "training")
     held_out, test = dataset.test, by_class(dataset.test, "test")
     if validation:
+        if single := [dataset.class_names[own] for own, indices in zip(chosen, train, strict=True) if len(indices) < 2]:
+            raise ConfigError(
+                f"validation={validation}: data set {dataset.name!r}: expected at least two training images of every class, of "
+                f"which one is held out; {len(single)} have one, such as: {', '.join(single[:10])}"
+            )
         kept = [max(1, len(indices) - max(1, round(len(indices) * validation))) for indices in train]
         held_out, test = dataset.train, [indices[n:] for indices, n in zip(train, kept, strict=True)]
         train = [indices[:n] for indices, n in zip(train, kept, strict=True)]

@@ -11,7 +11,7 @@
     placement: {workers_per_trial: 1, cpus_per_worker: 1, gpus_per_worker: 0}    # see ``zeroflow.grid.placement``
     include: [other.yaml]                         # the cells of these grids too, each as its own file has it
     settings_from: [tuned.yaml]                   # the settings of these files before this file's own
-    search: {forward_passes: 20000}               # how lr and eps are chosen: see ``zeroflow.grid.search_settings``
+    search: {forward_passes: 20000}               # how lr, eps and options are chosen: see ``zeroflow.grid.search_settings``
     imports: [my_method.py]                       # Python files that register what it names; the command line names them too
 
 Every key of ``TrialConfig`` may stand in ``base``, in a block and in ``set``. A list in ``base`` and in a block is an axis,
@@ -69,7 +69,8 @@ class Grid:
     Attributes:
         own: the cells of the file's own blocks, each with its keys as they are spelled there; a cell may be spelled in
             several ways.
-        search: how their lr and eps are chosen, where the file says so.
+        search: how their lr, eps and options are chosen, where the file says so.
+        idle: settings of the file and of included ones that match no cell, in words; none where cells were overridden.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Grid:
     data_dir: str | None = None
     own: Sequence[tuple[TrialConfig, Mapping[str, Any]]] = ()
     search: SearchSettings | None = None
+    idle: Sequence[str] = ()
 
 
 def load_grid(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Grid:
@@ -128,16 +130,19 @@ def _parse(
     _check_sections(content, where)
     _check_imports(content, where, folder)
     cells: dict[str, TrialConfig] = {}
+    idle: list[str] = []
     all_shared: list[SharedOptions] = []
     for file in _named_files(content, "include", where, folder, trail):
         place = f"{where}: include: {file}"
         part, shared = _parse(_content(file, place), changed, str(file), file.stem, file.parent, (*trail, file))
         all_shared += shared
+        idle += part.idle
         cells |= {config.cell_id: config for config in part.cells if config.cell_id not in cells}
     own: list[tuple[TrialConfig, Mapping[str, Any]]] = []
     if "grid" in content:
-        own, shared_here = _own_cells(content, changed, where, folder, trail)
+        own, shared_here, idle_here = _own_cells(content, changed, where, folder, trail)
         all_shared.append(shared_here)
+        idle += [] if changed else idle_here
         for config, _ in own:
             cells.setdefault(config.cell_id, config)
     placement = parse_placement(content.get("placement") or {}, where, str(folder.absolute()))
@@ -152,13 +157,14 @@ def _parse(
         data_dir,
         tuple(own),
         search,
+        idle,
     ), all_shared
 
 
 def _own_cells(
     content: Mapping[str, Any], changed: Mapping[str, Any], where: str, folder: Path, trail: tuple[Path, ...]
-) -> tuple[list[tuple[TrialConfig, Mapping[str, Any]]], SharedOptions]:
-    """The cells of a file's own blocks as they are spelled, and what was made of options that they share."""
+) -> tuple[list[tuple[TrialConfig, Mapping[str, Any]]], SharedOptions, list[str]]:
+    """The cells of a file's own blocks as they are spelled, what was made of options that they share, settings that match none."""
     blocks, base = content["grid"], content.get("base") or {}
     if not isinstance(blocks, list) or not blocks or not all(isinstance(block, Mapping) for block in blocks):
         raise ConfigError(f"{where}: grid: expected a list of mappings (blocks), got {blocks!r}")
@@ -168,17 +174,21 @@ def _own_cells(
     # What stands in every block's place belongs to the cells that know it; what a block says must fit its cells.
     shared = SharedOptions(base, changed, where)
     found: list[tuple[TrialConfig, Mapping[str, Any]]] = []
+    first = len(content.get("settings") or ()) - len(rules)  # so that the file's own are numbered from 0
+    idle = dict(enumerate((when for when, _ in rules), first))
     for number, block in enumerate(blocks):
         place = f"{where}: grid[{number}]"
         parts = (_product(base, f"{where}: base"), _product(block, place), _product(changed, "--set"))
         for common, own, given in itertools.product(*map(list, parts)):
             values = _merged(common, own, given)
-            for when, changes in rules:
+            for rule, (when, changes) in enumerate(rules, first):
                 if matches(values, when):
+                    idle.pop(rule, None)
                     # What the command line says is put on top again: no file overrides it.
                     values = _merged(values, changes, given)
             found.append((TrialConfig.from_dict(shared.fitting(values, block), where=place), values))
-    return found, shared
+    unmet = [f"{where}: settings[{rule}] matches no cell: {when}" for rule, when in idle.items() if rule >= 0]
+    return found, shared, unmet
 
 
 def _content(file: Path, where: str) -> Any:

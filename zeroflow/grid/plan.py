@@ -62,6 +62,7 @@ class Plan:
         ]
         if self.others:
             lines.append(f"the store holds {self.others} finished cells of other grids too; they stay as they are")
+        lines += self.grid.idle
         made = Counter((c.backbone, str(Preprocessing.of(c.preprocessing))) for c in self.grid.cells if c.preprocessing)
         for (backbone, how), count in made.items():
             lines.append(f"preprocessing of {backbone}: {how} ({count} cell{'s' if count > 1 else ''})")
@@ -127,27 +128,35 @@ def make_plan(grid: Grid, store: Store, data_dir: str | None, *, elsewhere: bool
             failed.append(config)
         else:
             missing.append(config)
-    _check_imports(done, store)
+    check_imports(grid.cells, store)
     # With nothing to run no row needs to be read.
     trials = store.load("trials", COLUMNS) if finished and missing else SCHEMAS["trials"].empty_table()
     costs = estimate_costs(missing, trials, grid.placement.of)
     return Plan(grid, done, failed, missing, unavailable, costs, len(finished) - len(done))
 
 
-def _check_imports(done: Sequence[TrialConfig], store: Store) -> None:
-    """Refuse results of imported files that have changed since: rows of both would stand side by side as one method's."""
-    wanted = {config.cell_id: now for config in done if (now := imports_of(config))}
+def check_imports(cells: Sequence[TrialConfig], store: Store) -> None:
+    """Refuse a store of another text of an imported file: rows of both would stand side by side as one method's.
+
+    Args:
+        cells: whose results belong into it.
+        store: the results.
+
+    Raises:
+        ConfigError: which file, and a cell that was computed with another text of it.
+    """
+    wanted = {config.cell_id: now for config in cells if (now := imports_of(config))}
     if not wanted:
         return
-    rows = store.load("trials", ["cell_id", "imports"]).to_pylist()
-    for row in rows:
-        now, then = wanted.get(row["cell_id"], {}), json.loads(row["imports"] or "{}")
-        if now and now != then:
-            name = next(name for name in now if now[name] != then.get(name))
-            raise ConfigError(
-                f"results {store.root!r}: cell {row['cell_id']} was computed with another {name} "
-                f"({then.get(name, 'not imported')}, now {now[name]}); write into other results (--results)"
-            )
+    texts = dict(text for now in wanted.values() for text in now.items())
+    for row in store.load("trials", ["cell_id", "imports"]).to_pylist():
+        then = json.loads(row["imports"] or "{}")
+        for name in [*wanted.get(row["cell_id"], {}), *then]:
+            if name in texts and texts[name] != then.get(name):
+                raise ConfigError(
+                    f"results {store.root!r}: cell {row['cell_id']} was computed with another {name} "
+                    f"({then.get(name, 'not imported')}, now {texts[name]}); write into other results (--results)"
+                )
 
 
 def check_data(

@@ -7,17 +7,18 @@ import hashlib
 import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from zeroflow.data import datasets
-from zeroflow.errors import ConfigError
+from zeroflow.errors import ConfigError, unknown
 from zeroflow.grid.cost_estimate import forward_equivalents
-from zeroflow.grid.grid_file import Grid
+from zeroflow.grid.grid_file import Grid, merge_overrides
 from zeroflow.grid.rules import look_up, matches
-from zeroflow.grid.search_settings import SearchSettings
+from zeroflow.grid.search_settings import SearchSettings, Values
+from zeroflow.grid.shared_options import known_options
 from zeroflow.trial.config import TrialConfig
 
 _NAMED = ("dataset", "method", "optimizer")
@@ -31,11 +32,21 @@ _NOT_OF_THE_DATA = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """Values to try, and the cells that try them, one for each seed of the search."""
+    """Values to try, and the cells that try them, one for each seed of the search.
+
+    Attributes:
+        lr: to try.
+        eps: to try; None: the optimizer has none.
+        cells: one for each seed.
+        cost: forward-equivalents of all of them.
+        options: to try, by dotted name; empty: none are searched.
+    """
 
     lr: float
     eps: float | None
     cells: Sequence[TrialConfig]
+    cost: int
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,8 +59,9 @@ class Search:
         when: the condition of a rule that concerns ``cells`` and no other cells of the grid.
         eps: whether it is searched too.
         candidates: what the budget pays for.
-        cost: forward-equivalents of one candidate.
+        cost: forward-equivalents of the first candidate; those of others differ if options that take passes are searched.
         exhausted: there are no more to try.
+        options: the dotted names of those that are searched too.
     """
 
     cells: Sequence[TrialConfig]
@@ -59,15 +71,33 @@ class Search:
     candidates: Sequence[Candidate]
     cost: int
     exhausted: bool
+    options: Sequence[str] = ()
 
     @property
     def label(self) -> str:
         """A short name for messages."""
-        return " ".join(f"{key}={value}" if key not in _NAMED else str(value) for key, value in self.when.items())
+        return _label(self.when)
 
     def search_id(self, grid: str) -> str:
-        """Tells it from the searches of other cells, and of other grids."""
-        return hashlib.sha256(_json([grid, self.shared]).encode()).hexdigest()[:16]
+        """Tells it from the searches of other cells, of other options, and of other grids."""
+        searched = [sorted(self.options)] if self.options else []
+        return hashlib.sha256(_json([grid, self.shared, *searched]).encode()).hexdigest()[:16]
+
+    def describe(self) -> str:
+        """Its tries in one line."""
+        tries, rates = self.candidates, [candidate.lr for candidate in self.candidates]
+        costs = sorted({candidate.cost for candidate in tries})
+        each = f"{costs[0]:,}" if len(costs) == 1 else f"{costs[0]:,} to {costs[-1]:,}"
+        eps = sorted({candidate.eps for candidate in tries if self.eps and candidate.eps})
+        parts = [
+            f"{self.label}: {len(tries)} tries of {each}, {sum(candidate.cost for candidate in tries):,} in all",
+            f"lr {min(rates):g} to {max(rates):g}",
+            *([f"eps {', '.join(f'{value:g}' for value in eps)}"] if eps else []),
+        ]
+        for name in self.options:
+            tried = dict.fromkeys(json.dumps(candidate.options[name], ensure_ascii=False) for candidate in tries)
+            parts.append(f"{name} {', '.join(tried)}")
+        return "; ".join([*parts, *(["no more values to try"] if self.exhausted else [])])
 
 
 @dataclass(frozen=True)
@@ -100,15 +130,7 @@ class SearchPlan:
             f"search {self.grid.name}: {len(self.searches)} searches of {settings.forward_passes:,} forward-equivalents each, "
             f"judged on {settings.validation:g} of the first task's training data, seeds {list(settings.seeds)}"
         ]
-        for search in self.searches:
-            tried = [candidate.lr for candidate in search.candidates]
-            eps = sorted({candidate.eps for candidate in search.candidates if search.eps and candidate.eps})
-            lines.append(
-                f"  {search.label}: {len(tried)} tries of {search.cost:,}, {len(tried) * search.cost:,} in all; "
-                f"lr {min(tried):g} to {max(tried):g}"
-                + (f"; eps {', '.join(f'{value:g}' for value in eps)}" if eps else "")
-                + ("; no more values to try" if search.exhausted else "")
-            )
+        lines += [f"  {search.describe()}" for search in self.searches]
         lines += [
             f"  {dataset}: {count} cells wait for their data set. {datasets.get(dataset).where}"
             for dataset, count in self.waiting.items()
@@ -126,8 +148,9 @@ def plan_search(grid: Grid, data_dir: str | None) -> SearchPlan:
         data_dir: of the data sets.
 
     Raises:
-        ConfigError: no section ``search``, nothing to search, seeds that the grid uses, or a budget that does not pay for one candidate (the message
-            says for which and how much they need).
+        ConfigError: no section ``search``, nothing to search, seeds that the grid uses, an option that no searched cell knows or that
+            cannot have a value that is to be tried, or a budget that does not pay for one candidate (the message says for which
+            and how much they need).
     """
     settings, where = grid.search, f"grid {grid.name}: search"
     if settings is None:
@@ -142,6 +165,7 @@ def plan_search(grid: Grid, data_dir: str | None) -> SearchPlan:
         raise ConfigError(f"{where}: no cell that trains meets 'when' and has an optimizer with a line in 'lr'")
     if shared := sorted({config.seed for config, _ in wanted} & set(settings.seeds)):
         raise ConfigError(f"{where}: seeds={list(settings.seeds)}: the grid's own cells use {shared}; take others")
+    _check_known(settings, [config for config, _ in wanted], f"{where}: options")
     gone = {
         name
         for name in {config.dataset for config, _ in wanted}
@@ -159,7 +183,7 @@ def plan_search(grid: Grid, data_dir: str | None) -> SearchPlan:
         if (dataset := cells[0].dataset) in gone or dataset in unusable:
             continue
         try:
-            search = _search(cells, when, settings, batches)
+            search = _search(cells, when, settings, batches, where)
         except ConfigError as error:
             unusable[dataset] = str(error)
             continue
@@ -177,6 +201,19 @@ def plan_search(grid: Grid, data_dir: str | None) -> SearchPlan:
     return SearchPlan(grid, settings, searches, waiting, kept)
 
 
+def _check_known(settings: SearchSettings, cells: Sequence[TrialConfig], where: str) -> None:
+    """Refuse an option to try that no cell knows."""
+    known = {name for config in cells for name in known_options(vars(config))} if settings.options else set()
+    for name in settings.options:
+        if name not in known:
+            section, _, option = name.partition(".")
+            namesakes = [other for other in known if other.partition(".")[2] == option]
+            if namesakes:
+                raise unknown("option", name, namesakes, where=where)
+            own = [other.partition(".")[2] for other in known if other.startswith(f"{section}.")]
+            raise unknown(f"option in {section}", option, own, where=where)
+
+
 def shared_keys(config: TrialConfig, settings: SearchSettings) -> dict[str, Any]:
     """The keys in which cells that are searched together agree, in normal form."""
     free = {"seed", "lr", "validation", "stop_after", "probe_every"}
@@ -184,7 +221,17 @@ def shared_keys(config: TrialConfig, settings: SearchSettings) -> dict[str, Any]
         free.add("eps")
     if settings.queries != "each":
         free.add("queries")
-    return {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
+    keys = {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
+    return _without(keys, settings.options_of(config))
+
+
+def _without(keys: Mapping[str, Any], options: Iterable[str]) -> dict[str, Any]:
+    """The same keys without some options, by dotted name."""
+    found = dict(keys)
+    for name in options:
+        section, _, option = name.partition(".")
+        found[section] = {key: value for key, value in found[section].items() if key != option}
+    return found
 
 
 def _groups(
@@ -233,28 +280,74 @@ def _search(
     when: Mapping[str, Any],
     settings: SearchSettings,
     batches: Callable[[TrialConfig], int],
+    where: str,
 ) -> Search:
     fewest = min(cells, key=lambda config: config.queries or 0)
-    optimizer = str(fewest.optimizer)
+    optimizer, options = str(fewest.optimizer), settings.options_of(fewest)
     common = {**dataclasses.asdict(fewest), "validation": settings.validation, "stop_after": 1, "probe_every": None}
     if isinstance(settings.queries, int):
         common["queries"] = settings.queries
-    first = TrialConfig.from_dict({**common, "seed": settings.seeds[0]})
-    cost = forward_equivalents(first, batches(first)) * len(settings.seeds)
+    place = f"{where}: options: {_label(when)}" if options else ""
+
+    def cell(seed: int, values: Mapping[str, Any]) -> TrialConfig:
+        return TrialConfig.from_dict(merge_overrides([*common.items(), ("seed", seed), *values.items()]), where=place)
+
+    # The first of every option, then every other value: what is wrong with one that the budget does not reach is told too.
+    one_changed = itertools.islice(_combinations(options), 1 + sum(len(values) - 1 for values in options.values()))
+    first, *_ = [cell(settings.seeds[0], chosen) for chosen in one_changed]
+    steps, count = batches(first), len(settings.seeds)
     rates, sizes = settings.lr_of(optimizer), settings.eps_of(optimizer)
     assert rates is not None
-    values = ((lr, eps) for lr in rates for eps in sizes or [fewest.eps])
-    paid = list(itertools.islice(values, settings.forward_passes // cost))
-    candidates = [
-        Candidate(
-            lr, eps, [TrialConfig.from_dict({**common, "lr": lr, "eps": eps, "seed": seed}) for seed in settings.seeds]
-        )
-        for lr, eps in paid
-    ]
+
+    def tries() -> Iterator[Candidate]:
+        for lr, eps, chosen in _in_order(rates, list(sizes or [fewest.eps]), options):
+            own = [cell(seed, {"lr": lr, "eps": eps, **chosen}) for seed in settings.seeds]
+            yield Candidate(lr, eps, own, forward_equivalents(own[0], steps) * count, chosen)
+
+    candidates, exhausted = _paid(tries(), settings.forward_passes)
     shared = {key: value for key, value in dataclasses.asdict(first).items() if key not in ("lr", "seed")}
     if sizes is not None:
         del shared["eps"]
-    return Search(cells, shared, when, sizes is not None, candidates, cost, next(values, None) is None)
+    cost = forward_equivalents(first, steps) * count
+    return Search(
+        cells, _without(shared, options), when, sizes is not None, candidates, cost, exhausted, tuple(options)
+    )
+
+
+def _paid(tries: Iterable[Candidate], budget: int) -> tuple[list[Candidate], bool]:
+    """What a budget pays for, up to the first that it does not; and whether that is all."""
+    found: dict[str, Candidate] = {}
+    for candidate in tries:
+        if (cell := candidate.cells[0].cell_id) in found:
+            continue  # two spellings of one value, such as 0 and 0.0
+        budget -= candidate.cost
+        if budget < 0:
+            return list(found.values()), False
+        found[cell] = candidate
+    return list(found.values()), True
+
+
+def _in_order(
+    rates: Values, sizes: Sequence[float | None], options: Mapping[str, Sequence[Any]]
+) -> Iterator[tuple[float, float | None, dict[str, Any]]]:
+    """All values of lr, eps and options, those first that a small budget is to try; see ``zeroflow.grid.search_settings``."""
+    for together in rates.rounds():
+        for chosen in _combinations(options):
+            for lr, eps in itertools.product(together, sizes):
+                yield lr, eps, chosen
+
+
+def _combinations(options: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """The first value of every option; then all that differ from it in one option, in two, and so on."""
+    firsts = {name: values[0] for name, values in options.items()}
+    for number in range(len(options) + 1):
+        for names in itertools.combinations(options, number):
+            for others in itertools.product(*(options[name][1:] for name in names)):
+                yield {**firsts, **dict(zip(names, others, strict=True))}
+
+
+def _label(when: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={value}" if key not in _NAMED else str(value) for key, value in when.items())
 
 
 def _batches(config: TrialConfig, data_dir: str | None, cache_bytes: int, known: dict[str, int]) -> int:

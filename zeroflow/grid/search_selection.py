@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import defaultdict
@@ -16,6 +17,9 @@ from zeroflow.grid.search_plan import Candidate, Search, SearchPlan
 from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.searches import least_level
 from zeroflow.results.store import Store
+from zeroflow.trial.config import TrialConfig
+
+_USUAL = dataclasses.asdict(TrialConfig())
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class SearchOutcome:
         """The chosen values as a rule of a grid file's ``settings``."""
         assert self.chosen is not None
         sizes = {"eps": self.chosen.eps} if self.search.eps else {}
-        return {"when": dict(self.search.when), "set": {"lr": self.chosen.lr, **sizes}}
+        return {"when": dict(self.search.when), "set": {"lr": self.chosen.lr, **sizes, **self.chosen.options}}
 
 
 def outcomes(plan: SearchPlan, store: Store) -> list[SearchOutcome]:
@@ -64,6 +68,7 @@ class _Known:
         samples: held-out ones that the accuracies are over; 0: the store does not say.
         errors: of failed ones.
         ended: when.
+        searches: earlier ones of the grid, what they have in common by id.
     """
 
     def __init__(self, plan: SearchPlan, store: Store) -> None:
@@ -86,10 +91,26 @@ class _Known:
             if step["epoch"] == (wanted[step["cell_id"]].epochs or 0) - 1 and step["loss"] is not None:
                 losses[step["cell_id"]].append(step["loss"])
         self.loss = {cell: _mean(losses[cell]) if losses[cell] else math.inf for cell in trials}
+        earlier = store.load("searches", ["search_id", "search", "shared", "options"]).to_pylist()
+        self.searches = {
+            row["search_id"]: (json.loads(row["shared"]), set(json.loads(row["options"] or "{}")))
+            for row in earlier
+            if row["search"] == plan.grid.name
+        }
+
+    def id_of(self, search: Search, grid: str) -> str:
+        """The id of a search: that of an earlier run, even if it was before a key of cells that is at its default."""
+        own, usual = search.search_id(grid), {key: _USUAL[key] for key in search.shared}
+        same = (
+            name
+            for name, (shared, options) in self.searches.items()
+            if options == set(search.options) and _json({**usual, **shared}) == _json(search.shared)
+        )
+        return own if own in self.searches else next(same, own)
 
 
 def _choose(search: Search, plan: SearchPlan, known: _Known) -> SearchOutcome:
-    """Of the candidates that held-out samples cannot tell from the best, the smallest lr; then accuracy, loss, smaller eps.
+    """Of the candidates that held-out samples cannot tell from the best, the smallest lr; then accuracy, loss, smaller eps, order.
 
     Cannot tell: within one standard error of the best accuracy (Breiman et al., "Classification and Regression Trees", 1984,
     Section 3.4.3). The samples are the same for all seeds, so more seeds do not make it smaller.
@@ -113,7 +134,7 @@ def _choose(search: Search, plan: SearchPlan, known: _Known) -> SearchOutcome:
     ]
     chosen = found[min(level)[-1]][0] if level else None
     common = {
-        "search_id": search.search_id(plan.grid.name),
+        "search_id": known.id_of(search, plan.grid.name),
         "search": plan.grid.name,
         "shared": _json(search.shared),
         "budget": plan.settings.forward_passes,
@@ -130,12 +151,13 @@ def _choose(search: Search, plan: SearchPlan, known: _Known) -> SearchOutcome:
                         key: getattr(config, key)
                         for key in ("dataset", "method", "optimizer", "queries", "lr", "eps", "seed")
                     },
+                    "options": _json(candidate.options) if search.options else None,
                     "cell_id": cell,
                     "candidate": number,
                     "accuracy": known.accuracy.get(cell),
                     "n": known.samples.get(cell),
                     "final_loss": loss if math.isfinite(loss) else None,
-                    "forward_equivalents": search.cost // len(candidate.cells),
+                    "forward_equivalents": candidate.cost // len(candidate.cells),
                     "error": known.errors.get(cell),
                     "chosen": candidate is chosen,
                 }

@@ -1,4 +1,4 @@
-"""How lr and eps are chosen, the ``search`` section of a grid file: the same budget of forward passes for every optimizer, on training data that is held out.
+"""How lr, eps and options are chosen, the ``search`` section of a grid file: the same budget of forward passes for every optimizer, on training data that is held out.
 
     search:
       forward_passes: 20000         # budget of each search, in forward-equivalents: an exact gradient is three
@@ -10,9 +10,14 @@
         zo-*: {from: 1e-4, to: 1}   # middle, ends, then halfway between, on a log scale
       eps: [1e-3, 1e-2]             # likewise for all, or by optimizer; left out: the cells' own
       queries: each                 # a search for each number; left out: one, with the fewest queries of the cells
+      options:                      # of the method, optimizer and classifier; each for the cells that know it
+        optimizer_options.momentum: [0.0, 0.9]
 
-A search is over cells of the grid that differ in nothing but seed, lr, eps and queries. Its candidates are cells like them that
-run the first task only. More budget means the same candidates and further ones. Test data is never looked at.
+A search is over cells of the grid that differ in nothing but seed, lr, eps, queries and these options. Its candidates are cells
+like them that run the first task only. More budget means the same candidates and further ones. Test data is never looked at.
+
+The first value of every option is tried first, with all lr of a list; then one option at a time takes its other values; then two.
+A range of lr has no end to wait for: its middle and ends are tried with all options, then the points halfway between, and so on.
 """
 
 from __future__ import annotations
@@ -20,21 +25,24 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.grid.rules import check_when
+from zeroflow.grid.shared_options import OPTION_SECTIONS, known_options
 from zeroflow.optim import optimizers
+from zeroflow.trial.config import TrialConfig
 
-_KEYS = ("forward_passes", "validation", "seeds", "when", "lr", "eps", "queries")
+_KEYS = ("forward_passes", "validation", "seeds", "when", "lr", "eps", "queries", "options")
 
 _AROUND = 100.0
 """How far a range that nobody named goes from an optimizer's default lr, to either side."""
 
-_FINEST = 1024
-"""Parts into which a range is divided at most."""
+_HALVINGS = 10
+"""How often a range is divided at most."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,10 @@ class Listed:
     def __iter__(self) -> Iterator[float]:
         return iter(self.values)
 
+    def rounds(self) -> Iterator[Sequence[float]]:
+        """Values that belong together: all."""
+        yield self.values
+
 
 @dataclass(frozen=True)
 class Between:
@@ -55,14 +67,20 @@ class Between:
     high: float
 
     def __iter__(self) -> Iterator[float]:
+        return itertools.chain.from_iterable(self.rounds())
+
+    def rounds(self) -> Iterator[Sequence[float]]:
+        """Values that belong together: the middle and the ends, then what each further halving adds."""
         seen: set[float] = set()
-        halfway = (_mirrored(number) for number in range(2, _FINEST))
-        for share in itertools.chain((0.5, 0.0, 1.0), halfway):
-            ends = {0.0: self.low, 1.0: self.high}
-            value = ends.get(share, float(f"{self.low * (self.high / self.low) ** share:.3g}"))
-            if value not in seen:
-                seen.add(value)
-                yield value
+        halfway = (map(_mirrored, range(2**number, 2 ** (number + 1))) for number in range(1, _HALVINGS))
+        for shares in itertools.chain([(0.5, 0.0, 1.0)], halfway):
+            fresh = [value for value in dict.fromkeys(map(self._at, shares)) if value not in seen]
+            seen.update(fresh)
+            yield fresh
+
+    def _at(self, share: float) -> float:
+        ends = {0.0: self.low, 1.0: self.high}
+        return ends.get(share, float(f"{self.low * (self.high / self.low) ** share:.3g}"))
 
 
 def _mirrored(number: int) -> float:
@@ -81,6 +99,7 @@ class SearchSettings:
         lr: by pattern of optimizers; empty: two decades to either side of each one's default.
         eps: likewise; empty: not searched.
         queries: a number, ``"each"``, or None: the fewest of the cells.
+        options: values to try by dotted name.
     """
 
     forward_passes: int
@@ -90,6 +109,7 @@ class SearchSettings:
     lr: Mapping[str, Values] = field(default_factory=dict)
     eps: Mapping[str, Values] = field(default_factory=dict)
     queries: int | str | None = None
+    options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def lr_of(self, optimizer: str) -> Values | None:
         """Learning rates to try; None: this optimizer is not searched."""
@@ -101,6 +121,13 @@ class SearchSettings:
     def eps_of(self, optimizer: str) -> Values | None:
         """Perturbation sizes to try; None: the cells' own, or the optimizer has none."""
         return _matching(self.eps, optimizer) if optimizers.get(optimizer).estimator.uses_eps else None
+
+    def options_of(self, config: TrialConfig) -> Mapping[str, tuple[Any, ...]]:
+        """Values to try of the options that the cell's method, optimizer and classifier know, by dotted name."""
+        if not self.options:
+            return {}
+        known = known_options(vars(config))
+        return {name: values for name, values in self.options.items() if name in known}
 
 
 def _matching(by_pattern: Mapping[str, Values], optimizer: str) -> Values | None:
@@ -131,13 +158,18 @@ def parse_search(content: Any, where: str) -> SearchSettings:
         f"{place}: {key}={content.get(key)!r}: expected {expected}" for key, expected, right in checks if not right
     ]
     parsed: dict[str, Any] = {}
-    for key, read in (("lr", _values), ("eps", _list_of_values)):
+    for key, read in (
+        ("lr", partial(_by_optimizer, read=_values)),
+        ("eps", partial(_by_optimizer, read=_list_of_values)),
+        ("options", _lists_of_options),
+    ):
         try:
-            parsed[key] = _by_optimizer(content.get(key), f"{place}: {key}", read)
+            parsed[key] = read(content.get(key), f"{place}: {key}")
         except ConfigError as error:
             problems.append(str(error))
     try:
         check_when(content.get("when", {}), place)
+        _check_apart(content.get("when", {}), parsed.get("options", {}), f"{place}: when")
     except ConfigError as error:
         problems.append(str(error))
     if problems:
@@ -150,6 +182,7 @@ def parse_search(content: Any, where: str) -> SearchSettings:
         parsed["lr"],
         parsed["eps"],
         queries,
+        parsed["options"],
     )
 
 
@@ -170,6 +203,38 @@ def _by_optimizer(content: Any, where: str, read: Callable[[Any, str], Values]) 
     if problems or not found:
         raise ConfigError("\n".join(problems) or f"{where}: expected values, or optimizers with their values")
     return found
+
+
+def _lists_of_options(content: Any, where: str) -> dict[str, tuple[Any, ...]]:
+    """Values by dotted name; whether any cell knows it is seen with the cells."""
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping) or not content:
+        raise ConfigError(f"{where}: expected names such as optimizer_options.momentum with lists, got {content!r}")
+    found, problems = {}, []
+    for name, values in content.items():
+        section, _, option = str(name).partition(".")
+        if not option:
+            expected = " or ".join(f"{known}.NAME" for known in OPTION_SECTIONS)
+            problems.append(f"{where}: {name!r}: expected {expected}")
+        elif section not in OPTION_SECTIONS:
+            problems.append(str(unknown("section", section, OPTION_SECTIONS, where=f"{where}: {name}")))
+        elif not isinstance(values, list) or not values or not all(map(_scalar, values)):
+            problems.append(f"{where}: {name}: expected a list of numbers, strings or truth values, got {values!r}")
+        else:
+            found[name] = tuple(values)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return found
+
+
+def _check_apart(when: Mapping[str, Any], options: Mapping[str, Any], where: str) -> None:
+    """Refuse a condition on what is searched: the cells that it leaves out would get the chosen value all the same."""
+    for name in options:
+        if name in when or name.partition(".")[0] in when:
+            raise ConfigError(
+                f"{where}: {name} is searched, so no condition can be on it; take it out of one of the two"
+            )
 
 
 def _list_of_values(content: Any, where: str) -> Listed:
@@ -202,6 +267,10 @@ def _are_seeds(values: Any) -> bool:
     return (
         isinstance(values, list) and all(_whole(value, 0) for value in values) and 0 < len(values) == len(set(values))
     )
+
+
+def _scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
 
 
 def _positive(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,11 @@ import yaml
 
 from zeroflow.durable import write_atomically
 from zeroflow.errors import ConfigError
-from zeroflow.grid.grid_file import parse_grid
-from zeroflow.grid.rules import matches
+from zeroflow.grid.grid_file import merge_overrides, parse_grid
+from zeroflow.grid.rules import look_up, matches
+from zeroflow.grid.shared_options import known_options
 from zeroflow.grid.yaml_loader import parse_yaml
+from zeroflow.trial.config import TrialConfig
 
 BEGIN, END = "# chosen by zeroflow search, which writes here again", "# end of chosen"
 
@@ -73,9 +76,16 @@ def with_chosen(text: str, rules: Sequence[Rule], where: str) -> str:
 
 
 def _merged(old: Sequence[Rule], new: Sequence[Rule]) -> list[Rule]:
-    """The old rules, each replaced by a new one with the same condition, then the rest of the new ones."""
+    """The old rules, each with the values of a new one with the same condition on top, then the rest of the new ones.
+
+    What the new search did not choose stays: its candidates had it from the old rule.
+    """
     fresh = {_flow(rule["when"]): rule for rule in new}
-    return [fresh.pop(_flow(rule["when"]), rule) for rule in old] + list(fresh.values())
+    merged = []
+    for rule in old:
+        changes = fresh.pop(_flow(rule["when"]), {"set": {}})["set"]
+        merged.append({**rule, "set": {**rule["set"], **changes}} if changes else rule)
+    return merged + list(fresh.values())
 
 
 def _inserted(text: str, content: Mapping[str, Any], rules: Sequence[Rule], newline: str, where: str) -> str:
@@ -115,13 +125,27 @@ def _check_hold(text: str, rules: Sequence[Rule], file: Path) -> None:
     grid = parse_grid(content, where=str(file), default_name=file.stem, folder=file.parent, trail=(file,))
     for config, values in grid.own:
         for rule in rules:
-            chosen = {} if config.optimizer is None or not matches(values, rule["when"]) else rule["set"]
-            other = {key: getattr(config, key) for key, value in chosen.items() if getattr(config, key) != value}
+            if config.optimizer is None or not matches(values, rule["when"]):
+                continue
+            chosen = rule["set"]
+            # In normal form, in which an option at its default is left out.
+            wanted = TrialConfig.from_dict(merge_overrides([*dataclasses.asdict(config).items(), *chosen.items()]))
+            usual = known_options(vars(config))
+            other = {
+                key: _value(config, key, usual)
+                for key in chosen
+                if look_up(vars(config), key) != look_up(vars(wanted), key)
+            }
             if other:
                 raise ConfigError(
                     f"{file}: settings: {config.label()} would keep {other} and not get the chosen {chosen}: a rule below the "
                     f"line '{END}' says otherwise; move it up"
                 )
+
+
+def _value(config: TrialConfig, key: str, usual: Mapping[str, Any]) -> Any:
+    value = look_up(vars(config), key)
+    return usual.get(key) if value is None else value
 
 
 def _flow(value: Any) -> str:

@@ -13,8 +13,8 @@ from zeroflow.optim import optimizers
 from zeroflow.registry import Registry
 from zeroflow.trial.config import TrialConfig
 
-
 OPTION_SECTIONS = ("method_options", "optimizer_options", "classifier_options")
+"""The keys that hold options."""
 
 
 class SharedOptions:

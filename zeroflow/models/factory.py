@@ -156,7 +156,7 @@ def create_backbone(
         seed: of random weights.
 
     Raises:
-        ConfigError: the name is unknown, or the weights cannot be read or do not fit the model.
+        ConfigError: the name is unknown, the weights cannot be read or do not fit the model, or images are smaller than a patch.
     """
     check_backbone(name, checkpoint)
     if name.endswith(EXPORTED):
@@ -176,12 +176,23 @@ def create_backbone(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = build_timm(architecture, arguments, pretrained=source == "hub")
+    _check_patch(model, name, image_size)
     if source == "embedded":
         with resources.as_file(resources.files("zeroflow.models").joinpath(f"embedded/{EMBEDDED}.safetensors")) as file:
             load_weights(model, file)
     elif source not in ("hub", "none"):
         load_weights(model, Path(source))
     return wrapped(model, image_size or default_image_size(name), channels)
+
+
+def _check_patch(model: Any, name: str, image_size: int | None) -> None:
+    """Refuse images of which a vision transformer would see nothing."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if image_size is not None and isinstance(patch, tuple) and image_size < max(patch):
+        raise ConfigError(
+            f"image_size={image_size}: smaller than a patch of backbone {name!r}, {max(patch)} pixels; its own images have "
+            f"{default_image_size(name)}"
+        )
 
 
 def wrapped(model: Any, image_size: int | None = None, channels: int = 3) -> TimmBackbone:

@@ -149,9 +149,8 @@ def _pass(backbone: Backbone, tuning: str, settings: Mapping[str, Any]) -> tuple
 
 @functools.lru_cache(maxsize=2)
 def _built(name: str, checkpoint: str | None, image_size: int | None) -> Backbone:
-    local = checkpoint if checkpoint not in ("hub", "none") else None
-    if local or name == EMBEDDED or brings_weights(name):
-        return create_backbone(name, checkpoint=local, image_size=image_size)
+    if checkpoint not in (None, "hub", "none") or name == EMBEDDED or brings_weights(name):
+        return create_backbone(name, checkpoint=checkpoint, image_size=image_size)
     try:
         with torch.device("meta"):
             return create_backbone(name, checkpoint="none", image_size=image_size)

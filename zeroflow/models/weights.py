@@ -65,7 +65,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
         path: see ``read_weights``.
 
     Raises:
-        ConfigError: the file cannot be read, a weight is not finite, or one is missing, unknown or of another shape.
+        ConfigError: the file cannot be read, a weight is an integer or not finite, or one is missing, unknown or of another
+            shape.
     """
     weights = read_weights(path)
     prefix = _prefix(weights, model)
@@ -78,6 +79,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
                 break
         else:
             raise _misfit(path, model, best, prefix, weights)
+    wanted = _wanted(model)
+    if whole := [
+        n for n, value in best.state.items() if wanted[n].is_floating_point() and not value.is_floating_point()
+    ]:
+        raise ConfigError(f"checkpoint {path}: integers in place of weights, as of a quantized model: {_few(whole)}")
     if broken := [name for name, value in best.state.items() if not value.isfinite().all()]:
         raise ConfigError(f"checkpoint {path}: weights that are not finite: {_few(broken)}")
     model.load_state_dict(best.state, strict=False)
@@ -131,7 +137,9 @@ def _whole(path: Path) -> State:
     except pickle.UnpicklingError as error:
         raise ConfigError(f"checkpoint {path}: cannot be read: {_unsafe(path) or _line(error)}") from error
     except Exception as error:
-        raise ConfigError(f"checkpoint {path}: cannot be read: {_line(error)}") from error
+        kind = "safetensors" if path.suffix == ".safetensors" else "a file of torch.save"
+        reason = f"KeyError: {error}" if isinstance(error, KeyError) else _line(error)
+        raise ConfigError(f"checkpoint {path}: cannot be read as {kind}: {reason}") from error
 
 
 def _check_sums(path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from zeroflow.results.schema import SCHEMAS
 
@@ -41,6 +44,36 @@ def differences(first: pa.Table, second: pa.Table) -> list[Difference]:
     pairs = [(rows[row["cell_id"]], row) for row in second.select(SCHEMA.names).to_pylist() if row["cell_id"] in rows]
     found = ((one, other, _key(one, other)) for one, other in pairs)
     return [Difference(one["cell_id"], key, one[key], other[key]) for one, other, key in found if key]
+
+
+def warn_of_differences(counting: Sequence[pa.Table], others: pa.Table, place: str) -> None:
+    """Warn of cells that have other results elsewhere.
+
+    Args:
+        counting: rows of ``trials`` that count.
+        others: rows that do not where they are of the same cells.
+        place: where these are.
+    """
+    for part in counting:
+        for found in differences(part, others):
+            warnings.warn(f"{found.described('an earlier store', place)}; the earlier one counts", stacklevel=3)
+
+
+def several_texts(imports: pa.ChunkedArray) -> list[str]:
+    """The imported files of which there are results of more than one text, each in words.
+
+    Args:
+        imports: the column of ``trials``.
+    """
+    texts: dict[str, set[str]] = {}
+    for named in pc.unique(imports).drop_null().to_pylist():
+        for name, digest in json.loads(named).items():
+            texts.setdefault(name, set()).add(digest)
+    return [
+        f"results of {len(found)} texts of {name} stand side by side: {', '.join(sorted(found))}"
+        for name, found in texts.items()
+        if len(found) > 1
+    ]
 
 
 def _key(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,14 +30,15 @@ def merge(target: Store | str | Path, *sources: Store | str | Path, on_progress:
         How many finished cells were added.
 
     Raises:
-        ConfigError: a cell has different results in two stores (the message names the cell, the key and both values), a
-            source is no store, ``target`` cannot be written, or a newer zeroflow wrote one of them.
+        ConfigError: a cell has different results in two stores (the message names the cell, the key and both values), stores
+            hold results of several texts of one imported file, a source is no store, ``target`` cannot be written, or a newer zeroflow wrote one of them.
     """
     into, *others = (store if isinstance(store, Store) else Store(store) for store in (target, *sources))
     for store in others:
         if not store.exists():
             raise ConfigError(f"results {store.root!r}: expected a store to merge from, found nothing")
     home: dict[str, Store] = {}
+    _check_texts((into, *others))
     found = agreement.SCHEMA.empty_table()
     for store in (into, *others):
         trials = store.load("trials", agreement.SCHEMA.names)
@@ -58,6 +59,12 @@ def merge(target: Store | str | Path, *sources: Store | str | Path, on_progress:
                 into.write_failure(pa.Table.from_pylist([failure], schema=SCHEMAS["failures"]))
                 failed.add(cell)
     return added
+
+
+def _check_texts(stores: Sequence[Store]) -> None:
+    imports = pa.concat_tables([store.load("trials", ["imports"]) for store in stores])["imports"]
+    for several in agreement.several_texts(imports):
+        raise ConfigError(f"{several}; nothing was merged: keep results of different texts in different stores")
 
 
 def _check_equal(found: pa.Table, trials: pa.Table, home: Mapping[str, Store], store: Store) -> None:

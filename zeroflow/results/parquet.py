@@ -70,7 +70,7 @@ def decode_all(files: Mapping[str, bytes], schema: pa.Schema, key: str | None = 
         key: the column whose one value a file is named after; None: that is not looked at.
 
     Returns:
-        The rows, and the names of files that cannot be read or hold rows of another name.
+        The rows, and the names of files that cannot be read, or hold rows of another name or a finished cell twice.
     """
     try:
         lines = [row_in_front(data) for data in files.values()]
@@ -87,7 +87,9 @@ def decode_all(files: Mapping[str, bytes], schema: pa.Schema, key: str | None = 
         except (pa.ArrowException, OSError):
             unreadable.append(name)
             continue
-        if key is None or set(pc.unique(rows[key]).to_pylist()) <= {PurePosixPath(name).stem}:
+        path = PurePosixPath(name)
+        twice = path.parent.name == "trials" and len(rows) > 1
+        if key is None or (set(pc.unique(rows[key]).to_pylist()) <= {path.stem} and not twice):
             parts.append(rows)
         else:
             unreadable.append(name)
@@ -102,10 +104,16 @@ def decode(data: bytes, schema: pa.Schema) -> pa.Table:
 
 
 def declared(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The same rows in the columns of ``schema``; a column that is lacking is null."""
+    """The same rows in the columns of ``schema``; a column that is lacking is null, and so is NaN, which others may write."""
     names = set(table.column_names)
-    columns = [table[f.name] if f.name in names else pa.nulls(len(table), f.type) for f in schema]
+    columns = [_measured(table[f.name]) if f.name in names else pa.nulls(len(table), f.type) for f in schema]
     return pa.table(columns, names=schema.names).cast(schema)
+
+
+def _measured(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_floating(column.type) or not pc.any(nan := pc.is_nan(column)).as_py():
+        return column
+    return pc.if_else(nan, pa.scalar(None, column.type), column)
 
 
 def columns_of(data: bytes) -> list[str]:

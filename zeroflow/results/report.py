@@ -22,7 +22,7 @@ from plotly.offline import get_plotlyjs
 from zeroflow.durable import write_atomically
 from zeroflow.errors import ConfigError
 from zeroflow.progress import Progress, silent
-from zeroflow.results import figures
+from zeroflow.results import agreement, figures
 from zeroflow.results.efficiency import efficiency_table
 from zeroflow.results.findings import findings
 from zeroflow.results.rendering import MARKED, Table, html_grid, words
@@ -72,6 +72,8 @@ def read(*results: Store | str | Path, on_progress: Progress = silent) -> Result
         for number, name in enumerate(_READ):
             on_progress(f"reading {name}", number, len(_READ))
             tables[name] = load(stores, name)
+        for several in agreement.several_texts(tables["trials"]["imports"]):
+            warnings.warn(several, stacklevel=1)
     failures = tables["failures"]
     tables["failures"] = failures.filter(pc.invert(pc.is_in(failures["cell_id"], tables["trials"]["cell_id"])))
     names = {store.root: _name(store.root) for store in stores}

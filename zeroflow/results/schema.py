@@ -222,6 +222,7 @@ _SEARCHES = [
     _column("shared", _text, "every key that all candidates have in common, JSON with sorted keys"),
     _column("candidate", _int, "its number, from 0, in the order in which a budget pays for them"),
     *(column for column in _CONFIG if column.name in ("lr", "eps", "seed")),
+    _column("options", _text, "the searched options by dotted name, JSON with sorted keys; null: none were searched"),
     _column(
         "accuracy", _float, "accuracy on held-out training samples of the first task; null: the cell failed", "percent"
     ),
@@ -230,7 +231,7 @@ _SEARCHES = [
     _column("forward_equivalents", _int, "work of the cell's training as planned, see trials"),
     _column("budget", _int, "forward-equivalents that all candidates of a search may take together"),
     _column("error", _text, "type of the error; null: the cell is finished"),
-    _column("chosen", _flag, "whether lr and eps of this row were chosen"),
+    _column("chosen", _flag, "whether lr, eps and options of this row were chosen"),
     _column("searched_at", _time, "when the last of the cells ended, UTC"),
 ]
 

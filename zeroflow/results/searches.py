@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from zeroflow.results.differences import short_number
 from zeroflow.results.rendering import Table, markdown_grid, words
 
 
@@ -23,13 +24,15 @@ class SearchRow:
         spent: in forward-equivalents.
         lr: what was chosen; None: nothing.
         eps: what was chosen; None: nothing, or the optimizer has none.
+        options: what was chosen, by dotted name; empty: nothing, or none were searched.
         accuracy: percent, mean over seeds, of the chosen candidate.
         loss: its training loss.
-        lower: accuracy at the next smaller lr tried with the same eps; None: none, or it failed.
-        higher: accuracy at the next larger lr tried with the same eps; None: none, or it failed.
+        lower: accuracy at the next smaller lr tried with the same eps and options; None: none, or it failed.
+        higher: accuracy at the next larger lr tried with the same eps and options; None: none, or it failed.
         best: the highest accuracy of all candidates.
         level: candidates that held-out samples cannot tell from it.
-        edge: ``"lowest"`` or ``"highest"`` where the chosen lr is that of all tried, whatever their eps; the best may lie outside.
+        edge: ``"lowest"`` or ``"highest"`` where the chosen lr is that of all tried, whatever their eps and
+            options; the best may lie outside.
     """
 
     config: Mapping[str, Any]
@@ -46,6 +49,12 @@ class SearchRow:
     best: float | None
     level: int
     edge: str | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def options_text(self) -> str | None:
+        """The chosen options as a reader sees them: ``bottleneck=16 momentum=0.9``."""
+        return " ".join(f"{name.partition('.')[2]}={_short(value)}" for name, value in self.options.items()) or None
 
 
 def search_rows(searches: Iterable[Mapping[str, Any]]) -> list[SearchRow]:
@@ -68,11 +77,11 @@ def _row(members: Sequence[Mapping[str, Any]]) -> SearchRow:
     tries: dict[int, list[Mapping[str, Any]]] = {}
     for member in members:
         tries.setdefault(member["candidate"], []).append(member)
-    # By (lr, eps): accuracy, None where a cell failed.
-    found = {(cells[0]["lr"], cells[0]["eps"]): _mean(cells, "accuracy") for cells in tries.values()}
+    # By (lr, (eps, options)): accuracy, None where a cell failed.
+    found = {(cells[0]["lr"], _besides_lr(cells[0])): _mean(cells, "accuracy") for cells in tries.values()}
     chosen = [member for member in members if member["chosen"]]
-    lr, eps = (chosen[0]["lr"], chosen[0]["eps"]) if chosen else (None, None)
-    rates = sorted({rate for rate, size in found if size == eps})
+    lr, besides = (chosen[0]["lr"], _besides_lr(chosen[0])) if chosen else (None, (None, None))
+    rates = sorted({rate for rate, other in found if other == besides})
     lower = max((rate for rate in rates if lr is not None and rate < lr), default=None)
     higher = min((rate for rate in rates if lr is not None and rate > lr), default=None)
     tried, edge = {rate for rate, _ in found}, None
@@ -88,17 +97,23 @@ def _row(members: Sequence[Mapping[str, Any]]) -> SearchRow:
         budget=members[0]["budget"],
         spent=sum(member["forward_equivalents"] for member in members),
         lr=lr,
-        eps=eps,
+        eps=besides[0],
+        options=json.loads(besides[1] or "{}"),
         accuracy=accuracy,
         loss=_mean(chosen, "final_loss"),
-        lower=None if lower is None else found[lower, eps],
-        higher=None if higher is None else found[higher, eps],
+        lower=None if lower is None else found[lower, besides],
+        higher=None if higher is None else found[higher, besides],
         best=best,
         level=0
         if best is None
         else sum(v is not None and round(v, 9) >= least_level(best, samples) for v in found.values()),
         edge=edge,
     )
+
+
+def _besides_lr(member: Mapping[str, Any]) -> tuple[float | None, str | None]:
+    """Eps and the searched options, which rows of older files lack."""
+    return member["eps"], member.get("options")
 
 
 def least_level(best: float, samples: int) -> float:
@@ -121,7 +136,22 @@ SEARCH_LEGEND = (
 
 def render_searches(rows: Sequence[SearchRow]) -> str:
     """The table in GitHub's Markdown, its columns set wide enough for a terminal, with a legend."""
-    heads = ("dataset", "method", "optimizer", "q", "tries", "spent", "lr", "eps", "held-out", "best", "level", "note")
+    searched = ["options"] if any(row.options for row in rows) else []
+    heads = [
+        "dataset",
+        "method",
+        "optimizer",
+        "q",
+        "tries",
+        "spent",
+        "lr",
+        "eps",
+        *searched,
+        "held-out",
+        "best",
+        "level",
+        "note",
+    ]
     values = []
     for row in rows:
         note = "all failed" if row.lr is None else f"{row.edge} lr tried: widen the range" if row.edge else ""
@@ -134,6 +164,7 @@ def render_searches(rows: Sequence[SearchRow]) -> str:
                 f"{row.spent:,} of {row.budget:,}",
                 _general(row.lr),
                 _general(row.eps),
+                *(row.options_text for _ in searched),
                 held_out,
                 _percent(row.best),
                 row.level,
@@ -141,6 +172,10 @@ def render_searches(rows: Sequence[SearchRow]) -> str:
             ]
         )
     return f"{markdown_grid(Table.of(words(*heads), values), padded=True)}\n\n{SEARCH_LEGEND}\n"
+
+
+def _short(value: Any) -> str:
+    return short_number(value) if isinstance(value, float) else str(value)
 
 
 def _general(value: float | None) -> str | None:

@@ -368,7 +368,7 @@ def load(
 
     Args:
         results: a store, its folder or its URI; or several, of which a cell (a search, a landscape) counts in the first that
-            has it.
+            has it, with a warning if a later one has other results.
         table: see ``zeroflow.results.SCHEMAS`` for the names and their columns.
         cells: ids of those to read, which is quicker than all; default: all.
 
@@ -376,13 +376,16 @@ def load(
         ConfigError: no such table, or a newer zeroflow wrote the store.
     """
     several = results if isinstance(results, Sequence) and not isinstance(results, str) else [results]
-    parts = [(each if isinstance(each, Store) else Store(each)).load(table, cells=cells) for each in several]
+    stores = [each if isinstance(each, Store) else Store(each) for each in several]
+    parts = [store.load(table, cells=cells) for store in stores]
     if len(parts) == 1:
         return parts[0]
     key = key_of(table)
     kept: list[pa.Table] = []
     seen: set[str] = set()
-    for part in parts:
+    for store, part in zip(stores, parts, strict=True):
+        if table == "trials":
+            agreement.warn_of_differences(kept, part, store.root)
         kept.append(part.filter(pc.invert(pc.is_in(part[key], pa.array(sorted(seen), pa.string())))))
         seen.update(pc.unique(part[key]).to_pylist())
     if table not in SCHEMAS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -216,6 +217,7 @@ def _efficiency(measured: Mapping[str, Any]) -> Table:
 
 def _searches(table: pa.Table) -> Table:
     found = search_rows(table.to_pylist())
+    searched = words("options") if any(row.options for row in found) else []
     columns: list[Column | str] = [
         *words("dataset", "method", "optimizer"),
         "q",
@@ -225,6 +227,7 @@ def _searches(table: pa.Table) -> Table:
         Column("budget", ","),
         Column("lr", "g"),
         Column("eps", "g"),
+        *searched,
         Column("held-out", ",.2f"),
         "level",
         *words("note"),
@@ -240,6 +243,7 @@ def _searches(table: pa.Table) -> Table:
                 row.budget,
                 row.lr,
                 row.eps,
+                *(Cell(row.options_text or "-", json.dumps(row.options) if row.options else None) for _ in searched),
                 row.accuracy,
                 row.level,
                 Cell(f"{row.edge} lr tried" if row.edge else "", row.edge),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zeroflow.data.scenario import Batch, Task, View
 from zeroflow.methods import Method
+from zeroflow.optim import NonFiniteLoss
 from zeroflow.trial.features import FrozenFeatures
 
 
@@ -77,15 +78,28 @@ class Evaluation:
         """Top-1 accuracy on a task's test samples, percent."""
         return _percent(self.scores(test, task).argmax(dim=1).cpu() == test.labels)
 
-    def accuracies(self, seen: Task, width: int | None) -> tuple[tuple[float, float, float], Tensor]:
+    def accuracies(self, seen: Task, classes: int, width: int | None) -> tuple[tuple[float, float, float], Tensor]:
         """Accuracy on a task's test samples in the three ``SETTINGS``, percent, and the classes they are taken for ``[N]``.
 
         Args:
             seen: the task.
+            classes: seen so far.
             width: classes of every task of the stream; None where they differ, and where being right without the task
                 therefore has no meaning (then NaN).
+
+        Raises:
+            NonFiniteLoss: scores that are not finite, of which none is the best.
         """
         scores, labels, first = self.scores(seen.test, seen.index), seen.test.labels, seen.classes.start
+        if scores.shape != (len(labels), classes):
+            raise ValueError(
+                f"{type(self.method).__name__}: scores of shape {tuple(scores.shape)}, expected {(len(labels), classes)}: images x "
+                "classes seen"
+            )
+        if bad := int((~scores.amax(dim=1).isfinite()).sum()):
+            raise NonFiniteLoss(
+                f"{bad} of {len(labels)} test samples of task {seen.index} have scores that are not finite; lower lr or eps"
+            )
         anywhere = scores.argmax(dim=1).cpu()
         within = scores[:, first : seen.classes.stop].argmax(dim=1).cpu() + first
         domain = math.nan if width is None else _percent(anywhere % width == labels % width)

@@ -65,9 +65,11 @@ class Placement:
     def torch_device(self) -> torch.device:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         try:
-            device = torch.device(name)
+            device: torch.device | None = torch.device(name)
         except RuntimeError:
-            raise ConfigError(f"device={self.device!r}: expected auto, cpu, cuda or cuda:<number>") from None
+            device = None
+        if device is None or device.type not in ("cpu", "cuda"):
+            raise ConfigError(f"device={self.device!r}: expected auto, cpu, cuda or cuda:<number>")
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"device={self.device!r}: torch sees no GPU here")
         return device

@@ -20,6 +20,7 @@ from zeroflow.data import datasets, load_dataset
 from zeroflow.data.dataset import ImageDataset
 from zeroflow.data.scenario import Batch, Task, joined
 from zeroflow.errors import ConfigError
+from zeroflow.imports import refuse_while_importing
 from zeroflow.methods import Method, methods
 from zeroflow.models.access import accesses, open_backbone
 from zeroflow.models.backbone import Backbone
@@ -85,6 +86,7 @@ def run_trial(
         NonFiniteLoss: training diverged.
         GradientBanned: a method took a gradient under a forward-only optimizer.
     """
+    refuse_while_importing()
     placement, executor = placement or Placement(), executor or LocalExecutor()
     config = TrialConfig.from_dict(dataclasses.asdict(config))
     _check_shards(config, executor.shards)
@@ -226,7 +228,7 @@ class Trial:
         """Measure the accuracy on this task and on all before it."""
         pairs = []
         for seen in self.scenario.tasks[: task.index + 1]:
-            accuracies, predicted = self.evaluation.accuracies(seen, self.width)
+            accuracies, predicted = self.evaluation.accuracies(seen, task.classes.stop, self.width)
             self.history.accuracy[:, task.index, seen.index] = accuracies
             pairs.append(torch.stack([seen.test.labels, predicted]))
         self.history.predictions.append(torch.cat(pairs, dim=1).to(torch.int32))

@@ -45,6 +45,8 @@ def class_confusion(confusion: pa.Table, cells: str | Sequence[str], stage: int 
 def task_confusions(rows: Sequence[Row], confusion: pa.Table, stages: pa.Table) -> list[Confusion]:
     """Which task the samples of each task are put into after the last stage, for every row whose cells say so.
 
+    Rows whose confusion is not of the classes of their stages are left out.
+
     Args:
         rows: from ``summary.summary``.
         confusion: the table ``confusion``.
@@ -57,8 +59,10 @@ def task_confusions(rows: Sequence[Row], confusion: pa.Table, stages: pa.Table) 
         if not cells:
             continue
         own = stages.filter(pc.field("cell_id") == cells[0]).sort_by("stage")
-        starts = [0, *own["classes_seen"].to_pylist()[:-1]]
-        counts = class_confusion(confusion, cells)
+        ends, counts = own["classes_seen"].to_pylist(), class_confusion(confusion, cells)
+        if not ends or len(counts) != ends[-1]:
+            continue
+        starts = [0, *ends[:-1]]
         by_task = np.add.reduceat(np.add.reduceat(counts, starts, axis=0), starts, axis=1)
         samples = by_task.sum(axis=1, keepdims=True)
         shares = np.divide(100.0 * by_task, samples, out=np.full(by_task.shape, np.nan), where=samples > 0)

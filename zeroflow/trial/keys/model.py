@@ -39,7 +39,7 @@ def model_keys(config: TrialConfig) -> dict[str, Any]:
         "method_options": changed(config.method_options, _method_defaults(config.method)),
         **_classifier_keys(config),
         "transform": None if config.transform == dataset.transform else config.transform,
-        "preprocessing": _preprocessing(config, config.transform or dataset.transform),
+        "preprocessing": _preprocessing(config, dataset.transform if config.transform is None else config.transform),
         "image_size": None if size == default_image_size(config.backbone) else size,
     }
     # Cells run in folders of their own.

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
+
 from zeroflow.data import even_increments
 from zeroflow.errors import ConfigError
 from zeroflow.methods import MethodInfo, methods
@@ -32,7 +34,7 @@ def training_keys(config: TrialConfig, stream: Mapping[str, Any], classes: int |
         ConfigError: which key, its value and what was expected.
     """
     method = methods.get(config.method)
-    require("seed", config.seed, is_natural(config.seed) and config.seed < 2**63, "an integer >= 0")
+    require("seed", config.seed, is_natural(config.seed), "an integer >= 0")
     require("dtype", config.dtype, config.dtype in DTYPES, " or ".join(DTYPES))
     _check_probe(config, method)
     loss = one_of("loss", config.loss, criteria)
@@ -137,6 +139,7 @@ def _optimizer_keys(config: TrialConfig, info: OptimizerInfo) -> dict[str, Any]:
     require("schedule", config.schedule, config.schedule in SCHEDULES, " or ".join(SCHEDULES))
     lr = info.default_lr if config.lr is None else config.lr
     require("lr", lr, is_number(lr) and lr > 0, "a number > 0")
+    _check_range(config.dtype, "lr", lr)
     eps = info.default_eps if config.eps is None else config.eps
     queries = info.default_queries if config.queries is None else config.queries
     hybrid = config.hybrid_epochs
@@ -147,6 +150,7 @@ def _optimizer_keys(config: TrialConfig, info: OptimizerInfo) -> dict[str, Any]:
         )
     settings = {**config.optimizer_options, **({"hybrid": hybrid} if hybrid else {})}  # steps are known with the data
     check_settings(info, lr=lr, queries=queries, eps=eps, seed=config.seed, options=settings)
+    _check_range(config.dtype, "eps", eps)
     require(
         "hybrid_epochs",
         hybrid,
@@ -163,6 +167,13 @@ def _optimizer_keys(config: TrialConfig, info: OptimizerInfo) -> dict[str, Any]:
         "eps": float(eps) if info.estimator.uses_eps else None,
         "optimizer_options": options,
     }
+
+
+def _check_range(dtype: str, key: str, value: float) -> None:
+    """Refuse a number that is 0 or infinite in the type of all computation."""
+    held = torch.finfo(getattr(torch, dtype))
+    right = held.tiny <= value <= held.max
+    require(key, value, right, f"a number that {dtype} holds, from {held.tiny:.2g} to {held.max:.2g}")
 
 
 @functools.cache

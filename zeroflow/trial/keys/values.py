@@ -8,6 +8,9 @@ from typing import Any
 from zeroflow import options
 from zeroflow.errors import ConfigError, unknown
 
+LIMIT = 2**63
+"""Integers are less than this: results keep them in 64 bits."""
+
 
 def require(key: str, value: Any, right: bool, expected: str) -> None:
     """Refuse the value of a key unless it is right.
@@ -16,7 +19,8 @@ def require(key: str, value: Any, right: bool, expected: str) -> None:
         ConfigError: what was expected.
     """
     if not right:
-        raise ConfigError(f"{key}={value!r}: expected {expected}")
+        most = " and less than 2^63" if isinstance(value, int) and value >= LIMIT else ""
+        raise ConfigError(f"{key}={value!r}: expected {expected}{most}")
 
 
 def one_of(key: str, value: Any, known: Mapping[str, Any]) -> str | None:
@@ -37,12 +41,12 @@ def is_number(value: Any) -> bool:
 
 
 def is_natural(value: Any) -> bool:
-    """Whether a value is an integer >= 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    """Whether a value is an integer >= 0, and less than ``LIMIT``."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LIMIT
 
 
 def is_positive(value: Any) -> bool:
-    """Whether a value is an integer >= 1."""
+    """Whether a value is an integer >= 1, and less than ``LIMIT``."""
     return is_natural(value) and value >= 1
 
 
