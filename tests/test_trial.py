@@ -206,6 +206,11 @@ def test_the_ids_of_the_committed_results_are_still_theirs() -> None:
         ({"lr": 1e39}, r"lr=1e\+39: expected a number that float32 holds, from 1.2e-38 to 3.4e\+38"),
         ({"lr": 1e-60}, "lr=1e-60: expected a number that float32 holds"),
         ({"optimizer": "zo-sgd", "eps": 1e300}, r"eps=1e\+300: expected a number that float32 holds"),
+        ({"optimizer_options": {"weight_decay": 1e39}}, r"weight_decay=1e\+39: expected a number that float32 holds"),
+        (
+            {"optimizer": "zo-sgd", "optimizer_options": {"hybrid": 1, "hybrid_lr": 1e300}},
+            "hybrid_lr=.* that float32 holds",
+        ),
         ({"seed": 2**63}, "expected an integer >= 0 and less than 2\\^63"),
         ({"batch_size": 2**63}, "batch_size=9223372036854775808: expected an integer >= 1 and less than 2\\^63"),
         ({"method": "finetune", "probe_every": 10**20}, "probe_every=1000.*less than 2\\^63"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
-    short_help="Choose lr, eps and options with equal budgets.",
+    short_help="Choose lr, eps, options with equal budgets.",
     examples=(
         ("zeroflow search my_grid.yaml --dry-run", "what would be tried"),
         ("zeroflow search my_grid.yaml", "try it, and write what was chosen into the file"),

@@ -151,6 +151,9 @@ def _optimizer_keys(config: TrialConfig, info: OptimizerInfo) -> dict[str, Any]:
     settings = {**config.optimizer_options, **({"hybrid": hybrid} if hybrid else {})}  # steps are known with the data
     check_settings(info, lr=lr, queries=queries, eps=eps, seed=config.seed, options=settings)
     _check_range(config.dtype, "eps", eps)
+    for key, value in config.optimizer_options.items():
+        if is_number(value) and value:
+            _check_range(config.dtype, f"optimizer_options.{key}", abs(value))
     require(
         "hybrid_epochs",
         hybrid,
