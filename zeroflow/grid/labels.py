@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zeroflow.trial.config import TrialConfig
@@ -17,7 +17,7 @@ def labels(cells: Sequence[TrialConfig]) -> dict[str, str]:
         alike[config.label()].append(config)
     found = {}
     for label, own in alike.items():
-        keys = [dict(_flat(dataclasses.asdict(config))) for config in own]
+        keys = [flat(dataclasses.asdict(config)) for config in own]
         # In the order of the configuration's keys.
         apart = [
             key
@@ -30,10 +30,12 @@ def labels(cells: Sequence[TrialConfig]) -> dict[str, str]:
     return found
 
 
-def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys with dots, and values that are no mappings."""
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys with options dotted."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
+            found |= {f"{key}.{option}": content for option, content in flat(value).items()}
         else:
-            yield f"{above}{key}", value
+            found[key] = value
+    return found

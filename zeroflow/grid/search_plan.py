@@ -16,6 +16,7 @@ from zeroflow.data import datasets
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.grid.cost_estimate import forward_equivalents
 from zeroflow.grid.grid_file import Grid, merge_overrides
+from zeroflow.grid.labels import flat
 from zeroflow.grid.rules import look_up, matches
 from zeroflow.grid.search_settings import SearchSettings, Values
 from zeroflow.grid.shared_options import known_options
@@ -241,15 +242,15 @@ def _groups(
 ) -> Iterator[tuple[list[TrialConfig], dict[str, Any]]]:
     """Cells that are searched together, and the condition that tells them from all other cells of the grid."""
     groups: dict[str, list[tuple[TrialConfig, Mapping[str, Any]]]] = defaultdict(list)
-    flat: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = defaultdict(dict)
+    dotted: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = defaultdict(dict)
     for config, _ in trained:
         keys = shared_keys(config, settings)
-        flat[_kind(config)][_json(keys)] = _flat(keys)
+        dotted[_kind(config)][_json(keys)] = flat(keys)
     for config, values in wanted:
         groups[_json(shared_keys(config, settings))].append((config, values))
     for members in groups.values():
         first = members[0][0]
-        others = list(flat[_kind(first)].values())
+        others = list(dotted[_kind(first)].values())
         names = list(dict.fromkeys(name for keys in others for name in keys))
         telling = [name for name in names if len({_json(keys.get(name)) for keys in others}) > 1]
         when = {name: getattr(first, name) for name in _NAMED}
@@ -262,17 +263,6 @@ def _groups(
 
 def _kind(config: TrialConfig) -> tuple[Any, ...]:
     return tuple(getattr(config, name) for name in _NAMED)
-
-
-def _flat(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys with options dotted."""
-    found: dict[str, Any] = {}
-    for key, value in keys.items():
-        if isinstance(value, Mapping):
-            found |= {f"{key}.{option}": content for option, content in value.items()}
-        else:
-            found[key] = value
-    return found
 
 
 def _search(

@@ -149,33 +149,50 @@ def task_accuracy(accuracy: pa.Table, cells: str | Sequence[str]) -> Matrix:
 
 def draw_task_accuracy(matrices: Sequence[TaskAccuracy], title: str = "Accuracy per task") -> go.Figure:
     """A heat map: a line of squares per stage, a column per task. Of several rows the first is seen; a page lets choose."""
+    return draw_squares(
+        [(each.row, each.matrix) for each in matrices],
+        title,
+        shade="accuracy (%)",
+        x="task (number)",
+        y="after stage (number)",
+        hover="stage %{y}, task %{x}: %{z:.2f} %",
+    )
+
+
+def draw_squares(
+    matrices: Sequence[tuple[Row, Matrix]], title: str, *, shade: str, x: str, y: str, hover: str
+) -> go.Figure:
+    """Square matrices of percent as heat maps, of which a page lets choose one.
+
+    Args:
+        matrices: of each row, ``[T, T]``.
+        title: of the figure.
+        shade: what a colour means.
+        x: title of the columns.
+        y: title of the lines.
+        hover: what is said of a square, a template of Plotly's.
+    """
     found = figure(title, height=520, choose=True, max_width=720)
-    for group, each in enumerate(matrices):
-        size = len(each.matrix)
-        tasks = [str(task + 1) for task in range(size)]
+    for group, (row, matrix) in enumerate(matrices):
+        tasks = [str(task + 1) for task in range(len(matrix))]
         found.add_heatmap(
             x=tasks,
             y=tasks,
-            z=[numbers(list(line)) for line in each.matrix],
-            name=escape(each.row.label),
+            z=[numbers(list(line)) for line in matrix],
+            name=escape(row.label),
             texttemplate="%{z:.0f}",
             visible=group == 0,
             colorscale=SEQUENTIAL,
             zmin=0,
             zmax=100,
-            colorbar={"title": {"text": "accuracy (%)", "side": "right"}, "thickness": 14},
+            colorbar={"title": {"text": shade, "side": "right"}, "thickness": 14},
             hoverongaps=False,
-            hovertemplate="stage %{y}, task %{x}: %{z:.2f} %<extra></extra>",
-            meta=meta(each.row, group),
+            hovertemplate=f"{hover}<extra></extra>",
+            meta=meta(row, group),
         )
-    found.update_xaxes(title="task (number)", type="category", showgrid=False, constrain="domain")
+    found.update_xaxes(title=x, type="category", showgrid=False, constrain="domain")
     found.update_yaxes(
-        title="after stage (number)",
-        type="category",
-        autorange="reversed",
-        showgrid=False,
-        scaleanchor="x",
-        constrain="domain",
+        title=y, type="category", autorange="reversed", showgrid=False, scaleanchor="x", constrain="domain"
     )
     return found
 

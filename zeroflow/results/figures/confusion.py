@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zeroflow.results.figures.style import SEQUENTIAL, escape, figure, meta, numbers
+from zeroflow.results.figures.accuracy import draw_squares
 from zeroflow.results.summary import Row
 from zeroflow.trial.metrics import Matrix
 
@@ -72,32 +72,11 @@ def task_confusions(rows: Sequence[Row], confusion: pa.Table, stages: pa.Table) 
 
 def draw_task_confusion(confusions: Sequence[Confusion], title: str = "Tasks taken for others") -> go.Figure:
     """A heat map: a line of squares per true task, a column per predicted one. Of several rows a page lets choose one."""
-    found = figure(title, height=520, choose=True, max_width=720)
-    for group, each in enumerate(confusions):
-        tasks = [str(task + 1) for task in range(len(each.matrix))]
-        found.add_heatmap(
-            x=tasks,
-            y=tasks,
-            z=[numbers(list(line)) for line in each.matrix],
-            name=escape(each.row.label),
-            texttemplate="%{z:.0f}",
-            visible=group == 0,
-            colorscale=SEQUENTIAL,
-            zmin=0,
-            zmax=100,
-            colorbar={"title": {"text": "share of the line (%)", "side": "right"}, "thickness": 14},
-            hovertemplate="samples of task %{y} put into task %{x}: %{z:.2f} %<extra></extra>",
-            meta=meta(each.row, group),
-        )
-    found.update_xaxes(
-        title="task of the predicted class (number)", type="category", showgrid=False, constrain="domain"
+    return draw_squares(
+        [(each.row, each.matrix) for each in confusions],
+        title,
+        shade="share of the line (%)",
+        x="task of the predicted class (number)",
+        y="task of the true class (number)",
+        hover="samples of task %{y} put into task %{x}: %{z:.2f} %",
     )
-    found.update_yaxes(
-        title="task of the true class (number)",
-        type="category",
-        autorange="reversed",
-        showgrid=False,
-        scaleanchor="x",
-        constrain="domain",
-    )
-    return found
