@@ -45,5 +45,5 @@ def test_an_interval_over_orders_and_one_over_seeds(store: Store) -> None:
 
 def test_the_table_has_a_line_for_each_setting(store: Store) -> None:
     (table,) = [each for each in make_tables({"trials": store.load("trials")}) if each.name == "orders"]
-    assert [line.cells[1].text for line in table.lines] == ["simplecil", "ease fo-sgd q=1"]
+    assert [line.cells[1].text for line in table.lines] == ["simplecil", "ease fo-sgd"]
     assert [cell.text for cell in table.lines[1].cells[2:6]] == ["3", "3", "76.33 ± 24.88", "± 2.31"]

@@ -639,7 +639,7 @@ def test_a_figure_of_many_settings_shows_the_best_until_all_are_asked_for(
     )
     page = Page(browser, write_report(store, tmp_path / "report.html"))
     title = "All settings beside each other"
-    assert page.seen(title) == ["ease zo-adam lr=0.12 q=1", "ease zo-sgd lr=0.12 q=1", "simplecil"]
+    assert page.seen(title) == ["ease zo-adam lr=0.12", "ease zo-sgd lr=0.12", "simplecil"]
     place = f"#{page.figure(title)}"
     assert "2 of 24 settings" in page.run(f"return document.querySelector('{place} .note').textContent")
     page.click(f"{place} button.all")

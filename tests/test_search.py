@@ -202,6 +202,8 @@ def test_a_smaller_budget_tries_the_first_of_the_same(some_drawings: str) -> Non
         ({"optimizer": "forward-grad"}, 6 * 2),
         ({"optimizer": "zo-svrg", "optimizer_options": {"snapshot_every": 4}}, 6 * 4 + 2 * 3 * 2),
         ({"optimizer": "zo-sgd", "hybrid_epochs": 1}, 3 * 3 + 3 * 2),
+        ({"optimizer": "zo-sgd", "optimizer_options": {"hybrid": 2}}, 2 * 3 + 4 * 2),
+        ({"optimizer": "zo-sgd", "optimizer_options": {"hybrid": 99}}, 6 * 3),
     ],
 )
 def test_a_candidate_costs_what_was_planned(some_drawings: str, cell: dict[str, Any], cost: int) -> None:

@@ -1,6 +1,6 @@
 """What missing cells will cost, from finished ones.
 
-A cell's seconds are a fixed part (reading images, features, evaluation) and its training steps. Both are the means over the finished
+A cell's seconds are a fixed part (reading images, features, evaluation) and its training steps. Both are means over the finished
 cells most like it, the training per unit of work and of one worker: a step's forward equivalents (``OptimizerInfo.equivalents``),
 times the share of the data that is trained on; workers are taken to share a step's forward passes evenly. "Most like" is
 the longest run of ``FEATURES``, in their order, that any finished cell has in common with it; without the first
@@ -28,11 +28,12 @@ from zeroflow.grid.placement import CellPlacement
 from zeroflow.optim import optimizers
 from zeroflow.optim.estimators import Backpropagation
 from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.keys.branch import shares
 
 FEATURES = (
     "dataset", "method", "tasks", "base_classes", "increments", "stop_after", "backbone", "image_size", "access", "dtype", "transform",
     "method_options", "optimizer", "batch_size", "optimizer_options", "hybrid_epochs", "queries", "epochs", "validation", "loss",
-    "classifier", "classifier_options",
+    "classifier", "classifier_options", "later",
 )  # fmt: skip
 """What makes cells alike, the most telling first."""
 
@@ -44,7 +45,7 @@ _EXACT_GRADIENT = Backpropagation().equivalents(1)
 _STREAM = ("dataset", "method", "tasks", "base_classes", "increments", "stop_after")
 _LAYOUT = (*_STREAM, "validation", "batch_size", "class_order_seed", "fixed_class_order")
 # Where steps are known from: an optimizer may take more passes than its formula says (a snapshot), so its own come first.
-_STEPS = ((*_LAYOUT, "optimizer", "optimizer_options"), _LAYOUT, _STREAM)
+_STEPS = ((*_LAYOUT, "optimizer", "optimizer_options", "later"), _LAYOUT, _STREAM)
 
 COLUMNS = tuple(
     dict.fromkeys([*FEATURES, *_LAYOUT, "workers", "seconds", "training_seconds", "forward_passes", "device"])
@@ -260,9 +261,11 @@ def _rows(trials: pa.Table) -> Iterator[dict[str, Any]]:
     renamed = [name.removesuffix("_list").removesuffix("_min") for name in grouped.column_names]
     known = {None, *optimizers.names()}
     for row in grouped.rename_columns(renamed).to_pylist():
-        if row["optimizer"] in known:
+        later = json.loads(row["later"] or "{}")
+        if {row["optimizer"], later.get("optimizer")} <= known:
             # Null in the rows of a store that is older than the column.
-            yield row | {"hybrid_epochs": row["hybrid_epochs"] or 0, "validation": row["validation"] or 0.0}
+            exact, share = row["hybrid_epochs"] or 0, row["validation"] or 0.0
+            yield row | {"hybrid_epochs": exact, "validation": share, "later": later}
 
 
 def _key(cell: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -289,18 +292,25 @@ def _passes(cell: Mapping[str, Any]) -> float:
     """Forward passes of a cell per sample of its data set; 0: it does not train."""
     if cell["optimizer"] is None:
         return 0.0
-    exact = cell["hybrid_epochs"]
-    passes = (cell["epochs"] - exact) * _forwards(cell["optimizer"], cell["queries"]) + exact
-    return float(passes * (1 - cell["validation"]) / cell["batch_size"])
+
+    def passes(own: Mapping[str, Any]) -> float:
+        exact = own["hybrid_epochs"]
+        found = (own["epochs"] - exact) * _forwards(own["optimizer"], own["queries"]) + exact
+        return float(found * (1 - own["validation"]) / own["batch_size"])
+
+    return sum(share * passes(own) for share, own in shares(cell))
 
 
 def work(cell: Mapping[str, Any]) -> float:
     """Work of a cell's training per sample of its data set, in forward passes; 0: it does not train."""
     if cell["optimizer"] is None:
         return 0.0
-    exact = cell["hybrid_epochs"]
-    one = optimizers.get(cell["optimizer"]).equivalents(cell["queries"] or 1)
-    return float(((cell["epochs"] - exact) * one + exact * _EXACT_GRADIENT) * (1 - cell["validation"]))
+
+    def units(own: Mapping[str, Any]) -> float:
+        exact, one = own["hybrid_epochs"], optimizers.get(own["optimizer"]).equivalents(own["queries"] or 1)
+        return float(((own["epochs"] - exact) * one + exact * _EXACT_GRADIENT) * (1 - own["validation"]))
+
+    return sum(share * units(own) for share, own in shares(cell))
 
 
 def _shared(cell: Mapping[str, Any], workers: int) -> float:
@@ -319,7 +329,7 @@ def forward_equivalents(config: TrialConfig, batches: int) -> int:
         batches: mini-batches of an epoch.
     """
     info, steps = optimizers.get(str(config.optimizer)), (config.epochs or 0) * batches
-    exact = config.hybrid_epochs * batches
+    exact = min(config.hybrid_epochs * batches + (config.optimizer_options.get("hybrid") or 0), steps)
     without, queries = steps - exact, config.queries or 1
     snapshots = info.snapshot_forwards(queries, without, batches, config.optimizer_options) if without else 0
     return exact * _EXACT_GRADIENT + without * info.equivalents(queries) + snapshots

@@ -217,7 +217,7 @@ def _check_known(settings: SearchSettings, cells: Sequence[TrialConfig], where: 
 
 def shared_keys(config: TrialConfig, settings: SearchSettings) -> dict[str, Any]:
     """The keys in which cells that are searched together agree, in normal form."""
-    free = {"seed", "lr", "validation", "stop_after", "probe_every"}
+    free = {"seed", "lr", "validation", "stop_after", "probe_every", "later"}
     if settings.eps_of(str(config.optimizer)) is not None:
         free.add("eps")
     if settings.queries != "each":
@@ -274,7 +274,13 @@ def _search(
 ) -> Search:
     fewest = min(cells, key=lambda config: config.queries or 0)
     optimizer, options = str(fewest.optimizer), settings.options_of(fewest)
-    common = {**dataclasses.asdict(fewest), "validation": settings.validation, "stop_after": 1, "probe_every": None}
+    common = {
+        **dataclasses.asdict(fewest),
+        "validation": settings.validation,
+        "stop_after": 1,
+        "probe_every": None,
+        "later": {},
+    }
     if isinstance(settings.queries, int):
         common["queries"] = settings.queries
     place = f"{where}: options: {_label(when)}" if options else ""

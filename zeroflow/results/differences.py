@@ -23,7 +23,7 @@ _FOLLOWS = {
 # Here null stands for a value, the data set's or the backbone's own; elsewhere it says that the key does not apply.
 _DEFAULTED = (
     "transform", "image_size", "checkpoint", "stop_after", "base_classes", "increments", "fixed_class_order", "access", "loss",
-    "classifier", "classifier_options", "preprocessing",
+    "classifier", "classifier_options", "preprocessing", "later",
 )  # fmt: skip
 _OWNERS = {"method_options": "method", "classifier_options": "classifier", "optimizer_options": "optimizer"}
 """The keys that hold options, and whose they are."""
@@ -125,6 +125,9 @@ def _apart(key: str, configs: Sequence[Config]) -> set[str]:
 
 def as_text(key: str, value: Any) -> str:
     """A key's value as a reader sees it."""
+    if key == "later" and value:
+        changes = json.loads(value)
+        return f"from task {changes.pop('task')}: {_options(changes)}"
     if key.endswith(("_options", "preprocessing")):
         value = _options(json.loads(value or "{}")) or None
     if key == "hybrid_epochs":

@@ -106,6 +106,8 @@ def decode(data: bytes, schema: pa.Schema) -> pa.Table:
 def declared(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The same rows in the columns of ``schema``; a column that is lacking is null, and so is NaN, which others may write."""
     names = set(table.column_names)
+    if len(names) < table.num_columns:
+        raise pa.ArrowInvalid("a column is there twice")
     columns = [_measured(table[f.name]) if f.name in names else pa.nulls(len(table), f.type) for f in schema]
     return pa.table(columns, names=schema.names).cast(schema)
 

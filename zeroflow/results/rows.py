@@ -85,7 +85,9 @@ def _trial(result: TrialResult, workers: int, shards: int, ray_version: str | No
     config = dataclasses.asdict(result.config)
     return {
         **{key: _json(config[key]) if isinstance(config[key], dict | list) else config[key] for key in CONFIG_KEYS},
-        **{key: _json(config[key]) if config[key] else None for key in ("classifier_options", "preprocessing")},
+        **{
+            key: _json(config[key]) if config[key] else None for key in ("classifier_options", "preprocessing", "later")
+        },
         **result.summary,
         **result.provenance,
         "cell_id": result.cell_id,

@@ -59,6 +59,7 @@ _CONFIG = [
         _text,
         "how images were cropped and normalised, JSON; null: the transform takes none; older files: mean and std 0.5",
     ),
+    _column("later", _text, "from which task on (task, from 1) with which other settings, JSON; null: all tasks alike"),
 ]
 
 CONFIG_KEYS = tuple(column.name for column in _CONFIG)

@@ -44,7 +44,8 @@ class Row:
 
     Attributes:
         config: every key but the seed.
-        shown: the keys that tell this row from others, as text.
+        shown: the keys that tell this row from others, and those that are always shown, as text.
+        unnamed: of these, what a label leaves out, since all rows have it.
         cells: ids, by seed.
         avg: percent.
         last: percent.
@@ -60,6 +61,7 @@ class Row:
 
     config: Mapping[str, Any]
     shown: Mapping[str, str]
+    unnamed: frozenset[str]
     cells: tuple[str, ...]
     avg: Estimate | None
     last: Estimate | None
@@ -81,7 +83,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """A short name for figures: method and optimizer by name, every other key with its value unless that is the usual one."""
+        """A short name for figures: method and optimizer by name, other keys that tell rows apart with values that are not usual."""
         return self.name()
 
     @property
@@ -92,9 +94,11 @@ class Row:
     def name(self, *, without: Sequence[str] = ()) -> str:
         """The same without some keys."""
         named = [
-            text if key in _NAMES or key.endswith(("_options", "preprocessing")) else f"{_SHORT.get(key, key)}={text}"
-            for key, text in sorted(self.shown.items(), key=lambda item: item[0] == "queries")
-            if text not in ("-", USUAL.get(key)) and key not in without
+            text
+            if key in _NAMES or key.endswith(("_options", "preprocessing", "later"))
+            else f"{_SHORT.get(key, key)}={text}"
+            for key, text in sorted(self.shown.items(), key=lambda item: (item[0] == "later", item[0] == "queries"))
+            if text not in ("-", USUAL.get(key)) and key not in self.unnamed.union(without)
         ]
         return " ".join(named)
 
@@ -119,17 +123,28 @@ def summary(trials: pa.Table) -> list[Row]:
     differences = Differences([config for config, _ in found])
     shown = [key for key in keys if key in _ALWAYS_SHOWN or differences.varies(key)]
     shown.sort(key=lambda key: FILTERS.index(key) if key in FILTERS else len(FILTERS))
+    unnamed = frozenset(key for key in ("queries",) if not differences.varies(key))
     baselines = {same_problem(config): _mean(members, "avg") for config, members in found if is_baseline(config)}
     rows = (
         _row(
-            config, members, {key: differences.text(key, config) for key in shown}, baselines.get(same_problem(config))
+            config,
+            members,
+            {key: differences.text(key, config) for key in shown},
+            unnamed,
+            baselines.get(same_problem(config)),
         )
         for config, members in found
     )
     return sorted(rows, key=_order)
 
 
-def _row(config: dict[str, Any], trials: list[dict[str, Any]], shown: dict[str, str], baseline: float | None) -> Row:
+def _row(
+    config: dict[str, Any],
+    trials: list[dict[str, Any]],
+    shown: dict[str, str],
+    unnamed: frozenset[str],
+    baseline: float | None,
+) -> Row:
     avg = _mean(trials, "avg")
     # What trains nothing has no steps: its peak is that of computing features, of other batches.
     memory = None if config["optimizer"] is None else _mean(trials, "peak_memory_bytes")
@@ -137,6 +152,7 @@ def _row(config: dict[str, Any], trials: list[dict[str, Any]], shown: dict[str, 
     return Row(
         config=config,
         shown=shown,
+        unnamed=unnamed,
         cells=tuple(trial["cell_id"] for trial in trials),
         avg=_estimate(trials, "avg"),
         last=_estimate(trials, "last"),

@@ -259,7 +259,7 @@ def _searches(table: pa.Table) -> Table:
 
 _CELL_KEYS = (
     "dataset", "method", "method_options", "classifier", "classifier_options", "preprocessing", "optimizer",
-    "optimizer_options", "queries", "lr", "eps", "epochs", "hybrid_epochs", "seed",
+    "optimizer_options", "queries", "lr", "eps", "epochs", "hybrid_epochs", "later", "seed",
 )  # fmt: skip
 _ALWAYS = (*FILTERS, "seed")
 

@@ -38,7 +38,7 @@ from zeroflow.trial.training import TaskTrainer
 _LOOKS = 25  # at an adapter's run in each task
 _SAMPLES = 100  # of each task that an adapter's losses are looked at on
 _OF_A_RUN = ("optimizer", "optimizer_options", "lr", "eps", "queries", "seed")
-_USUAL = ("access", "loss")
+_USUAL = ("access", "loss", "later")
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,7 @@ def check_cells(cells: Sequence[TrialConfig]) -> None:
                 "with one head, and something to tune besides it"
             )
         for key in _USUAL:
-            if (given := getattr(config, key)) is not None:
+            if given := getattr(config, key):
                 raise ConfigError(
                     f"trajectories: {key}={given!r}: a landscape shows the backbone as it is, leave it out"
                 )

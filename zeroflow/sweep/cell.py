@@ -44,7 +44,13 @@ def compute(task: CellTask, coordinator: Any, executor: Executor | None = None) 
     work = UnfinishedWork(task, copied=first)
     try:
         with work.synchronised():
-            result = run_trial(task.config, _placement(task, executor), executor=executor, folder=work.folder)
+            result = run_trial(
+                task.config,
+                _placement(task, executor),
+                executor=executor,
+                folder=work.folder,
+                tasks_folder=work.tasks_folder,
+            )
         if first:
             workers, shards = task.placement.workers_per_trial, task.placement.data_shards
             tables = rows.tables(result, workers=workers, shards=shards, ray_version=ray.__version__)

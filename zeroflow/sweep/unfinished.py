@@ -27,6 +27,7 @@ class UnfinishedWork:
         # Other code might not make the same steps of the same losses; nor do slices, to the last bit.
         sliced = f"-{task.placement.data_shards}" if task.placement.data_shards > 1 else ""
         self.folder = self._everything / f"{self._cell}-{task.sweep.code}{sliced}"
+        self.tasks_folder = kept_tasks_folder(task.sweep.results, f"{task.sweep.code}{sliced}")
         self._store = None
         # Only where no folder beside the results is everybody's.
         if copied and "://" in task.sweep.results:
@@ -51,6 +52,16 @@ class UnfinishedWork:
     def _remove_copies(self) -> None:
         if self._store:
             remove_copies(self._store, self._cell)
+
+
+def kept_tasks_folder(results: str, code: str) -> Path:
+    """The folder of finished tasks that cells of a version of the code branch from.
+
+    Args:
+        results: root of the store.
+        code: see ``SweepContext``.
+    """
+    return unfinished_folder(results).parent / "tasks" / code
 
 
 def unfinished_folder(results: str) -> Path:

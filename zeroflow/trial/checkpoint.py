@@ -20,6 +20,7 @@ import torch
 
 from zeroflow.durable import make_folder, write_atomically
 from zeroflow.optim import Executor, Journal, LocalExecutor
+from zeroflow.trial.config import TrialConfig
 
 
 class Checkpoints:
@@ -98,3 +99,41 @@ class Checkpoints:
         """Delete the folder: the trial's result is safe elsewhere."""
         if self.first:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class KeptTasks:
+    """Finished tasks that other cells may begin at: those with the same settings up to there.
+
+    Args:
+        folder: for each cell without ``later`` a folder, with a checkpoint for each task.
+        executor: where evaluations run.
+    """
+
+    def __init__(self, folder: str | Path, executor: Executor | None = None) -> None:
+        self.folder, self.executor = Path(folder), executor
+
+    def save(self, config: TrialConfig, stages: int, state: Mapping[str, Any]) -> None:
+        """Keep a trial after so many tasks."""
+        own = self._of(config)
+        if own.first:
+            make_folder(own.folder)
+        own.save(f"{stages}", state)
+
+    def load(self, config: TrialConfig, stages: int) -> dict[str, Any] | None:
+        """The trial before the settings change; None if it was not kept.
+
+        Args:
+            config: of a cell with ``later``.
+            stages: of it, which may be other ones than of the cell that was kept.
+        """
+        before = config.later["task"] - 1
+        state = self._of(config).load(f"{before}")
+        if state is not None:
+            found = state["history"]["accuracy"]
+            accuracy = torch.full((len(found), stages, stages), torch.nan, dtype=found.dtype)
+            accuracy[:, :before, :before] = found[:, :before, :before]
+            state["history"]["accuracy"] = accuracy
+        return state
+
+    def _of(self, config: TrialConfig) -> Checkpoints:
+        return Checkpoints(self.folder / config.unbranched.cell_id, self.executor)

@@ -60,6 +60,8 @@ class TrialConfig:
         seed: of initial values, batch order, augmentation and directions.
         probe_every: steps between two looks at the loss of old and of new tasks, for methods with one head.
         dtype: of all computation.
+        later: from a task on, counted from 1, other settings of training: ``{"task": 4, "optimizer": "zo-adam", "lr": 1e-4}``,
+            any of ``LATER_KEYS``. What it leaves out stays as before; with another optimizer, that one's own defaults.
     """
 
     dataset: str = "quickdraw100"
@@ -93,6 +95,7 @@ class TrialConfig:
     classifier: str | None = None
     classifier_options: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    later: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "") -> TrialConfig:
@@ -120,6 +123,7 @@ class TrialConfig:
         # Late: whoever only names a configuration needs neither torch nor the registries.
         from zeroflow.data import datasets
         from zeroflow.methods import methods
+        from zeroflow.trial.keys.branch import later_keys
         from zeroflow.trial.keys.model import model_keys
         from zeroflow.trial.keys.stream import stream_keys
         from zeroflow.trial.keys.training import training_keys
@@ -133,7 +137,27 @@ class TrialConfig:
         methods.get(self.method)
         stream = stream_keys(self, classes)
         keys = {**stream, **model_keys(self), **training_keys(self, stream, classes)}
-        return dataclasses.replace(self, **keys)
+        normal = dataclasses.replace(self, **keys)
+        return dataclasses.replace(normal, later=later_keys(normal))
+
+    def at(self, task: int) -> TrialConfig:
+        """The configuration that a task is trained with.
+
+        Args:
+            task: from 0.
+        """
+        return self._branched if self.later and task + 1 >= self.later["task"] else self
+
+    @functools.cached_property
+    def _branched(self) -> TrialConfig:
+        from zeroflow.trial.keys.branch import branched
+
+        return TrialConfig.from_dict(branched(dataclasses.asdict(self)))
+
+    @functools.cached_property
+    def unbranched(self) -> TrialConfig:
+        """The cell that goes through all tasks as this one goes through those before ``later.task``."""
+        return dataclasses.replace(self, later={}, stop_after=None)
 
     def uncut(self, shards: int) -> str | None:
         """Why a mini-batch cannot be cut into so many slices; None: it can."""
@@ -167,6 +191,7 @@ class TrialConfig:
             "access": self.access,
             "loss": self.loss,
             **self._unusual_preprocessing(),
+            **{f"later.{key}": value for key, value in self.later.items()},
             "seed": str(self.seed),
         }
         named = [self.dataset, self.method, *([self.optimizer] if self.optimizer else [])]
@@ -187,3 +212,9 @@ _DEFAULTS = {f.name: getattr(TrialConfig(), f.name) for f in dataclasses.fields(
 
 NESTED = tuple(key for key, default in _DEFAULTS.items() if isinstance(default, Mapping))
 """The keys that hold a mapping; in a grid file a dotted key reaches into one."""
+
+OF_THE_OPTIMIZER = {key: _DEFAULTS[key] for key in ("optimizer_options", "lr", "eps", "queries", "hybrid_epochs")}
+"""The keys that mean something for one optimizer only, with what stands for its own defaults."""
+
+LATER_KEYS = ("optimizer", *OF_THE_OPTIMIZER, "schedule", "epochs", "batch_size")
+"""The keys that ``later`` may change."""

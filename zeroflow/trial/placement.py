@@ -44,6 +44,7 @@ class Placement:
         endpoint_timeout: seconds of one try.
         price_per_1000_images: that it is asked for; the result then has a price.
         results: of the cells that share a black box's answers, the folder or URI; None: this cell shares them with no other.
+        keep_tasks: whether every finished task is kept for cells that branch from it, see ``run_trial``.
     """
 
     data_dir: str | None = None
@@ -56,6 +57,7 @@ class Placement:
     endpoint_timeout: float = 30.0
     price_per_1000_images: float | None = None
     results: str | None = None
+    keep_tasks: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("loader_threads", self.loader_threads), ("cache_bytes", self.cache_bytes)):

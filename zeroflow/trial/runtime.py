@@ -26,6 +26,7 @@ class RuntimeOptions:
         endpoint: address of a black box, or a callable's name ``module:attribute``; None: no endpoint is named.
         endpoint_timeout: seconds of one try.
         price_per_1000_images: that the endpoint is asked for.
+        keep_tasks: whether every finished task is kept beside the results, for cells that branch from it (``later``).
 
     Raises:
         ConfigError: a value is wrong; the message begins with its name.
@@ -37,6 +38,7 @@ class RuntimeOptions:
     endpoint: str | None = None
     endpoint_timeout: float = 30.0
     price_per_1000_images: float | None = None
+    keep_tasks: bool = False
 
     def __post_init__(self) -> None:
         require_integer("evaluation_batch", self.evaluation_batch, 1)
@@ -47,6 +49,8 @@ class RuntimeOptions:
         if not isinstance(self.endpoint_timeout, int | float) or not 0 < self.endpoint_timeout < math.inf:
             raise ConfigError(f"endpoint_timeout={self.endpoint_timeout!r}: expected a number > 0, seconds")
         require_amount("price_per_1000_images", self.price_per_1000_images)
+        if not isinstance(self.keep_tasks, bool):
+            raise ConfigError(f"keep_tasks={self.keep_tasks!r}: expected true or false")
 
     def trial_placement(self, *, data_dir: str | None, device: str, threads: int, results: str | None) -> Placement:
         """The placement of a trial with these options; see ``Placement`` for the arguments."""

@@ -38,7 +38,7 @@ from zeroflow.optim import (
 from zeroflow.progress import Progress, silent
 from zeroflow.trial import randomness
 from zeroflow.trial.batches import TaskBatches
-from zeroflow.trial.checkpoint import Checkpoints
+from zeroflow.trial.checkpoint import Checkpoints, KeptTasks
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.costs import Asked, Costs
 from zeroflow.trial.evaluation import DeviceBatches, Evaluation, Inputs
@@ -64,6 +64,7 @@ def run_trial(
     executor: Executor | None = None,
     on_stage: OnStage | None = None,
     folder: str | Path | None = None,
+    tasks_folder: str | Path | None = None,
     on_progress: Progress = silent,
 ) -> TrialResult:
     """Run one cell in this process.
@@ -75,6 +76,8 @@ def run_trial(
         on_stage: called after each stage.
         folder: for unfinished work. A trial that is interrupted and run again with the same folder resumes where it was,
             and its result has the same bits as an uninterrupted one's; the caller deletes the folder when the result is safe.
+        tasks_folder: of finished tasks. A cell with ``later`` begins at the task it branches from, if a cell with the same
+            settings up to there has kept it there, and keeps it otherwise; with ``Placement.keep_tasks`` all are kept.
         on_progress: see ``Progress``; a unit is an epoch of a task.
 
     Returns:
@@ -91,16 +94,21 @@ def run_trial(
     config = TrialConfig.from_dict(dataclasses.asdict(config))
     _check_shards(config, executor.shards)
     checkpoints = None if folder is None else Checkpoints(folder, executor)
+    kept = None if tasks_folder is None else KeptTasks(tasks_folder, executor)
     ban = gradient_ban() if forward_only(config) else nullcontext()
     with limited_threads(placement.threads), ban, checkpoints.locked() if checkpoints else nullcontext():
         try:
-            return Trial(config, placement, executor, checkpoints, on_stage, on_progress).run()
+            return Trial(config, placement, executor, checkpoints, kept, on_stage, on_progress).run()
         finally:
             executor.together = None  # it may run other cells after this one
 
 
 def forward_only(config: TrialConfig) -> bool:
     """Whether nothing in a cell needs a gradient of reverse mode: it runs under ``gradient_ban`` then."""
+    return _forward_only(config) and (not config.later or _forward_only(config.at(config.later["task"])))
+
+
+def _forward_only(config: TrialConfig) -> bool:
     if config.optimizer is None:
         return True
     exact = optimizers.get(config.optimizer).estimator.exact
@@ -108,8 +116,9 @@ def forward_only(config: TrialConfig) -> bool:
 
 
 def _check_shards(config: TrialConfig, shards: int) -> None:
-    if config.batch_size and shards > config.batch_size:
-        raise ConfigError(f"data shards larger than the batch: {shards} shards, batch_size={config.batch_size}")
+    for size in (config.batch_size, config.later.get("batch_size")):
+        if size and shards > size:
+            raise ConfigError(f"data shards larger than the batch: {shards} shards, batch_size={size}")
     if reason := config.uncut(shards):
         raise ConfigError(reason)
 
@@ -122,6 +131,7 @@ class Trial:
         placement: where.
         executor: where the optimizer's evaluations run.
         checkpoints: of unfinished work; None: nothing is saved.
+        kept: finished tasks that other cells may begin at; None: there are none, and none are kept.
         on_stage: called after each stage.
         on_progress: see ``Progress``; a unit is an epoch of a task.
     """
@@ -132,11 +142,12 @@ class Trial:
         placement: Placement,
         executor: Executor,
         checkpoints: Checkpoints | None = None,
+        kept: KeptTasks | None = None,
         on_stage: OnStage | None = None,
         on_progress: Progress = silent,
     ) -> None:
         self.config, self.placement, self.executor = config, placement, executor
-        self.checkpoints, self.on_stage, self.on_progress = checkpoints, on_stage, on_progress
+        self.checkpoints, self.kept, self.on_stage, self.on_progress = checkpoints, kept, on_stage, on_progress
         self.device = accesses[config.access or "white-box"].device(placement.torch_device())
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         # Bound to no trial: a trial that holds itself would keep its model on the device after its end.
@@ -183,8 +194,11 @@ class Trial:
         self.history, self.costs = History(np.full((len(SETTINGS), stages, stages), np.nan)), Costs()
 
     def resume(self) -> None:
-        """Take over the tasks that were finished before an interruption."""
-        if self.checkpoints and (saved := self.checkpoints.load("tasks")):
+        """Take over the tasks that were finished before an interruption, or before the settings changed."""
+        saved = self.checkpoints.load("tasks") if self.checkpoints else None
+        if saved is None and self.kept and self.config.later:
+            saved = self.kept.load(self.config, len(self.scenario.tasks))
+        if saved:
             self.history, self.costs = History.of(saved["history"]), Costs.of(saved["costs"])
             for task in self.scenario.tasks[: self.history.stages]:
                 self.method.begin_task(task.classes, self._initial_values(task))
@@ -209,7 +223,8 @@ class Trial:
         optimizer = self._optimizer(trainable, batches, journal or self.executor)
         self.method.set_grad_checkpointing(optimizer.checkpoint)
         trainer = self._trainer(task, optimizer, journal)
-        trainer.train(batches)
+        with gradient_ban() if _forward_only(self.config.at(task.index)) else nullcontext():
+            trainer.train(batches)
         if journal:
             journal.close()
         self.costs.add_training(self.method, trainer)
@@ -219,7 +234,7 @@ class Trial:
         """Freeze what was learned, and let the method take what it needs from the task's training samples."""
         self.method.eval()
         self.method.freeze()
-        with self.costs.passes_beside_training(self.method, self.config.batch_size):
+        with self.costs.passes_beside_training(self.method, self.config.at(task.index).batch_size):
             self.method.end_task(self.inputs(task.train))
         if not self.costs.peak_bytes:
             self.costs.add_peak(self._peak_of_forward_pass(task), self.method)
@@ -239,10 +254,15 @@ class Trial:
             self.costs.asked = self._asked_before + Asked.by_all(self.black_box, self.frozen.reused, self.executor)
         self.history.stages = task.index + 1
         self.costs.seconds = self._seconds_before + time.perf_counter() - self._began
-        if self.checkpoints:
+        last = self.config.later.get("task") == task.index + 2
+        kept = self.kept if last or self.placement.keep_tasks else None
+        if self.checkpoints or kept:
             # Without the features kept for evaluation, which are many times larger: a resumed trial computes them again.
             state = {"history": self.history.state(), "costs": self.costs.state(), "method": self.method.state()}
-            self.checkpoints.save("tasks", state)
+            if self.checkpoints:
+                self.checkpoints.save("tasks", state)
+            if kept and task.index + 1 < self.config.later.get("task", math.inf):
+                kept.save(self.config, task.index + 1, state)
         if self.on_stage:
             self.on_stage(task.index, self.history.accuracy[0], self.test_samples)
         self._report(f"task {task.index + 1} of {len(self.scenario.tasks)}", task.index + 1)
@@ -290,7 +310,7 @@ class Trial:
 
     def batches(self, task: Task) -> TaskBatches:
         """The mini-batches of a task that has begun."""
-        config = self.config
+        config = self.config.at(task.index)
         assert config.batch_size
         stream = joined([seen.train for seen in self.scenario.tasks[: task.index + 1]])
         samples = stream if self.method.all_tasks else task.train
@@ -305,7 +325,8 @@ class Trial:
     def _optimizer(
         self, trainable: Mapping[str, nn.Parameter], batches: TaskBatches, executor: Executor
     ) -> ThreeStepOptimizer:
-        config, options = self.config, dict(self.config.optimizer_options)
+        config = self.config.at(batches.task)
+        options = dict(config.optimizer_options)
         assert config.optimizer and config.lr
         if config.hybrid_epochs:  # in the optimizer's own unit, steps
             options["hybrid"] = config.hybrid_epochs * math.ceil(len(batches.samples) / batches.batch_size)
@@ -322,7 +343,7 @@ class Trial:
         )
 
     def _trainer(self, task: Task, optimizer: ThreeStepOptimizer, journal: Journal | None) -> TaskTrainer:
-        config, tasks = self.config, self.scenario.tasks
+        config, tasks = self.config.at(task.index), self.scenario.tasks
         assert config.epochs and config.schedule
 
         def report(epoch: int) -> None:
@@ -344,7 +365,7 @@ class Trial:
 
     def _peak_of_forward_pass(self, task: Task) -> int:
         """The peak of memory where nothing is trained: of a forward pass over as many images as a mini-batch may have."""
-        size = min(self.config.batch_size or 48, self.placement.evaluation_batch)
+        size = min(self.config.at(task.index).batch_size or 48, self.placement.evaluation_batch)
         batches: Iterable[Batch] = DeviceBatches(self.device, self.dtype, size, task.train)
         if self.black_box and self.method.takes != "images":
             batches = self.inputs(task.train)  # it is not asked once more for what is known
@@ -354,8 +375,8 @@ class Trial:
             return peak_memory(forward, self.method, self.device)[1]
 
     def _report(self, what: str, stages: int, epoch: int = 0) -> None:
-        epochs = self.config.epochs or 1
-        self.on_progress(what, stages * epochs + epoch, len(self.scenario.tasks) * epochs)
+        epochs = [self.config.at(task.index).epochs or 1 for task in self.scenario.tasks]
+        self.on_progress(what, sum(epochs[:stages]) + epoch, sum(epochs))
 
 
 def _method(config: TrialConfig, backbone: Backbone) -> Method:

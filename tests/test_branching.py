@@ -1,0 +1,233 @@
+"""A cell that changes its settings at a task: the same bits however it gets there, and one id for one meaning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_interrupted import assert_same_bits
+
+from zeroflow import Placement, TrialConfig, TrialResult, run_trial
+from zeroflow.errors import ConfigError
+from zeroflow.grid.cost_estimate import Finished
+from zeroflow.grid.grid_file import parse_grid
+from zeroflow.grid.search_plan import plan_search
+from zeroflow.methods.finetune import FineTuning
+from zeroflow.optim import GradientBanned
+from zeroflow.results import Store, rows
+
+BASE = {
+    "tasks": 10,
+    "stop_after": 4,
+    "epochs": 2,
+    "batch_size": 12,
+    "method": "finetune",
+    "method_options": {"tune": "ssf"},
+}
+
+
+@pytest.fixture
+def cell(some_drawings: str, tiny_vit: dict):
+    def made(**changes) -> TrialConfig:
+        return TrialConfig.from_dict({**tiny_vit, **BASE, "dataset": some_drawings, "optimizer": "zo-sgd", **changes})
+
+    return made
+
+
+def _steps(result: TrialResult, task: int) -> list[tuple]:
+    return [(step.epoch, step.loss, step.lr) for step in result.steps if step.task == task]
+
+
+def test_a_branch_is_its_two_parts(cell) -> None:
+    """Before the task it is the one cell to the bit; from it on it trains with the other settings and starts from there."""
+    plain, other = cell(), {"optimizer": "fo-adam", "lr": 0.002, "epochs": 3, "batch_size": 6}
+    whole, branch = run_trial(plain), run_trial(cell(later={"task": 3, **other}))
+    np.testing.assert_array_equal(branch.accuracy_matrix[:2], whole.accuracy_matrix[:2])
+    for task in (0, 1):
+        assert _steps(branch, task) == _steps(whole, task) and len(_steps(whole, task)) == 4
+    for task in (2, 3):
+        assert len(_steps(branch, task)) == 3 * 4 and _steps(branch, task)[0][2] == 0.002
+    # Two queries a pass of 2 x 4 steps, then one forward pass of 2 x 12; a backward pass counts two more.
+    assert branch.summary["forward_passes"] == 2 * 8 + 24
+    assert branch.summary["forward_equivalents"] == 2 * 8 + 3 * 24
+
+
+@pytest.mark.parametrize("method", ["replay", "ewc", "ease", "lwf"])
+def test_a_branch_from_a_kept_task_has_the_bits_of_one_that_was_trained_whole(
+    method: str, cell, tmp_path: Path
+) -> None:
+    own = {"method": method, "method_options": {}, "lr": 1e-3}
+    config = cell(**own, stop_after=5, later={"task": 3, "queries": 3})
+    whole = run_trial(config)
+    run_trial(cell(**own, stop_after=3), Placement(keep_tasks=True), tasks_folder=tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*/*.pt")) == ["1.pt", "2.pt", "3.pt"]
+    seen: list[int] = []
+    branch = run_trial(config, tasks_folder=tmp_path, on_stage=lambda stage, *_: seen.append(stage))
+    assert seen == [2, 3, 4], "the first two tasks were not trained again"
+    assert_same_bits(branch, whole)
+
+
+def test_a_branch_keeps_the_task_that_it_branches_from_for_its_siblings(cell, tmp_path: Path) -> None:
+    run_trial(cell(later={"task": 3, "queries": 3}), tasks_folder=tmp_path)
+    assert [path.name for path in tmp_path.glob("*/*.pt")] == ["2.pt"]
+    seen: list[int] = []
+    run_trial(cell(later={"task": 3, "lr": 0.5}), tasks_folder=tmp_path, on_stage=lambda stage, *_: seen.append(stage))
+    assert seen == [2, 3]
+    seen.clear()
+    run_trial(
+        cell(seed=1, later={"task": 3, "lr": 0.5}),
+        tasks_folder=tmp_path,
+        on_stage=lambda stage, *_: seen.append(stage),
+    )
+    assert seen == [0, 1, 2, 3], "another seed is another stream"
+
+
+def test_what_is_computed_after_the_branch_is_never_kept_as_the_plain_cells(cell, tmp_path: Path) -> None:
+    run_trial(cell(later={"task": 2, "lr": 0.5}), Placement(keep_tasks=True), tasks_folder=tmp_path)
+    assert [path.name for path in tmp_path.glob("*/*.pt")] == ["1.pt"]
+
+
+def test_an_interrupted_branch_goes_on_with_its_own_settings(cell, tmp_path: Path) -> None:
+    config = cell(later={"task": 2, "optimizer": "fo-sgd", "lr": 0.01})
+    whole = run_trial(config)
+
+    def stop(stage: int, *_: object) -> None:
+        if stage == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(config, folder=tmp_path, on_stage=stop)
+    assert_same_bits(run_trial(config, folder=tmp_path), whole)
+
+
+def test_forward_passes_alone_are_held_to_that_before_first_order(cell, monkeypatch) -> None:
+    """A mixed cell bans gradients in the tasks that are to do without, whoever asks for them."""
+
+    def cheating(self, batch):
+        with torch.enable_grad():
+            return float((torch.ones((), requires_grad=True) * 2).detach())
+
+    monkeypatch.setattr(FineTuning, "loss", cheating)
+    with pytest.raises(GradientBanned):
+        run_trial(cell(later={"task": 2, "optimizer": "fo-sgd"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"later": {}}, {}),
+        ({"later": {"task": 3}}, {}),
+        ({"later": {"task": 3, "queries": 1, "schedule": "cosine"}}, {}),
+        ({"later": {"task": 3, "lr": 0.5}}, {"later": {"lr": 0.5, "task": 3, "epochs": 2}}),
+        ({"later": {"task": 3, "optimizer": "fo-sgd"}}, {"later": {"task": 3, "optimizer": "fo-sgd", "queries": 7}}),
+        ({"later": {"task": 3, "optimizer": "zo-sgd", "lr": 0.5}}, {"later": {"task": 3, "lr": 0.5}}),
+        ({"method": "simplecil", "method_options": {}, "later": {"task": 3, "lr": 0.5}}, {"method": "simplecil", "method_options": {}}),
+    ],
+)  # fmt: skip
+def test_what_means_the_same_has_one_id(changes: dict, same: dict, cell) -> None:
+    assert cell(**changes).cell_id == cell(**same).cell_id
+    again = TrialConfig.from_dict(json.loads(json.dumps(vars(cell(**changes)), default=lambda value: None)) | {})
+    assert again.cell_id == cell(**same).cell_id
+
+
+def test_another_optimizer_brings_its_own_settings(cell) -> None:
+    own = cell(
+        lr=0.5, eps=0.25, queries=3, optimizer_options={"momentum": 0.5}, later={"task": 2, "optimizer": "fo-adam"}
+    )
+    usual = cell(optimizer="fo-adam")
+    assert (own.at(0).lr, own.at(0).queries, own.at(0).optimizer) == (0.5, 3, "zo-sgd")
+    for key in ("optimizer", "lr", "eps", "queries", "optimizer_options"):
+        assert getattr(own.at(1), key) == getattr(usual, key), key
+
+
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        ({"lr": 1.0}, r"later.task=None: expected 2\.\.4"),
+        ({"task": 1, "lr": 1.0}, r"later.task=1: expected 2\.\.4"),
+        ({"task": 5, "lr": 1.0}, r"later.task=5: expected 2\.\.4"),
+        ({"task": True, "lr": 1.0}, r"later.task=True"),
+        ({"task": 2, "learning_rate": 1.0}, "later: unknown key 'learning_rate'"),
+        ({"task": 2, "seed": 1}, "later: unknown key 'seed'"),
+        ({"task": 2, "optimizer": "zo-sgdd"}, "later: unknown optimizer 'zo-sgdd'; did you mean 'zo-sgd'"),
+        ({"task": 2, "lr": "fast"}, "later: lr='fast': expected a number > 0"),
+        ({"task": 2, "optimizer_options": {"momentun": 1}}, "later: .*did you mean 'momentum'"),
+        ([3], "later=.*expected a mapping"),
+    ],
+)
+def test_a_wrong_branch_is_refused_before_any_work(later, message: str, cell) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cell(later=later)
+
+
+def test_a_grid_branches_along_an_axis_and_tells_the_cells_apart(
+    tmp_path: Path, tiny_vit: dict, some_drawings: str
+) -> None:
+    grid = parse_grid(
+        {
+            "base": {**tiny_vit, **BASE, "dataset": some_drawings, "later": {"task": 3}},
+            "grid": [
+                {"optimizer": "zo-sgd", "later.optimizer": ["zo-sgd", "zo-adam", "fo-adam"], "later.lr": [0.01, 0.02]}
+            ],
+            "placement": {"keep_tasks": True},
+        }
+    )
+    assert len(grid.cells) == 6 and all(grid.placement.of(config).keep_tasks for config in grid.cells)
+    store = Store(tmp_path)
+    for config in grid.cells[:2]:
+        store.write(rows.tables(run_trial(config)))
+    kept = store.load("trials").to_pylist()
+    assert {json.loads(row["later"])["lr"] for row in kept} == {0.01, 0.02}
+    from zeroflow.results.summary import summary
+
+    names = [row.label for row in summary(store.load("trials"))]
+    assert sorted(names) == ["finetune zo-sgd from task 3: lr=0.01", "finetune zo-sgd from task 3: lr=0.02"]
+
+
+def test_what_a_branch_will_cost_is_known_from_finished_cells(cell, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write(rows.tables(run_trial(cell())))
+    finished = Finished(store.load("trials"))
+    branch = cell(later={"task": 3, "queries": 4})
+    assert finished.forward_passes(vars(branch)) == run_trial(branch).summary["forward_passes"]
+
+
+def test_a_search_chooses_for_the_first_tasks_settings(
+    cell, tmp_path: Path, tiny_vit: dict, some_drawings: str
+) -> None:
+    """A try runs the first task alone, where a branch and the cell it leaves are one."""
+    grid = parse_grid(
+        {
+            "base": {**tiny_vit, **BASE, "dataset": some_drawings, "optimizer": "zo-sgd"},
+            "grid": [{"later": [{}, {"task": 3, "queries": 4}]}],
+            "search": {"forward_passes": 100000, "lr": [0.001, 0.01]},
+        }
+    )
+    (search,) = plan_search(grid, None).searches
+    assert len(search.cells) == 2 and not any(candidate.cells[0].later for candidate in search.candidates)
+
+
+@pytest.mark.ray
+def test_a_sweep_goes_on_from_the_tasks_that_another_has_kept(tmp_path: Path, sweep_here) -> None:
+    """And what it writes is what a cell trained whole has."""
+    base = {"tasks": 50, "stop_after": 3, "validation": 0.9, "epochs": 1, "method": "finetune", "optimizer": "zo-sgd"}
+    place = {"max_concurrent": 1, "keep_tasks": True}
+
+    def sweep(grid: dict) -> None:
+        file = tmp_path / "grid.yaml"
+        file.write_text(json.dumps({"base": base, "grid": [grid], "placement": place}))
+        run = sweep_here("sweep", "--grid", file, "--results", tmp_path / "results")
+        assert run.exit_code == 0, run.output
+
+    sweep({"seed": 0})
+    kept = sorted((tmp_path / "results" / "tasks").glob("*/*/*.pt"))
+    assert [path.name for path in kept] == ["1.pt", "2.pt", "3.pt"]
+    sweep({"later": [{"task": 3, "queries": 3}]})
+    assert sorted((tmp_path / "results" / "tasks").glob("*/*/*.pt")) == kept
+    config = TrialConfig.from_dict({**base, "later": {"task": 3, "queries": 3}})
+    found = Store(tmp_path / "results").load("accuracy").to_pylist()
+    whole = rows.tables(run_trial(config))["accuracy"].to_pylist()
+    assert [row for row in found if row["cell_id"] == config.cell_id] == whole
