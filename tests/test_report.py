@@ -105,7 +105,7 @@ def test_the_first_sentences_say_what_was_found(store: Store, tmp_path: Path) ->
     best = "the best of 5 settings is ease fo-sgd, with exact gradients, with 77.00 ± 2.48 % (3 seeds, +12.00 points)"
     assert best in page and "the best with exact gradients" not in page, "said once"
     assert "SimpleCIL, which trains nothing, has Avg 65.00 %" in page
-    assert "the best by forward passes alone is ease zo-cge q=1 with 67.00 % (one seed, +2.00 points)" in page
+    assert "the best by forward passes alone is ease zo-cge with 67.00 % (one seed, +2.00 points)" in page
     # +2 with a half width of 2.48, and below: neither is above with all of its interval.
     assert "Of 2 settings trained by forward passes alone with several seeds, none lies above SimpleCIL" in page
 

@@ -317,6 +317,43 @@ def test_a_row_that_others_have_written_twice_is_no_second_seed(store: Store) ->
         assert store.load("trials")["seed"].to_pylist() == [1]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("column", "value", "wrong"),
+    [
+        ("method", None, "method is None, and 'ease' in config"),
+        ("lr", 0.5, "lr is 0.5, and 0.01 in config"),
+        ("seed", 7, "seed is 7, and 1 in config"),
+        ("method_options", '{"a":2}', """method_options is '{"a":2}', and '{}' in config"""),
+        ("config", "{}", "config is that of cell "),
+        ("config", "[", "config is no configuration"),
+        ("config", None, "config is no configuration"),
+        ("avg", 750.0, "avg is 750.0"),
+        ("fgt", -101.0, "fgt is -101.0"),
+    ],
+)
+def test_a_row_that_was_changed_by_hand_is_left_out(store: Store, column: str, value, wrong: str, packed: bool) -> None:
+    """A wrong number that looks right, or a report that ends in a traceback, is what it would be otherwise."""
+    fill(store, cell(80.0), cell(90.0, seed=1))
+    if packed:
+        pack(store)
+        file = Path(store.root, "trials", "packed.parquet")
+    else:
+        file = path(store, "trials", cell(seed=1))
+    rows = pq.read_table(file)
+    changed = [
+        value if seed == 1 else old
+        for seed, old in zip(rows["seed"].to_pylist(), rows[column].to_pylist(), strict=True)
+    ]
+    field = rows.schema.get_field_index(column)
+    edited = rows.set_column(field, rows.schema.field(column), pa.array(changed, rows.schema.field(column).type))
+    pq.write_table(edited, file, row_group_size=1)
+    with pytest.warns(
+        UserWarning, match=f"changed after they were written: {cell(seed=1).cell_id}: {re.escape(wrong)}"
+    ):
+        assert store.load("trials")["cell_id"].to_pylist() == [cell().cell_id]
+
+
 def test_what_others_write_as_nan_is_not_measured(store: Store) -> None:
     fill(store, cell())
     for table, column in (("trials", "avg"), ("steps", "loss")):
@@ -404,7 +441,7 @@ def check_whole(store: Store, expected: dict[str, float], before: set[str]) -> s
 
 def test_readers_see_whole_cells_while_writers_work_and_are_killed(store: Store, tmp_path: Path) -> None:
     moments, source, found = random.Random(0), Store(tmp_path / "source"), set[str]()
-    results = [cell(float(seed % 50), seed=seed) for seed in range(60)]
+    results = [cell(20.0 + seed % 50, seed=seed) for seed in range(60)]
     fill(source, *results)
     expected = {result.cell_id: result.summary["avg"] for result in results}
     for _ in range(4):
@@ -703,7 +740,9 @@ if command == "write":
         config = test_results.cell(seed=seed).config
         own = {name: table.set_column(0, "cell_id", pa.array([config.cell_id] * len(table))) for name, table in tables.items()}
         trials = own["trials"]
-        own["trials"] = trials.set_column(trials.column_names.index("seed"), "seed", pa.array([seed]))
+        trials = trials.set_column(trials.column_names.index("seed"), "seed", pa.array([seed]))
+        said = pa.array([json.dumps({**json.loads(trials["config"][0].as_py()), "seed": seed})])
+        own["trials"] = trials.set_column(trials.column_names.index("config"), "config", said)
         store.write(own)
 elif command == "pack":
     try:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.results import agreement, packed, parquet
 from zeroflow.results.claims import Claims
+from zeroflow.results.integrity import contradictions
 from zeroflow.results.packed import PackedTable
 from zeroflow.results.schema import SCHEMA_VERSION, SCHEMAS
 from zeroflow.results.storage import File, Storage, open_storage
@@ -31,6 +32,7 @@ NOT_BY_CELL = ("failures", "searches", "trajectories", "surfaces")
 _KEYS = {"searches": "search_id", "trajectories": "landscape_id", "surfaces": "landscape_id"}
 _READERS = 16  # threads that wait for files
 _AT_ONCE = 128  # files that one of them reads before it decodes them together
+_NAMED = 5  # cells that a warning names
 _TRIES = 3  # listings of a folder from which files vanish while they are read
 
 
@@ -216,7 +218,7 @@ class Store:
 
         Rows of cells that are not done (the process was killed between two files) are left out. Files that cannot be
         read, or hold rows of another cell than their name says (a copy under another name), are skipped, with a warning that
-        names them; one of a packed table is an error.
+        names them; one of a packed table is an error. So are rows of ``trials`` that contradict their own configuration.
 
         Args:
             table: its name.
@@ -243,6 +245,12 @@ class Store:
             )
         if table == "trials" and "schema_version" in rows.column_names:
             self._check_version(rows["schema_version"])
+        if table == "trials" and (changed := contradictions(rows)):
+            named = "; ".join(f"{cell}: {wrong}" for cell, wrong in changed.items())
+            warnings.warn(
+                f"left out cells of {self.root} that were changed after they were written: {named}", stacklevel=2
+            )
+            rows = rows.filter(pc.invert(pc.is_in(rows["cell_id"], pa.array(list(changed)))))
         return rows
 
     def loose(self, table: str) -> list[File]:

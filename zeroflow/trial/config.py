@@ -167,16 +167,12 @@ class TrialConfig:
 
     def canonical(self) -> dict[str, Any]:
         """The keys that differ from their defaults, sorted, as plain JSON values."""
-        return json.loads(self._canonical_text())
+        return json.loads(_canonical_text(vars(self)))
 
     @functools.cached_property
     def cell_id(self) -> str:
         """16 hexadecimal digits of the SHA-256 of the canonical form."""
-        return hashlib.sha256(self._canonical_text().encode()).hexdigest()[:16]
-
-    def _canonical_text(self) -> str:
-        changed = {key: value for key, default in _DEFAULTS.items() if (value := getattr(self, key)) != default}
-        return json.dumps(changed, sort_keys=True, separators=(",", ":"))
+        return cell_id_of(vars(self))
 
     def label(self) -> str:
         """A short name for progress lines, which mostly tells the cells of a grid apart."""
@@ -209,6 +205,17 @@ class TrialConfig:
 
 
 _DEFAULTS = {f.name: getattr(TrialConfig(), f.name) for f in dataclasses.fields(TrialConfig)}
+
+
+def cell_id_of(keys: Mapping[str, Any]) -> str:
+    """The id of a cell by its keys in normal form; one that is missing has its default."""
+    return hashlib.sha256(_canonical_text(keys).encode()).hexdigest()[:16]
+
+
+def _canonical_text(keys: Mapping[str, Any]) -> str:
+    changed = {key: keys[key] for key, default in _DEFAULTS.items() if key in keys and keys[key] != default}
+    return json.dumps(changed, sort_keys=True, separators=(",", ":"))
+
 
 NESTED = tuple(key for key, default in _DEFAULTS.items() if isinstance(default, Mapping))
 """The keys that hold a mapping; in a grid file a dotted key reaches into one."""

@@ -1,0 +1,50 @@
+"""Whether a row of ``trials`` is as it was written: its id is the hash of its configuration, which its columns repeat."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from zeroflow.results.schema import CONFIG_KEYS
+from zeroflow.trial.config import cell_id_of
+
+_LIMITS = {"avg": (0.0, 100.0), "last": (0.0, 100.0), "fgt": (-100.0, 100.0), "bwt": (-100.0, 100.0)}
+_READ = ("cell_id", "config", *CONFIG_KEYS, *_LIMITS)
+
+
+def contradictions(trials: pa.Table) -> dict[str, str]:
+    """Cells whose rows were changed by others, with what is wrong.
+
+    Args:
+        trials: rows of the table ``trials``; without its column ``config`` nothing is known.
+    """
+    if "config" not in trials.column_names:
+        return {}
+    rows = trials.select([name for name in _READ if name in trials.column_names]).to_pylist()
+    return {row["cell_id"]: wrong for row in rows if (wrong := _wrong(row))}
+
+
+def _wrong(row: Mapping[str, Any]) -> str | None:
+    try:
+        config = json.loads(row["config"])
+        made = cell_id_of(config)
+    except (TypeError, ValueError, AttributeError):
+        return "config is no configuration"
+    if made != row["cell_id"]:
+        return f"config is that of cell {made}"
+    for key in CONFIG_KEYS:
+        if key in row and row[key] != (said := _as_column(config.get(key))) and not (row[key] is None and said == "{}"):
+            return f"{key} is {row[key]!r}, and {said!r} in config"
+    for name, (least, most) in _LIMITS.items():
+        if (value := row.get(name)) is not None and not least <= value <= most:
+            return f"{name} is {value!r}"
+    return None
+
+
+def _as_column(value: Any) -> Any:
+    if isinstance(value, Mapping | list):
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return value
