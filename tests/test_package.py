@@ -74,6 +74,7 @@ def test_the_wheel_runs_a_cell_outside_the_checkout(tmp_path) -> None:
         ("zeroflow.results", ["ray", "torch", "timm"]),
         ("zeroflow.grid.plan", ["ray", "timm", "torchvision", "plotly", "torch._dynamo", "zeroflow.sweep"]),
         ("zeroflow.clusters.launch", ["ray", "timm", "torchvision", "plotly", "torch._dynamo"]),
+        ("zeroflow.sweep.coordinator", ["torch", "timm", "pandas", "ray.tune", "zeroflow.methods"]),
         ("zeroflow.cli", ["ray", "torch", "timm", "pyarrow", "plotly"]),
     ],
 )

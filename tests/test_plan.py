@@ -18,9 +18,9 @@ from PIL import Image
 
 from zeroflow.cli import main
 from zeroflow.errors import ConfigError
+from zeroflow.grid.cell_placement import CellPlacement
 from zeroflow.grid.cost_estimate import CostEstimate, Finished, estimate_costs
 from zeroflow.grid.grid_file import load_grid, parse_grid
-from zeroflow.grid.placement import CellPlacement
 from zeroflow.grid.plan import check_results, make_plan
 from zeroflow.grid.yaml_loader import parse_yaml
 from zeroflow.results import Store

@@ -13,9 +13,10 @@ import pytest
 
 import zeroflow.results
 from zeroflow.errors import ConfigError
+from zeroflow.grid.cell_placement import CellPlacement
 from zeroflow.grid.grid_file import load_grid, parse_grid, parse_override
 from zeroflow.grid.labels import labels
-from zeroflow.grid.placement import CellPlacement, cells_that_fit
+from zeroflow.grid.placement import cells_that_fit
 from zeroflow.grid.plan import make_plan
 from zeroflow.results.store import Store
 from zeroflow.sweep.driver import run_sweep

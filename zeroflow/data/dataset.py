@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from zeroflow.data.archives import Archive
-from zeroflow.data.decoded import CACHE_BYTES, EncodedSamples, prepared
+from zeroflow.data.decoded import EncodedSamples, prepared
+from zeroflow.defaults import CACHE_BYTES
 from zeroflow.errors import ConfigError
 from zeroflow.registry import Registry
 

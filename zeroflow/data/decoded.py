@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from zeroflow.data.ahead import prefetched
+from zeroflow.defaults import CACHE_BYTES
 from zeroflow.errors import ConfigError, all_at_once
 
-CACHE_BYTES = 50 * 2**30
 CHUNK = 16  # images that a thread decodes at a time
 SAMPLED = 32  # images whose size tells that of all
 UNUSED_SECONDS = 7 * 86400  # after which decoded images make room for others

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zeroflow.grid.placement import CellPlacement
+from zeroflow.grid.cell_placement import CellPlacement
 from zeroflow.optim import optimizers
 from zeroflow.optim.estimators import Backpropagation
 from zeroflow.trial.config import TrialConfig

@@ -15,72 +15,18 @@ None of it is part of what a cell computes: its id does not depend on it.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from zeroflow.errors import ConfigError, unknown
+from zeroflow.grid.cell_placement import CellPlacement
 from zeroflow.grid.rules import matches, parse_rule
 from zeroflow.optim import optimizers
 from zeroflow.trial.config import TrialConfig
-from zeroflow.trial.runtime import RuntimeOptions, require_amount, require_integer
 
 Changes = Mapping[str, Any]
 Node = Mapping[str, float]
-
-_GIB = 2**30
-MEMORY_BLOCK = 2**24
-"""Bytes of which the memory that cells ask for is a multiple; why is told in ``zeroflow.sweep.reservations``."""
-
-
-@dataclass(frozen=True)
-class CellPlacement(RuntimeOptions):
-    """Processes and resources of one cell.
-
-    Attributes:
-        workers_per_trial: processes that share a trial's work, at most: a cell gets no more than its step has
-            evaluations to share.
-        data_shards: into how many slices, each seen by workers of its own, a mini-batch is cut; divides the workers.
-        cpus_per_worker: also its CPU threads.
-        gpus_per_worker: may be a fraction; None: one where the cluster has any, else none.
-        memory_per_worker: GiB that a node must have left for each; None: not asked for.
-        endpoint: see ``RuntimeOptions``; None: the sweep starts one for cells that need it.
-
-    Raises:
-        ConfigError: a value is wrong, or the slices do not divide the workers.
-    """
-
-    workers_per_trial: int = 1
-    data_shards: int = 1
-    cpus_per_worker: int = 1
-    gpus_per_worker: float | None = None
-    memory_per_worker: float | None = None
-
-    def __post_init__(self) -> None:
-        try:
-            super().__post_init__()
-            for name in ("workers_per_trial", "data_shards", "cpus_per_worker"):
-                require_integer(name, getattr(self, name), 1)
-            for name in ("gpus_per_worker", "memory_per_worker"):
-                require_amount(name, getattr(self, name))
-            gpus = self.gpus_per_worker
-            if gpus is not None and gpus > 1 and gpus != int(gpus):
-                raise ConfigError(f"gpus_per_worker={gpus!r}: expected a whole number above 1")
-            if self.workers_per_trial % self.data_shards:
-                raise ConfigError(
-                    f"data_shards={self.data_shards}: expected a divisor of workers_per_trial={self.workers_per_trial}"
-                )
-        except ConfigError as error:
-            raise ConfigError(f"placement.{error}") from None
-
-    @property
-    def worker(self) -> dict[str, float]:
-        """What one worker asks Ray for; memory in whole blocks, see ``MEMORY_BLOCK``."""
-        memory = math.ceil((self.memory_per_worker or 0) * _GIB / MEMORY_BLOCK) * MEMORY_BLOCK
-        asked = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker or 0, "memory": memory}
-        return {name: float(amount) for name, amount in asked.items() if amount}
-
 
 _CELL_KEYS = tuple(f.name for f in dataclasses.fields(CellPlacement))
 
@@ -235,4 +181,4 @@ def cells_that_fit(placement: CellPlacement, nodes: Sequence[Node]) -> int:
 def _amounts(resources: Node) -> str:
     named = {"CPU": "CPU(s)", "GPU": "GPU(s)", "memory": "GiB of memory"}
     amounts = {"CPU": 0.0, "GPU": 0.0, **resources}
-    return ", ".join(f"{v / _GIB if k == 'memory' else v:g} {named[k]}" for k, v in amounts.items())
+    return ", ".join(f"{v / 2**30 if k == 'memory' else v:g} {named[k]}" for k, v in amounts.items())

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-from scipy import stats
 
 from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.published import DATASETS, ENHANCED, METRICS, ORDER, agrees, cells_once, published, rows
@@ -85,6 +84,8 @@ def order(method: str, trials: pa.Table) -> tuple[float | None, float]:
 
 
 def _tau(first: Sequence[float], second: Sequence[float]) -> float:
+    from scipy import stats  # late: it takes a second
+
     return float(stats.kendalltau(first, second).statistic)
 
 

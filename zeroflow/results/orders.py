@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
-from zeroflow.results.estimates import Estimate, estimate
+from zeroflow.results.estimates import Estimate, estimate, t_quantile
 from zeroflow.results.rendering import Cell, Column, Mark, Table, words
 from zeroflow.results.summary import Row
 
@@ -78,13 +76,11 @@ def _over_seeds(values: Sequence[Estimate]) -> float | None:
     # A half width is t s / sqrt(n): back to the variances, which pool by their degrees of freedom.
     freedom = [value.n - 1 for value in several]
     variances = [
-        value.n * (value.half_width / stats.t.ppf(0.975, value.n - 1)) ** 2
-        for value in several
-        if value.half_width is not None
+        value.n * (value.half_width / t_quantile(value.n - 1)) ** 2 for value in several if value.half_width is not None
     ]
     pooled = sum(v * f for v, f in zip(variances, freedom, strict=True)) / sum(freedom)
     seeds = sum(value.n for value in several) / len(several)
-    return float(stats.t.ppf(0.975, sum(freedom)) * (pooled / seeds) ** 0.5)
+    return t_quantile(sum(freedom)) * (pooled / seeds) ** 0.5
 
 
 def order_table(rows: Sequence[Row]) -> Table:

@@ -158,13 +158,9 @@ def _tuner(coordinator: Any, queue: CellQueue, progress: Progress, context: Swee
     """What runs a trial for every cell of the queue, in processes that are kept from cell to cell."""
     from ray import tune
 
-    from zeroflow.sweep.nodes import nodes_to_come, present_nodes
     from zeroflow.sweep.trainable import trainable
     from zeroflow.sweep.tune_events import ProgressCallback
 
-    if to_come := nodes_to_come(present_nodes()):
-        # Otherwise Tune waits for one cell's machine before it asks for the next one's.
-        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(10 * len(to_come)))
     return tune.Tuner(
         trainable(coordinator),
         tune_config=tune.TuneConfig(search_alg=queue, num_samples=-1, reuse_actors=True),

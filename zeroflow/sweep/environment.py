@@ -11,6 +11,7 @@ RAY_SETTINGS = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "1",
@@ -18,9 +19,11 @@ RAY_SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-"""Read by Ray when it is imported or started, so set before. All are about noise and start-up time, but for two: Tune's
-snapshots of thousands of trials take longer with every trial, and the store is what a sweep goes on from; and on Ctrl-C Tune
-would give every trial ten seconds to end, of which none has any use."""
+"""Read by Ray when it is imported or started, so set before. All are about noise and start-up time, but for three: Tune's
+snapshots of thousands of trials take longer with every trial, and the store is what a sweep goes on from; on Ctrl-C Tune would
+give every trial ten seconds to end, of which none has any use; and the queue itself never hands out more cells than fit. Left to
+itself Tune starts one process after the other, and as soon as a cell is finished ends the one that is just starting, since the
+finished one's can have its cell: short cells would then run one at a time."""
 
 KEPT_MEMORY = {
     "GLIBC_TUNABLES": ":".join(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from zeroflow.grid.placement import CellPlacement
+from zeroflow.grid.cell_placement import CellPlacement
 from zeroflow.imports import SourceFile
 from zeroflow.trial.config import TrialConfig
 

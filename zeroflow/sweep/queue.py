@@ -17,8 +17,9 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from zeroflow.errors import ConfigError
+from zeroflow.grid.cell_placement import CellPlacement
 from zeroflow.grid.cost_estimate import work
-from zeroflow.grid.placement import CellPlacement, Node, SweepPlacement, cells_that_fit, on_cluster
+from zeroflow.grid.placement import Node, SweepPlacement, cells_that_fit, on_cluster
 from zeroflow.results import rows
 from zeroflow.results.claims import Claims
 from zeroflow.results.store import Store

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from zeroflow.grid.placement import MEMORY_BLOCK
+from zeroflow.grid.cell_placement import MEMORY_BLOCK
 
 SWEEPS, GROUPS = 2**12, 2**12
 """How many numbers there are of each; their product is ``MEMORY_BLOCK``."""

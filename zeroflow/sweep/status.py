@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from zeroflow.grid.cell_placement import CellPlacement
 from zeroflow.grid.grid_file import Grid
-from zeroflow.grid.placement import CellPlacement, SweepPlacement
+from zeroflow.grid.placement import SweepPlacement
 from zeroflow.grid.plan import Plan, make_plan
 from zeroflow.results.store import Store
 from zeroflow.results.sweeps import sweeps, work_of

@@ -18,7 +18,7 @@ import ray.train
 import ray.train.torch
 from ray.train import TrainingFailedError
 
-from zeroflow.grid.placement import CellPlacement
+from zeroflow.grid.cell_placement import CellPlacement
 from zeroflow.sweep.failures import GroupDied
 from zeroflow.sweep.messages import CellTask, Outcome
 from zeroflow.sweep.rendezvous import RendezvousConfig

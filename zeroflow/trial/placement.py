@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from zeroflow.data.decoded import CACHE_BYTES
+from zeroflow.defaults import CACHE_BYTES
 from zeroflow.errors import ConfigError
 from zeroflow.models.endpoint import Features
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zeroflow.data.decoded import CACHE_BYTES
+from zeroflow.defaults import CACHE_BYTES
 from zeroflow.errors import ConfigError
 
 if TYPE_CHECKING:

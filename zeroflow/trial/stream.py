@@ -9,8 +9,8 @@ import numpy as np
 
 from zeroflow.data import Scenario, class_incremental, class_order, datasets, even_increments, load_dataset
 from zeroflow.data.dataset import ImageDataset
-from zeroflow.data.decoded import CACHE_BYTES
 from zeroflow.data.transforms import transform_of
+from zeroflow.defaults import CACHE_BYTES
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.keys.training import check_batches
 
