@@ -307,6 +307,10 @@ def planned(tmp_path: Path, command: str = "plan", **cell: Any) -> tuple[int, st
         ({"method": "aper-vpt-deep", "backbone": "beit_base_patch16_224"}, "takes no tokens beside those of the image"),
         ({"method": "aper-ssf", "backbone": "vit_base_patch16_xp_224"}, "not timm's plain ones"),
         ({"method": "simplecil", "backbone": "vit_tiny_patch16_224", "image_size": 8}, "smaller than a patch"),
+        (
+            {"method": "simplecil", "backbone": "vit_tiny_patch16_224", "image_size": 40},
+            "would not see the last 8 rows and columns; expected a multiple of 16, such as 32 or 48",
+        ),
         ({"method": "simplecil", "backbone": "vit_tiny_patch16_224", "image_size": 8}, "its own images have 224"),
         ({"method": "aper-norm-affine", "backbone": "vgg11"}, "a VGG has no norm with values of its own"),
         ({"method": "simplecil", "backbone": "resnet18", "access": "spiking"}, "a plain vision transformer"),

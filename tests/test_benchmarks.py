@@ -35,7 +35,7 @@ def printed(*arguments: str | Path, timeout: int = 300, **how: Any) -> str:
     return run.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_optimizer_is_measured(tmp_path: Path) -> None:
     output = tmp_path / "benchmarks" / "optimizers.json"
     printed(ROOT / "benchmarks" / "optimizers.py", "--quick", "--output", output, timeout=500)
@@ -129,7 +129,7 @@ def test_others_optimizers_are_measured_where_they_are_there(there: bool, tmp_pa
         assert expected in table and ("infty-zo-sgd" in table) == (there and results == tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_benchmark_of_planning_runs() -> None:
     found = json.loads(printed(ROOT / "benchmarks" / "plan.py", "--cells", "1", "--rounds", "1"))
     assert found["cells"] == 200 and len(found["seconds"]) == 4

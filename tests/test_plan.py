@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import pickle
+import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -355,9 +356,12 @@ def test_images_of_a_folder_are_counted_by_split_and_class(tmp_path: Path) -> No
         for name, count in counts.items():
             (tmp_path / "data" / "own" / part / name).mkdir(parents=True)
             for number in range(count):
-                Image.new("RGB", (8, 8)).save(tmp_path / "data" / "own" / part / name / f"{number}.png")
+                colour = (number, ord(name), 99 * (part == "train" or number > 0))
+                Image.new("RGB", (8, 8), colour).save(tmp_path / "data" / "own" / part / name / f"{number}.png")
     (tmp_path / "grid.yaml").write_text("grid: [{dataset: folder:own, method: simplecil, tasks: 2}]\n")
     command = ["plan", "--grid", str(tmp_path / "grid.yaml"), "--results", str(tmp_path / "out")]
     run = CliRunner().invoke(main, [*command, "--data-dir", str(tmp_path / "data")])
     assert run.exit_code == 0, run.output
     assert "folder:own: 2 classes; train 8 images, 3 to 5 a class; test 4 images, 2 a class" in run.output
+    twice = re.findall(r"2 test images are training images too, byte for byte, such as \S+/test/a/1.png", run.output)
+    assert len(twice) == 1, run.output

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
 import zeroflow.results
+from zeroflow.cli import main
 from zeroflow.errors import ConfigError
 from zeroflow.grid.cell_placement import CellPlacement
 from zeroflow.grid.grid_file import load_grid, parse_grid, parse_override
@@ -26,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 
 SMALL_GRID = """
 name: small
-base: {checkpoint: none, image_size: 14, tasks: 5, epochs: 1, batch_size: 400}
+base: {checkpoint: none, image_size: 14, tasks: 5, stop_after: 2, epochs: 1, batch_size: 400}
 grid:
   - {method: simplecil}
   - {method: aper-adapter, optimizer: [fo-sgd, zo-sgd], seed: [0, 1]}
@@ -73,6 +75,10 @@ def full_grid(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProce
         cwd=cwd,
         env=environment,
     )
+
+
+def in_this_process(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["sweep", *map(str, arguments)], catch_exceptions=False)
 
 
 def test_a_line_of_progress_names_the_options_that_tell_its_cell_from_others() -> None:
@@ -179,8 +185,8 @@ def test_a_bad_grid_is_refused_before_anything_is_written(tmp_path, text: str, m
 
 def test_the_command_line_refuses_with_one_message_and_writes_nothing(tmp_path) -> None:
     file = write(tmp_path / "bad.yaml", "grid: [{method: ease, optimizer: zo-sdg}]")
-    run = full_grid("--grid", file, "--results", tmp_path / "out")
-    assert run.returncode == 2
+    run = in_this_process("--grid", file, "--results", tmp_path / "out")
+    assert run.exit_code == 2
     assert "bad.yaml: grid[0]: unknown optimizer 'zo-sdg'; did you mean 'zo-sgd'" in run.stderr
     assert "Traceback" not in run.stderr
     assert not (tmp_path / "out").exists()
@@ -189,15 +195,15 @@ def test_the_command_line_refuses_with_one_message_and_writes_nothing(tmp_path) 
 def test_a_checkpoint_that_cannot_be_read_stops_the_sweep_before_it_starts(tmp_path) -> None:
     (tmp_path / "weights.pth").write_bytes(b"not a checkpoint")
     file = write(tmp_path / "grid.yaml", "grid: [{method: simplecil, checkpoint: weights.pth}]")
-    run = full_grid("--grid", file, "--results", "out", cwd=tmp_path)
-    assert run.returncode == 2
+    run = in_this_process("--grid", file, "--results", tmp_path / "out")
+    assert run.exit_code == 2
     assert "weights.pth: cannot be read" in run.stderr and "Traceback" not in run.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_the_default_grid_lists_what_has_no_data_here(tmp_path) -> None:
-    run = full_grid("--dry-run", "--results", tmp_path / "out", "--data-dir", tmp_path / "data")
-    assert run.returncode == 0, run.stderr
+    run = in_this_process("--dry-run", "--results", tmp_path / "out", "--data-dir", tmp_path / "data")
+    assert run.exit_code == 0, run.output
     assert "cifar100" in run.stdout and str(tmp_path / "data") in run.stdout
     assert "quickdraw100-marker aper-adapter zo-sgd q=32" in run.stdout
     assert not (tmp_path / "out").exists()
@@ -274,8 +280,8 @@ def test_a_real_sweep_writes_parquet_and_never_runs_a_cell_twice(tmp_path, sweep
     assert "5 of 5 cells done" in run.stdout and "[5/5" in run.stdout
     trials = zeroflow.results.load(out, "trials")
     assert sorted(trials["cell_id"].to_pylist()) == sorted(c.cell_id for c in load_grid(file).cells)
-    assert zeroflow.results.load(out, "stages").num_rows == 5 * 5
-    assert zeroflow.results.load(out, "accuracy").num_rows == 5 * 15
+    assert zeroflow.results.load(out, "stages").num_rows == 5 * 2
+    assert zeroflow.results.load(out, "accuracy").num_rows == 5 * 3
     assert zeroflow.results.load(out, "steps").num_rows == 4 * 4
     assert (out / "report.html").stat().st_size > 100_000
 
@@ -366,17 +372,6 @@ def test_a_grid_that_no_node_can_hold_fails_at_once_with_the_numbers(tmp_path, s
 
 def test_the_plan_as_json(tmp_path) -> None:
     file = write(tmp_path / "small.yaml", SMALL_GRID)
-    command = [
-        sys.executable,
-        "-m",
-        "zeroflow.cli",
-        "plan",
-        "--grid",
-        str(file),
-        "--results",
-        str(tmp_path / "o"),
-        "--json",
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
+    run = CliRunner().invoke(main, ["plan", "--grid", str(file), "--results", str(tmp_path / "o"), "--json"])
+    assert run.exit_code == 0, run.output
     assert len(json.loads(run.stdout)["missing"]) == 5

@@ -410,8 +410,7 @@ def test_a_stream_of_a_data_set_that_is_not_known_before_is_checked_on_opening(s
     ("method", "optimizer", "forwards"),
     [
         ("ease", "zo-sgd", 64),
-        ("aper-adapter", "zo-sgd", 16),
-        ("ease", "fo-sgd", 32),
+        ("aper-adapter", "fo-sgd", 8),
         ("aper-adapter", "forward-grad", 8),
     ],
 )
@@ -633,7 +632,7 @@ def test_what_was_judged_before_an_interruption_stays_judged_in_every_setting(tm
 
 
 def test_a_killed_process_loses_one_step_at_most(tmp_path) -> None:
-    """SIGKILL at random moments of two real processes; the third gets through."""
+    """SIGKILL at a random moment of a real process; the next one gets through."""
     program = f"""
 import sys
 sys.path[:0] = [{str(Path(__file__).parent)!r}]
@@ -647,7 +646,7 @@ print("END", result.accuracy_matrix.tobytes().hex(), [s.loss for s in result.ste
 """
     whole = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     rng, folder, outputs = np.random.default_rng(0), tmp_path / "unfinished", []
-    for kill in (True, True, False):
+    for kill in (True, False):
         process = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True)
         until = _bytes(folder) + rng.integers(100, 700)
         while kill and process.poll() is None and _bytes(folder) < until:
@@ -655,7 +654,7 @@ print("END", result.accuracy_matrix.tobytes().hex(), [s.loss for s in result.ste
         if kill:
             process.kill()
         outputs.append(process.communicate()[0])
-    assert ["END" in output for output in outputs] == [False, False, True]
+    assert ["END" in output for output in outputs] == [False, True]
     assert outputs[-1].splitlines()[-1] == whole.splitlines()[-1]
 
 

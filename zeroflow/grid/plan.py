@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from zeroflow.data import Preprocessing, datasets, load_dataset
+from zeroflow.data.folders import FileSamples, also_trained
 from zeroflow.errors import ConfigError
 from zeroflow.grid.cost_estimate import COLUMNS, CostEstimate, estimate_costs
 from zeroflow.grid.grid_file import Grid
@@ -98,6 +99,11 @@ class Plan:
                 per_class = f"{each.min()}" if each.min() == each.max() else f"{each.min()} to {each.max()}"
                 parts.append(f"{part} {len(samples.labels):,} images, {per_class} a class")
             lines.append(f"{name}: {len(found.class_names)} classes; {'; '.join(parts)}")
+            train, test = found.train, found.test
+            if not (isinstance(train, FileSamples) and isinstance(test, FileSamples)):
+                continue
+            if seen := also_trained(train, test):
+                lines.append(f"  {len(seen)} test images are training images too, byte for byte, such as {seen[0]}")
         return "\n".join(lines)
 
 

@@ -186,12 +186,21 @@ def create_backbone(
 
 
 def _check_patch(model: Any, name: str, image_size: int | None) -> None:
-    """Refuse images of which a vision transformer would see nothing."""
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if image_size is not None and isinstance(patch, tuple) and image_size < max(patch):
+    """Refuse images of which a vision transformer would see nothing, or not the last rows and columns."""
+    embedding = getattr(model, "patch_embed", None)
+    patch = getattr(embedding, "patch_size", None)
+    if image_size is None or not isinstance(patch, tuple) or image_size == default_image_size(name):
+        return
+    side = max(patch)
+    if image_size < side:
         raise ConfigError(
-            f"image_size={image_size}: smaller than a patch of backbone {name!r}, {max(patch)} pixels; its own images have "
+            f"image_size={image_size}: smaller than a patch of backbone {name!r}, {side} pixels; its own images have "
             f"{default_image_size(name)}"
+        )
+    if (over := image_size % side) and not getattr(embedding, "dynamic_img_pad", False):
+        raise ConfigError(
+            f"image_size={image_size}: backbone {name!r} cuts images into patches of {side} pixels and would not see the last "
+            f"{over} rows and columns; expected a multiple of {side}, such as {image_size - over} or {image_size - over + side}"
         )
 
 
