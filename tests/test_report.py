@@ -108,6 +108,12 @@ def test_the_first_sentences_say_what_was_found(store: Store, tmp_path: Path) ->
     assert "the best by forward passes alone is ease zo-cge with 67.00 % (one seed, +2.00 points)" in page
     # +2 with a half width of 2.48, and below: neither is above with all of its interval.
     assert "Of 2 settings trained by forward passes alone with several seeds, none lies above SimpleCIL" in page
+    for level, verdict in ((82.0, "lies above"), (65.0, "does not lie above")):
+        one = Store(tmp_path / verdict)
+        fill(one, simplecil(70.0), *seeds(level, optimizer="zo-sgd"))
+        assert f"The one setting trained by forward passes alone with several seeds {verdict} SimpleCIL" in page_of(
+            one, tmp_path
+        )
 
 
 @pytest.mark.parametrize("method", ["ranpac", "simplecil"])

@@ -6,7 +6,9 @@ from zeroflow.methods.finetune import FineTuning
 from zeroflow.methods.method import register_method
 
 
-@register_method("joint", "as finetune, each task together with all samples of the tasks before: the reference for forgetting")
+@register_method(
+    "joint", "as finetune, each task together with all samples of the tasks before: the reference for forgetting"
+)
 class Joint(FineTuning):
     """Fine-tuning on all samples seen so far, starting from the values after the previous task."""
 

@@ -72,6 +72,9 @@ def _clearly_above(trained: Sequence[Row]) -> str:
     if not gains:
         return ""
     clear = sum(gain > half_width for gain, half_width in gains)
+    if len(gains) == 1:
+        lies = "lies" if clear else "does not lie"
+        return f" The one setting trained by forward passes alone with several seeds {lies} above SimpleCIL with its whole 95 % interval."
     lie = "lies above SimpleCIL with its" if clear < 2 else "lie above SimpleCIL with their"
     return f" Of {len(gains)} settings trained by forward passes alone with several seeds, {clear or 'none'} {lie} whole 95 % interval."
 
