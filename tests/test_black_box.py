@@ -276,6 +276,54 @@ def test_what_is_no_features_is_told_before_the_first_request(beside: Path, monk
         open_black_box("of-somebody-else", image_size=28, endpoint="own_blocks:wide")
 
 
+def test_a_callable_without_features_is_refused() -> None:
+    def empty(images: Tensor) -> Tensor:
+        return images.new_zeros(len(images), 0)
+
+    message = r"endpoint test_black_box:.*empty: 1 image gives shape \(1, 0\); expected .* \(1, width\), width >= 1"
+    with pytest.raises(ConfigError, match=message):
+        run_trial(TrialConfig.from_dict({**SMALL, "access": "black-box"}), Placement(endpoint=empty))
+
+
+@pytest.mark.parametrize(
+    ("error", "images"), [(ZeroDivisionError("by 0"), 1), (ZeroDivisionError("by 0"), 2), (OSError("away"), 1)]
+)
+def test_what_a_callable_raises_ends_the_cell_in_one_sentence(error: Exception, images: int) -> None:
+    ask, sizes = Asked(), []
+
+    def failing(given: Tensor) -> Tensor:
+        sizes.append(len(given))
+        if len(given) >= images:
+            raise error
+        return ask(given)
+
+    message = rf"^black box test_black_box:.*failing: no .*answer.*: {type(error).__name__}: {error}$"
+    with pytest.raises(EndpointError, match=message) as caught:
+        run_trial(TrialConfig.from_dict({**SMALL, "access": "black-box"}), Placement(endpoint=failing))
+    assert caught.value.__cause__ is error and len(sizes) == images, "it is not asked again"
+
+
+def test_a_callable_short_of_memory_says_so_itself() -> None:
+    """A sweep recognises that error, and tries the cell again with more."""
+
+    def large(images: Tensor) -> Tensor:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        open_black_box("of-somebody-else", image_size=28, endpoint=large)
+
+
+def test_zeroflow_run_shows_what_a_callable_raises_without_a_traceback(
+    beside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(beside)
+    (beside / "own_blocks.py").write_text("def features(images):\n    return 1 / 0\n")
+    settings = [f"--set={key}={value}" for key, value in {**ANY, "dataset": "some-drawings"}.items()]
+    shown = CliRunner().invoke(main, ["run", *settings, "--endpoint", "own_blocks:features"])
+    said = " ".join(shown.stderr.split())
+    assert shown.exit_code == 1 and "black box own_blocks:features: no answer to 1 image: ZeroDivisionError" in said
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_workers_of_a_sweep_import_a_callable_beside_the_grid_file(beside: Path, tmp_path: Path, sweep_here) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +232,81 @@ def test_a_sweep_goes_on_from_the_tasks_that_another_has_kept(tmp_path: Path, sw
     found = Store(tmp_path / "results").load("accuracy").to_pylist()
     whole = rows.tables(run_trial(config))["accuracy"].to_pylist()
     assert [row for row in found if row["cell_id"] == config.cell_id] == whole
+
+
+def test_naming_the_optimizer_that_is_in_use_already_changes_nothing_of_it(cell) -> None:
+    """So that it can be one of the values of an axis."""
+    own = {"lr": 0.5, "eps": 0.25, "queries": 3, "optimizer_options": {"momentum": 0.5}}
+    same = cell(**own, later={"task": 2, "optimizer": "zo-sgd", "epochs": 5})
+    assert same.cell_id == cell(**own, later={"task": 2, "epochs": 5}).cell_id
+    assert cell(**own, later={"task": 2, "optimizer": "zo-sgd"}).cell_id == cell(**own).cell_id
+
+
+def test_every_step_says_how_many_queries_it_had(cell) -> None:
+    for first, later, wanted in (("zo-sgd", {"queries": 4}, (1, 4)), ("fo-sgd", {"optimizer": "zo-sgd"}, (None, 1))):
+        result = run_trial(cell(optimizer=first, stop_after=2, later={"task": 2, **later}))
+        steps = rows.tables(result)["steps"].to_pylist()
+        assert [{step["queries"] for step in steps if step["task"] == task} for task in (0, 1)] == [{q} for q in wanted]
+
+
+def _folder(root: Path, classes: int, images: int, first: int = 0) -> None:
+    from PIL import Image
+
+    shutil.rmtree(root, ignore_errors=True)
+    for part, count in (("train", images), ("test", 3)):
+        for label in range(classes):
+            (root / part / f"class{label}").mkdir(parents=True)
+            for number in range(count):
+                colour = (40 * label + first, 9 * number, 200 * (part == "train"))
+                Image.new("RGB", (14, 14), colour).save(root / part / f"class{label}" / f"{number}.png")
+
+
+@pytest.mark.parametrize("changed", ["images", "more images", "more classes"])
+def test_tasks_that_were_kept_with_other_data_are_not_gone_on_with(
+    changed: str, tiny_vit: dict, tmp_path: Path
+) -> None:
+    """Neither is an interrupted cell: its number would be of two data sets."""
+    data = tmp_path / "data" / "own"
+    place = Placement(str(tmp_path / "data"))
+
+    def made(**later) -> TrialConfig:
+        own = {"dataset": "folder:own", "tasks": 2, "stop_after": None, "lr": 0.1}
+        return TrialConfig.from_dict({**tiny_vit, **BASE, "optimizer": "zo-sgd", **own, "later": {"task": 2, **later}})
+
+    def stop(stage: int, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    _folder(data, 4, 4)
+    run_trial(made(lr=0.2), place, tasks_folder=tmp_path / "kept")
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(made(lr=0.3), place, folder=tmp_path / "unfinished", on_stage=stop)
+    sizes = {"images": (4, 4, 7), "more images": (4, 5, 0), "more classes": (6, 4, 0)}
+    _folder(data, *sizes[changed])
+    whole = run_trial(made(lr=0.3), place)
+    assert_same_bits(run_trial(made(lr=0.3), place, tasks_folder=tmp_path / "kept"), whole)
+    assert_same_bits(run_trial(made(lr=0.3), place, folder=tmp_path / "unfinished"), whole)
+
+
+def test_a_kept_task_of_equal_tasks_is_no_beginning_of_unequal_ones(cell, tmp_path: Path) -> None:
+    """The same classes up to there; of one of them the domain-incremental accuracy has no meaning."""
+    own = {"tasks": 3, "increments": [2, 2, 16]}
+    run_trial(cell(**own, stop_after=None, later={"task": 2, "lr": 0.3}), tasks_folder=tmp_path)
+    config = cell(**own, stop_after=2, later={"task": 2, "lr": 0.2})
+    assert_same_bits(run_trial(config, tasks_folder=tmp_path), run_trial(config))
+
+
+def test_a_mini_batch_too_small_for_the_loss_is_refused_after_a_branch_too(
+    cell, tiny_vit: dict, tmp_path: Path
+) -> None:
+    own = {"loss": "class-means", "method_options": {"tune": "full"}, "batch_size": 8}
+    with pytest.raises(ConfigError, match=r"batch_size=2: loss='class-means' .* expected at least 4"):
+        cell(**own, later={"task": 2, "batch_size": 2})
+    unequal = {"tasks": 3, "increments": [4, 8, 8], "stop_after": None}
+    with pytest.raises(ConfigError, match=r"batch_size=8: .* expected at least 16"):
+        cell(**own, **unequal, later={"task": 2, "lr": 0.1})
+    assert cell(**own, **unequal, later={"task": 2, "batch_size": 16}).at(1).batch_size == 16
+    _folder(tmp_path / "own", 4, 4)
+    values = {**tiny_vit, **BASE, **own, "optimizer": "zo-sgd", "dataset": "folder:own", "tasks": 2, "stop_after": None}
+    config = TrialConfig.from_dict({**values, "later": {"task": 2, "batch_size": 2}})
+    with pytest.raises(ConfigError, match=r"batch_size=2: loss='class-means' .* expected at least 4"):
+        run_trial(config, Placement(str(tmp_path)))

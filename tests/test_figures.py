@@ -168,6 +168,35 @@ def test_hybrid_gains_are_paired_by_seed(full: Store) -> None:
     )
 
 
+def gains_of(store: Store) -> list[figures.Gain]:
+    return figures.hybrid_gains(rows_of(store), store.load("trials"), store.load("stages"))
+
+
+def test_hybrid_gains_stay_within_a_class_order(store: Store) -> None:
+    for order, level in ((1, 50.0), (2, 70.0)):
+        fill(store, cell(level, optimizer="zo-sgd", hybrid_epochs=7, class_order_seed=order))
+        fill(store, cell(level - 1, optimizer="fo-sgd", queries=None, class_order_seed=order))
+    gains = gains_of(store)
+    assert [[point.mean for point in gain.difference] for gain in gains] == [[1.0, 1.0]] * 2
+    names = {trace.name for trace in figures.draw_hybrid_gains(gains).data if trace.name}
+    label = "ease: 7 epochs fo-sgd + 3 zo-sgd"
+    assert {f"{label} class_order_seed={order}" for order in (1, 2)} <= names
+
+
+@pytest.mark.parametrize("options", [{}, {"hybrid_lr": 0.1}])
+def test_first_order_alone_is_that_of_the_exact_gradients_rate(store: Store, options: dict[str, float]) -> None:
+    first = {"optimizer": "fo-sgd", "queries": None}
+    fill(store, cell(51.0, optimizer="zo-sgd", hybrid_epochs=7, lr=0.01 if options else 0.1, optimizer_options=options))
+    for config in ({"lr": 1e-6}, {"lr": 0.01}, {"lr": 0.1, "later": {"task": 2, "optimizer": "zo-sgd"}}):
+        fill(store, cell(20.0, **first, **config))
+    for config in ({"stop_after": 1}, {"batch_size": 7}, {"schedule": "constant"}, {"loss": "error-rate"}):
+        fill(store, cell(20.0, **first, lr=0.1, **config))
+    assert not gains_of(store)
+    fill(store, cell(50.0, **first, lr=0.1))
+    (gain,) = gains_of(store)
+    assert [point.mean for point in gain.difference] == [1.0, 1.0] and gain.alone.config["lr"] == 0.1
+
+
 def test_function_values_average_over_seeds_and_break_between_tasks(full: Store) -> None:
     ease = next(
         v for v in figures.function_values(rows_of(full), full.load("probes")) if v.row.config["method"] == "ease"

@@ -153,7 +153,7 @@ def test_too_many_parameters_for_a_matrix_are_refused_and_a_diagonal_takes_them(
 
 
 def test_a_population_needs_two() -> None:
-    with pytest.raises(ConfigError, match="queries=1 for optimizer 'es-cma': expected an integer >= 2"):
+    with pytest.raises(ConfigError, match="queries=1 for optimizer 'es-cma': expected an integer from 2 to 1,000,000"):
         create_optimizer("es-cma", [parameter()], lr=1.0, queries=1)
     theta = parameter()
     for queries in (2, 3, 4):

@@ -188,3 +188,19 @@ def test_a_file_of_an_earlier_version_is_loaded() -> None:
     other.load_state_dict(state)
     other.step(other_loss)
     assert torch.equal(flat(other_model), flat(model)) and other.forwards == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("zo-adam", {}), ("zo-rge", {}), ("zo-sgd-sign", {}), ("fo-sgd", {}), ("zo-sgd-conserve", {}), ("zo-sgd", {"sparsity": 0.9})],
+)  # fmt: skip
+def test_the_state_of_another_kind_of_optimizer_is_refused(name: str, options: dict) -> None:
+    """It would be taken for its own: without the mask, all weights move under ``sparsity``."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 4)
+    own = create_optimizer("zo-sgd", model, lr=0.1)
+    own.step(lambda: model.weight.square().sum())
+    state = own.state_dict()
+    with pytest.raises(ValueError, match=r"state_dict: of SPSA.* sparsity=0; this optimizer is "):
+        create_optimizer(name, model, lr=0.1, **options).load_state_dict(state)
+    create_optimizer("zo-sgd", model, lr=0.3, momentum=0.5, seed=7).load_state_dict(state)

@@ -132,7 +132,7 @@ def test_a_test_split_is_preferred_to_validation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "names", "numbers"),
     [
-        ([[7, -2, 30, 7], [30, 7, -2]], ("-2", "7", "30"), [1, 0, 2, 1]),
+        ([[7, 0, 30, 7], [30, 7, 0]], ("0", "7", "30"), [1, 0, 2, 1]),
         ([["b", "Ä", "a b", "b"], ["Ä", "a b", "b"]], ("a b", "b", "Ä"), [1, 2, 0, 1]),
         (
             [pa.array(["y", "x", "y"]).dictionary_encode(), pa.array(["x", "y"]).dictionary_encode()],
@@ -205,6 +205,44 @@ def test_a_missing_shard_is_told_whatever_follows_its_number(tmp_path: Path, end
     assert len(parquet_images("whole", tmp_path).train.labels) == 6
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (
+            "train-00000-of-00001",
+            "train-0000{}-of-00002",
+            "data/train-00000-of-00002.parquet: of another number of shards than data/train-00000-of-00001.parquet",
+        ),
+        (
+            "train-0000{}-of-00002-aaaa",
+            "train-0000{}-of-00002-bbbb",
+            "data/train-00000-of-00002-bbbb.parquet: has the shard number of data/train-00000-of-00002-aaaa.parquet",
+        ),
+        (
+            "train-00000-of-00001",
+            "train-0-of-1",
+            "data/train-00000-of-00001.parquet: has the shard number of data/train-0-of-1.parquet",
+        ),
+    ],
+)
+def test_two_generations_of_shards_are_refused(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    """Their images are the same, so training images would be validation images too."""
+    named = features({"label": NAMES})
+    write(tmp_path / "data" / "test.parquet", [1, 2, 3], [0, 1, 2], metadata=named)
+    for name in {pattern.format(i) for pattern in (old, new) for i in range(2)}:
+        write(tmp_path / "data" / f"{name}.parquet", [1, 2, 3], [0, 1, 2], metadata=named)
+    found = problems(tmp_path)
+    assert found[0] == f"{problem}; expected one set of shards"
+    assert all(line.endswith("expected one set of shards") for line in found)
+
+
+def test_shards_of_several_prefixes_make_one_split(tmp_path: Path) -> None:
+    named = features({"label": NAMES})
+    for name in ("forest-train-0-of-2", "forest-train-1-of-2", "garden-train-0-of-1", "test"):
+        write(tmp_path / f"{name}.parquet", [1, 2, 3], [0, 1, 2], metadata=named)
+    assert len(parquet_images("two places", tmp_path).train.labels) == 9
+
+
 def test_a_file_of_no_known_split_is_told(tmp_path: Path) -> None:
     write_both(tmp_path)
     write(tmp_path / "data" / "extra-00000-of-00001.parquet", [1], [0])
@@ -231,12 +269,50 @@ def test_classes_that_do_not_match_are_told_with_their_names(tmp_path: Path) -> 
         "class 'owl': no images",
     ]
     write(tmp_path / "test.parquet", [1, 2], [-1, None], metadata=features({"label": NAMES}))
-    assert problems(tmp_path)[0].endswith("2 rows without a class, row 0 for one (label -1)")
+    assert problems(tmp_path)[0].endswith(
+        "2 rows without a class, row 0 of test.parquet for one (label=-1); "
+        "expected labels 0 to 2 (-1 and null mean none)"
+    )
     write(tmp_path / "test.parquet", [1, 2], [0, 1], metadata=features({"label": NAMES[::-1]}))
     assert "other class names than in" in problems(tmp_path)[0]
     write(tmp_path / "train.parquet", [1, 2], [0, 1])
     write(tmp_path / "test.parquet", [1, 2], ["a", "b"])
     assert "labels of another type than in" in problems(tmp_path)[0]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_labels_of_another_column_in_the_test_split_are_refused(tmp_path: Path, named: bool) -> None:
+    for part, column in (("train", "fine"), ("test", "coarse")):
+        metadata = features({column: ["a", "b"]}) if named else None
+        write(tmp_path / f"{part}.parquet", [1, 2], [0, 1], label=column, metadata=metadata)
+    (found,) = problems(tmp_path)
+    assert "test split: its labels are in column 'coarse', those of " in found
+    assert found.endswith("train split in 'fine'; expected the same column")
+
+
+def test_negative_labels_are_no_classes(tmp_path: Path) -> None:
+    write(tmp_path / "train-0-of-2.parquet", [1, 2, 3], [0, 1, 1])
+    write(tmp_path / "train-1-of-2.parquet", [1, 2, 3, 4, 5], [0, 1, 1, -1, -2])
+    write(tmp_path / "test.parquet", [1, 2, 3], [0, 1, -1])
+    where = "row {} of {}.parquet for one (label=-1); expected labels >= 0, or texts (-1 and null mean none)"
+    first, second = problems(tmp_path)
+    assert first.endswith("train split: 2 rows without a class, " + where.format(3, "train-1-of-2"))
+    assert second.endswith("test split: 1 rows without a class, " + where.format(2, "test"))
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (["cat", "cat"], "names of classes look alike: 'cat', 'cat'; expected one name for a class"),
+        (["cat", " cat"], "names of classes look alike: ' cat', 'cat'; expected one name for a class"),
+        (["cat", ""], "a class without a name: ''"),
+    ],
+)
+def test_names_of_the_metadata_that_are_hardly_names_are_told(tmp_path: Path, names: list[str], problem: str) -> None:
+    for part in ("train", "test"):
+        write(tmp_path / f"{part}.parquet", [1, 2], [0, 1], metadata=features({"label": names}))
+    (found,) = problems(tmp_path)
+    assert found.endswith(f"train split: {problem}")
 
 
 @pytest.mark.parametrize(

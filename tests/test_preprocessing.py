@@ -23,7 +23,8 @@ from PIL import Image
 from zeroflow import Placement, TrialConfig, run_trial
 from zeroflow.cli import main
 from zeroflow.data import Preprocessing, transform_of, transforms
-from zeroflow.data.transforms import center_crop, random_resized_crop
+from zeroflow.data.preprocessing import CROP_MODES, RANGES
+from zeroflow.data.transforms import center_crop, evaluation_crop, normalised, random_resized_crop
 from zeroflow.errors import ConfigError
 from zeroflow.grid.grid_file import parse_grid
 from zeroflow.grid.plan import make_plan
@@ -229,15 +230,22 @@ def test_cells_that_do_not_normalise_keep_their_ids_and_know_no_preprocessing() 
     [
         ({"meen": [0, 0, 0]}, "preprocessing: unknown key 'meen'; did you mean 'mean'"),
         ({"crop": 0.9}, "did you mean 'crop_"),
-        ({"mean": 0.5}, r"preprocessing.mean=0.5: expected three finite numbers"),
-        ({"mean": [0.5, 0.5]}, "three finite numbers"),
-        ({"mean": [0.5, 0.5, float("nan")]}, "three finite numbers"),
-        ({"mean": [0.5, 0.5, True]}, "three finite numbers"),
-        ({"mean": ["0.5"] * 3}, "three finite numbers"),
-        ({"std": [0.5, 0.5, 0]}, r"preprocessing.std=\[0.5, 0.5, 0\]: expected three finite numbers > 0"),
-        ({"std": [0.5, 0.5, -1]}, "> 0"),
-        ({"std": [0.5, 0.5, float("inf")]}, "three finite numbers > 0"),
-        ({"crop_pct": 0}, r"preprocessing.crop_pct=0: expected a share in \(0, 1\]"),
+        ({"mean": 0.5}, r"preprocessing.mean=0.5: expected three numbers in \[-1000, 1000\]"),
+        ({"mean": [0.5, 0.5]}, "three numbers in"),
+        ({"mean": [0.5, 0.5, float("nan")]}, "three numbers in"),
+        ({"mean": [0.5, 0.5, True]}, "three numbers in"),
+        ({"mean": ["0.5"] * 3}, "three numbers in"),
+        ({"std": [0.5, 0.5, 0]}, r"preprocessing.std=\[0.5, 0.5, 0\]: expected three numbers in \[1e-06, 1e\+06\]"),
+        ({"std": [0.5, 0.5, -1]}, "three numbers in"),
+        ({"mean": [1e308] * 3}, r"preprocessing.mean=\[1e\+308, .*: expected three numbers in \[-1000, 1000\]"),
+        ({"mean": [0, 0, -1001]}, "three numbers in"),
+        ({"mean": [10**400] * 3}, "three numbers in"),
+        ({"std": [1, 1, 1e-7]}, "three numbers in"),
+        ({"std": [1, 1, 1e7]}, "three numbers in"),
+        ({"crop_pct": 1e-9}, r"preprocessing.crop_pct=1e-09: expected a share in \[0.1, 1\]"),
+        ({"crop_pct": 0.099}, "a share in"),
+        ({"std": [0.5, 0.5, float("inf")]}, "three numbers in"),
+        ({"crop_pct": 0}, r"preprocessing.crop_pct=0: expected a share in \[0.1, 1\]"),
         ({"crop_pct": 1.15}, "a share in"),
         ({"crop_pct": float("nan")}, "a share in"),
         ({"crop_pct": "90%"}, "a share in"),
@@ -251,6 +259,15 @@ def test_cells_that_do_not_normalise_keep_their_ids_and_know_no_preprocessing() 
 def test_wrong_preprocessing_is_refused_with_key_and_value(given: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(preprocessing=given)
+
+
+@pytest.mark.parametrize("mode", CROP_MODES)
+@pytest.mark.parametrize("side", [0, 1])
+def test_the_extremes_of_every_range_give_finite_images(mode: str, side: int) -> None:
+    mean, std, crop_pct = (RANGES[key][side] for key in ("mean", "std", "crop_pct"))
+    own = Preprocessing(mean=(mean,) * 3, std=(std,) * 3, crop_pct=crop_pct, crop_mode=mode)
+    batch = normalised(evaluation_crop([tensor(photo(9, 20))], 16, own), own)
+    assert batch.shape == (1, 3, 16, 16) and bool(batch.isfinite().all())
 
 
 def test_where_there_is_nothing_to_normalise_preprocessing_is_refused() -> None:

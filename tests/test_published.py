@@ -110,6 +110,39 @@ def test_any_other_cell_is_not_ours(tmp_path: Path, change: dict[str, Any]) -> N
     assert not other.verified and other.ours == {}
 
 
+@pytest.mark.parametrize(
+    ("cell", "change"),
+    [
+        (("ease", "fo-sgd"), {"later": {"task": 3, "optimizer": "zo-sgd"}}),
+        (("aper-adapter", "zo-sgd"), {"classifier": "lda"}),
+        (("ease", "zo-sgd"), {"loss": "error-rate"}),
+        (("ease", "zo-sgd"), {"transform": "drawings"}),
+        (("ease", "zo-sgd"), {"preprocessing": {"mean": [0, 0, 0], "std": [1, 1, 1]}}),
+        (("ease", "zo-sgd"), {"preprocessing": {"crop_pct": 0.5}}),
+    ],
+)  # fmt: skip
+def test_neither_is_a_cell_of_another_loss_classifier_or_image(
+    tmp_path: Path, cell: tuple[str, str], change: dict[str, Any]
+) -> None:
+    row = published.published(*cell, "cifar100")
+    config = {**SIGN, "method": cell[0], "optimizer": cell[1]}
+    table = trials(tmp_path, (config, 40.0), ({**config, **change}, 90.0))
+    (own,) = published.compare(table, [row])
+    assert table.num_rows == 2 and (own.ours["avg"].mean, own.ours["avg"].n) == (40.0, 1)
+
+
+def test_the_papers_images_are_those_of_its_grid_of_the_tag_and_of_older_files(tmp_path: Path) -> None:
+    row = published.published("ease", "zo-sgd-sign", "cifar100")
+    pilot = ({**SIGN, "transform": "pilot", "image_size": 224}, 30.0)
+    new = trials(tmp_path / "new", ({**SIGN, "seed": 1}, 10.0), pilot)
+    older = trials(tmp_path / "older", ({**SIGN, "seed": 2}, 20.0))
+    for name in ("preprocessing", "later", "loss", "access", "classifier", "classifier_options"):
+        place = older.schema.get_field_index(name)
+        older = older.set_column(place, older.schema.field(name), pa.nulls(1, older.schema.field(name).type))
+    found = published.compare(pa.concat_tables([new, older]), [row])
+    assert sorted(each.ours["avg"].mean for each in found) == [10.0, 20.0, 30.0]
+
+
 def test_what_the_paper_leaves_out_may_be_anything_and_nothing_is_picked(tmp_path: Path) -> None:
     free = {
         "optimizer_options": {"momentum": 0.9, "weight_decay": 5e-4},
@@ -162,6 +195,61 @@ def test_an_effect_of_several_settings_is_not_measured(tmp_path: Path) -> None:
         3.0,
         "one seed",
     )
+
+
+def effect_of_zeroth_order(trials: pa.Table) -> tuple[float, int] | None:
+    """Mean and number of pairs of the first effect of Table 1."""
+    found = next(e for e in effects("table1", trials) if e.name == "ease: zo-sgd - fo-sgd" and e.metric == "avg")
+    return None if found.ours is None else (found.ours.mean, found.ours.n)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stop_after": 5}, {"tasks": 20}, {"epochs": 3}, {"batch_size": 7}, {"schedule": "constant"}, {"class_order_seed": 7},
+        {"loss": "error-rate"}, {"validation": 0.1}, {"method_options": {"bottleneck": 16}}, {"seed": 1}, {"dtype": "float64"},
+        {"transform": "plain"}, {"dataset": "quickdraw100-marker"}, {"later": {"task": 3, "optimizer": "zo-sgd-sign"}},
+    ],
+)  # fmt: skip
+def test_cells_of_different_streams_make_no_effect(tmp_path: Path, change: dict[str, Any]) -> None:
+    table = trials(tmp_path, ({**SMALL, **change}, 80.0), ({**SMALL, "optimizer": "fo-sgd"}, 60.0))
+    assert effect_of_zeroth_order(table) is None
+
+
+def test_a_classifier_is_no_optimizers_effect(tmp_path: Path) -> None:
+    first = {**SMALL, "method": "aper-adapter", "optimizer": "fo-sgd"}
+    other = {**SMALL, "method": "aper-adapter", "classifier": "lda"}
+    assert not any(effect.ours for effect in effects("table1", trials(tmp_path, (other, 80.0), (first, 60.0))))
+
+
+def test_effects_are_paired_within_each_class_order_and_branches_left_out(tmp_path: Path) -> None:
+    first = {**SMALL, "optimizer": "fo-sgd"}
+    cells = [
+        ({**config, "class_order_seed": order, "seed": seed}, level + order * 20 + seed)
+        for order in (1, 2)
+        for seed in (0, 1)
+        for config, level in ((SMALL, 31.0), (first, 30.0))
+    ]
+    branch = ({**first, "class_order_seed": 1, "later": {"task": 3, "optimizer": "zo-sgd"}}, 90.0)
+    assert effect_of_zeroth_order(trials(tmp_path / "both", *cells, branch)) == (1.0, 4)
+    tried = ({**first, "class_order_seed": 1, "lr": 0.5}, 90.0)
+    assert effect_of_zeroth_order(trials(tmp_path / "tried", *cells, tried)) == (1.0, 2), "the order with one rate"
+
+
+def test_the_order_of_optimizers_is_that_on_streams_that_all_have_run(tmp_path: Path) -> None:
+    same = [({**SMALL, "optimizer": name}, 90.0 - 5 * number) for number, name in enumerate(published.ORDER)]
+    short = ({**SMALL, "optimizer": published.ORDER[-1], "stop_after": 2}, 99.0)
+    alone = order("ease", trials(tmp_path / "same", *same))
+    assert alone[0] is not None and order("ease", trials(tmp_path / "more", *same, short)) == alone
+    assert order("ease", trials(tmp_path / "other", *same[:-1], short))[0] is None
+
+
+def test_a_hybrid_effect_is_against_the_rate_of_its_exact_gradients(tmp_path: Path) -> None:
+    hybrid = {**SMALL, "lr": 1e-4, "hybrid_epochs": 7, "optimizer_options": {"hybrid_lr": 0.1}}
+    first = {**SMALL, "optimizer": "fo-sgd"}
+    table = trials(tmp_path, (hybrid, 61.0), ({**first, "lr": 0.1}, 60.0), ({**first, "lr": 1e-6}, 20.0))
+    (avg, _) = effects("hybrid", table)
+    assert avg.ours is not None and avg.ours.mean == 1.0
 
 
 def test_queries_are_compared_within_a_method_and_at_as_many_epochs(tmp_path: Path) -> None:

@@ -112,8 +112,8 @@ def parquet_images(name: str, root: str | Path, label_column: str | None = None)
 
     Raises:
         ConfigError: the message lists all problems: a split without files, a file with no or an ambiguous split, a missing or
-            unreadable file, a column that is missing or ambiguous, a row without a class, a class without images in one
-            split.
+            unreadable file, several sets of shards, a column that is missing, ambiguous or another one in the other split,
+            equal class names, a row without a class, a class without images in one split.
     """
     root = Path(root)
     problems: list[str] = []
@@ -145,8 +145,14 @@ class _Split:
     where: str
     groups: Sequence[RowGroup]
     image_column: str
+    label_column: str
     values: list[Any]
     names: tuple[str, ...] | None
+
+    def place(self, index: int) -> tuple[Path, int]:
+        """The file of a sample, and its row there."""
+        file = next(group.file for group in reversed(self.groups) if group.first <= index)
+        return file, index - next(group.first for group in self.groups if group.file == file)
 
     @classmethod
     def read(cls, split: str, files: Sequence[Path], label_column: str | None, problems: list[str]) -> list[_Split]:
@@ -174,8 +180,8 @@ class _Split:
                 problems.append(f"{path}: cannot be read as a Parquet file: {error}")
         if len(problems) > before or columns is None:
             return []
-        image, _, names = columns
-        return [cls(f"{files[0].parent}, {split} split", groups, image, values, names)]
+        image, label, names = columns
+        return [cls(f"{files[0].parent}, {split} split", groups, image, label, values, names)]
 
 
 def _splits(root: Path, problems: list[str]) -> dict[str, list[Path]]:
@@ -207,16 +213,33 @@ def _splits(root: Path, problems: list[str]) -> dict[str, list[Path]]:
             problems.append(
                 f"{root}: files of the {split} split in several folders: {', '.join(map(str, places))}; name one of them"
             )
-        shards = [match for path in paths if (match := SHARD.fullmatch(path.name))]
-        for first, count in sorted({(shard[1], shard[3]) for shard in shards}):
-            there = {int(shard[2]) for shard in shards if (shard[1], shard[3]) == (first, count)}
-            problems += [
-                f"{places[0] / f'{first}-{i:0{len(count)}d}-of-{count}.parquet'}: no such file, though others of these {int(count)} "
-                "are there"
-                for i in range(int(count))
-                if i not in there
-            ]
+        problems += _shard_problems(paths)
     return splits
+
+
+def _shard_problems(paths: Sequence[Path]) -> list[str]:
+    """Problems with a split's numbered files: one is missing, or there are several sets, which would hold images twice."""
+    sets: dict[tuple[Path, str], list[tuple[Path, re.Match[str]]]] = {}
+    for path in paths:
+        if match := SHARD.fullmatch(path.name):
+            sets.setdefault((path.parent, match[1]), []).append((path, match))
+    problems: list[str] = []
+    for (folder, prefix), shards in sorted(sets.items()):
+        (first, match), digits = shards[0], shards[0][1][3]
+        if other := next((path for path, match in shards if int(match[3]) != int(digits)), None):
+            problems.append(f"{other}: of another number of shards than {first}; expected one set of shards")
+            continue
+        there: dict[int, Path] = {}
+        for path, match in shards:
+            if (same := there.setdefault(int(match[2]), path)) != path:
+                problems.append(f"{path}: has the shard number of {same}; expected one set of shards")
+        problems += [
+            f"{folder / f'{prefix}-{i:0{len(digits)}d}-of-{digits}.parquet'}: no such file, though others of these {int(digits)} "
+            "are there"
+            for i in range(int(digits))
+            if i not in there
+        ]
+    return problems
 
 
 def _split_of(path: Path) -> str | None:
@@ -286,14 +309,20 @@ def _numbered(splits: Sequence[_Split], problems: list[str]) -> tuple[list[str],
     """The class names of the training and the test split, and each one's labels as numbers of these."""
     train, test = splits
     for split in splits:
-        unlabelled = [
-            i for i, v in enumerate(split.values) if v is None or (split.names and not 0 <= v < len(split.names))
-        ]
+        unlabelled = [i for i, value in enumerate(split.values) if not _is_class(value, split.names)]
         if unlabelled:
             first = unlabelled[0]
+            file, row = split.place(first)
+            wanted = f"0 to {len(split.names) - 1}" if split.names else ">= 0, or texts"
             problems.append(
-                f"{split.where}: {len(unlabelled)} rows without a class, row {first} for one (label {split.values[first]})"
+                f"{split.where}: {len(unlabelled)} rows without a class, row {row} of {file} for one "
+                f"({split.label_column}={split.values[first]}); expected labels {wanted} (-1 and null mean none)"
             )
+    if train.label_column != test.label_column:
+        problems.append(
+            f"{test.where}: its labels are in column {test.label_column!r}, those of {train.where} in "
+            f"{train.label_column!r}; expected the same column"
+        )
     if train.names != test.names:
         problems.append(f"{test.where}: other class names than in {train.where}")
     if not problems and len({type(value) for split in splits for value in split.values}) > 1:
@@ -301,10 +330,18 @@ def _numbered(splits: Sequence[_Split], problems: list[str]) -> tuple[list[str],
     if problems:
         return [], []
     known = range(len(train.names)) if train.names else sorted({value for split in splits for value in split.values})
-    problems += [f"{train.where}: {problem}" for problem in unlike(name for name in known if isinstance(name, str))]
+    texts = train.names or [name for name in known if isinstance(name, str)]
+    problems += [f"{train.where}: {problem}" for problem in unlike(texts)]
     number = {value: i for i, value in enumerate(known)}
     labels = [np.array([number[value] for value in split.values], dtype=np.int64) for split in splits]
     return list(train.names or map(str, known)), labels
+
+
+def _is_class(value: Any, names: Sequence[str] | None) -> bool:
+    """Whether a label stands for a class: one of the names, or any text or number that is not negative."""
+    if value is None or isinstance(value, str):
+        return value is not None
+    return value >= 0 and (names is None or value < len(names))
 
 
 def _info(name: str) -> DatasetInfo:

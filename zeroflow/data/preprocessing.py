@@ -11,6 +11,8 @@ from zeroflow.options import finite
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 CROP_MODES = ("center", "squash", "border")
+# Far beyond what any weights expect; outside of them float32 or the memory for a resized image overflows.
+RANGES = {"mean": (-1e3, 1e3), "std": (1e-6, 1e6), "crop_pct": (0.1, 1.0)}
 
 Colour = tuple[float, float, float]
 
@@ -20,10 +22,10 @@ class Preprocessing:
     """Resizing, cropping and normalisation, with timm's names and defaults.
 
     Attributes:
-        mean: of each channel, for pixels in [0, 1].
-        std: of each channel; the network gets ``(pixels - mean) / std``.
+        mean: of each channel, for pixels in [0, 1]; -1000 to 1000.
+        std: of each channel; the network gets ``(pixels - mean) / std``; 1e-6 to 1e6.
         interpolation: one of ``INTERPOLATIONS``.
-        crop_pct: share of the resized image's side that the test crop keeps.
+        crop_pct: share of the resized image's side that the test crop keeps, 0.1 to 1.
         crop_mode: what is resized before the centre crop. ``center``: the shorter side; ``squash``: both sides, ignoring the
             aspect ratio; ``border``: the longer side, padded with the mean.
 
@@ -38,14 +40,15 @@ class Preprocessing:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        for key, bound in (("mean", ""), ("std", " > 0")):
-            value = getattr(self, key)
+        for key in ("mean", "std"):
+            value, (least, most) = getattr(self, key), RANGES[key]
             three = isinstance(value, list | tuple) and len(value) == 3 and all(map(_number, value))
-            if not three or (bound and min(value) <= 0):
-                raise ConfigError(f"preprocessing.{key}={value!r}: expected three finite numbers{bound}")
+            if not three or min(value) < least or max(value) > most:
+                raise ConfigError(f"preprocessing.{key}={value!r}: expected three numbers in [{least:g}, {most:g}]")
             object.__setattr__(self, key, tuple(map(float, value)))
-        if not _number(self.crop_pct) or not 0 < self.crop_pct <= 1:
-            raise ConfigError(f"preprocessing.crop_pct={self.crop_pct!r}: expected a share in (0, 1]")
+        least, most = RANGES["crop_pct"]
+        if not _number(self.crop_pct) or not least <= self.crop_pct <= most:
+            raise ConfigError(f"preprocessing.crop_pct={self.crop_pct!r}: expected a share in [{least:g}, {most:g}]")
         object.__setattr__(self, "crop_pct", float(self.crop_pct))
         for key, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
             if getattr(self, key) not in known:

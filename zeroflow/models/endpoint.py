@@ -240,12 +240,12 @@ class BlackBox(OpaqueBackbone):
             self.requests += 1
             self.images += len(images)
             try:
-                return self._checked(self._ask(images), len(images)).to(images)
-            except (EndpointError, OSError) as error:
+                return self._checked(_called(self._ask, images), len(images)).to(images)
+            except EndpointError as error:
                 if wait is None or isinstance(error, Refused):
-                    where = getattr(self._ask, "url", None) or type(self._ask).__name__
                     tries = "" if isinstance(error, Refused) else f" in {len(self._waits) + 1} tries; the last"
-                    raise EndpointError(f"black box {where}: no usable answer{tries}: {error}") from None
+                    where = _name_of(self._ask)
+                    raise EndpointError(f"black box {where}: no usable answer{tries}: {error}") from error.__cause__
                 time.sleep(wait)
         raise AssertionError
 
@@ -261,6 +261,40 @@ class BlackBox(OpaqueBackbone):
 
 class _Asked(BaseException):
     """Ends an evaluation whose request is to be merged with others."""
+
+
+def _called(ask: Features, images: Tensor) -> Any:
+    """What a callable returns. An ``OSError`` of it may pass, and becomes an ``EndpointError``; any other error stays: ``Refused``."""
+    try:
+        return ask(images)
+    except (ConfigError, EndpointError, MemoryError):  # the last: a sweep tries the cell again with more
+        raise
+    except Exception as error:
+        kind = EndpointError if isinstance(error, OSError) else Refused
+        raise kind(f"{type(error).__name__}: {error}") from error
+
+
+def _name_of(ask: Features) -> str:
+    """A black box in messages: its address, or the ``module:attribute`` of a function or of an object's class."""
+    if url := getattr(ask, "url", None):
+        return str(url)
+    named = ask if hasattr(ask, "__qualname__") else type(ask)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _width_of(ask: Features, size: int) -> int:
+    """The number of features that a callable gives for one image."""
+    with torch.no_grad():
+        try:
+            probe = _called(ask, torch.zeros(1, 3, size, size))
+        except EndpointError as error:
+            raise EndpointError(f"black box {_name_of(ask)}: no answer to 1 image: {error}") from error.__cause__
+    if not isinstance(probe, Tensor) or probe.ndim != 2 or len(probe) != 1 or probe.shape[1] < 1:
+        shape = f"shape {tuple(probe.shape)}" if isinstance(probe, Tensor) else type(probe).__name__
+        raise ConfigError(
+            f"endpoint {_name_of(ask)}: 1 image gives {shape}; expected a tensor of shape (1, width), width >= 1"
+        )
+    return probe.shape[1]
 
 
 def open_black_box(
@@ -282,7 +316,7 @@ def open_black_box(
 
     Raises:
         ConfigError: no endpoint is given, it cannot be imported, returns no features, or serves something else.
-        EndpointError: it does not respond.
+        EndpointError: it does not respond, or a callable fails; what that raised is the ``__cause__``.
     """
     if endpoint is None:
         raise ConfigError(
@@ -295,12 +329,7 @@ def open_black_box(
     if not isinstance(endpoint, str):
         if size is None:
             raise ConfigError(f"image_size: not known for {name!r}; set it")
-        with torch.no_grad():
-            probe = endpoint(torch.zeros(1, 3, size, size))
-        if not isinstance(probe, Tensor) or probe.ndim != 2 or len(probe) != 1:
-            shape = f"shape {tuple(probe.shape)}" if isinstance(probe, Tensor) else type(probe).__name__
-            raise ConfigError(f"endpoint: 1 image gives {shape}; expected a tensor of shape (1, width)")
-        return BlackBox(endpoint, probe.shape[-1], size)
+        return BlackBox(endpoint, _width_of(endpoint, size), size)
     client = HttpFeatures(endpoint, timeout)
     for wait in (*WAITS, None):
         try:

@@ -7,28 +7,40 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zeroflow.optim.executor import Numbers
+
+Place = tuple[nn.Module, str]
+"""A module and the name of a buffer of it."""
+
+LARGE = 2**20
+"""Numbers of a buffer that is no longer looked at once it was seen still: a table or a quantised weight, not a statistic."""
 
 
 class Buffers:
     """A model's buffers, such as batch norm's statistics: restored after every evaluation, updated once a step.
 
-    Most never change. Those that did not change in the first step are not copied again.
+    Modules move them in place or put another tensor in their place. Most never change. Those that did not change in one step
+    take no part in the steps after it, until they do change.
 
     Args:
-        tensors: all buffers.
-        still: identities of those known not to change, the same in all processes; kept by the caller.
+        places: of all buffers.
+        still: those known not to change, the same in all processes; kept by the caller.
+        alone: whether no other process, and no log, has to know what moves. Otherwise small buffers always take part.
 
     Attributes:
         settled: whether their values after this step are known.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], still: set[int] | None = None) -> None:
-        self._still = set() if still is None else still
-        self._tensors = [t for t in tensors if id(t) not in self._still]
-        self._moving: list[Tensor] | None = None  # in this step's first evaluation
+    def __init__(
+        self, places: Sequence[Place], still: set[tuple[int, str]] | None = None, *, alone: bool = True
+    ) -> None:
+        self._still, self._alone = set() if still is None else still, alone
+        there = [(place, tensor) for place in places if (tensor := place[0]._buffers[place[1]]) is not None]
+        self._tensors = [(place, tensor) for place, tensor in there if _key(place) not in self._still]
+        self._quiet = [one for one in there if _key(one[0]) in self._still and one[1].numel() <= LARGE]
+        self._seen = self._seen_moving = False  # in an evaluation of this step
         self._after: list[tuple[Tensor, Tensor]] = []
         self._moved: list[bool] = []
         self.settled = not self._tensors
@@ -36,7 +48,7 @@ class Buffers:
     @property
     def seen_still(self) -> bool:
         """Whether an evaluation in this process changed none."""
-        return self._moving == []
+        return self._seen and not self._seen_moving
 
     @property
     def still(self) -> Numbers:
@@ -46,32 +58,36 @@ class Buffers:
     @property
     def width(self) -> int:
         """How many ``numbers`` there are at most."""
-        return len(self._tensors) + sum(len(_real(t)) for t in self._tensors)
+        return len(self._tensors) + sum(len(_real(t)) for _, t in self._tensors)
 
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Restore buffers that change inside."""
-        before = [(t, t.clone()) for t in (self._tensors if self._moving is None else self._moving)]
+        before = [(place, tensor, tensor.clone()) for place, tensor in (*self._tensors, *self._quiet)]
+        changed: list[Place] = []
         try:
             yield
-            if self._moving is None:
-                # Version counters do not tell: batch norm moves its statistics behind them.
-                self._moving = [tensor for tensor, values in before if not torch.equal(tensor, values)]
+            # Version counters do not tell: batch norm moves its statistics behind them.
+            changed = [place for place, tensor, values in before if _changed(place, tensor, values)]
         finally:
-            for tensor, values in before:
-                tensor.detach().copy_(values)
+            _restore(before)
+        self._seen, self._seen_moving = True, self._seen_moving or bool(changed)
+        for one in [one for one in self._quiet if one[0] in changed]:
+            self._still.discard(_key(one[0]))
+            self._quiet.remove(one)
+            self._tensors.append(one)
+            self.settled = False
 
     @contextmanager
     def remembered(self) -> Iterator[None]:
         """Restore buffers that change inside, and record their new values."""
-        before = [(tensor, tensor.clone()) for tensor in self._tensors]
+        before = [(place, tensor, tensor.clone()) for place, tensor in self._tensors]
         try:
             yield
-            self._after = [(tensor, tensor.clone()) for tensor in self._tensors]
-            self._moved = [not torch.equal(tensor, values) for tensor, values in before]
+            self._after = [(tensor, _now(place, tensor).clone()) for place, tensor in self._tensors]
+            self._moved = [_changed(place, tensor, values) for place, tensor, values in before]
         finally:
-            for tensor, values in before:
-                tensor.detach().copy_(values)
+            _restore(before)
 
     def numbers(self, share: float, first: bool) -> Numbers:
         """The recorded values, to be summed over shards for ``take``: which ones changed, then all values.
@@ -88,7 +104,7 @@ class Buffers:
         """Record the sum over all shards; returns whether anything changed."""
         moved, values = numbers[: len(self._tensors)], torch.tensor(numbers[len(self._tensors) :], dtype=torch.float64)
         self._after, self.settled, place = [], True, 0
-        for tensor, flag in zip(self._tensors, moved, strict=True):
+        for (place_of, tensor), flag in zip(self._tensors, moved, strict=True):
             size = len(_real(tensor))
             if flag:
                 after = torch.empty_like(tensor)
@@ -96,8 +112,8 @@ class Buffers:
                     values[place : place + size]
                 )
                 self._after.append((tensor, after))
-            else:
-                self._still.add(id(tensor))
+            elif self._alone or tensor.numel() > LARGE:
+                self._still.add(_key(place_of))
             place += size
         return bool(self._after)
 
@@ -105,6 +121,27 @@ class Buffers:
         """Set the buffers to the recorded values."""
         for tensor, values in self._after:
             tensor.detach().copy_(values)
+
+
+def _key(place: Place) -> tuple[int, str]:
+    return id(place[0]), place[1]
+
+
+def _now(place: Place, tensor: Tensor) -> Tensor:
+    """The tensor that is in a place now, if it is one of the same kind."""
+    found = place[0]._buffers.get(place[1])
+    same = found is not None and found.shape == tensor.shape and found.dtype == tensor.dtype
+    return found if found is not None and same else tensor
+
+
+def _changed(place: Place, tensor: Tensor, values: Tensor) -> bool:
+    return not torch.equal(_now(place, tensor), values)
+
+
+def _restore(before: Sequence[tuple[Place, Tensor, Tensor]]) -> None:
+    for (module, name), tensor, values in before:
+        module._buffers[name] = tensor
+        tensor.detach().copy_(values)
 
 
 def _integral(tensor: Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +45,13 @@ class Composition:
     max_skipped: int = 10
     check_precision: bool = True
 
+    @property
+    def kind(self) -> str:
+        """The pieces by name, with what a saved state depends on; not the numbers that a parameter group holds."""
+        rule = getattr(self.inner, "func", self.inner)
+        pieces = [_named(piece) for piece in (self.estimator, *self.directions, self.update)]
+        return " ".join([*pieces, getattr(rule, "__name__", type(rule).__name__), f"sparsity={self.sparsity:g}"])
+
     def __post_init__(self) -> None:
         pieces: list[Direction | Update] = [*self.directions, self.update]
         for piece in pieces:
@@ -51,3 +60,10 @@ class Composition:
                     f"{type(piece).__name__} needs the estimator {' or '.join(n.__name__ for n in piece.needs)}, "
                     f"got {type(self.estimator).__name__}"
                 )
+
+
+def _named(piece: object) -> str:
+    """A piece's type, with its settings where it declares them as fields."""
+    if not dataclasses.is_dataclass(piece):
+        return type(piece).__name__
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(piece))  # where an object is in memory tells nothing

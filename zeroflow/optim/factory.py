@@ -233,7 +233,12 @@ def check_settings(
     for key, value, right, expected in (
         ("lr", lr, _is_number(lr) and lr >= 0, "a number >= 0"),
         ("eps", eps, _is_number(eps) and eps > 0, "a number > 0"),
-        ("queries", queries, isinstance(queries, Integral) and queries >= least, f"an integer >= {least}"),
+        (
+            "queries",
+            queries,
+            isinstance(queries, Integral) and least <= queries <= MOST_QUERIES,
+            f"an integer from {least} to {MOST_QUERIES:,}",
+        ),
         ("seed", seed, isinstance(seed, Integral) and 0 <= seed < 2**64, "an integer from 0 to 2^64 - 1"),
     ):
         if not right or isinstance(value, bool):
@@ -256,6 +261,8 @@ def check_settings(
         raise ConfigError(f"options {dict(options)} for optimizer {info.name!r}: {error}") from None
 
 
+MOST_QUERIES = 1_000_000
+"""More directions a step than any use of them needs; beyond that their losses alone fill the memory."""
 _ARGUMENTS = ("lr", "queries", "eps", "seed")
 _MEANT = {"q": "queries", "eps_zo": "eps", "mu": "eps", "epsilon": "eps", "learning_rate": "lr"}
 

@@ -82,7 +82,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         self._memory: dict[str, Any] = {}  # of the direction: part of the state
         self._adapted: dict[str, Any] = {}  # of the estimator: part of the state, in its own precision and place
         self._transient: dict[str, Any] = {}  # of the estimator: saves work, never changes a result
-        self._still: set[int] = set()  # buffers known not to move
+        self._still: set[tuple[int, str]] = set()  # buffers known not to move
         self._told: ToldLosses | None = None
         self._candidates = []
         self._symptoms, self._rounding = Symptoms(), 0.0
@@ -337,7 +337,7 @@ class ThreeStepOptimizer(AskTell, Saving):
             self.flat,
             self.executor,
             noise.closure_seed(directions.seed, self.steps, self.executor.shard),
-            buffers=Buffers(self._buffers(), self._still),
+            buffers=Buffers(self._buffers(), self._still, alone=type(self.executor) is LocalExecutor),
             around=self.around,
             ask=self._ask,
         )
@@ -380,10 +380,10 @@ class ThreeStepOptimizer(AskTell, Saving):
             estimate.loss, estimate.differences(), lr=float(group["lr"]), eps=eps, rounding=self._rounding
         )
 
-    def _buffers(self) -> list[Tensor]:
+    def _buffers(self) -> list[tuple[nn.Module, str]]:
         if self._module is None:
             return []
-        return [b for m in self._module.modules() if m.training for b in m.buffers(recurse=False)]
+        return [(m, name) for m in self._module.modules() if m.training for name in m._buffers]
 
     def _eps(self) -> float | Tensor:
         sizes = {float(group["eps_zo"]) for group in self.param_groups}

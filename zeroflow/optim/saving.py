@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zeroflow.optim.asking import Candidate, ToldLosses
+from zeroflow.optim.composition import Composition
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.surroundings import undisturbed
 
@@ -48,6 +49,7 @@ def unpacked(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
 class Saving(torch.optim.Optimizer):
     """The part of ``ThreeStepOptimizer`` that saves and restores it."""
 
+    composition: Composition
     flat: FlatParameters
     inner: torch.optim.Optimizer
     steps: int
@@ -59,7 +61,7 @@ class Saving(torch.optim.Optimizer):
     _memory: dict[str, Any]
     _adapted: dict[str, Any]
     _mask: Tensor | None
-    _still: set[int]
+    _still: set[tuple[int, str]]
     _told: ToldLosses | None
     _candidates: list[Candidate]
     _names: Callable[[], list[str]]
@@ -85,6 +87,7 @@ class Saving(torch.optim.Optimizer):
             "seed": self.seed,
             "queries": self.queries,
             "size": self.flat.size,
+            "kind": self.composition.kind,
             "memory": self._memory,
             "mask": self._mask,
             "estimator": self._adapted,
@@ -106,6 +109,8 @@ class Saving(torch.optim.Optimizer):
         own, torchs = unpacked(state_dict)
         if own["size"] != self.flat.size:
             raise ValueError(f"state_dict: of {own['size']} trained components, this optimizer has {self.flat.size}")
+        if own.get("kind", self.composition.kind) != self.composition.kind:  # earlier versions did not say
+            raise ValueError(f"state_dict: of {own['kind']}; this optimizer is {self.composition.kind}")
         super().load_state_dict(torchs)
         self.param_groups[0][OWN] = b""
         self.inner = self._rule()

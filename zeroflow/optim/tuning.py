@@ -94,12 +94,12 @@ def tune(
     seed: int = 0,
     **options: Any,
 ) -> Tuned:
-    """Choose lr and eps of a named optimizer for a model and a loss; parameters, buffers and random state are restored.
+    """Choose lr and eps of a named optimizer for a model and a loss; parameters, a module's buffers and random state are restored.
 
     Args:
         closure: as in ``step``, or several, one per mini-batch: steps use them in turn, and their mean is evaluated. With more
             of them the result generalises better to others.
-        params: as in ``create_optimizer``; groups with their own lr keep it.
+        params: as in ``create_optimizer``; groups with their own lr keep it. Buffers are known, and restored, only of a module.
         name: as in ``create_optimizer``.
         queries: as in ``create_optimizer``.
         budget: maximum number of forward passes; an exact gradient counts as three.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +11,20 @@ from typing import Any
 
 import pyarrow as pa
 
+from zeroflow.results.differences import USUAL
 from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.published import DATASETS, ENHANCED, METRICS, ORDER, agrees, cells_once, published, rows
+from zeroflow.results.summary import same_problem
+
+# What a pair has in common beside its problem and its seed; the learning rate and what belongs to it is each one's own.
+_ALIKE = ("method_options", "epochs", "batch_size", "schedule", "classifier", "classifier_options", "loss", "later")
+
+_Streams = dict[tuple[Any, ...], dict[int, list[float]]]
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A difference between two settings: the paper's, and ours on other data, paired by seed.
+    """A difference between two settings: the paper's, and ours on other data, paired by seed within each class order.
 
     Attributes:
         name: of the change.
@@ -70,17 +78,37 @@ def effects(table: str, trials: pa.Table) -> list[Effect]:
 def order(method: str, trials: pa.Table) -> tuple[float | None, float]:
     """Kendall's tau of the order of Table 1's optimizers by Avg: ours to the paper's mean, and between its data sets.
 
-    The second says how much to expect of the first. None: not all optimizers were measured.
+    The second says how much to expect of the first. None: not all optimizers were measured on the same streams and seeds.
     """
     paper = {
         name: [published(method, optimizer, name).values["avg"] for optimizer in ORDER] for name in DATASETS.values()
     }
     mean = [statistics.fmean(values) for values in zip(*paper.values(), strict=True)]
     cells = cells_once(trials)
-    found = [_by_seed(cells, {"method": method, "optimizer": name, "queries": _one(name)}, {}, "avg") for name in ORDER]
-    ours = [statistics.fmean(by_seed.values()) for by_seed in found if by_seed]
+    found = [_streams(cells, {"method": method, "optimizer": name, "queries": _one(name)}, {}, "avg") for name in ORDER]
+    ours = [statistics.fmean(values) for values in zip(*_together(*found), strict=True)]
     between = [_tau(a, b) for number, a in enumerate(paper.values()) for b in list(paper.values())[:number]]
-    return (_tau(ours, mean) if len(ours) == len(ORDER) else None), statistics.fmean(between)
+    return (_tau(ours, mean) if ours else None), statistics.fmean(between)
+
+
+def alike(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two cells must have in common for their difference to be that of their optimizers.
+
+    Args:
+        config: keys of a row of the table ``trials``; the null of older files and an empty text are one value.
+    """
+    values = {**config, "checkpoint": None if config["checkpoint"] == "hub" else config["checkpoint"]}
+    return (
+        *(value or None for value in same_problem(values)),
+        config["method"],
+        *(None if config[key] in ("", "{}", USUAL.get(key)) else config[key] for key in _ALIKE),
+    )
+
+
+def exact_lr(config: Mapping[str, Any]) -> float | None:
+    """The learning rate of a hybrid cell's exact gradients: ``hybrid_lr``, or that of all its steps."""
+    own = json.loads(config["optimizer_options"] or "{}").get("hybrid_lr")
+    return config["lr"] if own is None else own
 
 
 def _tau(first: Sequence[float], second: Sequence[float]) -> float:
@@ -105,7 +133,7 @@ def _table1_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
                     statistics.fmean(published(method, other, d).values[metric] for d in DATASETS.values())
                     for other in (name, base)
                 )
-                ours = _paired(*(_by_seed(cells, config, {}, metric) for config in configs))
+                ours = _paired(*(_streams(cells, config, {}, metric) for config in configs))
                 yield _effect(f"{method}: {name} - {base}", metric, with_ - without, ours, configs[0])
 
 
@@ -115,17 +143,21 @@ def _enhancement_effects(table: str, cells: Sequence[Mapping[str, Any]]) -> Iter
     for row in others:
         ((option, share),) = row.options.items()
         for metric in METRICS:
-            ours = _paired(_by_seed(cells, config, row.options, metric), _by_seed(cells, config, {}, metric))
+            ours = _paired(_streams(cells, config, row.options, metric), _streams(cells, config, {}, metric))
             paper = row.values[metric] - without.values[metric]
             yield _effect(f"{option} {share:.0%} - 0%", metric, paper, ours, config)
 
 
 def _query_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
     """Figure 5 has no numbers; its text says that accuracy rises with the queries, at as many epochs."""
-    kinds = {(c["method"], c["optimizer"], c["epochs"], c["queries"]) for c in cells if (c["queries"] or 1) > 1}
+    kinds = {
+        (c["method"], c["optimizer"], c["epochs"], c["queries"])
+        for c in cells
+        if (c["queries"] or 1) > 1 and not c["later"]
+    }
     for method, name, epochs, queries in sorted(kinds):
         config = {"method": method, "optimizer": name, "epochs": epochs}
-        one, many = (_by_seed(cells, {**config, "queries": q}, {}, "avg") for q in (1, queries))
+        one, many = (_streams(cells, {**config, "queries": q}, {}, "avg") for q in (1, queries))
         own = _filters({**config, "queries": queries})
         yield Effect(f"{method}, {name}: q = {queries} - q = 1", "avg", None, 1, _paired(many, one), own)
 
@@ -135,14 +167,18 @@ def _hybrid_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
     kinds = {
         (c["method"], c["optimizer"], c["epochs"], c["hybrid_epochs"], c["queries"])
         for c in cells
-        if c["hybrid_epochs"]
+        if c["hybrid_epochs"] and not c["later"]
     }
     for method, name, epochs, exact, queries in sorted(kinds):
         base = "fo-adam" if "adam" in name else "fo-sgd"
         config = {"method": method, "optimizer": name, "epochs": epochs, "hybrid_epochs": exact, "queries": queries}
         alone = {"method": method, "optimizer": base, "epochs": epochs}
+        # Of several rates of first order alone, the one that the hybrid's exact gradients took.
+        rates = {exact_lr(cell) for cell in cells if agrees(cell, {**config, "later": None}, {})}
+        at_rate = [cell for cell in cells if cell["lr"] in rates]
         for metric in ("avg", "last"):
-            ours = _paired(_by_seed(cells, config, {}, metric), _by_seed(cells, alone, {}, metric))
+            first_order = _streams(at_rate, alone, {}, metric) or _streams(cells, alone, {}, metric)
+            ours = _paired(_streams(cells, config, {}, metric), first_order)
             name_ = f"{method}: {exact} + {epochs - exact} {name} - {epochs} {base}"
             yield Effect(name_, metric, None, 1, ours, _filters(config))
 
@@ -160,20 +196,32 @@ def _filters(config: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _by_seed(
+def _streams(
     cells: Sequence[Mapping[str, Any]], config: Mapping[str, Any], options: Mapping[str, float], metric: str
-) -> dict[int, float]:
-    """A metric by seed; nothing where a seed has several settings that agree: none of them is picked."""
-    found: dict[int, float] = {}
-    config = {"hybrid_epochs": 0, **config}
+) -> _Streams:
+    """A metric by what pairs have in common, and by seed; no cell that changes its settings on the way counts."""
+    found: _Streams = {}
+    config = {"hybrid_epochs": 0, "later": None, **config}
     for cell in cells:
         if cell[metric] is not None and agrees(cell, config, options):
-            if cell["seed"] in found:
-                return {}
-            found[cell["seed"]] = cell[metric]
+            found.setdefault(alike(cell), {}).setdefault(cell["seed"], []).append(cell[metric])
     return found
 
 
-def _paired(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
-    differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+def _together(*settings: _Streams) -> Iterator[tuple[float, ...]]:
+    """The values of all settings at every stream and seed that all have.
+
+    A stream gives nothing where a seed has several cells that agree, of several learning rates, say: none is picked.
+    """
+    first, *others = settings
+    for stream in first:
+        if all(stream in other for other in others):
+            by_seed = [setting[stream] for setting in settings]
+            seeds = sorted(set.intersection(*map(set, by_seed)))
+            if all(len(values) == 1 for own in by_seed for values in own.values()):
+                yield from (tuple(own[seed][0] for own in by_seed) for seed in seeds)
+
+
+def _paired(first: _Streams, second: _Streams) -> Estimate | None:
+    differences = [one - other for one, other in _together(first, second)]
     return estimate(differences) if differences else None

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from zeroflow.results.differences import USUAL
 from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.schema import CONFIG_KEYS
 
@@ -26,9 +27,16 @@ METHODS = {"EASE": "ease", "APER": "aper-adapter", "SimpleCIL": "simplecil"}
 PROTOCOL: Mapping[str, Any] = {
     "backbone": "vit_base_patch16_224.augreg_in21k", "checkpoint": None, "image_size": None, "dtype": "float32",
     "tasks": 10, "base_classes": None, "increments": None, "class_order_seed": 1993, "fixed_class_order": None,
-    "stop_after": None, "validation": 0.0, "hybrid_epochs": 0,
+    "stop_after": None, "validation": 0.0, "hybrid_epochs": 0, "later": None, "loss": None, "access": None,
+    "classifier": None, "classifier_options": None,
 }  # fmt: skip
 """What the configuration of every published row says, as the store has it: pretrained weights, ten tasks, test data."""
+
+# PILOT's transform takes no preprocessing; the data sets' own takes what the weights' tag asks for.
+_TRANSFORMS = (None, "pilot")
+_PREPROCESSING = {
+    "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center",
+}  # fmt: skip
 
 # The paper leaves these out, so any value may be its own; every other option makes another method of it.
 _FREE_OPTIONS = frozenset(
@@ -36,6 +44,8 @@ _FREE_OPTIONS = frozenset(
 )
 # What EASE's own configurations change from data set to data set.
 _FREE_METHOD_OPTIONS = frozenset(("alpha", "beta", "frozen_space", "recalculate_similarity"))
+# Null and what says the same are one value.
+_UNSET = ("later", "loss", "access", "classifier", "classifier_options", "transform", "preprocessing")
 ENHANCED = {"table3": "history", "table4": "sparsity"}
 ORDER = (
     "fo-sgd", "zo-sgd", "zo-sgd-sign", "zo-sgd-conserve", "fo-adam", "zo-adam", "zo-adam-sign", "zo-adam-conserve",
@@ -74,7 +84,9 @@ class Published:
     def is_of(self, trial: Mapping[str, Any]) -> bool:
         """Whether a row of the table ``trials`` has this row's configuration."""
         wanted = {**PROTOCOL, **self.config}
-        if not agrees(trial, wanted, self.options):
+        if not agrees(trial, wanted, self.options) or trial["transform"] not in _TRANSFORMS:
+            return False
+        if trial["preprocessing"] is not None and json.loads(trial["preprocessing"]) != _PREPROCESSING:
             return False
         return not json.loads(trial["method_options"] or "{}").keys() - _FREE_METHOD_OPTIONS
 
@@ -163,6 +175,7 @@ def cells_once(trials: pa.Table) -> list[dict[str, Any]]:
     for row in trials.select([*CONFIG_KEYS, "cell_id", *METRICS]).sort_by("seed").to_pylist():
         row["validation"], row["hybrid_epochs"] = row["validation"] or 0.0, row["hybrid_epochs"] or 0
         row["checkpoint"] = None if row["checkpoint"] == "hub" else row["checkpoint"]
+        row |= {key: None for key in _UNSET if row[key] in ("", "{}", USUAL.get(key))}
         found.setdefault(row["cell_id"], row)
     return list(found.values())
 

@@ -157,8 +157,8 @@ def _settings(result: TrialResult) -> dict[str, Matrix]:
 
 
 def _steps(result: TrialResult) -> list[dict[str, Any]]:
-    queries = result.config.queries
-    return [{"cell_id": result.cell_id, "queries": queries, **vars(step)} for step in result.steps]
+    queries = [result.config.at(task).queries for task in range(len(result.test_samples))]
+    return [{"cell_id": result.cell_id, "queries": queries[step.task], **vars(step)} for step in result.steps]
 
 
 def _probes(result: TrialResult) -> list[dict[str, Any]]:

@@ -6,21 +6,60 @@ pass (``zeroflow.optim.Journal``), so at most the step in flight is lost. Steps 
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
+import hashlib
 import io
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from zeroflow.data.dataset import ImageDataset
 from zeroflow.durable import make_folder, write_atomically
 from zeroflow.optim import Executor, Journal, LocalExecutor
 from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.features import file_identity
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What tells whether a trial goes on with the data that it began with.
+
+    Attributes:
+        classes: names, in the data set's own order.
+        labels: hash of the labels of all samples.
+        files: changes with the files of the images, and with where they are.
+        host: the machine that saw these files: elsewhere they have other paths and times.
+    """
+
+    classes: list[str]
+    labels: str
+    files: str
+    host: str
+
+    @classmethod
+    def of(cls, dataset: ImageDataset) -> DataFacts:
+        """The facts of a data set as it is on this machine now."""
+        labels, files = hashlib.sha256(), hashlib.sha256()
+        for samples in (dataset.train, dataset.test):
+            labels.update(samples.labels.astype(np.int64).tobytes() + b"|")
+            files.update(file_identity(samples).encode() + b"|")
+        return cls(list(dataset.class_names), labels.hexdigest(), files.hexdigest(), socket.gethostname())
+
+    def differs(self, other: DataFacts) -> bool:
+        """Whether this is certainly other data."""
+        if (self.classes, self.labels) != (other.classes, other.labels):
+            return True
+        return self.host == other.host and self.files != other.files
 
 
 class Checkpoints:
@@ -77,6 +116,15 @@ class Checkpoints:
         os.close(file)
         return None
 
+    def begin_with(self, data: DataFacts) -> None:
+        """Forget what was made with other data: to resume would mix the two."""
+        known = self.load("data")
+        if known is not None and DataFacts(**known).differs(data) and self.first:
+            for path in (*self.folder.glob("*.pt"), *self.folder.glob("*.losses")):
+                path.unlink()
+        if known is None or DataFacts(**known) != data:
+            self.save("data", dataclasses.asdict(data))
+
     def journal(self, task: int) -> Journal:
         """The log of a task's evaluations."""
         return Journal(self.folder / f"task-{task}.losses", self.executor)
@@ -112,27 +160,32 @@ class KeptTasks:
     def __init__(self, folder: str | Path, executor: Executor | None = None) -> None:
         self.folder, self.executor = Path(folder), executor
 
-    def save(self, config: TrialConfig, stages: int, state: Mapping[str, Any]) -> None:
+    def save(self, config: TrialConfig, stages: int, state: Mapping[str, Any], data: DataFacts) -> None:
         """Keep a trial after so many tasks."""
         own = self._of(config)
         if own.first:
             make_folder(own.folder)
-        own.save(f"{stages}", state)
+        own.save(f"{stages}", {**state, "data": dataclasses.asdict(data)})
 
-    def load(self, config: TrialConfig, stages: int) -> dict[str, Any] | None:
-        """The trial before the settings change; None if it was not kept.
+    def load(self, config: TrialConfig, data: DataFacts, *, stages: int, equal: bool) -> dict[str, Any] | None:
+        """The trial before the settings change; None if it was not kept, or with other data.
 
         Args:
             config: of a cell with ``later``.
+            data: its own.
             stages: of it, which may be other ones than of the cell that was kept.
+            equal: whether they have equally many classes: of those that have not one accuracy is not known.
         """
         before = config.later["task"] - 1
         state = self._of(config).load(f"{before}")
-        if state is not None:
-            found = state["history"]["accuracy"]
-            accuracy = torch.full((len(found), stages, stages), torch.nan, dtype=found.dtype)
-            accuracy[:, :before, :before] = found[:, :before, :before]
-            state["history"]["accuracy"] = accuracy
+        if state is None or DataFacts(**state["data"]) != data:
+            return None
+        found = state["history"]["accuracy"]
+        accuracy = torch.full((len(found), stages, stages), torch.nan, dtype=found.dtype)
+        accuracy[:, :before, :before] = found[:, :before, :before]
+        if equal == bool(accuracy[-1, 0, 0].isnan()):
+            return None
+        state["history"]["accuracy"] = accuracy
         return state
 
     def _of(self, config: TrialConfig) -> Checkpoints:

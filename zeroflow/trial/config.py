@@ -115,7 +115,9 @@ class TrialConfig:
             if name not in _DEFAULTS:
                 raise unknown("key", name, _DEFAULTS, where=where)
         try:
-            return cls(**{k: plain(v) for k, v in values.items()})._normal()
+            config = cls(**{k: plain(v) for k, v in values.items()})._normal()
+            config._check_batches()
+            return config
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}" if where else str(error)) from None
 
@@ -136,7 +138,7 @@ class TrialConfig:
         classes = datasets.get(self.dataset).classes
         methods.get(self.method)
         stream = stream_keys(self, classes)
-        keys = {**stream, **model_keys(self), **training_keys(self, stream, classes)}
+        keys = {**stream, **model_keys(self), **training_keys(self)}
         normal = dataclasses.replace(self, **keys)
         return dataclasses.replace(normal, later=later_keys(normal))
 
@@ -152,7 +154,15 @@ class TrialConfig:
     def _branched(self) -> TrialConfig:
         from zeroflow.trial.keys.branch import branched
 
-        return TrialConfig.from_dict(branched(dataclasses.asdict(self)))
+        return TrialConfig(**branched(dataclasses.asdict(self)))._normal()
+
+    def _check_batches(self) -> None:
+        """Refuse mini-batches that are too small for the loss, where the classes of the tasks are known."""
+        from zeroflow.data import datasets, even_increments
+        from zeroflow.trial.keys.training import check_batches
+
+        if (classes := datasets.get(self.dataset).classes) is not None and self.optimizer is not None:
+            check_batches(self, self.increments or even_increments(classes, self.tasks, self.base_classes))
 
     @functools.cached_property
     def unbranched(self) -> TrialConfig:

@@ -202,9 +202,14 @@ class FrozenFeatures:
 def _identity_of_part(samples: Samples) -> str:
     """Changes with the labels of samples, and with their images where these say of themselves what they are."""
     digest = hashlib.sha256(samples.labels.astype(np.int64).tobytes())
-    if callable(said := getattr(samples, "identity", None)):
-        digest.update(said().encode())
+    digest.update(file_identity(samples).encode())
     return digest.hexdigest()
+
+
+def file_identity(samples: Samples) -> str:
+    """What samples say of themselves, which changes with their files; empty where they say nothing."""
+    said = getattr(samples, "identity", None)
+    return str(said()) if callable(said) else ""
 
 
 def _identity_of_class(view: View, rows: npt.NDArray[np.int64]) -> str:

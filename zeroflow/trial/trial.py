@@ -38,7 +38,7 @@ from zeroflow.optim import (
 from zeroflow.progress import Progress, silent
 from zeroflow.trial import randomness
 from zeroflow.trial.batches import TaskBatches
-from zeroflow.trial.checkpoint import Checkpoints, KeptTasks
+from zeroflow.trial.checkpoint import Checkpoints, DataFacts, KeptTasks
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.costs import Asked, Costs
 from zeroflow.trial.evaluation import DeviceBatches, Evaluation, Inputs
@@ -181,6 +181,7 @@ class Trial:
         if self.black_box:
             self.executor.together = self.black_box.together
         dataset = load_dataset(config.dataset, placement.data_dir, cache_bytes=placement.cache_bytes)
+        self.data = DataFacts.of(dataset)
         self.scenario = scenario_of(config, dataset, self.backbone.image_size, placement.loaders())
         self.method = _method(config, self.backbone).to(self.device, self.dtype)
         self.frozen = self._frozen_features(dataset)
@@ -195,9 +196,12 @@ class Trial:
 
     def resume(self) -> None:
         """Take over the tasks that were finished before an interruption, or before the settings changed."""
+        if self.checkpoints:
+            self.checkpoints.begin_with(self.data)
         saved = self.checkpoints.load("tasks") if self.checkpoints else None
         if saved is None and self.kept and self.config.later:
-            saved = self.kept.load(self.config, len(self.scenario.tasks))
+            stages, equal = len(self.scenario.tasks), self.width is not None
+            saved = self.kept.load(self.config, self.data, stages=stages, equal=equal)
         if saved:
             self.history, self.costs = History.of(saved["history"]), Costs.of(saved["costs"])
             for task in self.scenario.tasks[: self.history.stages]:
@@ -262,7 +266,7 @@ class Trial:
             if self.checkpoints:
                 self.checkpoints.save("tasks", state)
             if kept and task.index + 1 < self.config.later.get("task", math.inf):
-                kept.save(self.config, task.index + 1, state)
+                kept.save(self.config, task.index + 1, state, self.data)
         if self.on_stage:
             self.on_stage(task.index, self.history.accuracy[0], self.test_samples)
         self._report(f"task {task.index + 1} of {len(self.scenario.tasks)}", task.index + 1)

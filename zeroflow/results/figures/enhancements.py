@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pyarrow as pa
 from plotly.subplots import make_subplots
 
-from zeroflow.results.effects import Effect
+from zeroflow.results.effects import Effect, alike, exact_lr
 from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.figures.accuracy import add_curve
 from zeroflow.results.figures.style import (
@@ -116,6 +116,8 @@ class Gain:
 def hybrid_gains(rows: Sequence[Row], trials: pa.Table, stages: pa.Table) -> list[Gain]:
     """For each hybrid row that has its first-order counterpart, what its last epochs without gradients changed.
 
+    The counterpart has the same stream, settings and epochs, and the learning rate of the hybrid's exact gradients.
+
     Args:
         rows: from ``summary.summary``.
         trials: the table, for the seeds of the cells.
@@ -130,15 +132,28 @@ def hybrid_gains(rows: Sequence[Row], trials: pa.Table, stages: pa.Table) -> lis
     for row in rows:
         if not row.config["hybrid_epochs"]:
             continue
-        same = {key: row.config[key] for key in ("dataset", "method", "method_options", "backbone", "tasks", "epochs")}
-        base = "fo-adam" if "adam" in row.config["optimizer"] else "fo-sgd"
-        for alone in rows:
-            if alone.config["optimizer"] == base and same.items() <= alone.config.items():
-                pairs = [(a, b) for a in row.cells for b in alone.cells if seeds[a] == seeds[b]]
-                gain = _differences(found, pairs)
-                if gain:
-                    gains.append(Gain(row, alone, tuple(gain), tuple(map(estimate, gain.values()))))
+        for alone in _alone(row, rows):
+            pairs = [(a, b) for a in row.cells for b in alone.cells if seeds[a] == seeds[b]]
+            gain = _differences(found, pairs)
+            if gain:
+                gains.append(Gain(row, alone, tuple(gain), tuple(map(estimate, gain.values()))))
     return gains
+
+
+def _alone(row: Row, rows: Sequence[Row]) -> list[Row]:
+    """The rows of first order alone that a hybrid row differs from in its last epochs only."""
+    base = "fo-adam" if "adam" in row.config["optimizer"] else "fo-sgd"
+    same = alike(row.config)
+    # What goes on with other settings is not first order alone, even where both do.
+    found = [
+        other
+        for other in rows
+        if other.config["optimizer"] == base and not other.config["later"] and alike(other.config) == same
+    ]
+    rate = exact_lr(row.config)
+    if rate is None:
+        return found if len(found) == 1 else []
+    return [other for other in found if other.config["lr"] == rate]
 
 
 def _differences(stages: Mapping[str, Mapping[int, float]], pairs: Sequence[tuple[str, str]]) -> dict[int, list[float]]:
@@ -151,9 +166,23 @@ def _differences(stages: Mapping[str, Mapping[int, float]], pairs: Sequence[tupl
     return found
 
 
+def _told_apart(gains: Sequence[Gain]) -> list[str]:
+    """Labels, with what tells lines of one label apart: class orders, say."""
+    names = []
+    for gain in gains:
+        twins = [other for other in gains if other.label == gain.label]
+        parts = []
+        for side in ("row", "alone"):
+            own = getattr(gain, side)
+            common = [key for key in own.shown if len({getattr(other, side).shown.get(key) for other in twins}) == 1]
+            parts.append(own.name(without=common))
+        names.append(" ".join(dict.fromkeys(filter(None, [gain.label, *parts]))))
+    return names
+
+
 def draw_hybrid_gains(gains: Sequence[Gain], title: str = "Hybrid training against first order alone") -> go.Figure:
     """A line per hybrid row over the classes seen, with the 95 % t-interval over seeds as a band; above 0 it helped."""
-    names = [gain.label for gain in gains]
+    names = _told_apart(gains)
     found = figure(title, names=names)
     for group, (gain, name) in enumerate(zip(gains, names, strict=True)):
         config = gain.row.config

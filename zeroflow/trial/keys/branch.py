@@ -59,5 +59,6 @@ def shares(values: Mapping[str, Any]) -> list[tuple[float, Mapping[str, Any]]]:
 def branched(values: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a cell with those of ``later`` in their place; another optimizer brings its own settings."""
     own = {key: value for key, value in values["later"].items() if key != "task"}
-    reset = {key: OF_THE_OPTIMIZER[key] for key in OF_THE_OPTIMIZER if "optimizer" in own}
+    other = own.get("optimizer", values["optimizer"]) != values["optimizer"]
+    reset = OF_THE_OPTIMIZER if other else {}
     return {**values, "later": {}, **reset, **own}

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 
-from zeroflow.data import even_increments
 from zeroflow.errors import ConfigError
 from zeroflow.methods import MethodInfo, methods
 from zeroflow.models.criteria import criteria
@@ -22,13 +21,11 @@ SCHEDULES = ("cosine", "constant")
 DTYPES = ("float32", "float64")
 
 
-def training_keys(config: TrialConfig, stream: Mapping[str, Any], classes: int | None) -> dict[str, Any]:
+def training_keys(config: TrialConfig) -> dict[str, Any]:
     """The keys in normal form; those that mean nothing for the method or the optimizer are dropped.
 
     Args:
         config: the cell.
-        stream: see ``stream_keys``.
-        classes: of its data set; None: that is known only once it is opened.
 
     Raises:
         ConfigError: which key, its value and what was expected.
@@ -48,18 +45,14 @@ def training_keys(config: TrialConfig, stream: Mapping[str, Any], classes: int |
     require("optimizer", config.optimizer, config.optimizer is not None, f"a name: method {config.method!r} trains")
     info = optimizers.get(str(config.optimizer))
     _check_pair(config, method, info, loss)
-    keys = _optimizer_keys(config, info)
-    if classes is not None:
-        counts = stream["increments"] or even_increments(classes, stream["tasks"], stream["base_classes"])
-        check_batches(config, counts)
-    return {"loss": loss, **keys}
+    return {"loss": loss, **_optimizer_keys(config, info)}
 
 
 def check_batches(config: TrialConfig, counts: Sequence[int]) -> None:
     """Refuse mini-batches in which a loss without a head finds classes with a single example.
 
     Args:
-        config: the cell.
+        config: the cell, in normal form.
         counts: classes of every task.
 
     Raises:
@@ -68,14 +61,18 @@ def check_batches(config: TrialConfig, counts: Sequence[int]) -> None:
     if config.loss is None or not criteria[config.loss].headless:
         return
     trained = counts[:1] if methods.get(config.method).build.first_task_only else counts[: config.stop_after]
-    least = 2 * max(trained)
-    if (config.batch_size or 0) < least:
-        raise ConfigError(
-            f"batch_size={config.batch_size!r}: loss={config.loss!r} classifies the examples of a mini-batch by each other; "
-            f"expected at least {least}, two of each of {max(trained)} classes"
-        )
+    for task in sorted(range(len(trained)), key=lambda task: -trained[task]):
+        _check_batch(config.at(task), trained[task])
     if min(trained) < 2:
         raise ConfigError(f"loss={config.loss!r}: expected tasks of at least two classes, to tell one from the other")
+
+
+def _check_batch(config: TrialConfig, classes: int) -> None:
+    if (config.batch_size or 0) < 2 * classes:
+        raise ConfigError(
+            f"batch_size={config.batch_size!r}: loss={config.loss!r} classifies the examples of a mini-batch by each other; "
+            f"expected at least {2 * classes}, two of each of {classes} classes"
+        )
 
 
 def why_uncut(config: TrialConfig, shards: int) -> str | None:
