@@ -83,6 +83,7 @@ def wrong_cells(file: Path, data: bytes) -> str | None:
     grid = load_grid(file)
     texts = yaml.load(data.decode("utf-8-sig"), yaml.BaseLoader)
     base, blocks = texts.get("base") or {}, texts.get("grid") or []
+    base = base if isinstance(base, dict) else {}  # null, which is a text here
     counts = [math.prod(len(as_list(value)) for value in (*base.values(), *block.values())) for block in blocks]
     if sum(counts) != len(grid.own):
         return f"{len(grid.own)} cells are spelled, expected {sum(counts)}"

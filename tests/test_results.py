@@ -308,6 +308,12 @@ def test_files_rewritten_by_others_are_read_too(store: Store) -> None:
     assert [value is None for value in after["bwt"].to_pylist()] == [False, True, False, False]
 
 
+def test_a_file_whose_name_is_no_text_is_none_of_the_stores(store: Store) -> None:
+    fill(store, cell(80.0))
+    (Path(store.root) / "trials" / os.fsdecode(b"caf\xe9.parquet")).touch()
+    assert store.load("trials")["seed"].to_pylist() == [0] and store.done() == {cell().cell_id}
+
+
 def test_a_row_that_others_have_written_twice_is_no_second_seed(store: Store) -> None:
     fill(store, cell(80.0), cell(90.0, seed=1))
     file = Path(store.root, "trials", f"{cell().cell_id}.parquet")

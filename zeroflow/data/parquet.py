@@ -229,6 +229,8 @@ def _shard_problems(paths: Sequence[Path]) -> list[str]:
         if other := next((path for path, match in shards if int(match[3]) != int(digits)), None):
             problems.append(f"{other}: of another number of shards than {first}; expected one set of shards")
             continue
+        if (whole := folder / f"{prefix}.parquet") in paths:
+            problems.append(f"{whole}: beside {first}; expected one file or one set of shards")
         there: dict[int, Path] = {}
         for path, match in shards:
             if (same := there.setdefault(int(match[2]), path)) != path:

@@ -268,6 +268,10 @@ def _named_files(
         raise ConfigError(f"{where}: {section}: expected a list of {kind}, got {names!r}")
     files = [folder / Path(name).expanduser() for name in names]
     for file in files:
+        try:
+            file.resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a NUL, half a character
+            raise ConfigError(f"{where}: {section}: {str(file)!a} is no file name: {error}") from error
         before = [other.resolve() for other in trail]
         if file.resolve() in before:
             round_trip = " -> ".join(map(str, [*trail[before.index(file.resolve()) :], file]))

@@ -268,7 +268,10 @@ _MEANT = {"q": "queries", "eps_zo": "eps", "mu": "eps", "epsilon": "eps", "learn
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def _expected(default: Any) -> str:

@@ -97,12 +97,9 @@ def alike(config: Mapping[str, Any]) -> tuple[Any, ...]:
     Args:
         config: keys of a row of the table ``trials``; the null of older files and an empty text are one value.
     """
-    values = {**config, "checkpoint": None if config["checkpoint"] == "hub" else config["checkpoint"]}
-    return (
-        *(value or None for value in same_problem(values)),
-        config["method"],
-        *(None if config[key] in ("", "{}", USUAL.get(key)) else config[key] for key in _ALIKE),
-    )
+    unset = {"checkpoint": "hub", **USUAL}
+    values = {key: None if value in ("", "{}", 0, unset.get(key)) else value for key, value in config.items()}
+    return (*same_problem(values), values["method"], *(values[key] for key in _ALIKE))
 
 
 def exact_lr(config: Mapping[str, Any]) -> float | None:

@@ -45,6 +45,14 @@ class File:
         return self.name.rpartition("/")[2].rpartition(".")[0]
 
 
+def _name(info: fs.FileInfo) -> str:
+    """The name of a file without its folder; "." where it is no UTF-8, and so none of the store's."""
+    try:
+        return str(info.base_name)
+    except UnicodeDecodeError:
+        return "."
+
+
 class Storage:
     """The files below a path of an object store, or of any other file system that pyarrow knows.
 
@@ -72,7 +80,7 @@ class Storage:
             found = self.filesystem.get_file_info(selector)
             if not found:
                 self._check_base()
-        files = [self._file(info) for info in found if info.is_file and not info.base_name.startswith(".")]
+        files = [self._file(info) for info in found if info.is_file and not _name(info).startswith(".")]
         return sorted(files, key=lambda file: file.name)
 
     def stat(self, name: str) -> File | None:
