@@ -38,7 +38,7 @@ class DataFacts:
         classes: names, in the data set's own order.
         labels: hash of the labels of all samples.
         files: changes with the files of the images, and with where they are.
-        host: the machine that saw these files: elsewhere they have other paths and times.
+        host: the machine that saw the images where they are; elsewhere they have other paths and times.
     """
 
     classes: list[str]
