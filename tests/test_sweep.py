@@ -176,7 +176,10 @@ def test_rules_see_defaults_and_dotted_keys_and_never_beat_the_command_line() ->
         ),
         ("grid: [{method: ease}]\nplacement: {out_of_memory: {evaluation_batch: 4}}", "out_of_memory: expected a list"),
         ('settings_from: ["\\uD800"]\ngrid: [{method: ease}]', "settings_from: .*is no file name"),
-        ("grid: [{optimizer: zo-sgd, optimizer_options.sparsity: 1" + "0" * 400 + "}]", "sparsity=10+ for .*expected a number"),
+        (
+            "grid: [{optimizer: zo-sgd, optimizer_options.sparsity: 1" + "0" * 400 + "}]",
+            "sparsity=10+ for .*expected a number",
+        ),
         ("grid: [{method: ease}]\nplacement: {out_of_memory: [{evaluation_batch: 0}]}", "evaluation_batch=0"),
     ],
 )
