@@ -167,10 +167,15 @@ def test_a_cell_goes_on_from_the_store_on_a_machine_that_has_never_seen_it(s3: s
     lost = subprocess.Popen(
         [sys.executable, "-c", LOST, str(file), root, str(tmp_path / "lost" / name)], env=environment
     )
-    wait_for(lambda: lost.poll() is not None or sum(len(data) for _, data in store.files(f"unfinished/{name}")) > 1000)
+
+    def copied() -> int:
+        files = store.files(f"unfinished/{name}")
+        return sum(len(data) for file_name, data in files if file_name.endswith(".losses"))
+
+    wait_for(lambda: lost.poll() is not None or copied() > 1000)
     lost.kill()
     lost.wait()
-    logged = sum(len(data) for file_name, data in store.files(f"unfinished/{name}") if file_name.endswith(".losses"))
+    logged = copied()
     with checkpoint_sync.synchronised(store, tmp_path / "other" / name):
         found = run_trial(config, folder=tmp_path / "other" / name)
     assert (

@@ -71,18 +71,29 @@ def test_files_of_several_versions_read_together(tmp_path: Path) -> None:
 
 
 WRITER = """
-import itertools, sys
+import itertools, json, sys
 import pyarrow as pa
 from zeroflow.results import Store, load
+from zeroflow.trial.config import cell_id_of
 source, target = sys.argv[1:]
 names = ("accuracy", "stages", "steps", "trials")
 cell = load(source, "steps")["cell_id"][0].as_py()
 tables = {name: Store(source).load(name) for name in names}
 tables = {name: table.filter(pa.compute.equal(table["cell_id"], cell)) for name, table in tables.items()}
 store = Store(target)
+config = json.loads(tables["trials"]["config"][0].as_py())
 for number in itertools.count():
-    ids = {name: pa.array([f"{number:016x}"] * len(table)) for name, table in tables.items()}
-    store.write({name: table.set_column(0, table.schema.field(0), ids[name]) for name, table in tables.items()})
+    own = {**config, "seed": number}
+    changes = {"cell_id": cell_id_of(own), "config": json.dumps(own), "seed": number}
+    made = {}
+    for name, table in tables.items():
+        for column, value in changes.items():
+            if column in table.column_names and (name == "trials" or column == "cell_id"):
+                place = table.column_names.index(column)
+                field = table.schema.field(place)
+                table = table.set_column(place, field, pa.array([value] * len(table), field.type))
+        made[name] = table
+    store.write(made)
     print(number, flush=True)
 """
 

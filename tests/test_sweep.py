@@ -197,7 +197,8 @@ def test_the_command_line_refuses_with_one_message_and_writes_nothing(tmp_path) 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_that_cannot_be_read_stops_the_sweep_before_it_starts(tmp_path) -> None:
+def test_a_checkpoint_that_cannot_be_read_stops_the_sweep_before_it_starts(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.pth").write_bytes(b"not a checkpoint")
     file = write(tmp_path / "grid.yaml", "grid: [{method: simplecil, checkpoint: weights.pth}]")
     run = in_this_process("--grid", file, "--results", tmp_path / "out")
