@@ -193,11 +193,13 @@ class Method(nn.Module, ABC):
         """Load a ``state()`` saved after as many tasks as this method has begun and frozen."""
         own = self.state_dict(keep_vars=True)
         for name, value in state.items():
-            old = own[name]
-            if old.shape == value.shape:
+            old = own.get(name)
+            module, _, buffer = name.rpartition(".")
+            if old is None:  # a buffer that the end of a task has registered
+                self.get_submodule(module).register_buffer(buffer, value)
+            elif old.shape == value.shape:
                 old.detach().copy_(value)
             else:  # a buffer that grows with the stream
-                module, _, buffer = name.rpartition(".")
                 setattr(self.get_submodule(module), buffer, value.to(old))
 
     def set_grad_checkpointing(self, enable: bool) -> None:

@@ -121,7 +121,9 @@ def summary(trials: pa.Table) -> list[Row]:
     found = [(dict(zip(keys, group, strict=True)), members) for group, members in groups.items()]
 
     differences = Differences([config for config, _ in found])
-    shown = [key for key in keys if key in _ALWAYS_SHOWN or differences.varies(key)]
+    # A row with another classifier is not the method of that name, even where all rows have it.
+    telling = {*_ALWAYS_SHOWN, *(["classifier"] if any(config["classifier"] for config, _ in found) else [])}
+    shown = [key for key in keys if key in telling or differences.varies(key)]
     shown.sort(key=lambda key: FILTERS.index(key) if key in FILTERS else len(FILTERS))
     unnamed = frozenset(key for key in ("queries",) if not differences.varies(key))
     baselines = {same_problem(config): _mean(members, "avg") for config, members in found if is_baseline(config)}

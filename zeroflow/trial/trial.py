@@ -39,6 +39,7 @@ from zeroflow.progress import Progress, silent
 from zeroflow.trial import randomness
 from zeroflow.trial.batches import TaskBatches
 from zeroflow.trial.checkpoint import Checkpoints, DataFacts, KeptTasks
+from zeroflow.trial.checks import check_resumable, plain_tensors
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.costs import Asked, Costs
 from zeroflow.trial.evaluation import DeviceBatches, Evaluation, Inputs
@@ -213,7 +214,9 @@ class Trial:
 
     def begin_task(self, task: Task) -> Mapping[str, nn.Parameter]:
         """Prepare the method for a task; the parameters that it trains, none if it does not train this one."""
+        held = plain_tensors(self.method)
         self.method.begin_task(task.classes, self._initial_values(task), self.images(task.train))
+        check_resumable(held, plain_tensors(self.method))
         self.method.to(self.device, self.dtype)
         return self.method.trainable()
 
