@@ -20,7 +20,7 @@ sweep: $(VENV)/installed
 	$(BIN)/python sweeps/full_grid.py --grid sweeps/quick.yaml --results runs/quick
 
 test: $(VENV)/installed-test check
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 test-fast: $(VENV)/installed-test check
 	$(BIN)/python -m pytest -m "not long and not slow and not ray"

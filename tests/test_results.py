@@ -308,6 +308,14 @@ def test_files_rewritten_by_others_are_read_too(store: Store) -> None:
     assert [value is None for value in after["bwt"].to_pylist()] == [False, True, False, False]
 
 
+def test_a_classifier_that_all_rows_have_is_still_named(store: Store) -> None:
+    """Otherwise the row would read as SimpleCIL's own."""
+    fill(store, simplecil(70.0, classifier="lda"), simplecil(71.0, classifier="lda", class_order_seed=1))
+    rows = summary(store.load("trials"))
+    assert [row.label for row in rows] == ["simplecil class_order_seed=1 lda", "simplecil class_order_seed=1993 lda"]
+    assert render_text(rows).count("lda") == 2
+
+
 def test_a_file_whose_name_is_no_text_is_none_of_the_stores(store: Store) -> None:
     fill(store, cell(80.0))
     (Path(store.root) / "trials" / os.fsdecode(b"caf\xe9.parquet")).touch()
