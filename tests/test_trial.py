@@ -342,10 +342,15 @@ def test_the_page_on_streams_runs() -> None:
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(block, names)
     assert names["result"].domain_incremental.shape == (2, 2)
-    (grid,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    grid, branches = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     cells = parse_grid(yaml.safe_load(grid)).cells
     assert [(cell.increments, cell.stop_after) for cell in cells[::2]] == [([10, 20, 30, 40], None), ([50, 30, 20], 2)]
     assert len(cells) == 4
+    told = [config.later for config in parse_grid(yaml.safe_load(branches)).cells]
+    assert told[:2] == [{}, {"task": 4, "epochs": 2}] and len(told) == 6
+    assert [(later["optimizer"], later["queries"]) for later in told[2:]] == [
+        (name, queries) for name in ("zo-sgd", "zo-adam") for queries in (4, 16)
+    ]
     assert all(f"| `{name}` | {meaning} |" in page for name, meaning in metrics.DEFINITIONS.items())
 
 
