@@ -41,33 +41,22 @@ def own(request: pytest.FixtureRequest) -> Iterator[str]:
     yield name
 
 
+@pytest.fixture
+def config(own: str, some_drawings: str, tiny_vit: dict) -> TrialConfig:
+    cell = {**tiny_vit, "dataset": some_drawings, "tasks": 10, "stop_after": 3}
+    return TrialConfig.from_dict({**cell, "method": "simplecil", "classifier": own})
+
+
 @pytest.mark.parametrize("own", ["attribute", "container"], indirect=True)
-def test_a_tensor_that_would_be_lost_is_refused_by_name(own: str, some_drawings: str, tiny_vit: dict) -> None:
-    cell = {
-        **tiny_vit,
-        "dataset": some_drawings,
-        "tasks": 10,
-        "stop_after": 3,
-        "method": "simplecil",
-        "classifier": own,
-    }
+def test_a_tensor_that_would_be_lost_is_refused_by_name(config: TrialConfig) -> None:
     with pytest.raises(
         ConfigError, match=r"Counting\.seen hands a tensor from one task to the next .*register_buffer\('seen'"
     ):
-        run_trial(TrialConfig.from_dict(cell))
+        run_trial(config)
 
 
 @pytest.mark.parametrize("own", ["buffer"], indirect=True)
-def test_a_buffer_comes_back_after_an_interruption(own: str, some_drawings: str, tiny_vit: dict, tmp_path) -> None:
-    cell = {
-        **tiny_vit,
-        "dataset": some_drawings,
-        "tasks": 10,
-        "stop_after": 3,
-        "method": "simplecil",
-        "classifier": own,
-    }
-    config = TrialConfig.from_dict(cell)
+def test_a_buffer_comes_back_after_an_interruption(config: TrialConfig, tmp_path) -> None:
 
     def stop(stage: int, *_: object) -> None:
         if stage == 1:
