@@ -46,7 +46,7 @@ for training in ({"optimizer": "zo-sgd", "lr": 1e-3}, {"optimizer": "fo-adam", "
     assert [step.loss for step in free.steps] != [step.loss for step in held.steps]
 assert free.accuracy_matrix[0, 0] > 70, "it learns two classes"
 """,
-    "classifier": """
+    "file": """
 from zeroflow.classifiers import classifiers
 features = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)) + torch.arange(2).repeat(20)[:, None]
 halves = [classifiers.get("diagonal").build() for _ in range(3)]
@@ -55,7 +55,10 @@ for half, part in zip(halves, (slice(0, 20), slice(20, 40), slice(0, 40))):
     half.add(features[part], torch.arange(2).repeat(20)[part])
 halves[0].merge(halves[1])
 torch.testing.assert_close(halves[0].scores(features), halves[2].scores(features))
-assert found["diagonal"]["avg"] > 60
+def average(power):
+    own = {**cell, "classifier": "diagonal", "classifier_options": {"power": power}}
+    return run_trial(TrialConfig.from_dict(own)).summary["avg"]
+assert result.summary["avg"] == average(1.0) != average(2.0) and average(2.0) > 60
 """,
     "tuning": """
 assert result.summary["trainable_parameters"] > 192 and result.summary["last"] > 50
@@ -74,15 +77,16 @@ assert (backbone.width, backbone.image_size) == (24, 28)
 torch.testing.assert_close(backbone(images[:1]), model(images[:1]))
 """,
 }
-"""What must hold after each example of the page on extending, in its own names."""
+"""What must hold after each example of the two pages on extending, in its own names."""
+
+EXAMPLE = re.compile(r"^## (?:An?|1\. The) (\w[\w ]*)\n(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 
 def test_the_examples_of_extending_run(tmp_path: Path) -> None:
     """Each alone in a fresh namespace, as a reader runs it, and then in use."""
-    page = (DOCS / "extending.md").read_text()
+    pages = "\n".join((DOCS / name).read_text() for name in ("own_method.md", "extending.md"))
     blocks = {
-        heading: re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-        for heading, section in re.findall(r"^## An? (\w[\w ]*)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+        heading: re.findall(r"```python\n(.*?)```", section, re.DOTALL) for heading, section in EXAMPLE.findall(pages)
     }
     assert set(blocks) == set(CHECKS) and all(len(found) == 1 for found in blocks.values())
     assert all(found[0].count("\n") <= 44 for found in blocks.values())
@@ -90,6 +94,17 @@ def test_the_examples_of_extending_run(tmp_path: Path) -> None:
     program = f"for text in {programs!r}: exec(text, {{'__name__': '__main__'}})"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=500, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_grid_of_an_own_method_can_be_planned(tmp_path: Path) -> None:
+    """The page's file and grid, with the part that trains, side by side as it says; nothing is run."""
+    page = (DOCS / "own_method.md").read_text()
+    (tmp_path / "my_classifier.py").write_text(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0])
+    grid, training = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_grid.yaml").write_text(grid + training)
+    command = [sys.executable, "-m", "zeroflow", "plan", "--grid", "my_grid.yaml", "--import", "my_classifier.py"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert run.returncode == 0 and "11 cells: 0 done, 0 failed, 11 to run" in run.stdout, run.stdout + run.stderr
 
 
 def test_a_package_may_bring_a_backbone(tmp_path: Path) -> None:

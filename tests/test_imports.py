@@ -20,7 +20,7 @@ from zeroflow.grid.grid_file import parse_grid
 from zeroflow.grid.plan import make_plan
 from zeroflow.imports import SourceFile, imports_of, run_source
 from zeroflow.methods import methods
-from zeroflow.optim import optimizers
+from zeroflow.optim import NonFiniteLoss, optimizers
 from zeroflow.results import Store, merge, rows
 from zeroflow.results.agreement import several_texts
 
@@ -94,6 +94,63 @@ def test_a_method_in_a_file_runs_in_all_processes_of_a_sweep(own: Path) -> None:
     assert again.returncode == 2 and "was computed with another my_method.py (" in again.stderr, again.stderr
     elsewhere = command("plan", "--grid", "grid.yaml", "--results", own / "new", "--import", file, folder=own)
     assert elsewhere.returncode == 0 and "4 to run" in elsewhere.stdout
+
+
+FORGOTTEN = """
+from dataclasses import dataclass
+from zeroflow.classifiers import register_classifier
+from zeroflow.classifiers.class_means import ClassMeans
+
+@register_classifier("{name}", "made by a test")
+class Mine(ClassMeans):
+    {decorator}
+    class Options{base}:
+        share: float = 0.5
+{scores}
+"""
+
+
+@pytest.mark.parametrize(("decorator", "base"), [("", ""), ("", "(ClassMeans.Options)")])
+def test_options_without_a_dataclass_are_refused(tmp_path: Path, decorator: str, base: str) -> None:
+    """Python would see no field of theirs, and a grid's options would be unknown."""
+    file = tmp_path / f"forgotten{len(base)}.py"
+    file.write_text(FORGOTTEN.format(name="forgotten", decorator=decorator, base=base, scores=""))
+    expected = (
+        r"classifier 'forgotten': class Mine\.Options is not a dataclass; write @dataclass\(frozen=True\) above it"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        zeroflow.import_file(file)
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [
+        ("features", r"SimpleCIL with classifier 'wrong-\d': scores of shape \(\d+, 192\), expected \(\d+, 5\)"),
+        ("cosine * float('nan')", r"with classifier 'wrong-\d': \d+ of \d+ test samples .* that are not finite$"),
+    ],
+)
+def test_wrong_scores_are_those_of_the_classifier(tmp_path: Path, returned: str, expected: str) -> None:
+    """Nothing is trained, so no learning rate is to blame."""
+    name = f"wrong-{len(returned) % 10}"
+    scores = f"    def scores(self, features):\n        cosine = super().scores(features)\n        return {returned}"
+    file = tmp_path / f"{name}.py"
+    file.write_text(FORGOTTEN.format(name=name, decorator="@dataclass(frozen=True)", base="", scores=scores))
+    zeroflow.import_file(file)
+    cell = {"method": "simplecil", "classifier": name, "tasks": 20, "stop_after": 1}
+    with pytest.raises((ValueError, NonFiniteLoss), match=expected):
+        zeroflow.run_trial(TrialConfig.from_dict(cell))
+
+
+def test_several_values_of_an_option_are_written_as_an_axis() -> None:
+    with pytest.raises(ConfigError, match=r"an axis is written classifier_options\.ridge: \[0\.1, 1\]"):
+        parse_grid({"grid": [{"method": "acil", "classifier_options": {"ridge": [0.1, 1]}}]})
+
+
+def test_an_unknown_name_may_be_one_that_was_not_imported() -> None:
+    with pytest.raises(
+        ConfigError, match=r"unknown method 'my-own-idea'; known: .*must be imported first \(--import FILE\)"
+    ):
+        parse_grid({"grid": [{"method": "my-own-idea"}]})
 
 
 @pytest.fixture(scope="module")
@@ -218,8 +275,8 @@ def test_a_wrong_section_is_refused(imports: object, message: str) -> None:
         ),
         ("def f():\n    raise RuntimeError('no')\n\nf()\n", r"line 2: RuntimeError: no"),
         (
-            "from zeroflow.methods.method import register_method\n@register_method('half', 'mine')\nclass A: ...\n"
-            "@register_method('ease', 'mine')\nclass B: ...\n",
+            "from zeroflow.methods import Method, register_method\n@register_method('half', 'mine')\nclass A(Method): ...\n"
+            "@register_method('ease', 'mine')\nclass B(Method): ...\n",
             r"line 4: ConfigError: method 'ease' is registered already",
         ),
         (

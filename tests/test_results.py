@@ -625,7 +625,7 @@ def test_s3_writers_are_killed_and_readers_see_whole_cells(s3: str, tmp_path: Pa
 
 
 def test_the_page_holds_every_column() -> None:
-    assert markdown() in (ROOT / "docs" / "results.md").read_text(), "write out zeroflow.results.schema.markdown() anew"
+    assert markdown() in (ROOT / "docs" / "columns.md").read_text(), "write out zeroflow.results.schema.markdown() anew"
 
 
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,11 +82,12 @@ def in_this_process(*arguments: object) -> Result:
 
 
 def test_a_line_of_progress_names_the_options_that_tell_its_cell_from_others() -> None:
-    made = [{"method_options": {"bottleneck": size, "scale": 1.0}} for size in (4, 16)] + [{"method": "simplecil"}]
+    sizes = (4, 64, 16)  # 64 is the default, which a configuration does not hold
+    made = [{"method_options": {"bottleneck": size}} for size in sizes] + [{"method": "simplecil"}]
     cells = [TrialConfig.from_dict(each) for each in made]
-    small, large, alone = labels(cells).values()
-    assert small == f"{cells[0].label()} bottleneck=4" and large == f"{cells[1].label()} bottleneck=16"
-    assert alone == cells[2].label()
+    *lines, alone = labels(cells).values()
+    assert lines == [f"{cell.label()} bottleneck={size}" for cell, size in zip(cells, sizes, strict=False)]
+    assert alone == cells[-1].label()
 
 
 def test_a_grid_is_the_product_of_its_lists_each_cell_once(tmp_path) -> None:

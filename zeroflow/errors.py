@@ -10,7 +10,7 @@ class ConfigError(ValueError):
     """A value given by the user cannot be used. The message is complete: no traceback is needed to act on it."""
 
 
-def unknown(kind: str, value: object, known: Iterable[str], *, where: str = "") -> ConfigError:
+def unknown(kind: str, value: object, known: Iterable[str], *, where: str = "", otherwise: str = "") -> ConfigError:
     """Build the error for a name that is not among ``known``, with the nearest right ones first.
 
     Args:
@@ -18,10 +18,13 @@ def unknown(kind: str, value: object, known: Iterable[str], *, where: str = "") 
         value: what was given.
         known: every name that would have been right.
         where: file and key the value came from, if known.
+        otherwise: added where nothing is near, since the name may well be right.
     """
     names = sorted(known)
     nearest = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else f"known: {', '.join(names) or 'none'}"
+    hint = f"known: {', '.join(names) or 'none'}{otherwise}"
+    if nearest:
+        hint = f"did you mean {' or '.join(map(repr, nearest))}?"
     return ConfigError(f"{where + ': ' if where else ''}unknown {kind} {value!r}; {hint}")
 
 

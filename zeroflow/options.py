@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from numbers import Real
 from typing import Any
 
 from zeroflow.errors import ConfigError, unknown
@@ -15,7 +17,21 @@ def defaults(options: type) -> dict[str, Any]:
     return {f.name: f.default for f in fields(options)}
 
 
-def finite(value: float) -> bool:
+def check_class(options: type, *, owner: str) -> None:
+    """Refuse a class of options whose fields Python would not see.
+
+    Raises:
+        ConfigError: ``@dataclass`` is forgotten, on the class or on one that it extends.
+    """
+    for own in options.__mro__:
+        forgotten = inspect.get_annotations(own) and "__dataclass_fields__" not in vars(own)
+        if forgotten or not is_dataclass(options):
+            raise ConfigError(
+                f"{owner}: class {own.__qualname__} is not a dataclass; write @dataclass(frozen=True) above it"
+            )
+
+
+def finite(value: Real | float) -> bool:
     """Whether a number fits into a finite float; an integer may be too large."""
     return abs(value) <= sys.float_info.max
 
@@ -40,7 +56,10 @@ def parse(options: type, given: Mapping[str, Any], *, owner: str, where: str) ->
         wanted = (int, float) if isinstance(default, float) else type(default)
         if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
             kinds = {float: "a number", int: "an integer", str: "a string", bool: "true or false"}
-            raise ConfigError(f"{where}.{key}={value!r}: expected {kinds.get(type(default), type(default).__name__)}")
+            axis = f"; an axis is written {where.rpartition(': ')[2]}.{key}: {value}" if isinstance(value, list) else ""
+            raise ConfigError(
+                f"{where}.{key}={value!r}: expected {kinds.get(type(default), type(default).__name__)}{axis}"
+            )
         if isinstance(default, float) and not finite(value):
             raise ConfigError(f"{where}.{key}={value!r}: expected a finite number")
     try:

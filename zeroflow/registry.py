@@ -85,7 +85,8 @@ class Registry(Generic[T]):
             return self._entries[name]
         except (KeyError, TypeError):
             known = [*self._entries, *(f"{prefix}:NAME" for prefix in self.families)]
-            raise unknown(self.kind, name, known, where=where) from None
+            own = "; one of your own must be imported first (--import FILE)"
+            raise unknown(self.kind, name, known, where=where, otherwise=own) from None
 
     def items(self) -> Iterator[tuple[str, T]]:
         for name in self.names():

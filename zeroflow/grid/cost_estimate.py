@@ -29,6 +29,7 @@ from zeroflow.optim import optimizers
 from zeroflow.optim.estimators import Backpropagation
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.keys.branch import shares
+from zeroflow.trial.keys.values import as_json
 
 FEATURES = (
     "dataset", "method", "tasks", "base_classes", "increments", "stop_after", "backbone", "image_size", "access", "dtype", "transform",
@@ -284,7 +285,7 @@ def _step_keys(cell: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
 def _plain(value: Any) -> Any:
     """A value as the store has it; no options are None."""
     if isinstance(value, Mapping | list):
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False) if value else None
+        return as_json(value) if value else None
     return None if value == "{}" else value
 
 

@@ -21,6 +21,7 @@ from zeroflow.grid.rules import look_up, matches
 from zeroflow.grid.search_settings import SearchSettings, Values
 from zeroflow.grid.shared_options import known_options
 from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.keys.values import as_json
 
 _NAMED = ("dataset", "method", "optimizer")
 
@@ -82,7 +83,7 @@ class Search:
     def search_id(self, grid: str) -> str:
         """Tells it from the searches of other cells, of other options, and of other grids."""
         searched = [sorted(self.options)] if self.options else []
-        return hashlib.sha256(_json([grid, self.shared, *searched]).encode()).hexdigest()[:16]
+        return hashlib.sha256(as_json([grid, self.shared, *searched]).encode()).hexdigest()[:16]
 
     def describe(self) -> str:
         """Its tries in one line."""
@@ -245,18 +246,18 @@ def _groups(
     dotted: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = defaultdict(dict)
     for config, _ in trained:
         keys = shared_keys(config, settings)
-        dotted[_kind(config)][_json(keys)] = flat(keys)
+        dotted[_kind(config)][as_json(keys)] = flat(keys)
     for config, values in wanted:
-        groups[_json(shared_keys(config, settings))].append((config, values))
+        groups[as_json(shared_keys(config, settings))].append((config, values))
     for members in groups.values():
         first = members[0][0]
         others = list(dotted[_kind(first)].values())
         names = list(dict.fromkeys(name for keys in others for name in keys))
-        telling = [name for name in names if len({_json(keys.get(name)) for keys in others}) > 1]
+        telling = [name for name in names if len({as_json(keys.get(name)) for keys in others}) > 1]
         when = {name: getattr(first, name) for name in _NAMED}
         for name in telling:
             # As the file spells it: a rule looks at that.
-            spelled = list({_json(look_up(values, name)): look_up(values, name) for _, values in members}.values())
+            spelled = list({as_json(look_up(values, name)): look_up(values, name) for _, values in members}.values())
             when[name] = spelled[0] if len(spelled) == 1 and not isinstance(spelled[0], list) else spelled
         yield list({config.cell_id: config for config, _ in members}.values()), when
 
@@ -350,11 +351,7 @@ def _batches(config: TrialConfig, data_dir: str | None, cache_bytes: int, known:
     """Mini-batches of an epoch of the first task."""
     from zeroflow.trial.stream import training_batches
 
-    key = _json({key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_OF_THE_DATA})
+    key = as_json({key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_OF_THE_DATA})
     if key not in known:
         known[key] = training_batches(config, data_dir, cache_bytes)[0]
     return known[key]
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -18,6 +18,7 @@ from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.searches import least_level
 from zeroflow.results.store import Store
 from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.keys.values import as_json
 
 _USUAL = dataclasses.asdict(TrialConfig())
 
@@ -104,7 +105,7 @@ class _Known:
         same = (
             name
             for name, (shared, options) in self.searches.items()
-            if options == set(search.options) and _json({**usual, **shared}) == _json(search.shared)
+            if options == set(search.options) and as_json({**usual, **shared}) == as_json(search.shared)
         )
         return own if own in self.searches else next(same, own)
 
@@ -136,7 +137,7 @@ def _choose(search: Search, plan: SearchPlan, known: _Known) -> SearchOutcome:
     common = {
         "search_id": known.id_of(search, plan.grid.name),
         "search": plan.grid.name,
-        "shared": _json(search.shared),
+        "shared": as_json(search.shared),
         "budget": plan.settings.forward_passes,
     }
     rows = []
@@ -151,7 +152,7 @@ def _choose(search: Search, plan: SearchPlan, known: _Known) -> SearchOutcome:
                         key: getattr(config, key)
                         for key in ("dataset", "method", "optimizer", "queries", "lr", "eps", "seed")
                     },
-                    "options": _json(candidate.options) if search.options else None,
+                    "options": as_json(candidate.options) if search.options else None,
                     "cell_id": cell,
                     "candidate": number,
                     "accuracy": known.accuracy.get(cell),
@@ -168,7 +169,3 @@ def _choose(search: Search, plan: SearchPlan, known: _Known) -> SearchOutcome:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

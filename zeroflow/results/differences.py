@@ -31,6 +31,9 @@ _OWNERS = {"method_options": "method", "classifier_options": "classifier", "opti
 USUAL = {"access": "white-box", "loss": "cross-entropy"}
 """What null stands for, where it has a name."""
 
+DEFAULT = "default"
+"""Stands for the value of an option that a row leaves as it is, where other rows of its kind set it."""
+
 _LONG = 16
 """Characters of a list of labels that are shown."""
 
@@ -50,6 +53,11 @@ class Differences:
             key: {group: _apart(key, own) for group, own in _groups(key, configs).items()} for key in _OWNERS
         }
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Keys that are named even where all share their value: with another classifier a method is not the one of its name."""
+        return ("classifier",) if any(config["classifier"] for config in self.configs) else ()
+
     def varies(self, key: str) -> bool:
         """Whether a key takes several values beyond what the keys it follows explain."""
         ignored = set() if key in _DEFAULTED else {None}
@@ -62,8 +70,8 @@ class Differences:
         """A key's value as a reader sees it; of options those alone that differ."""
         if key not in _OWNERS:
             return as_text(key, config[key])
-        apart = self._apart[key][_group(key, config)]
-        return _options({name: value for name, value in _read(config, key).items() if name in apart}) or "-"
+        own = _read(config, key)
+        return _options({name: own.get(name, DEFAULT) for name in self._apart[key][_group(key, config)]}) or "-"
 
     def shared(self) -> list[str]:
         """The options that differ nowhere, with whose they are: ``bottleneck=16 dropout=0 (ease, aper-adapter)``."""
@@ -108,8 +116,8 @@ def _read(config: Config, key: str) -> dict[str, Any]:
     return found
 
 
-def _apart(key: str, configs: Sequence[Config]) -> set[str]:
-    """The options that take several values, or that some rows of one optimizer have and others lack."""
+def _apart(key: str, configs: Sequence[Config]) -> list[str]:
+    """The options that take several values, or that some rows of one optimizer have and others lack; in the rows' order."""
     values: dict[str, set[str]] = {}
     holders: dict[Any, list[set[str]]] = {}
     for config in configs:
@@ -120,7 +128,7 @@ def _apart(key: str, configs: Sequence[Config]) -> set[str]:
     apart = {name for name, found in values.items() if len(found) > 1}
     for first, *others in holders.values():
         apart.update(*(first ^ other for other in others))
-    return apart
+    return [name for name in values if name in apart]
 
 
 def as_text(key: str, value: Any) -> str:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from zeroflow.results.schema import CONFIG_KEYS
 from zeroflow.trial.config import cell_id_of
+from zeroflow.trial.keys.values import as_json
 
 _LIMITS = {"avg": (0.0, 100.0), "last": (0.0, 100.0), "fgt": (-100.0, 100.0), "bwt": (-100.0, 100.0)}
 _READ = ("cell_id", "config", *CONFIG_KEYS, *_LIMITS)
+
+
+def without_contradictions(trials: pa.Table, root: str) -> pa.Table:
+    """The rows that are as they were written; a warning names the others, of a store at ``root``."""
+    changed = contradictions(trials)
+    if not changed:
+        return trials
+    named = "; ".join(f"{cell}: {wrong}" for cell, wrong in changed.items())
+    warnings.warn(f"left out cells of {root} that were changed after they were written: {named}", stacklevel=3)
+    return trials.filter(pc.invert(pc.is_in(trials["cell_id"], pa.array(list(changed)))))
 
 
 def contradictions(trials: pa.Table) -> dict[str, str]:
@@ -46,5 +59,5 @@ def _wrong(row: Mapping[str, Any]) -> str | None:
 
 def _as_column(value: Any) -> Any:
     if isinstance(value, Mapping | list):
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return as_json(value)
     return value

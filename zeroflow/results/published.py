@@ -121,9 +121,7 @@ class Comparison:
 
 def rows(table: str | None = None) -> list[Published]:
     """The published rows of ``table1``, ``table3``, ``table4`` or ``ease``; default: of all."""
-    enhanced = (row for name, option in ENHANCED.items() for row in _enhancement(name, option))
-    found = [*_table1(), *enhanced, *_ease()]
-    return [row for row in found if table in (None, row.table)]
+    return [row for row in _rows() if table in (None, row.table)]
 
 
 def published(method: str, optimizer: str | None, dataset: str) -> Published:
@@ -132,10 +130,7 @@ def published(method: str, optimizer: str | None, dataset: str) -> Published:
     Raises:
         KeyError: Table 1 has no such row.
     """
-    for row in rows("table1"):
-        if (row.config["method"], row.config["optimizer"], row.config["dataset"]) == (method, optimizer, dataset):
-            return row
-    raise KeyError((method, optimizer, dataset))
+    return _of_table1()[method, optimizer, dataset]
 
 
 def compare(trials: pa.Table, published: Iterable[Published] | None = None) -> list[Comparison]:
@@ -185,6 +180,17 @@ def agrees(trial: Mapping[str, Any], config: Mapping[str, Any], options: Mapping
         return False  # first, for most differ here
     own = json.loads(trial["optimizer_options"] or "{}")
     return options == {key: value for key, value in own.items() if key not in _FREE_OPTIONS}
+
+
+@functools.cache
+def _rows() -> tuple[Published, ...]:
+    enhanced = (row for name, option in ENHANCED.items() for row in _enhancement(name, option))
+    return (*_table1(), *enhanced, *_ease())
+
+
+@functools.cache
+def _of_table1() -> dict[tuple[str | None, ...], Published]:
+    return {tuple(row.config[key] for key in ("method", "optimizer", "dataset")): row for row in rows("table1")}
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import socket
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ import pyarrow as pa
 
 from zeroflow.imports import imports_of
 from zeroflow.results.schema import CONFIG_KEYS, SCHEMA_VERSION, SCHEMAS
+from zeroflow.trial.keys.values import as_json
 from zeroflow.trial.metrics import DEFINITIONS, Matrix, stage_accuracy
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def failure(config: TrialConfig, error: str, message: str, traceback: str, attem
     """
     row = {
         "cell_id": config.cell_id,
-        "config": _json(dataclasses.asdict(config)),
+        "config": as_json(dataclasses.asdict(config)),
         "label": config.label(),
         "error": error,
         "message": message,
@@ -84,20 +84,21 @@ def failure(config: TrialConfig, error: str, message: str, traceback: str, attem
 def _trial(result: TrialResult, workers: int, shards: int, ray_version: str | None) -> dict[str, Any]:
     config = dataclasses.asdict(result.config)
     return {
-        **{key: _json(config[key]) if isinstance(config[key], dict | list) else config[key] for key in CONFIG_KEYS},
+        **{key: as_json(config[key]) if isinstance(config[key], dict | list) else config[key] for key in CONFIG_KEYS},
         **{
-            key: _json(config[key]) if config[key] else None for key in ("classifier_options", "preprocessing", "later")
+            key: as_json(config[key]) if config[key] else None
+            for key in ("classifier_options", "preprocessing", "later")
         },
         **result.summary,
         **result.provenance,
         "cell_id": result.cell_id,
         "schema_version": SCHEMA_VERSION,
         "status": "done",
-        "config": _json(config),
-        "imports": _json(imports) if (imports := imports_of(result.config)) else None,
+        "config": as_json(config),
+        "imports": as_json(imports) if (imports := imports_of(result.config)) else None,
         "class_order": [int(label) for label in result.class_order],
         "class_names": list(result.class_names),
-        "metric_definitions": _json(DEFINITIONS),
+        "metric_definitions": as_json(DEFINITIONS),
         "workers": workers,
         "data_shards": shards,
         "ray_version": ray_version,
@@ -173,7 +174,3 @@ def _table(name: str, rows: Iterable[dict[str, Any]]) -> pa.Table:
 def _measured(value: Any) -> Any:
     """None for NaN: readers disagree on whether NaN is a number, and on how it sorts and averages."""
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -261,7 +261,7 @@ def markdown() -> str:
     """A section per table: what a row is, and every column with its type, its unit and what it means."""
     parts = []
     for name, schema in SCHEMAS.items():
-        lines = [f"### {name}", "", f"{_describe(schema.metadata)}.".capitalize(), ""]
+        lines = [f"## {name}", "", f"{_describe(schema.metadata)}.".capitalize(), ""]
         lines += ["| column | type | unit | meaning |", "| --- | --- | --- | --- |"]
         for column in schema:
             meaning = _describe(column.metadata)

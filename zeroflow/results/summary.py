@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from zeroflow.results.differences import USUAL, Differences
+from zeroflow.results.differences import DEFAULT, USUAL, Differences
 from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.rendering import EXPLICIT, Cell, Column, Mark, Table, escape_bars, markdown_grid, text_grid
 from zeroflow.results.schema import CONFIG_KEYS, SCHEMAS
@@ -93,11 +93,15 @@ class Row:
 
     def name(self, *, without: Sequence[str] = ()) -> str:
         """The same without some keys."""
+        shown = {
+            key: " ".join(word for word in text.split(" ") if not word.endswith(f"={DEFAULT}")) or "-"
+            for key, text in self.shown.items()
+        }
         named = [
             text
             if key in _NAMES or key.endswith(("_options", "preprocessing", "later"))
             else f"{_SHORT.get(key, key)}={text}"
-            for key, text in sorted(self.shown.items(), key=lambda item: (item[0] == "later", item[0] == "queries"))
+            for key, text in sorted(shown.items(), key=lambda item: (item[0] == "later", item[0] == "queries"))
             if text not in ("-", USUAL.get(key)) and key not in self.unnamed.union(without)
         ]
         return " ".join(named)
@@ -121,8 +125,7 @@ def summary(trials: pa.Table) -> list[Row]:
     found = [(dict(zip(keys, group, strict=True)), members) for group, members in groups.items()]
 
     differences = Differences([config for config, _ in found])
-    # A row with another classifier is not the method of that name, even where all rows have it.
-    telling = {*_ALWAYS_SHOWN, *(["classifier"] if any(config["classifier"] for config, _ in found) else [])}
+    telling = {*_ALWAYS_SHOWN, *differences.named}
     shown = [key for key in keys if key in telling or differences.varies(key)]
     shown.sort(key=lambda key: FILTERS.index(key) if key in FILTERS else len(FILTERS))
     unnamed = frozenset(key for key in ("queries",) if not differences.varies(key))

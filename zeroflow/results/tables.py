@@ -270,7 +270,7 @@ def _cells(trials: pa.Table) -> Table:
     order = [cells[cell] for row in summary(trials) for cell in row.cells]
     differences = Differences(order)
     texts = [{key: differences.text(key, row) for key in _CELL_KEYS} for row in order]
-    telling = {*_ALWAYS, *(["classifier"] if any(row["classifier"] for row in order) else [])}
+    telling = {*_ALWAYS, *differences.named}
     keys = [key for key in _CELL_KEYS if key in telling or len({own[key] for own in texts} - {"-"}) > 1]
     columns: list[Column | str] = [
         *(Column({"queries": "q"}.get(key, key), left=is_text(key)) for key in keys),

@@ -28,7 +28,7 @@ TASK = "task"
 OUTCOME, SECONDS = "outcome", "cell_seconds"
 """Keys of a Tune trial's result: its ``Outcome``, and how long its cell took."""
 
-_FALSE_STARTS = 3
+_UNBEGUN_GROUPS = 3
 """How many groups of workers may end before they begin with a cell, beyond its retries."""
 
 # What a Tune trial holds while Ray Train's workers do its work. Any share of a CPU would be missing for the last worker
@@ -89,7 +89,7 @@ def _in_a_worker_group(task: CellTask, coordinator: Any) -> Outcome:
             begun = ray.get(coordinator.times_begun.remote(group.name, group.number))
             deaths += min(begun, retries + 1 if group.worn_out else 1)
             groups += 1
-            if deaths > retries or groups > retries + _FALSE_STARTS:
+            if deaths > retries or groups > retries + _UNBEGUN_GROUPS:
                 return failed(cause_of(death))
 
 

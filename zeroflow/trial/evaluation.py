@@ -91,19 +91,28 @@ class Evaluation:
             NonFiniteLoss: scores that are not finite, of which none is the best.
         """
         scores, labels, first = self.scores(seen.test, seen.index), seen.test.labels, seen.classes.start
+        scorer = _scorer(self.method)
         if scores.shape != (len(labels), classes):
             raise ValueError(
-                f"{type(self.method).__name__}: scores of shape {tuple(scores.shape)}, expected {(len(labels), classes)}: images x "
+                f"{scorer}: scores of shape {tuple(scores.shape)}, expected {(len(labels), classes)}: images x "
                 "classes seen"
             )
         if bad := int((~scores.amax(dim=1).isfinite()).sum()):
             raise NonFiniteLoss(
-                f"{bad} of {len(labels)} test samples of task {seen.index} have scores that are not finite; lower lr or eps"
+                f"{scorer}: {bad} of {len(labels)} test samples of task {seen.index} have scores that are not finite"
+                f"{'; lower lr or eps' if self.method.trains else ''}"
             )
         anywhere = scores.argmax(dim=1).cpu()
         within = scores[:, first : seen.classes.stop].argmax(dim=1).cpu() + first
         domain = math.nan if width is None else _percent(anywhere % width == labels % width)
         return (_percent(anywhere == labels), _percent(within == labels), domain), anywhere
+
+
+def _scorer(method: Method) -> str:
+    """Whose scores they are, for messages: a method's of somebody's own, or those of the classifier that it asks."""
+    classifier = getattr(method, "classifier", None)
+    own = classifier is None or not type(method).scores.__module__.startswith("zeroflow.")
+    return type(method).__name__ if own else f"{type(method).__name__} with classifier {classifier.name!r}"
 
 
 def _percent(right: Tensor) -> float:
