@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -279,6 +280,15 @@ def test_a_closed_pipe_is_no_error() -> None:
     )
     os.close(writer)
     assert run.returncode == 141 and run.stderr == b""
+
+
+def test_a_warning_is_a_line_without_a_place_in_the_code(tmp_path: Path) -> None:
+    shutil.copytree(QUICK, tmp_path / "store")
+    (tmp_path / "store" / "trials" / f"{'0' * 16}.parquet").write_bytes(b"PAR1 torn PAR1")
+    run = invoke("status", tmp_path / "store")
+    (line,) = run.stderr.splitlines()
+    assert run.exit_code == 0 and line.startswith("warning: skipped files that cannot be read"), run.stderr
+    assert line.endswith(f"{'0' * 16}.parquet")
 
 
 def test_control_c_ends_without_a_traceback(tmp_path: Path) -> None:

@@ -164,6 +164,10 @@ def test_of_several_label_columns_one_can_be_named(tmp_path: Path) -> None:
         ConfigError, match="several columns may be the labels: coarse, fine; name one: parquet:NAME#COLUMN"
     ):
         load_dataset("parquet:two", tmp_path)
+    with pytest.raises(
+        ConfigError, match="'parquet:two#': expected a column of labels behind '#', or none: parquet:two"
+    ):
+        TrialConfig.from_dict({"dataset": "parquet:two#"})
     fine = load_dataset("parquet:two#fine", tmp_path)
     assert fine.class_names == tuple(NAMES) and fine.train.labels.tolist() == [2, 0, 1]
     assert load_dataset("parquet:two#coarse", tmp_path).class_names == ("bird", "fish")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ PIPE_CLOSED = 141
 """The reader of the output went away (``| head``); as shells count a process that SIGPIPE ended."""
 
 STATUSES = {0: "done", BAD_INPUT: "bad input: the message says what was expected, and nothing was run"}
+
+_PACKAGE = Path(__file__).parent.parent
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,7 +59,8 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _warnings_in_a_line():
+                return super().invoke(ctx)
         except ConfigError as error:
             raise click.UsageError(str(error)) from None
         except KeyboardInterrupt:
@@ -142,6 +146,22 @@ price_option = click.option(
     "--price-per-hour", type=click.FloatRange(min=0), metavar="PRICE",
     help="Of one GPU, or of one CPU where cells use no GPU: adds what the missing cells cost.",
 )  # fmt: skip
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """zeroflow's own warnings without their place in the code; those of others as they come."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], filename: str, *place: Any) -> None:
+            if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
+                click.echo(f"{click.style('warning:', fg='yellow')} {message}", err=True)
+            else:
+                shown(message, category, filename, *place)
+
+        warnings.showwarning = show
+        yield
 
 
 def failed(text: str) -> str:

@@ -347,7 +347,11 @@ def _is_class(value: Any, names: Sequence[str] | None) -> bool:
 
 
 def _info(name: str) -> DatasetInfo:
-    folder, _, column = name.partition("#")
+    folder, asked, column = name.partition("#")
+    if asked and not column:  # two names of one data set would be two cells
+        raise ConfigError(
+            f"dataset 'parquet:{name}': expected a column of labels behind '#', or none: parquet:{folder}"
+        )
     inside_data_dir(f"parquet:{name}", folder)
 
     def missing(data_dir: Path | None) -> list[Path]:

@@ -22,6 +22,7 @@ from zeroflow.progress import Progress, silent
 from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.store import Store
 from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.named_files import images_of, weights_of
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def make_plan(grid: Grid, store: Store, data_dir: str | None, *, elsewhere: bool
         else:
             missing.append(config)
     check_imports(grid.cells, store)
+    check_named_files(done, store, data_dir)
     # With nothing to run no row needs to be read.
     trials = store.load("trials", COLUMNS) if finished and missing else SCHEMAS["trials"].empty_table()
     costs = estimate_costs(missing, trials, grid.placement.of)
@@ -162,6 +164,33 @@ def check_imports(cells: Sequence[TrialConfig], store: Store) -> None:
                 raise ConfigError(
                     f"results {store.root!r}: cell {row['cell_id']} was computed with another {name} "
                     f"({then.get(name, 'not imported')}, now {texts[name]}); write into other results (--results)"
+                )
+
+
+def check_named_files(done: Sequence[TrialConfig], store: Store, data_dir: str | None) -> None:
+    """Refuse a store of cells whose weights or images were others than those that have their names now.
+
+    Args:
+        done: cells that are finished there.
+        store: the results.
+        data_dir: of the data sets; what is not on this machine is not compared.
+
+    Raises:
+        ConfigError: which file or data set, and a cell that was computed with another one of its name.
+    """
+    own = {config.cell_id: config for config in done if ":" in config.dataset or weights_of(config)}
+    datasets_now: dict[str, dict[str, str]] = {}
+    for row in store.load("trials", ["cell_id", "named"], own).to_pylist() if own else ():
+        then, config = json.loads(row["named"] or "{}"), own[row["cell_id"]]
+        if config.dataset in then and config.dataset not in datasets_now:
+            absent = datasets.get(config.dataset).missing(None if data_dir is None else Path(data_dir))
+            images = {} if absent else images_of(config, load_dataset(config.dataset, data_dir))
+            datasets_now[config.dataset] = images
+        for name, now in {**weights_of(config), **datasets_now.get(config.dataset, {})}.items():
+            if then.get(name, now) != now:
+                raise ConfigError(
+                    f"results {store.root!r}: cell {row['cell_id']} was computed with another {name} ({then[name]}, now {now}); "
+                    "write into other results (--results)"
                 )
 
 

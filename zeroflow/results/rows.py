@@ -96,6 +96,7 @@ def _trial(result: TrialResult, workers: int, shards: int, ray_version: str | No
         "status": "done",
         "config": as_json(config),
         "imports": as_json(imports) if (imports := imports_of(result.config)) else None,
+        "named": as_json(dict(result.named)) if result.named else None,
         "class_order": [int(label) for label in result.class_order],
         "class_names": list(result.class_names),
         "metric_definitions": as_json(DEFINITIONS),

@@ -107,6 +107,11 @@ _TRIALS = [
     _column("git_commit", _text, "commit of the code; null: not in a checkout"),
     _column("git_dirty", _flag, "whether tracked files differed from the commit"),
     _column("imports", _text, "imported Python files that it names something of: hashes by name, JSON; null: none"),
+    _column(
+        "named",
+        _text,
+        "weights in files, images of one's own: hashes by their names in the configuration, JSON; null: none",
+    ),
     _column("device", _text, "processor the cell ran on"),
     _column("threads", _int, "CPU threads per process"),
     _column("workers", _int, "processes that shared the work of a step"),

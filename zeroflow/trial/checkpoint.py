@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from zeroflow.durable import make_folder, write_atomically
 from zeroflow.optim import Executor, Journal, LocalExecutor
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.features import file_identity
+from zeroflow.trial.named_files import images_of, weights_of
 
 
 @dataclass(frozen=True)
@@ -39,25 +40,28 @@ class DataFacts:
         labels: hash of the labels of all samples.
         files: changes with the files of the images, and with where they are.
         host: the machine that saw the images where they are; elsewhere they have other paths and times.
+        named: hashes of weights and images by their names in the configuration, see ``named_files``.
     """
 
     classes: list[str]
     labels: str
     files: str
     host: str
+    named: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, dataset: ImageDataset) -> DataFacts:
-        """The facts of a data set as it is on this machine now."""
+    def of(cls, dataset: ImageDataset, config: TrialConfig) -> DataFacts:
+        """The facts of a cell's data set and weights as they are on this machine now."""
         labels, files = hashlib.sha256(), hashlib.sha256()
         for samples in (dataset.train, dataset.test):
             labels.update(samples.labels.astype(np.int64).tobytes() + b"|")
             files.update(file_identity(samples).encode() + b"|")
-        return cls(list(dataset.class_names), labels.hexdigest(), files.hexdigest(), socket.gethostname())
+        named = {**weights_of(config), **images_of(config, dataset)}
+        return cls(list(dataset.class_names), labels.hexdigest(), files.hexdigest(), socket.gethostname(), named)
 
     def differs(self, other: DataFacts) -> bool:
-        """Whether this is certainly other data."""
-        if (self.classes, self.labels) != (other.classes, other.labels):
+        """Whether these are certainly other data or weights."""
+        if (self.classes, self.labels, self.named) != (other.classes, other.labels, other.named):
             return True
         return self.host == other.host and self.files != other.files
 

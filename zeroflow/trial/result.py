@@ -63,6 +63,7 @@ class TrialResult:
         costs: forward passes, bytes, seconds.
         provenance: versions, device, commit, times.
         confusion: of each stage, test samples by true class and predicted class ``[classes seen, classes seen]``.
+        named: hashes of weights and images of one's own by their names in the configuration, see ``named_files``.
     """
 
     config: TrialConfig
@@ -78,6 +79,7 @@ class TrialResult:
     costs: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(repr=False)
     confusion: Sequence[npt.NDArray[np.int64]] = field(default=(), repr=False)
+    named: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cell_id(self) -> str:

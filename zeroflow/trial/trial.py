@@ -182,7 +182,7 @@ class Trial:
         if self.black_box:
             self.executor.together = self.black_box.together
         dataset = load_dataset(config.dataset, placement.data_dir, cache_bytes=placement.cache_bytes)
-        self.data = DataFacts.of(dataset)
+        self.data = DataFacts.of(dataset, config)
         self.scenario = scenario_of(config, dataset, self.backbone.image_size, placement.loaders())
         self.method = _method(config, self.backbone).to(self.device, self.dtype)
         self.frozen = self._frozen_features(dataset)
@@ -292,6 +292,7 @@ class Trial:
             costs=self.costs.summary(self.method, steps, self.black_box, price),
             provenance=provenance(self.device, {"threads": self.placement.threads}),
             confusion=self.history.confusion(np.cumsum(self.task_classes).tolist()),
+            named=self.data.named,
         )
 
     def _frozen_features(self, dataset: ImageDataset) -> FrozenFeatures:
