@@ -23,7 +23,7 @@ test: $(VENV)/installed-test check
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 test-fast: $(VENV)/installed-test check
-	$(BIN)/python -m pytest -m "not long and not slow and not ray"
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not long and not slow and not ray"
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

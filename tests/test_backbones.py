@@ -53,6 +53,7 @@ def moved(module: nn.Module) -> None:
 # Features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "channels"),
     [
@@ -163,6 +164,7 @@ def post_norm(model: Any, images: Tensor, adapters: list[nn.Module]) -> Tensor:
     return model.forward_head(model.norm(values), pre_logits=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "by_hand"),
     [
@@ -245,6 +247,7 @@ class Averages(nn.Module):
         return torch.tanh(self.layer(nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)))
 
 
+@pytest.mark.slow
 def test_a_program_of_torch_export_is_a_backbone(
     tmp_path: Path, some_drawings: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,6 +382,7 @@ def drawings_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", SIX)
 def test_a_grid_of_ones_own_changes_the_backbone_by_one_key(drawings_folder: Path, backbone: str) -> None:
     from zeroflow import Placement

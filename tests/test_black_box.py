@@ -374,6 +374,7 @@ def cell(port: int, timeout: float = 30.0, **settings: Any) -> Any:
     return run_trial(TrialConfig.from_dict(values), place)
 
 
+@pytest.mark.slow
 def test_a_server_that_recovers_within_the_tries_changes_nothing_but_the_count(port: int, start) -> None:
     start("gnoowoifoffoooo")
     disturbed = cell(port)
@@ -398,6 +399,7 @@ def test_a_server_that_stays_wrong_fails_the_cell_in_one_sentence(
         cell(port, timeout, method_options={"tune": "input-prompt", "imprint": False})
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_a_step_and_started_again_is_gone_on_with(
     port: int, start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -568,6 +570,7 @@ def test_zeroflow_serve_answers_as_the_backbone_refuses_what_is_wrong_and_says_w
         HttpFeatures(url).facts()
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(endpoint.TOKEN, "right")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -42,6 +42,7 @@ def _steps(result: TrialResult, task: int) -> list[tuple]:
     return [(step.epoch, step.loss, step.lr) for step in result.steps if step.task == task]
 
 
+@pytest.mark.slow
 def test_a_branch_is_its_two_parts(cell) -> None:
     """Before the task it is the one cell to the bit; from it on it trains with the other settings and starts from there."""
     plain, other = cell(), {"optimizer": "fo-adam", "lr": 0.002, "epochs": 3, "batch_size": 6}
@@ -56,6 +57,7 @@ def test_a_branch_is_its_two_parts(cell) -> None:
     assert branch.summary["forward_equivalents"] == 2 * 8 + 3 * 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["replay", "ewc", "ease", "lwf"])
 def test_a_branch_from_a_kept_task_has_the_bits_of_one_that_was_trained_whole(
     method: str, cell, tmp_path: Path
@@ -188,6 +190,7 @@ def test_a_grid_branches_along_an_axis_and_tells_the_cells_apart(
     assert sorted(names) == ["finetune zo-sgd from task 3: lr=0.01", "finetune zo-sgd from task 3: lr=0.02"]
 
 
+@pytest.mark.slow
 def test_what_a_branch_will_cost_is_known_from_finished_cells(cell, tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.write(rows.tables(run_trial(cell())))
@@ -261,6 +264,7 @@ def _folder(root: Path, classes: int, images: int, first: int = 0) -> None:
                 Image.new("RGB", (14, 14), colour).save(root / part / f"class{label}" / f"{number}.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["images", "more images", "more classes"])
 def test_tasks_that_were_kept_with_other_data_are_not_gone_on_with(
     changed: str, tiny_vit: dict, tmp_path: Path
@@ -287,6 +291,7 @@ def test_tasks_that_were_kept_with_other_data_are_not_gone_on_with(
     assert_same_bits(run_trial(made(lr=0.3), place, folder=tmp_path / "unfinished"), whole)
 
 
+@pytest.mark.slow
 def test_a_kept_task_of_equal_tasks_is_no_beginning_of_unequal_ones(cell, tmp_path: Path) -> None:
     """The same classes up to there; of one of them the domain-incremental accuracy has no meaning."""
     own = {"tasks": 3, "increments": [2, 2, 16]}

@@ -108,6 +108,7 @@ def test_names_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert completed("trajectories", "--grid", "more/") == ["more/grid.yaml"]
 
 
+@pytest.mark.slow
 def test_the_tables_that_complete_are_those_that_there_are() -> None:
     names = {table.name for table in make_tables(read(QUICK, ROOT / "results" / "table1_quickdraw_search").tables)}
     assert {"summary", "searches", "cells"} <= names <= set(TABLES)
@@ -172,6 +173,7 @@ def test_every_documented_shell_gets_a_script(shell: str) -> None:
 # JSON
 
 
+@pytest.mark.slow
 def test_json_is_all_of_standard_output() -> None:
     found = json.loads(invoke("tables", QUICK, "--table", "summary", "--json").stdout)
     (rows,) = found
@@ -215,6 +217,7 @@ def test_trajectories_in_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 # Merging
 
 
+@pytest.mark.slow
 def test_merge_brings_stores_together(tmp_path: Path) -> None:
     cells = load(QUICK, "trials")["cell_id"].to_pylist()
     for name, own in (("here", cells[:5]), ("there", cells[3:])):
@@ -267,6 +270,7 @@ def test_no_wildcard_is_needed_to_find_nothing() -> None:
 # Interruptions
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error() -> None:
     command = f"{shlex.quote(sys.executable)} -m zeroflow list optimizers | head -1; echo ${{PIPESTATUS[0]}}"
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=200)
@@ -291,6 +295,7 @@ def test_a_warning_is_a_line_without_a_place_in_the_code(tmp_path: Path) -> None
     assert line.endswith(f"{'0' * 16}.parquet")
 
 
+@pytest.mark.slow
 def test_control_c_ends_without_a_traceback(tmp_path: Path) -> None:
     store = tmp_path / "store"
     cell = ["--set", "method=ease", "--set", "epochs=500", "--results", str(store)]
@@ -338,6 +343,7 @@ def on_a_terminal(*command: str, size: tuple[int, int] = (24, 80), **environment
     return shown.getvalue().decode()
 
 
+@pytest.mark.slow
 def test_colours_on_a_terminal_alone_and_never_with_no_color() -> None:
     help_ = [sys.executable, "-m", "zeroflow", "plan", "-h"]
     assert "\x1b[36mzeroflow plan" in on_a_terminal(*help_)
@@ -362,6 +368,7 @@ with progress.Bar("work") as bar:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(24, 80), (0, 0)])  # a terminal may not know its size
 def test_a_bar_with_remaining_time_on_a_terminal(size: tuple[int, int]) -> None:
     shown = on_a_terminal(sys.executable, "-c", SLOW, "1", size=size)
@@ -370,6 +377,7 @@ def test_a_bar_with_remaining_time_on_a_terminal(size: tuple[int, int]) -> None:
     assert shown.rsplit("\r", 1)[-1].strip() == ""  # nothing of it is left
 
 
+@pytest.mark.slow
 def test_elsewhere_a_line_now_and_then() -> None:
     run = subprocess.run([sys.executable, "-c", SLOW, "0.5"], capture_output=True, text=True, timeout=200)
     assert run.stdout == "a line of its own\n"
@@ -397,6 +405,7 @@ def check_order(calls: list[tuple[str, int, int]]) -> None:
         assert done == sorted(done) and done[0] >= 0 and (done[-1] <= total or not total), calls
 
 
+@pytest.mark.slow
 def test_long_commands_tell_how_far_they_are(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, some_drawings: str, tiny_vit: dict[str, Any]
 ) -> None:

@@ -48,6 +48,7 @@ def test_a_classifier_that_is_the_methods_own_changes_no_id() -> None:
     assert config(**STREAM, method="ranpac", classifier_options={"dimension": 0, "ridge": 0}).classifier_options == {}
 
 
+@pytest.mark.slow
 def test_second_order_statistics_beat_class_means_where_the_backbone_is_far_from_home() -> None:
     """On the stream and the backbone that users see first, its first two tasks."""
     stream = {"dataset": "quickdraw100-marker", "transform": "plain", "stop_after": 2}

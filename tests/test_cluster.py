@@ -272,6 +272,7 @@ def bootstrapped(file: Path) -> dict[str, Any]:
     return dict(_bootstrap_config(yaml.safe_load(file.read_text()), no_config_cache=True))
 
 
+@pytest.mark.slow
 def test_ray_takes_the_closed_group_and_both_roles(account: Any, edited: Path) -> None:
     account("zeroflow-closed")
     config = bootstrapped(edited / "gpu.yaml")
@@ -317,6 +318,7 @@ def test_without_the_group_ray_opens_ssh_to_the_world_which_is_told_before(accou
     assert found.problems == ["security group zeroflow: port 22 is open to the world"]
 
 
+@pytest.mark.slow
 def test_a_whole_launch_is_checked_with_data_hours_and_price(account: Any, edited: Path, tmp_path: Path) -> None:
     account("zeroflow-test-bucket")
     s3 = fs.FileSystem.from_uri("s3://zeroflow-test-bucket")[0]
@@ -394,6 +396,7 @@ _Formation.add_multi_constructor("!", lambda loader, suffix, node: f"{suffix} {g
 # The machine that a cluster is started from.
 
 
+@pytest.mark.slow
 def test_pack_takes_the_commit_and_a_token_that_nobody_else_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

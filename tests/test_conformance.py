@@ -102,6 +102,7 @@ def labelled(one: Subject) -> str:
     return f"{one.name} q={one.queries}".replace(" ", ",")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("one", "check"),
     [
@@ -570,6 +571,7 @@ RIGHT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("one", "wanted"), RIGHT, ids=[one.name for one, _ in RIGHT])
 def test_an_optimizer_from_elsewhere_that_is_right_passes(one: Subject, wanted: list[Callable] | None) -> None:
     """Each broken one differs by one method from one of these."""
@@ -675,6 +677,7 @@ def test_per_example_directions_take_mini_batches_of_any_size(sizes: tuple[int, 
         assert not torch.equal(theta(model), before)
 
 
+@pytest.mark.slow
 def test_a_thousand_steps_of_length_zero_leave_every_bit() -> None:
     checks.check_parameters_are_restored_exactly(subject("zo-sgd", weight_decay=0.1, momentum=0.9), steps=1000)
 
@@ -717,6 +720,7 @@ def test_batch_norm_is_trained_with_its_network() -> None:
     assert float(loss().detach()) < 0.8 * start
 
 
+@pytest.mark.slow
 def test_the_example_in_the_document_runs() -> None:
     (block,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert len(block.splitlines()) <= 40

@@ -724,12 +724,14 @@ def test_an_unknown_data_set_names_the_nearest() -> None:
         load_dataset("cifar10")
 
 
+@pytest.mark.slow
 def test_importing_the_package_stays_cheap() -> None:
     code = "import sys, zeroflow.data; print([m for m in ('torchvision', 'PIL', 'timm', 'ray') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_shifts_are_the_same_drawings_rendered_in_another_way(drawings: ImageDataset) -> None:
     def pixels(name: str, part: str = "train") -> torch.Tensor:
         data = drawings if name == "plain" else load_dataset(f"quickdraw100-{name}")

@@ -110,6 +110,7 @@ def test_memory_order_of_images_reaches_no_network(data_dir: Path) -> None:
         assert images.is_contiguous()
 
 
+@pytest.mark.slow
 def test_results_of_a_trial_depend_neither_on_the_cache_nor_on_its_state(
     data_dir: Path, monkeypatch, cache: Path
 ) -> None:
@@ -140,6 +141,7 @@ def test_results_of_a_trial_depend_neither_on_the_cache_nor_on_its_state(
 # The cache
 
 
+@pytest.mark.slow
 def test_every_image_is_decoded_once_and_then_served_to_all(data_dir: Path, monkeypatch, cache: Path) -> None:
     names = count_decoding(monkeypatch)
     monkeypatch.setattr(decoded_images, "SAMPLED", 1)
@@ -260,6 +262,7 @@ def test_what_a_killed_process_left_is_no_cache(data_dir: Path, cache: Path) -> 
     assert isinstance(opened(data_dir).train, DecodedSamples) and not left.exists()
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_make_one_cache(data_dir: Path, cache: Path) -> None:
     code = (
         "import sys, zeroflow.data.folders as f; real = f.read_image\n"

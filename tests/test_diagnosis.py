@@ -55,6 +55,7 @@ def exact(config: TrialConfig, batches: int) -> tuple[float, float]:
     return float(stacked.mean(0).square().sum() - noise / batches), float(noise)
 
 
+@pytest.mark.slow
 def test_gradient_noise_and_cosine_are_those_of_backpropagation(cell: dict[str, Any]) -> None:
     config = TrialConfig.from_dict({**cell, "method_options": {"dropout": 0.0}})
     found = diagnose(config, directions=400, batches=4)
@@ -75,6 +76,7 @@ def test_an_eps_that_is_too_small_or_too_large_is_called_so(
     assert found.eps_is == verdict
 
 
+@pytest.mark.slow
 def test_the_command_reads_a_stored_cell_and_refuses_what_it_cannot_look_at(
     cell: dict[str, Any], tmp_path: Path
 ) -> None:

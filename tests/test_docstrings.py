@@ -90,6 +90,7 @@ def classes_of(modules: dict[str, ast.Module]) -> dict[str, ast.ClassDef]:
     return {node.name: node for tree in modules.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 
 
+@pytest.mark.slow
 def test_every_documented_name_exists_and_has_an_entry_of_its_own() -> None:
     modules = trees()
     classes = classes_of(modules)

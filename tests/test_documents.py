@@ -82,6 +82,7 @@ torch.testing.assert_close(backbone(images[:1]), model(images[:1]))
 EXAMPLE = re.compile(r"^## (?:An?|1\. The) (\w[\w ]*)\n(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_examples_of_extending_run(tmp_path: Path) -> None:
     """Each alone in a fresh namespace, as a reader runs it, and then in use."""
     pages = "\n".join((DOCS / name).read_text() for name in ("own_method.md", "extending.md"))
@@ -107,6 +108,7 @@ def test_the_grid_of_an_own_method_can_be_planned(tmp_path: Path) -> None:
     assert run.returncode == 0 and "11 cells: 0 done, 0 failed, 11 to run" in run.stdout, run.stdout + run.stderr
 
 
+@pytest.mark.slow
 def test_a_package_may_bring_a_backbone(tmp_path: Path) -> None:
     """Found by its entry point, as an installed one would be."""
     page = (DOCS / "extending.md").read_text()
@@ -142,6 +144,7 @@ def test_the_readme_is_short_and_begins_with_what_to_type() -> None:
     assert text.startswith("# zeroflow\n\n    make") and [line[1] for line in commands[:2]] == ["sweep", "test"]
 
 
+@pytest.mark.slow
 def test_the_front_page_has_the_best_row_of_each_kind() -> None:
     import front
 
@@ -210,6 +213,7 @@ def test_notebooks_link_to_what_is_there() -> None:
 # Pictures
 
 
+@pytest.mark.slow
 def test_the_gallery_shows_the_committed_results() -> None:
     run = subprocess.run([sys.executable, DOCS / "gallery.py", "--check"], capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -88,6 +88,7 @@ def test_the_text_of_a_cost_gives_its_number() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_trial_reports_its_work() -> None:
     steps = 2 * 4  # epochs; 5 classes of 12 drawings in mini-batches of 16
     for values, forwards, work in (
@@ -101,6 +102,7 @@ def test_a_trial_reports_its_work() -> None:
         assert (summary["forward_passes"], summary["forward_equivalents"]) == (forwards, work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["finetune", "replay", "lwf", "generative-replay", "joint"])
 @pytest.mark.parametrize("optimizer", ["fo-sgd", "zo-sgd"])
 def test_the_passes_that_a_trial_reports_went_through_the_backbone(
@@ -159,6 +161,7 @@ def measured() -> dict[str, object]:
     return measure(Setting("quickdraw_vit", batch_size=16, steps=1, device="cpu"))
 
 
+@pytest.mark.slow
 def test_the_setting_of_table_2_is_measured(measured: dict[str, object]) -> None:
     rows = {(row["optimizer"], row["queries"]): row for row in measured["rows"]}
     asked = [(name, None if name.startswith("fo-") else queries) for name, queries in PAPER]
@@ -192,6 +195,7 @@ def test_published_ratios_stand_beside_the_measured_ones(measured: dict[str, obj
     assert found["fo-sgd-checkpoint", None].saved is None
 
 
+@pytest.mark.slow
 def test_a_device_too_small_for_one_optimizer_measures_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     from zeroflow.optim.estimators import Backpropagation
 
@@ -206,6 +210,7 @@ def test_a_device_too_small_for_one_optimizer_measures_the_others(monkeypatch: p
     assert efficiency.efficiency_table(result).lines[0].cells[2].text == "-"
 
 
+@pytest.mark.slow
 def test_the_command_needs_no_ray_and_writes_what_it_measured(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "table2.json"
     program = (
@@ -238,6 +243,7 @@ def test_the_command_needs_no_ray_and_writes_what_it_measured(tmp_path: Path) ->
     assert "5.01" in run.stdout and str(file) in run.stdout  # memory of first order over ZO-SGD's in the paper
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"'zo-sdg'; did you mean 'zo-sgd'.*'zo-sgd:0': expected NAME or NAME:QUERIES"
@@ -252,6 +258,7 @@ def test_what_cannot_be_measured_is_refused_at_once(tmp_path: Path) -> None:
     assert run.returncode == 2 and "cannot be written" in run.stderr and "Traceback" not in run.stderr
 
 
+@pytest.mark.slow
 def test_memory_counts_the_mini_batch_and_what_the_optimizer_keeps() -> None:
     """A longer history is one more vector; an image more is an image more: on a CPU as on a GPU."""
     config = {**SMALL, "optimizer": "zo-sgd", "epochs": 1, "tasks": 2}

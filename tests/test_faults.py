@@ -336,6 +336,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_a_claim_in_a_folder_excludes_other_processes_and_dies_with_its_holder(tmp_path) -> None:
     mine = FolderClaims(tmp_path)
     cells = ["0" * 16, "f" * 16, "0123456789abcdef"]
@@ -360,6 +361,7 @@ def test_a_claim_in_a_folder_excludes_other_processes_and_dies_with_its_holder(t
     mine.close()
 
 
+@pytest.mark.slow
 def test_a_claim_in_an_object_store_excludes_others_and_is_void_when_it_is_not_renewed(s3: str) -> None:
     def claims(lease: float) -> ObjectClaims:
         return ObjectClaims(*fs.FileSystem.from_uri("s3://bucket/claimed"), lease=lease)

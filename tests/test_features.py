@@ -102,6 +102,7 @@ class Together(TransformerBackbone):
         return super().forward(images, adapters) + images.mean()
 
 
+@pytest.mark.slow
 def test_a_class_is_computed_alone_whatever_the_order_the_tasks_the_cache_and_what_is_held_out() -> None:
     dataset = load_dataset("some-drawings")
     backbone = Together(create_backbone("zeroflow_tiny_vit", checkpoint="none", image_size=14).model)
@@ -310,6 +311,7 @@ print(found.summary["avg"], sum(count))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_share_the_work_and_get_the_same() -> None:
     both = [
         subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -330,6 +332,7 @@ def size_of(cache: Path) -> int:
     return sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_all_files_stay_below_the_bound_and_what_was_used_least_recently_makes_room(cache: Path) -> None:
     dataset = load_dataset("some-drawings")
     needed = 340 * 32 * 4 + 40 * 512
@@ -484,6 +487,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 BOX = {"access": "black-box", "checkpoint": None, "fixed_class_order": [*range(20)]}
 
 
+@pytest.mark.slow
 def test_a_black_box_is_asked_for_an_image_once_per_store(server: Endpoint) -> None:
     place = {"endpoint": server.url, "results": "/somewhere/results", "price_per_1000_images": 10.0}
     first = cell(place, **BOX).summary
@@ -501,6 +505,7 @@ def test_a_black_box_is_asked_for_an_image_once_per_store(server: Endpoint) -> N
     assert sum(server.asked) == other.summary["queried_images"] == IMAGES // 2 == other.summary["reused_images"]
 
 
+@pytest.mark.slow
 def test_other_results_ask_again_and_so_does_a_cell_that_has_none(server: Endpoint) -> None:
     for results in ("/a", "/b", None, None):
         server.asked.clear()
@@ -508,6 +513,7 @@ def test_other_results_ask_again_and_so_does_a_cell_that_has_none(server: Endpoi
         assert sum(server.asked) == found.summary["queried_images"] == 4 * 12, "held-out images are those of the class"
 
 
+@pytest.mark.slow
 def test_aper_asks_a_black_box_for_its_frozen_half_once_per_store(server: Endpoint) -> None:
     place = {"endpoint": server.url, "results": "/somewhere/results"}
     more = {**BOX, "method": "aper-input-prompt", "optimizer": "zo-sgd", "lr": 0.01, "epochs": 1, "batch_size": 8}

@@ -122,6 +122,7 @@ def test_last_task_accuracy_is_the_end_of_the_diagonal(store: Store) -> None:
     assert trained.value.half_width == pytest.approx(HALF_WIDTH)
 
 
+@pytest.mark.slow
 def test_lines_against_queries_join_what_differs_in_queries_alone(full: Store) -> None:
     lines = {line.label: line for line in figures.against_queries(rows_of(full))}
     assert set(lines) == {"ease zo-sgd", "aper-adapter zo-sgd"}, "history, sparsity and hybrid are other lines"
@@ -236,6 +237,7 @@ def test_the_animation_ends_where_the_still_figure_is(full: Store) -> None:
     assert len(moving.layout.sliders[0].steps) == 21
 
 
+@pytest.mark.slow
 def test_a_long_run_is_animated_in_few_frames(store: Store) -> None:
     trajectories, surface = landscape()
     many = trajectories.to_pylist()[0]
@@ -279,6 +281,7 @@ def test_comparisons_show_both_numbers() -> None:
 # How figures look
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_with_units_on_every_axis(full: Store) -> None:
     for name, figure in drawn(full):
         assert figure.data, name
@@ -292,6 +295,7 @@ def test_every_figure_is_drawn_with_units_on_every_axis(full: Store) -> None:
             assert axis.title.text and re.search(r"\(.+\)$", axis.title.text), (name, axis)
 
 
+@pytest.mark.slow
 def test_every_mark_says_what_it_is_filtered_by(full: Store) -> None:
     wanted = {"optimizer", "queries"}
     for name, figure in drawn(full):
@@ -344,6 +348,7 @@ def test_names_are_shown_and_not_read_as_tags(store: Store) -> None:
         assert "&lt;b&gt;bold" in shown and "<b>bold" not in shown
 
 
+@pytest.mark.slow
 def test_a_figure_for_a_column_is_narrow_and_leaves_the_first_alone(full: Store) -> None:
     wide = figures.draw_ranking(rows_of(full))
     small = figures.to_column(wide)

@@ -241,6 +241,7 @@ def test_a_file_that_ends_the_process_is_refused(tmp_path: Path) -> None:
         zeroflow.import_file(tmp_path / "script.py")
 
 
+@pytest.mark.slow
 def test_a_grid_file_alone_runs_no_code(own: Path) -> None:
     (own / "own" / "my_method.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
     refused = command("plan", "--grid", "grid.yaml", folder=own)

@@ -43,6 +43,7 @@ def assert_same_bits(found: TrialResult, whole: TrialResult) -> None:
         assert found.summary[name] == whole.summary[name], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "optimizer"), CASES, ids=lambda value: str(value))
 def test_a_method_goes_on_to_the_same_bits(
     name: str, options: dict, optimizer: str, some_drawings: str, tiny_vit: dict, tmp_path: Path, monkeypatch

@@ -49,6 +49,7 @@ def test_numbers_are_those_of_the_model_that_timm_builds(name: str) -> None:
         assert weights["image_size"] == timm.get_pretrained_cfg(full).input_size[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_a_tuning_is_listed_exactly_if_a_cell_may_use_it(name: str) -> None:
     allowed = []
@@ -62,6 +63,7 @@ def test_a_tuning_is_listed_exactly_if_a_cell_may_use_it(name: str) -> None:
     assert as_json(name)[name]["tunings"] == allowed
 
 
+@pytest.mark.slow
 def test_a_pattern_fits_names_and_tags_as_in_timm() -> None:
     found = as_json("convnext_atto*")
     assert list(found) == timm.list_models("convnext_atto*")
@@ -121,6 +123,7 @@ def test_what_fits_nothing_is_answered_with_the_nearest(pattern: str, nearest: s
     assert f"no backbone fits '{pattern}'; the nearest: {nearest}" in " ".join(found.stderr.split())
 
 
+@pytest.mark.slow
 def test_one_that_cannot_be_built_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def torn(name: str) -> Any:
         if name == "convnext_atto":

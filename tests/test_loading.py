@@ -57,6 +57,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     assert not loaders()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "more"),
     [
@@ -197,6 +198,7 @@ def test_bad_placements_are_refused() -> None:
                 parse_grid(content)
 
 
+@pytest.mark.slow
 def test_a_grid_file_tells_them_and_rules_change_them(
     small: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

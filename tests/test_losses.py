@@ -177,6 +177,7 @@ def test_steps_see_balanced_mini_batches_where_the_loss_compares_examples(monkey
 # Trials
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["zo-sgd", "fo-sgd", "forward-grad"])
 @pytest.mark.parametrize("loss", HEADLESS)
 @pytest.mark.parametrize("method", [*ABLE, "aper-adapter"])

@@ -189,6 +189,7 @@ def test_prompts_enter_behind_the_patches_and_leave(name: str, backbone: Backbon
 # Methods with one head
 
 
+@pytest.mark.slow
 def test_fine_tuning_forgets_and_joint_training_does_not() -> None:
     common = {**PRETRAINED, "epochs": 4, "lr": 0.3, "method_options": {"bottleneck": 8, "scale": 1.0, "dropout": 0.0}}
     tuned, joint = (run_trial(TrialConfig.from_dict({**common, "method": name})) for name in ("finetune", "joint"))
@@ -203,6 +204,7 @@ def joint_samples(stages: int) -> int:
     return stages * len(labels) // 4
 
 
+@pytest.mark.slow
 def test_an_imprinted_head_is_the_class_mean_classifier_until_it_is_trained() -> None:
     config = TrialConfig.from_dict(
         {**PRETRAINED, "method": "finetune", "method_options": {"tune": "none"}, "lr": 1e-12}
@@ -223,6 +225,7 @@ def test_what_a_method_adds_to_fine_tuning_changes_the_outcome(name: str, optimi
     assert other.losses[1] != plain.losses[1] and differ(other, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["zo-sgd", "zo-adam"])
 @pytest.mark.parametrize(
     "changed", [{"hybrid_epochs": 1}, *({"optimizer_options": {k: 0.5}} for k in ("history", "sparsity"))]
@@ -232,6 +235,7 @@ def test_every_enhancement_changes_the_outcome(changed: dict, optimizer: str) ->
     assert differ(outcome(**common), outcome(**common, **changed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "option", "values"),
     [
@@ -251,6 +255,7 @@ def test_every_setting_changes_the_outcome(name: str, option: str, values: tuple
     assert differ(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ewc", "l2-sp", "lwf"])
 def test_without_its_penalty_a_method_is_fine_tuning(name: str) -> None:
     plain, other = outcome(method="finetune"), outcome(method=name, method_options={"alpha": 0.0})
@@ -273,6 +278,7 @@ def test_replay_is_equation_two() -> None:
     assert counts.max() - counts[counts > 0].min() <= 1 and set(positions.tolist()) <= set(method.memory.tolist())
 
 
+@pytest.mark.slow
 def test_a_reservoir_keeps_every_sample_with_the_same_probability() -> None:
     kept, backbone = np.zeros(60), tiny_backbone()
     for seed in range(400):
@@ -358,6 +364,7 @@ def test_the_penalty_of_ewc_is_the_fisher_weighted_distance_from_the_last_task()
         torch.testing.assert_close(method.losses(inputs), FineTuning.losses(method, inputs) + 7.0 * expected)
 
 
+@pytest.mark.slow
 def test_fisher_information_from_forward_passes_is_the_mean_of_the_exact_one() -> None:
     """By tensor, over many directions, against per-example gradients."""
     method = trained_once("ewc").double()
@@ -438,6 +445,7 @@ def test_lwf_distils_the_answers_of_the_model_before_the_task() -> None:
     assert kl.min() > 1e-6
 
 
+@pytest.mark.slow
 def test_one_shared_adapter_moves_old_classes_and_one_for_each_task_does_not() -> None:
     common = {**SMALL, "epochs": 4, "lr": 0.5, "method_options": {"bottleneck": 8, "scale": 1.0, "dropout": 0.0}}
     shared = run_trial(TrialConfig.from_dict({**common, "method": "shared-adapter"}))
@@ -473,6 +481,7 @@ def test_every_optimizer_trains_every_method_or_is_refused_before(name: str) -> 
     assert refused == ({"zo-per-example"} if name in per_example_cannot else set())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["fo-sgd-checkpoint", "forward-grad", "zo-per-example"])
 @pytest.mark.parametrize("name", [name for name, info in methods.items() if info.build.trains])
 def test_the_optimizers_that_ask_most_of_a_method_train_it(name: str, optimizer: str) -> None:
@@ -521,6 +530,7 @@ def test_bad_options_are_refused(method: str, options: dict, message: str) -> No
 # Function values
 
 
+@pytest.mark.slow
 def test_function_values_are_the_losses_of_old_and_new_samples() -> None:
     config = TrialConfig.from_dict({**SMALL, "method": "finetune", "epochs": 4, "probe_every": 3})
     result, plain = run_trial(config), run_trial(replace(config, probe_every=None))

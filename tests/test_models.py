@@ -16,6 +16,7 @@ from zeroflow.trial.config import TrialConfig
 TINY = "vit_tiny_patch16_224"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [TINY, "vit_base_patch16_224.augreg_in21k", "vit_medium_patch16_gap_240"])
 def test_without_adapters_the_features_are_timms_own(name: str) -> None:
     """Small, with a tag, and with pooled tokens instead of a class token."""

@@ -150,6 +150,7 @@ def images_of(root: Path) -> tuple[list[tuple[str, bytes]], list[tuple[str, byte
     return parts["train"], parts["test"], len(everywhere)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("some", numbers(70))
 def test_a_mutated_folder_of_images_gives_all_of_them_or_is_refused(some: range, tmp_path: Path) -> None:
     def one(random: Random, number: int) -> tuple[str, Check, str]:
@@ -307,6 +308,7 @@ def rows_of(root: Path, split: str) -> list[tuple[Any, bytes]]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("some", numbers(50))
 def test_mutated_parquet_files_give_all_their_rows_or_are_refused(some: range, tmp_path: Path) -> None:
     def one(random: Random, number: int) -> tuple[str, Check, str]:

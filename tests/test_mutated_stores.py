@@ -167,6 +167,7 @@ def without(rows: Counter[str], columns: set[str]) -> Counter[str]:
     return kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("some", numbers(40))
 @pytest.mark.parametrize("kind", ["loose", "packed"])
 def test_a_mutated_store_gives_rows_that_were_written_or_is_refused(

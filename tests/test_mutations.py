@@ -182,6 +182,7 @@ def spelt(values: dict[str, Any], random: Random) -> str:
     return respelt(shuffled({"base": base, "grid": [block]}, random), random)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("some", numbers(40))
 def test_a_meaning_has_one_id_and_an_id_one_meaning(some: range, tmp_path: Path) -> None:
     file, meanings, refused = tmp_path / "grid.yaml", {}, 0

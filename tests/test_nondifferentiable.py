@@ -157,6 +157,7 @@ def test_the_gradient_of_the_error_rate_is_exactly_zero(name: str) -> None:
     assert found[-1] is not None and all(not part.any() for part in found if part is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["fo-sgd", "fo-adam", "zo-sgd", "zo-fzoo"])
 @pytest.mark.parametrize("what", ["error-rate", "spiking"])
 def test_forward_passes_learn_where_first_order_stands_still(what: str, rule: str) -> None:
@@ -182,6 +183,7 @@ def test_forward_passes_learn_where_first_order_stands_still(what: str, rule: st
         assert moved and np.mean(losses[:5]) - np.mean(losses[-5:]) > wanted, losses
 
 
+@pytest.mark.slow
 def test_cells_of_both_kinds_run_and_say_what_they_are() -> None:
     small = {
         "backbone": "zeroflow_tiny_vit",

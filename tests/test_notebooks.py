@@ -84,6 +84,7 @@ def test_a_notebook_says_what_makes_a_missing_store(tmp_path: Path) -> None:
     assert str(tmp_path / "quick") in printed
 
 
+@pytest.mark.slow
 def test_a_notebook_opens_no_door_that_is_not_named() -> None:
     kernel = KernelManager()
     kernel.start_kernel(extra_arguments=["--quiet"])

@@ -130,6 +130,7 @@ def test_zo_adam_is_torchs_adam_on_the_estimate() -> None:
     torch.testing.assert_close(flat(model), flat(twin), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_estimate_is_unbiased() -> None:
     """The mean of many estimates approaches the gradient as fast as its variance says, within 5 standard errors."""
     model, loss = problem(torch.float64)
@@ -414,6 +415,7 @@ def test_a_model_with_batch_norm_trains_and_its_statistics_see_each_batch_once(n
     assert not torch.equal(flat(model), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_steps_smaller_than_their_rounding_add_up_and_resume(dtype: torch.dtype) -> None:
     """1000 steps of 1e-5 on weights of 1, whose rounding is 1e-3 and more."""

@@ -64,6 +64,7 @@ def test_accelerate_changes_nothing_and_resumes_to_the_bit(name: str, tmp_path: 
     assert script(name, "no", tmp_path) == plain
 
 
+@pytest.mark.slow
 def test_autocast_rounds_the_losses_and_no_more(tmp_path: Path) -> None:
     rounded = script("zo-adam", "bf16", tmp_path)
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)

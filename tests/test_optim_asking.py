@@ -110,6 +110,7 @@ def judged(parameters: dict[str, Tensor]) -> float:
     return float(loss(model, 0))
 
 
+@pytest.mark.slow
 def test_candidates_as_parameters_are_judged_by_a_pool_of_processes() -> None:
     model, loss = problem()
     model.eval()

@@ -29,6 +29,7 @@ def parameter(size: int = 10, value: float = 2.0, dtype: torch.dtype = torch.flo
     return nn.Parameter(torch.full((size,), value, dtype=dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separable", [False, True])
 @pytest.mark.parametrize(
     ("function", "start", "steps", "reached"), [(sphere, 2.0, 300, 1e-12), (rosenbrock, 0.0, 1200, 1e-12)]
@@ -56,6 +57,7 @@ def test_it_is_the_package_driven_with_the_same_samples(function, start, steps, 
         assert float(function(theta.detach())) < reached
 
 
+@pytest.mark.slow
 def test_its_samples_have_the_covariance_that_it_has_learnt() -> None:
     """Where the loss is 10^4 times steeper along one axis of a turned ellipse, places spread less along it."""
     turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
@@ -139,6 +141,7 @@ def test_bits_do_not_depend_on_the_threads_of_blas() -> None:
     assert torch.equal(*ends)
 
 
+@pytest.mark.slow
 def test_too_many_parameters_for_a_matrix_are_refused_and_a_diagonal_takes_them() -> None:
     theta = parameter(3000, dtype=torch.float32)
     with pytest.raises(ConfigError, match=r"es-cma: 3,000 trained components .* at most 2,560.*separable=True"):

@@ -80,6 +80,7 @@ def test_a_step_is_as_long_in_every_direction_of_the_subspace_whatever_the_scale
         )
 
 
+@pytest.mark.slow
 def test_bases_are_in_no_state_and_a_run_resumes_between_and_across_them() -> None:
     model, loss = problem()
     optimizer = create_optimizer("zo-muon", model, lr=1e-2, rank=2, queries=2)

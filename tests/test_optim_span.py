@@ -28,6 +28,7 @@ def test_as_many_queries_as_components_give_the_gradient_itself(name: str, queri
     torch.testing.assert_close(found, gradient, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zo-sgd", "zo-rge", "forward-grad"])
 def test_the_projection_is_nearer_than_the_mean_and_never_longer_than_the_gradient(name: str) -> None:
     cosines = {"mean": [], "span": []}

@@ -78,6 +78,7 @@ def test_it_keeps_within_its_budget_and_leaves_nothing_behind(name: str) -> None
 LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("zo-adam", "forward-grad")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zo-sgd", "zo-fzoo", "es-cma", *LONG])
 def test_what_it_chooses_trains(name: str) -> None:
     """A network that first order takes to 97 %, from 8,000 forward passes; the registered lr would not do."""
@@ -93,6 +94,7 @@ def test_what_it_chooses_trains(name: str) -> None:
     assert accuracy(model) > 0.85 * 0.97
 
 
+@pytest.mark.slow
 def test_a_loss_that_moves_in_steps_gets_an_eps_that_bridges_them() -> None:
     model = network(width=32)
 
@@ -109,6 +111,7 @@ def test_a_loss_that_moves_in_steps_gets_an_eps_that_bridges_them() -> None:
     assert accuracy(model) > 0.5
 
 
+@pytest.mark.slow
 def test_the_same_question_has_the_same_answer() -> None:
     found = []
     for noise in (1, 2):

@@ -63,6 +63,7 @@ def store(tmp_path: Path) -> Store:
 # Reading
 
 
+@pytest.mark.slow
 def test_every_table_is_the_same_before_and_after(store: Store) -> None:
     everything(store)
     store.write_failure(failure(cell(seed=77).config, "RuntimeError", "boom", "", 1))
@@ -75,6 +76,7 @@ def test_every_table_is_the_same_before_and_after(store: Store) -> None:
         assert reader.done() == set(expected["trials"]["cell_id"].to_pylist()) and reader.failed() == failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_any_mixture_of_packed_and_loose_reads_the_same(store: Store, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
@@ -162,6 +164,7 @@ def test_cells_do_not_straddle_row_groups_and_few_groups_are_read_for_few_cells(
     assert len(load(store, "steps", cells=[cell(seed=3).cell_id])) == 40_000
 
 
+@pytest.mark.slow
 def test_the_report_is_the_same(store: Store, tmp_path: Path) -> None:
     fill(store, 0, 1)
     before = write_report(store, tmp_path / "before.html").read_text()
@@ -255,6 +258,7 @@ def test_a_later_search_replaces_the_packed_one(store: Store) -> None:
     assert store.load("searches").equals(shorter) and loose(store) == []
 
 
+@pytest.mark.slow
 def test_merging_does_not_mind_what_is_packed(store: Store, tmp_path: Path) -> None:
     everything(store)
     expected, target = contents(store), Store(tmp_path / "target")
@@ -311,6 +315,7 @@ class Dying(Folder):
         super().sync(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heard", [True, False])
 def test_death_at_any_step_loses_nothing(store: Store, tmp_path: Path, heard: bool) -> None:
     fill(store, 0, 1)
@@ -334,6 +339,7 @@ def test_death_at_any_step_loses_nothing(store: Store, tmp_path: Path, heard: bo
     assert steps > 15
 
 
+@pytest.mark.slow
 def test_readers_do_not_notice_packing(store: Store) -> None:
     fill(store, *range(20))
     expected, over, seen = contents(store), threading.Event(), []
@@ -464,6 +470,7 @@ def test_a_store_that_a_sweep_is_at_work_on_is_not_packed(store: Store) -> None:
     assert pack(store).cells == 1
 
 
+@pytest.mark.slow
 def test_claims_in_an_object_store_keep_it_from_being_packed(s3: str) -> None:
     remote = Store("s3://bucket/claimed")
     fill(remote, 0)
@@ -489,6 +496,7 @@ def test_nothing_to_pack(tmp_path: Path) -> None:
 # Object stores, the command
 
 
+@pytest.mark.slow
 def test_a_bucket_is_packed_like_a_folder(s3: str, store: Store) -> None:
     remote = Store("s3://bucket/packed")
     for where in (remote, store):
@@ -519,6 +527,7 @@ def test_the_command_packs_and_status_goes_on(store: Store) -> None:
     assert refused.exit_code != 0
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_packing_runs(tmp_path: Path) -> None:
     sizes = ["--cells", "12", "--s3-cells", "10", "--rounds", "1", "--output", str(tmp_path / "packing.json")]
     command = [sys.executable, str(ROOT / "benchmarks" / "packing.py"), *sizes]

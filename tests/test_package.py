@@ -63,6 +63,7 @@ def test_the_wheel_runs_a_cell_outside_the_checkout(tmp_path) -> None:
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
@@ -116,6 +117,7 @@ def test_continuous_integration_runs_the_project_s_own_script() -> None:
     assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"] and job["timeout-minutes"] == 90
 
 
+@pytest.mark.slow
 def test_only_the_sweep_imports_ray() -> None:
     """Not even inside a function, where it would show only when the function runs."""
     importers = {
@@ -143,6 +145,7 @@ def test_no_file_names_a_place_of_one_machine() -> None:
             assert str(ROOT) + "/" not in path.read_text(), f"{name} names {ROOT}"
 
 
+@pytest.mark.slow
 def test_every_number_in_the_documents_comes_from_the_committed_results() -> None:
     command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=500)

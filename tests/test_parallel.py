@@ -283,6 +283,7 @@ def same(first: dict[str, Any], second: dict[str, Any]) -> None:
     assert first["losses"] == second["losses"] and first["forwards"] == second["forwards"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_the_bits_do_not_depend_on_how_many_share_the_queries(size: int, group: Any, alone: dict[str, Any]) -> None:
     buffers = with_buffers(LocalExecutor())
@@ -380,6 +381,7 @@ def test_a_log_of_several_processes_is_replayed_by_one_without_a_forward_pass(gr
         assert not journal.replaying
 
 
+@pytest.mark.slow
 def test_a_trial_on_two_shards_is_near_that_of_one_process(group: Any, some_drawings: str) -> None:
     """In float32: a loss's rounding, about 1e-7, is divided by eps = 1e-3 in each slope, and multiplied by lr."""
     expected = trials(LocalExecutor())

@@ -62,6 +62,7 @@ def set_initial_values(model: Method, task: int) -> None:
         model.head.weight.copy_(inits["head"][task])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ease", "aper_adapter", "simplecil"])
 def test_every_loss_logit_and_prototype_equals_pilots(name: str) -> None:
     expected = json.loads((FIXTURES / name / "result.json").read_text())

@@ -270,6 +270,7 @@ def test_the_command_prints_the_cost_and_the_json_all_of_it(store: Store, tmp_pa
 # Ids
 
 
+@pytest.mark.slow
 def test_ids_are_those_of_the_committed_results() -> None:
     rows = 0
     for folder in sorted((ROOT / "results").glob("*/trials")):

@@ -45,6 +45,7 @@ def losses(root: Path) -> list[float]:
     return [row["loss"] for row in zeroflow.results.load(root / "results", "steps").sort_by("step").to_pylist()]
 
 
+@pytest.mark.slow
 def test_a_power_cut_at_any_moment_leaves_a_finished_cell_finished_and_another_one_its_steps(
     config: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

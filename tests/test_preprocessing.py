@@ -487,6 +487,7 @@ def test_what_cannot_be_shown_is_said_before_anything_is_drawn(birds: Path) -> N
     assert (birds / "look.html").read_text().count("<h2>") == 1
 
 
+@pytest.mark.slow
 def test_look_needs_no_ray() -> None:
     program = "import sys, zeroflow.studies.looks, zeroflow.studies.look_sheet, zeroflow.cli.looking; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True)

@@ -119,6 +119,7 @@ def cells_being_written(target: Path) -> Iterator[dict[str, int]]:
             writer.kill()
 
 
+@pytest.mark.slow
 def test_nothing_half_written_is_ever_seen(tmp_path: Path) -> None:
     seen: dict[str, list[int]] = {name: [] for name in (*READERS, "zeroflow")}
     with cells_being_written(tmp_path) as rows:
@@ -139,6 +140,7 @@ def test_nothing_half_written_is_ever_seen(tmp_path: Path) -> None:
         assert counts == sorted(counts) and counts[-1] > counts[0], (reader, counts)
 
 
+@pytest.mark.slow
 def test_a_join_leaves_out_the_cell_that_is_being_written(tmp_path: Path) -> None:
     """As in docs/results.md: a cell's row in trials is written last, and trials is the first that a join lists."""
     with cells_being_written(tmp_path) as rows:

@@ -28,6 +28,10 @@ from zeroflow.results.summary import summary
 from zeroflow.results.tables import make_tables
 from zeroflow.trial.metrics import DEFINITIONS
 
+pytestmark = pytest.mark.slow  # a real browser, whole pages
+
+pytestmark = pytest.mark.slow  # a real browser, whole pages
+
 ROOT = Path(__file__).parent.parent
 QUICK = ROOT / "results" / "adapters"
 

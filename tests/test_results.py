@@ -378,6 +378,7 @@ def test_what_others_write_as_nan_is_not_measured(store: Store) -> None:
         assert store.load(table)[column].null_count == len(found)
 
 
+@pytest.mark.slow
 def test_no_changed_byte_changes_a_row_unnoticed(store: Store) -> None:
     fill(store, odd())
     file, expected, skipped = path(store, "trials", odd()), store.load("trials"), 0
@@ -392,6 +393,7 @@ def test_no_changed_byte_changes_a_row_unnoticed(store: Store) -> None:
     assert skipped > 50
 
 
+@pytest.mark.slow
 def test_a_folder_larger_than_a_batch_comes_whole_and_in_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(store, *(cell(seed=seed) for seed in range(23)))
     whole = {name: store.load(name) for name in SCHEMAS}
@@ -453,6 +455,7 @@ def check_whole(store: Store, expected: dict[str, float], before: set[str]) -> s
     return set(found)
 
 
+@pytest.mark.slow
 def test_readers_see_whole_cells_while_writers_work_and_are_killed(store: Store, tmp_path: Path) -> None:
     moments, source, found = random.Random(0), Store(tmp_path / "source"), set[str]()
     results = [cell(20.0 + seed % 50, seed=seed) for seed in range(60)]
@@ -473,6 +476,7 @@ def test_readers_see_whole_cells_while_writers_work_and_are_killed(store: Store,
 # Merging
 
 
+@pytest.mark.slow
 def test_merging_adds_what_is_missing_and_nothing_else(store: Store, tmp_path: Path) -> None:
     first, second = Store(tmp_path / "first"), Store(tmp_path / "second")
     fill(store, cell(seed=0))
@@ -545,6 +549,7 @@ def test_a_cell_that_was_finished_in_the_meantime_is_not_overwritten(store: Stor
 # Object stores
 
 
+@pytest.mark.slow
 def test_s3_holds_what_a_folder_holds(s3: str, store: Store) -> None:
     remote = Store("s3://bucket/some/results")
     assert remote.done() == set() and remote.failed() == {} and len(remote.load("trials")) == 0
@@ -569,6 +574,7 @@ def test_the_endpoint_may_stand_in_the_uri(s3: str, monkeypatch: pytest.MonkeyPa
     assert Store("s3://bucket/uri").done() == {cell().cell_id}
 
 
+@pytest.mark.slow
 def test_stores_merge_across_s3_and_folders(s3: str, store: Store, tmp_path: Path) -> None:
     fill(store, cell(), odd())
     assert merge("s3://bucket/merged", store) == 2
@@ -606,6 +612,7 @@ def test_an_object_appears_whole_or_not_at_all(s3: str) -> None:
     assert remote.done() == {cell().cell_id, cell(seed=1).cell_id}, "they were on their way"
 
 
+@pytest.mark.slow
 def test_s3_writers_are_killed_and_readers_see_whole_cells(s3: str, tmp_path: Path) -> None:
     remote, source, found = Store("s3://bucket/killed"), Store(tmp_path / "source"), set[str]()
     fill(source, *(cell(seed=seed) for seed in range(40)))
@@ -628,6 +635,7 @@ def test_the_page_holds_every_column() -> None:
     assert markdown() in (ROOT / "docs" / "columns.md").read_text(), "write out zeroflow.results.schema.markdown() anew"
 
 
+@pytest.mark.slow
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fill(Store("runs/quick"), cell(seed=0), cell(seed=1), simplecil())
@@ -639,6 +647,7 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(Store("runs/quick").done()) == 4, "the page shows how to merge"
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_store_runs() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "store.py"), "--cells", "30", "--rounds", "1"]
     run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200)
@@ -769,6 +778,7 @@ print(json.dumps(sorted(zip(found["cell_id"].to_pylist(), found["seed"].to_pylis
 """
 
 
+@pytest.mark.slow
 def test_two_versions_may_write_into_one_store_at_once(store: Store) -> None:
     """An older one knows fewer columns and no table ``confusion``; each reads what both have written; the older one packs no column away."""
 
@@ -912,6 +922,7 @@ def test_an_empty_table_renders() -> None:
     assert "Avg" in render_text([]) and "Avg" in render_markdown([])
 
 
+@pytest.mark.slow
 def test_results_are_read_without_torch() -> None:
     program = (
         "import sys, zeroflow.results.report; assert not {'torch', 'timm', 'ray', 'torchvision'} & set(sys.modules)"

@@ -162,6 +162,7 @@ def test_a_range_is_halved_again_and_again() -> None:
     assert list(islice(Between(1.2345e-3, 7.6543e-1), 3))[1:] == [1.2345e-3, 7.6543e-1], "the ends as they are given"
 
 
+@pytest.mark.slow
 def test_every_optimizer_gets_the_same_budget(some_drawings: str) -> None:
     names = list_optimizers()
     for budget in (500, 777):
@@ -193,6 +194,7 @@ def test_a_smaller_budget_tries_the_first_of_the_same(some_drawings: str) -> Non
         assert tried(12 * count) == large[:count]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cell", "cost"),
     [
@@ -217,6 +219,7 @@ def test_a_candidate_costs_what_was_planned(some_drawings: str, cell: dict[str, 
     assert result.summary["forward_equivalents"] == search.cost == cost
 
 
+@pytest.mark.slow
 def test_no_image_of_the_test_data_and_of_later_tasks_is_ever_looked_at(some_drawings: str) -> None:
     seen: set[int] = set()
     whole = load_dataset(some_drawings)
@@ -366,6 +369,7 @@ def test_strings_and_truth_values_are_tried_and_two_spellings_of_one_value_once(
     assert [c.options[MOMENTUM] for c in search.candidates] == [0, 0.9] and search.exhausted
 
 
+@pytest.mark.slow
 def test_an_option_that_takes_forward_passes_is_paid_for(some_drawings: str, tmp_path: Path) -> None:
     options = {"optimizer_options.snapshot_every": [4, 50]}
     few, many = 6 * 4 + 3 * 2, 6 * 4 + 2 * 3 * 2  # a snapshot is a pair for each of 3 mini-batches
@@ -405,6 +409,7 @@ def test_cells_that_differ_in_a_searched_option_are_searched_together(some_drawi
     assert first == more and len({first, other, none}) == 3, "of other options: another search"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["table1", "families", "figure6", "blackbox", "nondifferentiable"])
 def test_committed_searches_are_planned_chosen_and_written_as_they_were(tmp_path: Path, name: str) -> None:
     root = Path(__file__).parents[1]
@@ -830,6 +835,7 @@ def test_chosen_values_go_into_the_settings_and_all_else_stays(tmp_path: Path, t
     assert file.read_bytes().decode() == after.replace("{lr: 1.0}", "{lr: 0.25}")
 
 
+@pytest.mark.slow
 def test_chosen_options_hold_when_the_file_is_read_again(some_drawings: str, tmp_path: Path) -> None:
     file = tmp_path / "g.yaml"
     text = f"""
@@ -960,6 +966,7 @@ search: {forward_passes: 18, lr: {fo-*: [0.1, 0.2], zo-*: {from: 1e-3, to: 1e-1}
 """
 
 
+@pytest.mark.slow
 def test_a_search_of_options_that_is_really_run(some_drawings: str, tmp_path: Path) -> None:
     options = {MOMENTUM: [0.0, 0.9], BOTTLENECK: [4, 16]}
     block = {"method": "aper-adapter", "optimizer": "fo-sgd"}

@@ -96,6 +96,7 @@ def test_unfinished_work_runs_no_code(mark: Path, tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_results_run_no_code(mark: Path, tmp_path: Path) -> None:
     """Pickles in the schema's metadata, where Arrow's Python extension types and pandas look for them."""
     store = everything(Store(tmp_path / "store"))

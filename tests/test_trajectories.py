@@ -47,6 +47,7 @@ def test_the_minima_of_two_parameters_are_where_they_are_said_to_be() -> None:
     assert all(sum(landscape.losses()) > least for x, y in rng.uniform(-4, 4, (200, 2)) if landscape.at(x, y))
 
 
+@pytest.mark.slow
 def test_backpropagation_and_forward_passes_learn_one_task_forget_it_for_the_next_and_balance_both() -> None:
     found = study(TwoParameters(), NINE)
     ends = {}
@@ -64,6 +65,7 @@ def test_backpropagation_and_forward_passes_learn_one_task_forget_it_for_the_nex
     assert len({point for *_, point in found.looks}) > len(NINE) * 100, "paths of different optimizers are different"
 
 
+@pytest.mark.slow
 def test_a_path_of_gradient_descent_is_that_of_an_independent_one() -> None:
     """Plain arithmetic with derivatives taken by hand."""
     found = study(TwoParameters(), [Run("fo-sgd", 0.05)])
@@ -86,6 +88,7 @@ def adapter(some_drawings: str) -> Iterator[Study]:
         yield adapter_study(cells("fo-sgd", "zo-sgd"), Placement(device="cpu"))
 
 
+@pytest.mark.slow
 def test_an_adapter_is_shown_on_the_plane_through_the_start_and_both_optima(adapter: Study) -> None:
     start, old, new = (adapter.marks[name] for name in ("start", "old optimum", "new optimum"))
     assert (start.x, start.y, start.distance) == (0, 0, 0)
@@ -111,6 +114,7 @@ def test_paths_on_an_adapter_start_together_and_leave_the_plane(adapter: Study) 
     assert ends["fo-sgd", "both"].loss_old + ends["fo-sgd", "both"].loss_new < firsts[0].loss_old + firsts[0].loss_new
 
 
+@pytest.mark.slow
 def test_the_losses_at_the_start_are_those_of_class_means(adapter: Study, some_drawings: str) -> None:
     """Computed anew from the backbone: an adapter at its start changes no feature."""
     data, backbone = load_dataset(some_drawings), create_backbone("quickdraw_vit").eval()
@@ -145,6 +149,7 @@ def test_what_is_stored_is_what_was_seen_and_merges(adapter: Study, tmp_path: Pa
         assert {row["landscape_id"] for row in (*looks, *surface)} == {adapter.landscape_id}
 
 
+@pytest.mark.slow
 def test_the_same_study_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TwoParameters, "steps", 20)
     monkeypatch.setattr(TwoParameters, "side", 3)

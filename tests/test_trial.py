@@ -170,6 +170,7 @@ def test_different_streams_have_different_ids() -> None:
     assert len({TrialConfig.from_dict(stream).cell_id for stream in streams}) == len(streams)
 
 
+@pytest.mark.slow
 def test_the_ids_of_the_committed_results_are_still_theirs() -> None:
     stores = sorted(path.parent for path in (Path(__file__).parent.parent / "results").glob("*/trials"))
     rows = [row for store in stores for row in zeroflow.results.load(store, "trials").to_pylist()]
@@ -262,6 +263,7 @@ def class_mean_cosines(order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return unit @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T, np.argsort(order)[data.test.labels]
 
 
+@pytest.mark.slow
 def test_simplecil_is_the_nearest_class_mean() -> None:
     """The whole cell against class means computed here with NumPy."""
     result = run_trial(TrialConfig.from_dict({"method": "simplecil", "dataset": "some-drawings"}))
@@ -275,6 +277,7 @@ def test_simplecil_is_the_nearest_class_mean() -> None:
     assert np.isnan(result.accuracy_matrix[np.triu_indices(10, 1)]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stream", "increments"),
     [
@@ -336,6 +339,7 @@ def test_one_run_is_judged_in_three_settings(stream: dict, increments: list[int]
         assert result.summary["last_task_incremental"] > result.summary["last"] + 5, "knowing the task must help here"
 
 
+@pytest.mark.slow
 def test_the_page_on_streams_runs() -> None:
     page = (Path(__file__).parent.parent / "docs" / "streams.md").read_text()
     names: dict = {}
@@ -354,6 +358,7 @@ def test_the_page_on_streams_runs() -> None:
     assert all(f"| `{name}` | {meaning} |" in page for name, meaning in metrics.DEFINITIONS.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ease", "aper-adapter"])
 def test_a_trained_stream_of_unequal_tasks(method: str) -> None:
     common = {**SMALL, "method": method, "optimizer": "zo-sgd", "epochs": 1}
@@ -370,6 +375,7 @@ def test_a_trained_stream_of_unequal_tasks(method: str) -> None:
     assert (equal.domain_incremental[seen] >= equal.accuracy_matrix[seen]).all()
 
 
+@pytest.mark.slow
 def test_a_stream_that_stops_early_is_the_beginning_of_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
     config = {**SMALL, "method": "ease", "optimizer": "zo-sgd", "epochs": 1}
     whole, part = (run_trial(TrialConfig.from_dict({**config, "stop_after": n})) for n in (None, 2))
@@ -388,6 +394,7 @@ def test_the_command_counts_the_tasks_that_are_run() -> None:
     assert re.search(r"avg_task_incremental +\d", run.output)
 
 
+@pytest.mark.slow
 def test_a_stream_of_a_data_set_that_is_not_known_before_is_checked_on_opening(some_drawings: str) -> None:
     name = "untold-drawings"
     if name not in zeroflow.data.datasets.names():
@@ -411,6 +418,7 @@ def test_a_stream_of_a_data_set_that_is_not_known_before_is_checked_on_opening(s
         TrialConfig.from_dict({**untold, "fixed_class_order": [0, 2, 2]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "optimizer", "forwards"),
     [
@@ -431,12 +439,14 @@ def test_the_same_configuration_gives_the_same_bits(method: str, optimizer: str,
     assert [step.loss for step in first.steps] != [step.loss for step in other.steps]
 
 
+@pytest.mark.slow
 def test_first_order_training_learns_the_first_task() -> None:
     config = {**SMALL, "method": "aper-adapter", "optimizer": "fo-sgd", "epochs": 20, "lr": 0.5}
     steps = run_trial(TrialConfig.from_dict(config)).steps
     assert np.mean([s.loss for s in steps[-4:]]) < np.mean([s.loss for s in steps[:4]]) - 0.1
 
 
+@pytest.mark.slow
 def test_cached_features_score_as_fresh_ones_also_with_the_bare_backbone_as_a_space() -> None:
     """EASE's spaces only ever grow at the end, so what was computed at an earlier stage may be kept."""
     from zeroflow.data import class_incremental, even_increments, load_dataset, transforms
@@ -474,6 +484,7 @@ def test_the_memory_meter_counts_every_tensor_once() -> None:
     assert peak_memory(lambda: torch.zeros(1000), model, torch.device("cpu"))[1] == size + 4000
 
 
+@pytest.mark.slow
 def test_memory_of_forward_passes_is_far_below_that_of_backpropagation() -> None:
     peaks = {
         optimizer: run_trial(
@@ -484,6 +495,7 @@ def test_memory_of_forward_passes_is_far_below_that_of_backpropagation() -> None
     assert peaks["zo-sgd"] < 0.6 * peaks["fo-sgd"]
 
 
+@pytest.mark.slow
 def test_a_diverging_trial_says_so() -> None:
     from zeroflow.optim import NonFiniteLoss
 
@@ -501,6 +513,7 @@ def test_numbers_that_only_float64_holds_are_taken_with_it() -> None:
     assert TrialConfig.from_dict({"lr": 1e39, "dtype": "float64"}).lr == 1e39
 
 
+@pytest.mark.slow
 def test_scores_that_are_not_finite_are_no_accuracy() -> None:
     """The last step may leave parameters beyond the range of floats; its loss was finite. The best of NaN is class 0."""
     one_step = {**SMALL, "method": "ease", "optimizer": "zo-sgd", "lr": 1e38, "epochs": 1, "batch_size": 1000}
@@ -517,6 +530,7 @@ def test_scores_of_too_few_classes_are_no_accuracy(monkeypatch: pytest.MonkeyPat
         run_trial(TrialConfig.from_dict({**SMALL, "method": "simplecil"}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zeroflow.optim.list_optimizers())
 def test_every_optimizer_runs_a_trial_and_pays_what_it_says(name: str) -> None:
     options = {"separable": True} if name == "es-cma" else {}  # too many parameters for a full covariance matrix
@@ -535,6 +549,7 @@ def test_every_optimizer_runs_a_trial_and_pays_what_it_says(name: str) -> None:
     assert np.isfinite(result.summary["avg"])
 
 
+@pytest.mark.slow
 def test_checkpointing_gives_the_same_steps_for_less_memory() -> None:
     """More blocks than one remember: the activations of the largest are what stays."""
     plain, checkpointed = (
@@ -545,6 +560,7 @@ def test_checkpointing_gives_the_same_steps_for_less_memory() -> None:
     assert checkpointed.summary["peak_memory_bytes"] < 0.75 * plain.summary["peak_memory_bytes"]
 
 
+@pytest.mark.slow
 def test_a_hybrid_trial_begins_as_first_order_and_goes_on_without() -> None:
     common = {**SMALL, "method": "aper-adapter", "epochs": 3, "schedule": "constant"}
     first_order = run_trial(TrialConfig.from_dict({**common, "optimizer": "fo-sgd", "lr": 0.1}))
@@ -571,6 +587,7 @@ class Stopped(BaseException):
     """Stands for whatever ends a process."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "optimizer", "more"),
     [
@@ -621,6 +638,7 @@ def test_an_interrupted_trial_goes_on_to_the_same_bits(
     assert twice <= (calls // 17 + 1) * (8 if optimizer == "fo-sgd" or "hybrid_epochs" in more else 9)
 
 
+@pytest.mark.slow
 def test_what_was_judged_before_an_interruption_stays_judged_in_every_setting(tmp_path) -> None:
     config = TrialConfig.from_dict({"dataset": "some-drawings", "method": "simplecil", "tasks": 4})
 
@@ -636,6 +654,7 @@ def test_what_was_judged_before_an_interruption_stays_judged_in_every_setting(tm
     assert (whole.task_incremental[2, :3] > whole.accuracy_matrix[2, :3]).all()
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_one_step_at_most(tmp_path) -> None:
     """SIGKILL at a random moment of a real process; the next one gets through."""
     program = f"""

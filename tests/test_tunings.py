@@ -183,6 +183,7 @@ def test_paper_stays_paper_up_to_the_edge(backbone: Backbone) -> None:
 # The others
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_has_as_many_trained_values_as_its_blocks_and_norms_say() -> None:
     with torch.device("meta"):
         vit = TransformerBackbone(build_timm("vit_base_patch16_224", {"depth": 12}))
@@ -273,6 +274,7 @@ def test_no_graph_is_built_where_no_gradient_is_asked_for(backbone: Backbone) ->
 # Trials
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["zo-adam", "fo-sgd", "forward-grad"])
 @pytest.mark.parametrize(
     ("method", "options", "trained"),

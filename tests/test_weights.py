@@ -115,6 +115,7 @@ FORMS: dict[str, Callable[[State, Path], Path]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_are_found_in_every_form(name: str, tmp_path: Path) -> None:
     """Features to the bit, from a classifier's file into a headless model."""
