@@ -892,7 +892,7 @@ def test_keys_get_a_column_where_they_tell_rows_apart(store: Store) -> None:
     shown = [row.shown for row in summary(store.load("trials"))]
     assert {row["lr"] for row in shown} == {"-", "0.01", "0.2", "0.5"}
     assert {row["checkpoint"] for row in shown} == {"-", "none"}
-    assert {row["method_options"] for row in shown} == {"-", "depth=2"}
+    assert {row["method_options"] for row in shown} == {"-", "depth=default", "depth=2"}
     assert len({tuple(row.values()) for row in shown}) == len(shown) == 6
 
 
