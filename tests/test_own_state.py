@@ -3,59 +3,108 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from zeroflow import TrialConfig, run_trial
-from zeroflow.classifiers import classifiers
+from zeroflow.classifiers import classifiers, register_classifier
 from zeroflow.classifiers.class_means import ClassMeans
 from zeroflow.errors import ConfigError
+from zeroflow.methods import methods, register_method
+from zeroflow.methods.finetune import FineTuning
+from zeroflow.trial import own_state
+
+
+class Solved(ClassMeans):
+    """What the end of a task has solved."""
+
+    def end_task(self) -> None:
+        super().end_task()
+        self.kept = self.means.sum(0)
+
+
+class Contained(ClassMeans):
+    def end_task(self) -> None:
+        self.kept = {"of tasks": [self.means.sum(0)]}
+
+
+class Grown(ClassMeans):
+    """One entry for each class: the tensor is another one in every task."""
+
+    def begin_task(self, classes: range, *others: Any) -> None:
+        super().begin_task(classes, *others)
+        old = self.kept if classes.start else torch.zeros(0)
+        self.kept = torch.cat([old, torch.zeros(len(classes))])
+
+    def add(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        super().add(features, labels)
+        self.kept[labels] += 1
+
+
+class Counted(ClassMeans):
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.kept = 0
+
+    def add(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        super().add(features, labels)
+        self.kept += len(labels)
+
+
+class Lazy(ClassMeans):
+    def add(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        super().add(features, labels)
+        self.kept = getattr(self, "kept", np.zeros(1)) + len(labels)
+
+
+class Drawing(ClassMeans):
+    """Random numbers go on from task to task."""
+
+    def begin_task(self, classes: range, width: int, generator: torch.Generator) -> None:
+        super().begin_task(classes, width, generator)
+        if not classes.start:
+            self.kept = torch.Generator().manual_seed(0)
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        return super().scores(features) + 1e-3 * torch.rand(1, generator=self.kept)
+
+
+class Buffered(ClassMeans):
+    """And what is made anew for each task: nothing is lost."""
+
+    def begin_task(self, *arguments: Any) -> None:
+        super().begin_task(*arguments)
+        self.scratch, self.label, self.lazy = torch.zeros(3), "of this task", None
+
+    def end_task(self) -> None:
+        super().end_task()
+        self.register_buffer("seen", self.means.sum(0))
+
+
+LOST = (Solved, Contained, Grown, Counted, Lazy, Drawing)
 
 
 @pytest.fixture
-def own(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A classifier that counts the samples of its tasks, and keeps the count as it is told to."""
-
-    class Counting(ClassMeans):
-        def begin_task(self, *arguments) -> None:
-            super().begin_task(*arguments)
-            self.scratch = torch.zeros(3)  # made anew for each task: nothing is lost
-
-        def end_task(self) -> None:
-            super().end_task()
-            if request.param == "buffer":
-                self.register_buffer("seen", self.means.sum(0))
-            elif request.param == "attribute":
-                self.seen = self.means.sum(0)
-            else:
-                self.seen = {"of tasks": [self.means.sum(0)]}
-
-    Counting.__module__ = "mine"
-    name = f"counting-{request.param}"
-    if name not in classifiers.names():
-        from zeroflow.classifiers import register_classifier
-
-        register_classifier(name, "made by the tests")(Counting)
-    yield name
-
-
-@pytest.fixture
-def config(own: str, some_drawings: str, tiny_vit: dict) -> TrialConfig:
+def config(request: pytest.FixtureRequest, some_drawings: str, tiny_vit: dict) -> TrialConfig:
+    """A cell of SimpleCIL with a classifier."""
+    kind = request.param
+    if (name := f"own-{kind.__name__.lower()}") not in classifiers.names():
+        register_classifier(name, "made by the tests")(kind)
     cell = {**tiny_vit, "dataset": some_drawings, "tasks": 10, "stop_after": 3}
-    return TrialConfig.from_dict({**cell, "method": "simplecil", "classifier": own})
+    return TrialConfig.from_dict({**cell, "method": "simplecil", "classifier": name})
 
 
-@pytest.mark.parametrize("own", ["attribute", "container"], indirect=True)
-def test_a_tensor_that_would_be_lost_is_refused_by_name(config: TrialConfig) -> None:
-    with pytest.raises(
-        ConfigError, match=r"Counting\.seen hands a tensor from one task to the next .*register_buffer\('seen'"
-    ):
+@pytest.mark.parametrize("config", LOST, indirect=True)
+def test_what_would_be_lost_is_refused_by_name(config: TrialConfig) -> None:
+    expected = r"\w+\.kept would be lost where a cell is interrupted; .*self\.register_buffer\('kept', \.\.\.\)"
+    with pytest.raises(ConfigError, match=expected):
         run_trial(config)
 
 
-@pytest.mark.parametrize("own", ["buffer"], indirect=True)
+@pytest.mark.parametrize("config", [Buffered], indirect=True)
 def test_a_buffer_comes_back_after_an_interruption(config: TrialConfig, tmp_path) -> None:
 
     def stop(stage: int, *_: object) -> None:
@@ -65,3 +114,65 @@ def test_a_buffer_comes_back_after_an_interruption(config: TrialConfig, tmp_path
     with pytest.raises(KeyboardInterrupt):
         run_trial(config, folder=tmp_path, on_stage=stop)
     np.testing.assert_array_equal(run_trial(config, folder=tmp_path).accuracy_matrix, run_trial(config).accuracy_matrix)
+
+
+@pytest.fixture
+def everything_is_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """zeroflow's own methods and classifiers are looked at like those of others."""
+    for registry in (methods, classifiers):
+        for _, info in registry.items():
+            monkeypatch.setattr(info.build, "__module__", "mine")
+    assert own_state.is_own(methods.get("simplecil").build(torch.nn.Identity()))
+    yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", methods.names())
+def test_zeroflows_own_methods_would_pass(
+    name: str, everything_is_own: None, some_drawings: str, tiny_vit: dict[str, Any]
+) -> None:
+    cell = {**tiny_vit, "dataset": some_drawings, "tasks": 10, "stop_after": 3, "method": name}
+    training = {"optimizer": "zo-sgd", "lr": 1e-3, "epochs": 1} if methods.get(name).trains else {}
+    own = {} if name != "foro" else {"optimizer": "es-cma", "lr": 1.0, "epochs": 1}
+    run_trial(TrialConfig.from_dict({**cell, **training, **own}))
+
+
+class InPlace(FineTuning):
+    """It trains the backbone that it was given."""
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        return {**super().trainable(), **{f"own.{name}": value for name, value in self.backbone.named_parameters()}}
+
+
+def test_the_backbone_itself_is_not_trained(some_drawings: str, tiny_vit: dict[str, Any]) -> None:
+    """Its weights are saved with no task, and what is kept of its features would be of other weights."""
+    if "in-place" not in methods.names():
+        register_method("in-place", "made by the tests")(InPlace)
+    cell = {**tiny_vit, "dataset": some_drawings, "tasks": 10, "stop_after": 2, "method": "in-place"}
+    training = {"method_options": {"tune": "none"}, "optimizer": "zo-sgd", "lr": 1e-3, "epochs": 1}
+    expected = r"InPlace trains own\.\S+ and \d+ more of the backbone itself, which counts as frozen; train a copy"
+    with pytest.raises(ConfigError, match=expected):
+        run_trial(TrialConfig.from_dict({**cell, **training}))
+
+
+class Passing(FineTuning):
+    """A method whose own losses need what an earlier task has left behind."""
+
+    def begin_task(self, classes: range, generator: torch.Generator, batches: Any = None) -> None:
+        super().begin_task(classes, generator, batches)
+        if classes.start and batches is not None:
+            assert self.kept is not None
+
+    def end_task(self, batches: Any) -> None:
+        super().end_task(batches)
+        self.kept = torch.ones(1)
+
+
+def test_a_method_that_could_not_go_on_is_refused(some_drawings: str, tiny_vit: dict[str, Any]) -> None:
+    if "passing" not in methods.names():
+        register_method("passing", "made by the tests")(Passing)
+    cell = {**tiny_vit, "dataset": some_drawings, "tasks": 10, "stop_after": 2, "method": "passing"}
+    training = {"method_options": {"tune": "none"}, "optimizer": "zo-sgd", "lr": 1e-3, "epochs": 1}
+    expected = r"Passing: after an interruption it could not begin a task: AttributeError: .*register_buffer\('kept', "
+    with pytest.raises(ConfigError, match=expected):
+        run_trial(TrialConfig.from_dict({**cell, **training}))

@@ -6,7 +6,6 @@ import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from numbers import Real
 from typing import Any
 
 from zeroflow.errors import ConfigError, unknown
@@ -31,9 +30,9 @@ def check_class(options: type, *, owner: str) -> None:
             )
 
 
-def finite(value: Real | float) -> bool:
-    """Whether a number fits into a finite float; an integer may be too large."""
-    return abs(value) <= sys.float_info.max
+def finite(value: Any) -> bool:
+    """Whether a real number fits into a finite float; an integer may be too large."""
+    return bool(abs(value) <= sys.float_info.max)
 
 
 def parse(options: type, given: Mapping[str, Any], *, owner: str, where: str) -> Any:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -154,11 +154,18 @@ def _warnings_in_a_line() -> Iterator[None]:
     with warnings.catch_warnings():
         shown = warnings.showwarning
 
-        def show(message: Warning | str, category: type[Warning], filename: str, *place: Any) -> None:
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
             if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
                 click.echo(f"{click.style('warning:', fg='yellow')} {message}", err=True)
             else:
-                shown(message, category, filename, *place)
+                shown(message, category, filename, lineno, file, line)
 
         warnings.showwarning = show
         yield

@@ -260,12 +260,12 @@ def check_settings(
         raise ConfigError(f"options {dict(options)} for optimizer {info.name!r}: {error}") from None
 
 
-def _try(inner: functools.partial[torch.optim.Optimizer]) -> None:
+def _try(inner: Any) -> None:
     """Build a rule on one value, which checks its options.
 
     The first group that ``torch.optim`` adds has it import torch's compiler, for three seconds of a processor; checks need none.
     """
-    rule: Any = inner.func
+    rule = inner.func
     if isinstance(rule, type):
         rule = type(rule.__name__, (rule,), {"add_param_group": _append})
     rule([torch.nn.Parameter(torch.zeros(1))], **inner.keywords)

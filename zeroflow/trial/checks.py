@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-from torch import Tensor
-
 from zeroflow.errors import ConfigError
-from zeroflow.methods import Method, methods
+from zeroflow.methods import methods
 from zeroflow.models.access import accesses
 from zeroflow.models.probe import check_tuning
 from zeroflow.trial.config import TrialConfig
@@ -39,50 +34,9 @@ def check_backbone_of(config: TrialConfig) -> None:
         raise ConfigError(f"method {config.method!r} with {error}") from error
 
 
-Held = dict[str, list[Tensor]]
-"""Tensors that are neither buffers nor parameters, by class and attribute."""
-
-
-def plain_tensors(method: Method) -> Held:
-    """What a method or classifier of somebody's own holds in plain attributes; of zeroflow's own nothing."""
-    held: Held = {}
-    if type(method).state is not Method.state:
-        return held  # it says itself what is saved
-    for part in (method, getattr(method, "classifier", None)):
-        if part is not None and not type(part).__module__.startswith("zeroflow."):
-            for name, value in vars(part).items():
-                if name not in ("_parameters", "_buffers", "_modules"):
-                    held[f"{type(part).__name__}.{name}"] = list(_tensors(value))
-    return held
-
-
-def check_resumable(before: Held, after: Held) -> None:
-    """Refuse tensors in plain attributes that one task hands to the next: an interrupted cell would lose them.
-
-    Buffers and parameters are saved with a finished task. Without the others a resumed cell would go on to other numbers.
-
-    Args:
-        before: at the end of a task.
-        after: when the next one has begun.
-
-    Raises:
-        ConfigError: which class and attribute, and what to write.
-    """
-    for name, tensors in after.items():
-        if any(tensor is other for tensor in tensors for other in before.get(name, [])):
-            attribute = name.rpartition(".")[2]
-            raise ConfigError(
-                f"{name} hands a tensor from one task to the next in a plain attribute, which an interrupted cell would lose; "
-                f"keep it as a buffer: self.register_buffer({attribute!r}, ...)"
-            )
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _tensors(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)
+def check_shards(config: TrialConfig, shards: int) -> None:
+    for size in (config.batch_size, config.later.get("batch_size")):
+        if size and shards > size:
+            raise ConfigError(f"data shards larger than the batch: {shards} shards, batch_size={size}")
+    if reason := config.uncut(shards):
+        raise ConfigError(reason)

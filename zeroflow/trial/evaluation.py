@@ -111,8 +111,9 @@ class Evaluation:
 def _scorer(method: Method) -> str:
     """Whose scores they are, for messages: a method's of somebody's own, or those of the classifier that it asks."""
     classifier = getattr(method, "classifier", None)
-    own = classifier is None or not type(method).scores.__module__.startswith("zeroflow.")
-    return type(method).__name__ if own else f"{type(method).__name__} with classifier {classifier.name!r}"
+    if classifier is None or not type(method).scores.__module__.startswith("zeroflow."):
+        return type(method).__name__
+    return f"{type(method).__name__} with classifier {classifier.name!r}"
 
 
 def _percent(right: Tensor) -> float:

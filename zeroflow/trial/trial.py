@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -15,16 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from zeroflow.classifiers import classifiers
 from zeroflow.data import datasets, load_dataset
 from zeroflow.data.dataset import ImageDataset
 from zeroflow.data.scenario import Batch, Task, joined
-from zeroflow.errors import ConfigError
 from zeroflow.imports import refuse_while_importing
-from zeroflow.methods import Method, methods
+from zeroflow.methods import Method
 from zeroflow.models.access import accesses, open_backbone
 from zeroflow.models.backbone import Backbone
-from zeroflow.models.criteria import criteria
 from zeroflow.models.endpoint import BlackBox
 from zeroflow.optim import (
     Executor,
@@ -39,15 +37,17 @@ from zeroflow.progress import Progress, silent
 from zeroflow.trial import randomness
 from zeroflow.trial.batches import TaskBatches
 from zeroflow.trial.checkpoint import Checkpoints, DataFacts, KeptTasks
-from zeroflow.trial.checks import check_resumable, plain_tensors
+from zeroflow.trial.checks import check_shards
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.costs import Asked, Costs
 from zeroflow.trial.evaluation import DeviceBatches, Evaluation, Inputs
 from zeroflow.trial.features import FrozenFeatures
 from zeroflow.trial.history import History
 from zeroflow.trial.loading import Positions
+from zeroflow.trial.making import method_of
 from zeroflow.trial.meters import peak_memory
 from zeroflow.trial.metrics import SETTINGS, Matrix
+from zeroflow.trial.own_state import TASKS, check_frozen, check_resumable, is_own, undisturbed_randomness
 from zeroflow.trial.placement import Placement, limited_threads
 from zeroflow.trial.probes import FunctionValues
 from zeroflow.trial.result import TrialResult, provenance
@@ -93,7 +93,7 @@ def run_trial(
     refuse_while_importing()
     placement, executor = placement or Placement(), executor or LocalExecutor()
     config = TrialConfig.from_dict(dataclasses.asdict(config))
-    _check_shards(config, executor.shards)
+    check_shards(config, executor.shards)
     checkpoints = None if folder is None else Checkpoints(folder, executor)
     kept = None if tasks_folder is None else KeptTasks(tasks_folder, executor)
     ban = gradient_ban() if forward_only(config) else nullcontext()
@@ -114,14 +114,6 @@ def _forward_only(config: TrialConfig) -> bool:
         return True
     exact = optimizers.get(config.optimizer).estimator.exact
     return not (exact or config.hybrid_epochs or config.optimizer_options.get("hybrid"))
-
-
-def _check_shards(config: TrialConfig, shards: int) -> None:
-    for size in (config.batch_size, config.later.get("batch_size")):
-        if size and shards > size:
-            raise ConfigError(f"data shards larger than the batch: {shards} shards, batch_size={size}")
-    if reason := config.uncut(shards):
-        raise ConfigError(reason)
 
 
 class Trial:
@@ -184,7 +176,7 @@ class Trial:
         dataset = load_dataset(config.dataset, placement.data_dir, cache_bytes=placement.cache_bytes)
         self.data = DataFacts.of(dataset, config)
         self.scenario = scenario_of(config, dataset, self.backbone.image_size, placement.loaders())
-        self.method = _method(config, self.backbone).to(self.device, self.dtype)
+        self.method = method_of(config, self.backbone).to(self.device, self.dtype)
         self.frozen = self._frozen_features(dataset)
         self.inputs = Inputs(self.method, self.images, self.frozen)
         self.evaluation = Evaluation(self.method, self.inputs)
@@ -205,20 +197,39 @@ class Trial:
             saved = self.kept.load(self.config, self.data, stages=stages, equal=equal)
         if saved:
             self.history, self.costs = History.of(saved["history"]), Costs.of(saved["costs"])
-            for task in self.scenario.tasks[: self.history.stages]:
-                self.method.begin_task(task.classes, self._initial_values(task))
-                self.method.freeze()
-            self.method.restore(saved["method"])
+            self._take_up(self.method, self.history.stages, saved["method"])
         self._seconds_before, self._asked_before = self.costs.seconds, self.costs.asked
         self._report("", self.history.stages)
 
     def begin_task(self, task: Task) -> Mapping[str, nn.Parameter]:
         """Prepare the method for a task; the parameters that it trains, none if it does not train this one."""
-        held = plain_tensors(self.method)
-        self.method.begin_task(task.classes, self._initial_values(task), self.images(task.train))
-        check_resumable(held, plain_tensors(self.method))
+        twin = self._twin(task)
+        self._begin(self.method, task)
+        if twin:
+            check_resumable(self.method, twin, lambda: self._begin(twin, task))
         self.method.to(self.device, self.dtype)
-        return self.method.trainable()
+        trainable = self.method.trainable()
+        check_frozen(self.method, trainable)
+        return trainable
+
+    def _begin(self, method: Method, task: Task) -> None:
+        method.begin_task(task.classes, self._initial_values(task), self.images(task.train))
+
+    def _twin(self, task: Task) -> Method | None:
+        """For code of somebody's own: the method as it would come to this task after an interruption."""
+        if task.index not in TASKS or self.black_box or not is_own(self.method):
+            return None
+        twin = method_of(self.config, copy.deepcopy(self.backbone)).to(self.device, self.dtype)
+        with undisturbed_randomness():
+            self._take_up(twin, task.index, {name: value.clone() for name, value in self.method.state().items()})
+        return twin
+
+    def _take_up(self, method: Method, stages: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Bring a new method to where another one was after so many tasks."""
+        for task in self.scenario.tasks[:stages]:
+            method.begin_task(task.classes, self._initial_values(task))
+            method.freeze()
+        method.restore(state)
 
     def train_task(self, task: Task) -> None:
         """Begin a task and train it, if the method trains this one."""
@@ -385,15 +396,3 @@ class Trial:
     def _report(self, what: str, stages: int, epoch: int = 0) -> None:
         epochs = [self.config.at(task.index).epochs or 1 for task in self.scenario.tasks]
         self.on_progress(what, sum(epochs[:stages]) + epoch, sum(epochs))
-
-
-def _method(config: TrialConfig, backbone: Backbone) -> Method:
-    """A cell's method, with its classifier and its loss."""
-    info = methods.get(config.method)
-    method = info.build(backbone, info.parse(dict(config.method_options)))
-    if config.classifier or config.classifier_options:
-        classifier = classifiers.get(config.classifier or str(method.own_classifier))
-        method.classifier = classifier.build(classifier.options(**config.classifier_options))
-    if config.loss:
-        method.criterion = criteria[config.loss]
-    return method
