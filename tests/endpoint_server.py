@@ -2,7 +2,7 @@
 
 PLAN is a text of letters, one for each POST, the last one for all that follow: ``o`` a right answer, ``g`` garbage, ``n`` NaN,
 ``w`` a wrong shape, ``i`` integers, ``s`` slow, ``f`` the queue is full, ``b`` the body is too large, ``c`` right, and the
-connection ends without a word, ``d`` the process dies.
+connection ends without a word, ``d`` the process dies, ``m`` as ``c``, and from then on it says that it serves another checkpoint.
 """
 
 import json
@@ -16,7 +16,7 @@ import safetensors.numpy
 
 SIDE, WIDTH = 14, 8
 port, plan = int(sys.argv[1]), sys.argv[2]
-seen = 0
+seen, serves = 0, "embedded"
 
 
 WEIGHT = np.random.RandomState(0).randn(3 * SIDE * SIDE, WIDTH) / 20
@@ -39,10 +39,16 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.headers.get("Authorization") != "Bearer right":
             return self.reply(401)
-        self.reply(200, json.dumps({"backbone": "zeroflow_tiny_vit", "image_size": SIDE, "width": WIDTH}).encode())
+        facts = {
+            "backbone": "zeroflow_tiny_vit",
+            "image_size": SIDE,
+            "width": WIDTH,
+            **({} if serves == "embedded" else {"checkpoint": serves}),
+        }
+        self.reply(200, json.dumps(facts).encode())
 
     def do_POST(self) -> None:
-        global seen
+        global seen, serves
         kind = plan[min(seen, len(plan) - 1)]
         seen += 1
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -61,7 +67,8 @@ class Handler(BaseHTTPRequestHandler):
         found = features(safetensors.numpy.load(body)["images"])
         found = {"n": found * np.float32("nan"), "w": found[:, 1:].copy(), "i": found.astype(np.int32)}.get(kind, found)
         self.reply(200, safetensors.numpy.save({"features": found}))
-        self.close_connection = kind == "c"
+        self.close_connection = kind in "cm"
+        serves = "another" if kind == "m" else serves
 
     def log_message(self, *_: object) -> None: ...
 

@@ -437,6 +437,16 @@ def test_a_connection_that_was_ended_while_idle_costs_no_request(port: int, star
     assert (box.requests, box.images) == (4, 8)
 
 
+def test_a_server_that_comes_back_as_another_model_ends_the_cell(port: int, start) -> None:
+    """Its features would be mixed with those of the first."""
+    start("oomo")
+    expected = (
+        "since its connection was lost it serves checkpoint='another', before None; the cell would mix two models"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        cell(port, method_options={"tune": "input-prompt", "imprint": False})
+
+
 @pytest.mark.parametrize(
     "url",
     ["127.0.0.1:80", "localhost:8017", "http://127.0.0.1:99999/", "http://[::1/", "http://", "ftp://host/", "http://bob:hunter22@h/"],

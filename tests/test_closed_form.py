@@ -74,7 +74,7 @@ def test_seeds_are_cells_of_their_own_only_where_something_is_drawn() -> None:
         ({"method": "simplecil", "classifier": 3}, r"classifier=3: expected a string"),
         ({"method": "finetune", "classifier": "lda"}, r"classifier='lda' with method 'finetune': it classifies in its own way; any is taken by aper-adapter, "),
         ({"method": "ease", "classifier": "ridge"}, r"of an old class there are no images in a newer task's space.*it takes class-means, lda; any is taken by"),
-        ({"method": "ranpac", "classifier": "lda"}, r"that is what it is; simplecil takes any; it takes random-projection"),
+        ({"method": "ranpac", "classifier": "lda"}, r"its classifier is what it is named for; method simplecil takes any classifier; it takes random-projection"),
         ({"method": "acil", "classifier_options": {"rigde": 1.0}}, r"classifier_options: unknown option of classifier 'ridge' 'rigde'; did you mean 'ridge'"),
         ({"method": "acil", "classifier_options": {"ridge": -1.0}}, r"classifier_options: ridge=-1.0: expected"),
         ({"method": "ranpac", "classifier_options": {"dimension": -5}}, r"classifier_options: dimension=-5: expected"),

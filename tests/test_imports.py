@@ -22,7 +22,7 @@ from zeroflow.imports import SourceFile, imports_of, run_source
 from zeroflow.methods import methods
 from zeroflow.optim import NonFiniteLoss, optimizers
 from zeroflow.results import Store, merge, rows
-from zeroflow.results.agreement import several_texts
+from zeroflow.results.agreement import several_versions
 
 METHOD = """
 from dataclasses import dataclass
@@ -122,6 +122,18 @@ def test_options_without_a_dataclass_are_refused(tmp_path: Path, decorator: str,
         zeroflow.import_file(file)
 
 
+def test_a_classifier_that_lacks_a_method_is_refused_where_it_is_registered(tmp_path: Path) -> None:
+    file = tmp_path / "vote.py"
+    file.write_text(
+        "from zeroflow.classifiers import Classifier, register_classifier\n"
+        "@register_classifier('vote', 'made by a test')\nclass Vote(Classifier):\n"
+        "    def begin_task(self, classes, width, generator): ...\n    def add(self, features, labels): ...\n"
+        "    def scores(self, features): ...\n"
+    )
+    with pytest.raises(ConfigError, match=r"classifier 'vote': Vote must also define end_task, merge"):
+        zeroflow.import_file(file)
+
+
 @pytest.mark.parametrize(
     ("returned", "expected"),
     [
@@ -201,13 +213,13 @@ def test_results_of_two_texts_are_not_merged_and_a_reader_is_told(
     one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
     one.write(tables)
     other.write(of_another_text(tables))
-    expected = rf"results of 2 texts of two_texts\.py stand side by side: 0123456789ab, {digest}"
+    expected = rf"results of 2 versions of two_texts\.py stand side by side: 0123456789ab, {digest}"
     with pytest.raises(ConfigError, match=expected + "; nothing was merged"):
         merge(tmp_path / "new", one, other)
     assert not (tmp_path / "new").exists()
     # As two stores are read together.
     trials = pa.concat_tables([one.load("trials"), other.load("trials")])["imports"]
-    assert several_texts(trials) and not several_texts(one.load("trials")["imports"])
+    assert several_versions(trials) and not several_versions(one.load("trials")["imports"])
 
 
 OTHER_KINDS = """
@@ -276,8 +288,8 @@ def test_a_wrong_section_is_refused(imports: object, message: str) -> None:
         ),
         ("def f():\n    raise RuntimeError('no')\n\nf()\n", r"line 2: RuntimeError: no"),
         (
-            "from zeroflow.methods import Method, register_method\n@register_method('half', 'mine')\nclass A(Method): ...\n"
-            "@register_method('ease', 'mine')\nclass B(Method): ...\n",
+            "from zeroflow.methods import SimpleCIL, register_method\n@register_method('half', 'mine')\nclass A(SimpleCIL): ...\n"
+            "@register_method('ease', 'mine')\nclass B(SimpleCIL): ...\n",
             r"line 4: ConfigError: method 'ease' is registered already",
         ),
         (

@@ -11,14 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import safetensors.torch
+from click.testing import CliRunner
 from PIL import Image
 
 from zeroflow import Placement, TrialConfig, run_trial
+from zeroflow.cli import main
 from zeroflow.errors import ConfigError
 from zeroflow.grid.grid_file import parse_grid
 from zeroflow.grid.plan import Plan, make_plan
 from zeroflow.models.factory import create_backbone
-from zeroflow.results import Store, rows
+from zeroflow.results import Store, merge, rows
+from zeroflow.results.report import write_report
 
 
 def write_weights(file: Path, tiny_vit: dict[str, Any], seed: int) -> None:
@@ -69,6 +72,26 @@ def test_new_weights_at_the_old_path_are_refused_beside_results_of_the_old(
     weights.write_bytes(old)  # the same content at another time
     os.utime(weights, (1, 1))
     assert len(plan(cell, store).done) == 1
+
+
+def test_seeds_of_other_weights_are_neither_added_nor_merged(
+    weights: Path, tiny_vit: dict[str, Any], some_drawings: str, tmp_path: Path
+) -> None:
+    """They would be averaged with those that are there."""
+    cell = {**tiny_vit, "checkpoint": str(weights), "dataset": some_drawings, "tasks": 10, "stop_after": 1}
+    cell |= {"method": "ranpac", "classifier_options": {"dimension": 10}}
+    one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
+    run({**cell, "seed": 0}, one)
+    write_weights(weights, tiny_vit, seed=1)
+    run({**cell, "seed": 1}, other)
+    with pytest.raises(ConfigError, match=r"was computed with another .*weights\.safetensors"):
+        plan({**cell, "seed": [1, 2]}, one)
+    arguments = [f"--set={key}={json.dumps(value)}" for key, value in {**cell, "seed": 1}.items()]
+    ran = CliRunner().invoke(main, ["run", *arguments, "--results", one.root])
+    assert ran.exit_code == 2 and "was computed with another" in ran.stderr, ran.output
+    with pytest.raises(ConfigError, match=r"results of 2 versions of .*weights\.safetensors stand side by side"):
+        merge(one, other)
+    assert "stand side by side" in write_report([one, other], tmp_path / "report.html").read_text()
 
 
 def test_results_without_hashes_of_earlier_versions_are_taken_as_they_are(

@@ -56,6 +56,55 @@ def told(optimizer: Any, model: nn.Module, loss: Callable[[], Tensor], order: in
             return found
 
 
+def test_one_candidate_is_shown_at_a_time() -> None:
+    """And its parameters may be looked at meanwhile: they stay what they are."""
+    model, loss = problem()
+    optimizer = build("zo-sgd", model)
+    first, second, *_ = optimizer.ask()
+    with first.shown():
+        before = loss(model, 0)
+        weights = first.parameters()
+        assert torch.equal(loss(model, 0) * 0, before * 0)
+        shown = dict(model.named_parameters())
+        assert all(torch.equal(value, shown[name]) for name, value in weights.items())
+        with pytest.raises(RuntimeError, match="candidate 1: candidate 0 is shown, leave its block first"):
+            second.parameters()
+        assert all(torch.equal(value, shown[name]) for name, value in weights.items())
+        with pytest.raises(RuntimeError, match="tell: candidate 0 is shown, leave its block first"):
+            optimizer.tell([1.0] * 6)
+    assert not all(torch.equal(value, dict(model.named_parameters())[name]) for name, value in weights.items())
+    assert optimizer.tell([1.0] * 6) is not None
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("eps or the parameters of a group", lambda optimizer: optimizer.param_groups[0].update(eps_zo=1.0)),
+        ("eps or the parameters of a group", lambda o: o.add_param_group({"params": [nn.Parameter(torch.ones(2))]})),
+        ("seed", lambda optimizer: setattr(optimizer, "seed", 5)),
+        ("queries", lambda optimizer: setattr(optimizer, "queries", 5)),
+    ],
+)
+def test_losses_of_candidates_that_would_be_others_now_are_refused(what: str, change: Callable[[Any], Any]) -> None:
+    model = nn.Linear(3, 2)
+    optimizer = create_optimizer("zo-sgd", list(model.parameters()), lr=0.1, queries=3)
+    weights = copy.deepcopy(model.state_dict())
+    candidates = optimizer.ask()
+    change(optimizer)
+    with pytest.raises(RuntimeError, match=f"tell: {what} changed after ask, so the losses are outdated; ask again"):
+        optimizer.tell([1.0] * len(candidates))
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert optimizer.tell([1.0] * len(optimizer.ask())) is not None
+
+
+@pytest.mark.parametrize("losses", [None, 5])
+def test_what_is_no_list_of_losses_is_refused(losses: Any) -> None:
+    optimizer = create_optimizer("zo-sgd", nn.Linear(3, 2), lr=0.1)
+    optimizer.ask()
+    with pytest.raises(TypeError, match=f"tell: {losses}, expected a loss for each of 2 candidates"):
+        optimizer.tell(losses)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("options", [{}, {"history": 0.5, "sparsity": 0.3}], ids=["plain", "enhanced"])
 def test_told_losses_make_the_steps_of_a_closure(name: str, options: dict[str, Any]) -> None:
@@ -207,7 +256,7 @@ def test_what_does_not_belong_together_is_said() -> None:
     optimizer.ask()
     with torch.no_grad():
         model[0].bias.add_(1)
-    with pytest.raises(RuntimeError, match="changed since ask"):
+    with pytest.raises(RuntimeError, match="changed after ask"):
         optimizer.tell([1.0] * 6)
     assert len(optimizer.ask()) == 6
     for name in DERIVATIVES:

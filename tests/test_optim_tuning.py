@@ -46,6 +46,16 @@ def accuracy(model: nn.Module) -> float:
         return float((model(IMAGES[1400:]).argmax(1) == LABELS[1400:]).double().mean())
 
 
+@pytest.mark.parametrize("constants", [(0.0, 0.0, 0.0, 0.0), (3.0, 0.0, 0.0, 0.0), (0.0, 3.0, 3.0, 3.0)])
+def test_mini_batches_of_other_losses_bend_nothing(constants: tuple[float, ...]) -> None:
+    """A bowl's trace and lr are the same whatever its closures have beside it."""
+    theta = nn.Parameter(torch.ones(50, dtype=torch.float64))
+    found = tune([lambda c=c: theta.square().sum() / 2 + c for c in constants], [theta], "zo-sgd", queries=1)
+    assert found.lr == pytest.approx(1 / 50, rel=0.8)
+    reference = tune([lambda: theta.square().sum() / 2] * 4, [theta], "zo-sgd", queries=1)
+    assert found.lr == pytest.approx(reference.lr, rel=1e-6)
+
+
 @pytest.mark.parametrize("name", list_optimizers())
 def test_it_keeps_within_its_budget_and_leaves_nothing_behind(name: str) -> None:
     each = name == "zo-per-example"

@@ -217,7 +217,7 @@ def test_cells_without_basis_are_counted_and_the_rest_is_estimated(store: Store)
     line = plan.describe(None).splitlines()[-1]
     assert line == (
         "estimate from earlier cells: 0.03 hours of one cell at a time, 4,000 forward passes, "
-        "leaving out 1 of 3 cells, like no finished one"
+        "without 1 of 3 cells that are like no finished one"
     )
     finish(store, ZO | {"seed": 1})
     finish(store, ZO | {"seed": 2}, 10, 50)

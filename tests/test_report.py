@@ -324,6 +324,19 @@ def test_the_best_and_the_second_best_are_marked_in_every_data_set(store: Store)
     )
 
 
+def test_data_sets_side_by_side_are_marked_within_a_stream(store: Store) -> None:
+    """What is best over five tasks is not held against twenty."""
+    for dataset in ("a", "b"):
+        for tasks, level in ((5, 80.0), (2, 90.0)):
+            fill(store, simplecil(level, dataset=dataset, tasks=tasks))
+            fill(store, cell(level + 2, dataset=dataset, tasks=tasks, method="slda", optimizer=None, queries=None))
+    (table,) = [table for table in make_tables({"trials": load(store, "trials")}) if table.name == "table1"]
+    ranks = {line.cells[0].text: line.cells[1].rank for line in table.lines}
+    assert sorted(ranks.items()) == [
+        ("simplecil tasks=2", 2), ("simplecil tasks=5", 2), ("slda tasks=2", 1), ("slda tasks=5", 1)
+    ]  # fmt: skip
+
+
 def test_ties_share_a_place(store: Store) -> None:
     fill(store, cell(80.0, optimizer="zo-sgd"), cell(80.001, optimizer="zo-adam"), cell(70.0, optimizer="zo-cge"))
     (table, *_) = make_tables({"trials": load(store, "trials")})

@@ -883,6 +883,17 @@ def test_simplecil_leads_every_data_set_and_rows_are_sorted(store: Store) -> Non
     ]
 
 
+@pytest.mark.parametrize("others", [(), ({"method": "acil", "optimizer": None},)])
+def test_options_of_a_methods_own_classifier_are_whose_they_are(store: Store, others: tuple[dict, ...]) -> None:
+    """``classifier`` is null where it is the method's own."""
+    shared = {"classifier_options": {"ridge": 10.0}, "queries": None}
+    made = [{"method": "ranpac", "optimizer": None}, *others]
+    fill(store, *(cell(**shared, **each) for each in made))
+    assert f"ridge=10 ({', '.join(sorted(each['method'] for each in made))})" in render_text(
+        summary(store.load("trials"))
+    )
+
+
 def test_keys_get_a_column_where_they_tell_rows_apart(store: Store) -> None:
     fill(store, cell(epochs=1), cell(epochs=2), cell(lr=0.5, optimizer="fo-adam", epochs=1), simplecil())
     rows = summary(store.load("trials"))

@@ -30,6 +30,16 @@ def check_class(options: type, *, owner: str) -> None:
             )
 
 
+def check_complete(cls: type, *, owner: str) -> None:
+    """Refuse a class that cannot be built since methods that it must define are missing.
+
+    Raises:
+        ConfigError: which.
+    """
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise ConfigError(f"{owner}: {cls.__name__} must also define {', '.join(missing)}")
+
+
 def finite(value: Any) -> bool:
     """Whether a real number fits into a finite float; an integer may be too large."""
     return bool(abs(value) <= sys.float_info.max)

@@ -57,7 +57,7 @@ def run(
     """Run one cell in this process, without Ray."""
     from zeroflow import Placement, run_trial
     from zeroflow.grid.grid_file import merge_overrides, parse_override
-    from zeroflow.grid.plan import check_imports, check_results
+    from zeroflow.grid.plan import check_imports, check_named_files, check_results
     from zeroflow.models.endpoint import EndpointError
     from zeroflow.optim import NonFiniteLoss
     from zeroflow.results import rows
@@ -77,6 +77,7 @@ def run(
     store = Store(results) if results else None
     if store:
         check_imports([config], store)
+        check_named_files([config], store, data_dir)
         check_results(store, 1, data_dir)
         store.check_writable()
     bar = Bar("run")

@@ -112,9 +112,7 @@ class CostEstimate:
             used = " and ".join(f"{value:.2f} {name}-hours" for name, value in hours.items() if value)
             text += f", {self.cost(price_per_hour):,.2f} for {used or 'no hours'} at {price_per_hour:g}"
         if self.without_basis:
-            text += (
-                f", leaving out {self.without_basis} of {self.cells + self.without_basis} cells, like no finished one"
-            )
+            text += f", without {self.without_basis} of {self.cells + self.without_basis} cells that are like no finished one"
         if self.error:
             text += (
                 f"; earlier estimates were off by {100 * self.error.median:.0f} % in the median "

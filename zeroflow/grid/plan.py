@@ -64,6 +64,8 @@ class Plan:
         ]
         if self.others:
             lines.append(f"the store holds {self.others} finished cells of other grids too; they stay as they are")
+        if self.failed:
+            lines.append("cells that failed before run again with --retry-failed alone")
         lines += self.grid.idle
         made = Counter((c.backbone, str(Preprocessing.of(c.preprocessing))) for c in self.grid.cells if c.preprocessing)
         for (backbone, how), count in made.items():
@@ -136,7 +138,7 @@ def make_plan(grid: Grid, store: Store, data_dir: str | None, *, elsewhere: bool
         else:
             missing.append(config)
     check_imports(grid.cells, store)
-    check_named_files(done, store, data_dir)
+    check_named_files(grid.cells, store, data_dir)
     # With nothing to run no row needs to be read.
     trials = store.load("trials", COLUMNS) if finished and missing else SCHEMAS["trials"].empty_table()
     costs = estimate_costs(missing, trials, grid.placement.of)
@@ -167,29 +169,29 @@ def check_imports(cells: Sequence[TrialConfig], store: Store) -> None:
                 )
 
 
-def check_named_files(done: Sequence[TrialConfig], store: Store, data_dir: str | None) -> None:
-    """Refuse a store of cells whose weights or images were others than those that have their names now.
+def check_named_files(cells: Sequence[TrialConfig], store: Store, data_dir: str | None) -> None:
+    """Refuse a store with rows of other weights or images than those that have their names now: seeds would be averaged.
 
     Args:
-        done: cells that are finished there.
+        cells: whose results belong into it.
         store: the results.
         data_dir: of the data sets; what is not on this machine is not compared.
 
     Raises:
         ConfigError: which file or data set, and a cell that was computed with another one of its name.
     """
-    own = {config.cell_id: config for config in done if ":" in config.dataset or weights_of(config)}
-    datasets_now: dict[str, dict[str, str]] = {}
-    for row in store.load("trials", ["cell_id", "named"], own).to_pylist() if own else ():
-        then, config = json.loads(row["named"] or "{}"), own[row["cell_id"]]
-        if config.dataset in then and config.dataset not in datasets_now:
-            absent = datasets.get(config.dataset).missing(None if data_dir is None else Path(data_dir))
-            images = {} if absent else images_of(config, load_dataset(config.dataset, data_dir))
-            datasets_now[config.dataset] = images
-        for name, now in {**weights_of(config), **datasets_now.get(config.dataset, {})}.items():
-            if then.get(name, now) != now:
+    now = {name: digest for config in cells for name, digest in weights_of(config).items()}
+    own = {config.dataset: config for config in cells if ":" in config.dataset}
+    if not now and not own:
+        return
+    for row in store.load("trials", ["cell_id", "named"]).to_pylist():
+        for name, then in json.loads(row["named"] or "{}").items():
+            if name in own and name not in now:
+                absent = datasets.get(name).missing(None if data_dir is None else Path(data_dir))
+                now |= {name: then} if absent else images_of(own[name], load_dataset(name, data_dir))
+            if now.get(name, then) != then:
                 raise ConfigError(
-                    f"results {store.root!r}: cell {row['cell_id']} was computed with another {name} ({then[name]}, now {now}); "
+                    f"results {store.root!r}: cell {row['cell_id']} was computed with another {name} ({then}, now {now[name]}); "
                     "write into other results (--results)"
                 )
 

@@ -15,7 +15,7 @@ from zeroflow.methods.simplecil import SimpleCIL
 class OneClassifier(SimpleCIL):
     """``simplecil`` with the classifier of a paper: ``class Name(OneClassifier, classifier="lda")``."""
 
-    why_these = "that is what it is; simplecil takes any"
+    why_these = "its classifier is what it is named for; method simplecil takes any classifier"
 
     def __init_subclass__(cls, classifier: str = "", **named: Any) -> None:
         super().__init_subclass__(**named)

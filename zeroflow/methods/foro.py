@@ -20,7 +20,7 @@ class FoRo(APERPrompts):
 
     own_classifier = "random-projection"
     takes_classifiers = ("random-projection",)
-    why_these = "that is what it is; aper-vpt-shallow takes any"
+    why_these = "its classifier is what it is named for; method aper-vpt-shallow takes any classifier"
 
     @dataclass(frozen=True)
     class Options(APERPrompts.Options):

@@ -111,9 +111,14 @@ class HttpFeatures:
         host = str(parts.hostname)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = kind(host, parts.port, timeout=timeout)
+        self.said: dict[str, Any] | None = None
+        """What the endpoint has said of itself; it is asked again where the connection was lost."""
 
     def __call__(self, images: Tensor) -> Tensor:
         body = safetensors.torch.save({"images": images.detach().to("cpu", torch.float32).contiguous()})
+        self._drop_closed()
+        if self.said is not None and self._connection.sock is None:
+            self._check_the_same(self.said)
         answer = self._ask("POST", body)
         try:
             return safetensors.torch.load(answer)["features"]
@@ -134,10 +139,24 @@ class HttpFeatures:
                 raise EndpointError(f"its answer to GET says {key}={found[key]!r}: expected an integer >= 1")
         return found
 
+    def _check_the_same(self, said: Mapping[str, Any]) -> None:
+        """Ask again what it serves: behind a connection that was lost another server may have started."""
+        now = self.facts()
+        for key in {**said, **now}:
+            if said.get(key) != now.get(key):
+                raise ConfigError(
+                    f"endpoint {self.url}: since its connection was lost it serves {key}={now.get(key)!r}, before "
+                    f"{said.get(key)!r}; the cell would mix two models"
+                )
+
+    def _drop_closed(self) -> None:
+        """Close a connection that the server has closed while it was idle."""
+        if (socket := self._connection.sock) and select.select([socket], [], [], 0)[0]:
+            self._connection.close()
+
     def _ask(self, method: str, body: bytes | None = None) -> bytes:
         try:
-            if (socket := self._connection.sock) and select.select([socket], [], [], 0)[0]:
-                self._connection.close()  # the server has closed the idle connection
+            self._drop_closed()
             self._connection.request(method, self.path, body, self._headers)
             answer = self._connection.getresponse()
             content = answer.read()
@@ -344,6 +363,7 @@ def open_black_box(
     for key, value in wanted.items():
         if value is not None and facts.get(key, value) != value:
             raise ConfigError(f"endpoint {endpoint}: serves {key}={facts[key]!r}, the cell needs {value!r}")
+    client.said = facts
     return BlackBox(client, facts["width"], facts["image_size"], facts=facts)
 
 

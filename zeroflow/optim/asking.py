@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ class Candidate:
 
     def parameters(self) -> dict[str, Tensor]:
         """Copies of its parameters by name (by number, where the optimizer was given none), in the model's precision."""
-        with self.shown():
+        with nullcontext() if self._told.showing is self else self.shown():
             found = zip(self._names, self._objective.flat.parameters, strict=True)
             return {name: parameter.detach().clone() for name, parameter in found}
 
@@ -64,13 +64,26 @@ class Candidate:
         """The model itself has these parameters inside, and draws the dropout masks of this step.
 
         Raises:
-            RuntimeError: the step has been made, so the parameters have moved.
+            RuntimeError: the step has been made, so the parameters have moved; or another candidate is shown.
         """
-        assert isinstance(self._objective.closure, ToldLosses)
-        if self._objective.closure.over:
+        told = self._told
+        if told.over:
             raise RuntimeError(f"candidate {self.number} of step {self._objective.step}: the step is over, ask again")
+        if told.showing is not None:
+            raise RuntimeError(
+                f"candidate {self.number}: candidate {told.showing.number} is shown, leave its block first"
+            )
         with self._objective.shown(self._shift):
-            yield
+            told.showing = self
+            try:
+                yield
+            finally:
+                told.showing = None
+
+    @property
+    def _told(self) -> ToldLosses:
+        assert isinstance(self._objective.closure, ToldLosses)
+        return self._objective.closure
 
 
 class Asked(Exception):
@@ -90,7 +103,10 @@ class ToldLosses(Elsewhere):
 
     Attributes:
         over: whether the step has been made.
+        showing: the candidate whose parameters the model has now.
     """
+
+    showing: Candidate | None = None
 
     def __init__(self, rounds: Sequence[Sequence[float]], names: Sequence[str]) -> None:
         self.rounds, self.names, self.over = [list(losses) for losses in rounds], list(names), False
@@ -123,6 +139,11 @@ class AskTell:
     """Losses of the current step; None: no step is in progress."""
     _candidates: list[Candidate]
     """Candidates whose losses are awaited."""
+    _asked_with: dict[str, Any]
+    """Settings that they were made with."""
+    seed: int
+    queries: int
+    param_groups: list[dict[str, Any]]
     step: Callable[..., Tensor]
     _make_step: Callable[[Closure], Tensor]
     _names: Callable[[], list[str]]
@@ -145,6 +166,7 @@ class AskTell:
                 "use step(closure), or zo-sgd, zo-adam, es-cma, ..."
             )
         if not self._candidates:
+            self._asked_with = self._settings()
             self._told = self._told or ToldLosses([], self._names())
             try:
                 self._attempt(self._told, self._make_step)
@@ -173,9 +195,13 @@ class AskTell:
         """
         if not self._candidates or self._told is None:
             raise RuntimeError("tell: call ask first, candidates = optimizer.ask()")
-        if self.flat.refresh():
+        if self._told.showing is not None:
+            raise RuntimeError(f"tell: candidate {self._told.showing.number} is shown, leave its block first")
+        changed = [name for name, value in self._settings().items() if value != self._asked_with[name]]
+        changed += ["the parameters"] if self.flat.refresh() else []
+        if changed:
             self._told.over, self._told, self._candidates = True, None, []
-            raise RuntimeError("tell: the parameters have changed since ask, so the losses are outdated; ask again")
+            raise RuntimeError(f"tell: {changed[0]} changed after ask, so the losses are outdated; ask again")
         self._told.rounds.append(listed(losses, len(self._candidates)))
         self._candidates = []
         try:
@@ -183,6 +209,11 @@ class AskTell:
         except Asked as asked:
             self._candidates = asked.candidates
             return None
+
+    def _settings(self) -> dict[str, Any]:
+        """What candidates depend on beside the parameters' values."""
+        groups = [(group["eps_zo"], len(group["params"])) for group in self.param_groups]
+        return {"seed": self.seed, "queries": self.queries, "eps or the parameters of a group": groups}
 
     def _attempt(self, told: ToldLosses, step: Callable[[Closure], Tensor]) -> Tensor:
         """Make the step from the losses so far; if more are needed, restore the state before it."""
@@ -215,6 +246,8 @@ def listed(losses: Any, candidates: int) -> list[float]:
         if unknown:
             raise ValueError(f"tell: loss of candidate {unknown[0]!r}, expected numbers from 0 to {candidates - 1}")
         return [_number(losses.get(number)) for number in range(candidates)]
+    if not isinstance(losses, Tensor | Iterable):
+        raise TypeError(f"tell: {losses!r}, expected a loss for each of {candidates} candidates")
     values = list(losses.tolist() if isinstance(losses, Tensor) else losses)
     if len(values) != candidates:
         raise ValueError(

@@ -84,7 +84,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         self._transient: dict[str, Any] = {}  # of the estimator: saves work, never changes a result
         self._still: set[tuple[int, str]] = set()  # buffers known not to move
         self._told: ToldLosses | None = None
-        self._candidates = []
+        self._candidates, self._asked_with = [], {}
         self._symptoms, self._rounding = Symptoms(), 0.0
         self._half: torch.dtype | None = None  # precision in which losses were seen to be computed
         self._watched = not (composition.estimator.uses_eps and composition.check_precision)

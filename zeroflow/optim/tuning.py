@@ -159,7 +159,7 @@ class _Search:
         before = self.judged()
         lr, eps = self.info.default_lr, self.info.default_eps
         if self.chooses_eps:
-            eps, trace = self.straight(before)
+            eps, trace = self.straight()
             if self.info.rule is torch.optim.SGD and self.info.estimator.unbiased and trace > 0:
                 lr = (
                     self.settings["queries"] / trace
@@ -180,27 +180,28 @@ class _Search:
             self.runs,
         )
 
-    def straight(self, here: float) -> tuple[float, float]:
+    def _asked(self, name: str, eps: float, queries: int) -> list[float]:
+        """The first closure's losses of the candidates of an optimizer's first step."""
+        seed = self.settings["seed"]
+        optimizer = create_optimizer(
+            name, self.params, lr=0.0, eps=eps, queries=queries, seed=seed, check_precision=False
+        )
+        losses = []
+        for candidate in optimizer.ask():
+            with candidate.shown(), torch.no_grad():
+                losses.append(_mean(self.closures[0]()))
+        self.forwards += len(losses)
+        return losses
+
+    def straight(self) -> tuple[float, float]:
         """(the largest eps at which slopes are those of a smaller one, the Hessian's trace there)."""
         slopes, curvatures = [], []
+        (here, _) = self._asked("zo-rge", EPS[0], 1)  # at theta, of the same closure under the same dropout masks
         for eps in EPS:
-            optimizer = create_optimizer(
-                "zo-sgd",
-                self.params,
-                lr=0.0,
-                eps=eps,
-                queries=DIRECTIONS,
-                seed=self.settings["seed"],
-                check_precision=False,
-            )
-            losses = []
-            for candidate in optimizer.ask():
-                with candidate.shown(), torch.no_grad():
-                    losses.append(_mean(self.closures[0]()))
+            losses = self._asked("zo-sgd", eps, DIRECTIONS)
             pairs = list(zip(losses[::2], losses[1::2], strict=True))
             slopes.append([(plus - minus) / (2 * eps) for plus, minus in pairs])
             curvatures.append(statistics.fmean((plus + minus - 2 * here) / eps**2 for plus, minus in pairs))
-            self.forwards += len(losses)
         apart = [statistics.median(map(_apart, one, other)) for one, other in itertools.pairwise(slopes)]
         self.slopes = list(zip(EPS, apart, strict=False))
         allowed = max(STRAIGHT, min(apart))

@@ -59,18 +59,23 @@ def warn_of_differences(counting: Sequence[pa.Table], others: pa.Table, place: s
             warnings.warn(f"{found.described('an earlier store', place)}; the earlier one counts", stacklevel=3)
 
 
-def several_texts(imports: pa.ChunkedArray) -> list[str]:
-    """The imported files of which there are results of more than one text, each in words.
+VERSIONED = ("imports", "named")
+"""Columns of ``trials`` that hold hashes by name: of imported Python files, of weights and images of one's own."""
+
+
+def several_versions(trials: pa.Table) -> list[str]:
+    """The files of one's own of which there are results of more than one version, each in words.
 
     Args:
-        imports: the column of ``trials``.
+        trials: with the columns ``VERSIONED``.
     """
     texts: dict[str, set[str]] = {}
-    for named in pc.unique(imports).drop_null().to_pylist():
-        for name, digest in json.loads(named).items():
-            texts.setdefault(name, set()).add(digest)
+    for column in VERSIONED:
+        for named in pc.unique(trials[column]).drop_null().to_pylist():
+            for name, digest in json.loads(named).items():
+                texts.setdefault(name, set()).add(digest)
     return [
-        f"results of {len(found)} texts of {name} stand side by side: {', '.join(sorted(found))}"
+        f"results of {len(found)} versions of {name} stand side by side: {', '.join(sorted(found))}"
         for name, found in texts.items()
         if len(found) > 1
     ]

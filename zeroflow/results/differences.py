@@ -68,6 +68,8 @@ class Differences:
 
     def text(self, key: str, config: Config) -> str:
         """A key's value as a reader sees it; of options those alone that differ."""
+        if key == "loss" and config["optimizer"] is None:
+            return "-"  # nothing is trained
         if key not in _OWNERS:
             return as_text(key, config[key])
         own = _read(config, key)
@@ -89,14 +91,19 @@ class Differences:
 
     def _whose(self, owner: str, holders: Sequence[Config]) -> str:
         """Some configurations by the name of their method, optimizer or classifier, where that says which they are."""
-        names = list(dict.fromkeys(config[owner] for config in holders))
-        if sum(config[owner] in names for config in self.configs) > len(holders):
+        names = list(dict.fromkeys(_named(config, owner) for config in holders))
+        if sum(_named(config, owner) in names for config in self.configs) > len(holders):
             keys = dict.fromkeys(("method", owner, "optimizer"))
             return ", ".join(dict.fromkeys(" ".join(filter(None, (own[key] for key in keys))) for own in holders))
-        others = dict.fromkeys(config[owner] for config in self.configs if config[owner] not in (None, *names))
+        others = dict.fromkeys(config[owner] for config in self.configs if config[owner] and config[owner] not in names)
         if len(names) > 2 * len(others) + 2:
             return f"every {owner}{' but ' if others else ''}{', '.join(others)}"
         return ", ".join(names)
+
+
+def _named(config: Config, owner: str) -> str:
+    """A configuration's method, optimizer or classifier; the method's name where the classifier is the method's own."""
+    return str(config[owner] or config["method"])
 
 
 def _group(key: str, config: Config) -> tuple[Any, ...]:

@@ -62,9 +62,9 @@ def merge(target: Store | str | Path, *sources: Store | str | Path, on_progress:
 
 
 def _check_texts(stores: Sequence[Store]) -> None:
-    imports = pa.concat_tables([store.load("trials", ["imports"]) for store in stores])["imports"]
-    for several in agreement.several_texts(imports):
-        raise ConfigError(f"{several}; nothing was merged: keep results of different texts in different stores")
+    trials = pa.concat_tables([store.load("trials", agreement.VERSIONED) for store in stores])
+    for several in agreement.several_versions(trials):
+        raise ConfigError(f"{several}; nothing was merged: keep results of different versions in different stores")
 
 
 def _check_equal(found: pa.Table, trials: pa.Table, home: Mapping[str, Store], store: Store) -> None:

@@ -72,7 +72,7 @@ def read(*results: Store | str | Path, on_progress: Progress = silent) -> Result
         for number, name in enumerate(_READ):
             on_progress(f"reading {name}", number, len(_READ))
             tables[name] = load(stores, name)
-        for several in agreement.several_texts(tables["trials"]["imports"]):
+        for several in agreement.several_versions(tables["trials"]):
             warnings.warn(several, stacklevel=1)
     failures = tables["failures"]
     tables["failures"] = failures.filter(pc.invert(pc.is_in(failures["cell_id"], tables["trials"]["cell_id"])))

@@ -83,9 +83,17 @@ def _across(rows: Sequence[Row]) -> list[Table]:
             name="table1",
             title="Data sets side by side (Table 1)",
             notes=LEGEND[:1],
-            marks=[Mark({**first.filters, "dataset": "all"}, baseline=first.is_baseline) for first in firsts],
+            marks=[
+                Mark({**first.filters, "dataset": "all"}, _stream_of(first), baseline=first.is_baseline)
+                for first in firsts
+            ],
         )
     ]
+
+
+def _stream_of(row: Row) -> str:
+    """What rows must share, but for the data set, to be held against each other."""
+    return str(same_problem({**row.config, "dataset": None}))
 
 
 def _option(rows: Sequence[Row], name: str, option: str) -> Table:

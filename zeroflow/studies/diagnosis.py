@@ -142,13 +142,14 @@ def diagnose(
         parameters = list(trial.begin_task(task).values())
         if not parameters:
             raise ConfigError(f"{config.cell_id}: method {config.method!r} trains nothing in its first task")
-        evaluated = _losses(trial, parameters, batches)
+        evaluated, batches = _losses(trial, batches)
         eps, queries, dimensions = config.eps or EPS, config.queries or 1, sum(p.numel() for p in parameters)
         generator = torch.Generator().manual_seed(randomness.key(config.seed, randomness.OPTIMIZER, 0))
         along = [torch.randn(dimensions, generator=generator) for _ in range(directions)]
         seen = _look(evaluated, parameters, along, eps, batches)
     slopes = [[(up - down) / (2 * eps) for up, down in row] for row in seen.ends]
-    noise2 = statistics.fmean(statistics.variance(row) for row in slopes)
+    # A task that is one mini-batch has no noise of mini-batches.
+    noise2 = statistics.fmean(statistics.variance(row) for row in slopes) if batches > 1 else 0.0
     length2 = max(statistics.fmean(statistics.fmean(row) ** 2 for row in slopes) - noise2 / batches, 0.0)
     first = [row[0] for row in slopes]
     smaller = _apart(first, [(up - down) / (eps / 5) for up, down in seen.near])
@@ -231,14 +232,17 @@ def _opened(config: TrialConfig, placement: Placement) -> Trial:
     return trial
 
 
-def _losses(trial: Trial, parameters: Sequence[nn.Parameter], count: int) -> Callable[[int], float]:
-    """The loss on each of the first mini-batches of the first epoch, by number; equal random draws at every call."""
+def _losses(trial: Trial, count: int) -> tuple[Callable[[int], float], int]:
+    """The loss on each of the first mini-batches of the first epoch, by number, and how many there are, ``count`` at most.
+
+    Random draws are equal at every call.
+    """
     method = trial.method
     made = trial.batches(trial.scenario.tasks[0])
     order, size = made.order(0), made.batch_size
     inputs = []
-    for number in range(count):
-        positions = order[number * size % len(order) :][:size]
+    for number in range(min(count, math.ceil(len(order) / size))):
+        positions = order[number * size :][:size]
         parts = made.make_training(0, number, positions)()
         placed = [part.to(trial.device, trial.dtype if part.is_floating_point() else part.dtype) for part in parts]
         inputs.append(method.prepare(MiniBatch(*placed)))
@@ -249,7 +253,7 @@ def _losses(trial: Trial, parameters: Sequence[nn.Parameter], count: int) -> Cal
             torch.manual_seed(batch)  # dropout is the same at both ends of a direction
             return float(method.loss(inputs[batch]))
 
-    return loss
+    return loss, len(inputs)
 
 
 def _apart(some: Sequence[float], others: Sequence[float]) -> float:
