@@ -218,8 +218,8 @@ def test_results_of_two_texts_are_not_merged_and_a_reader_is_told(
         merge(tmp_path / "new", one, other)
     assert not (tmp_path / "new").exists()
     # As two stores are read together.
-    trials = pa.concat_tables([one.load("trials"), other.load("trials")])["imports"]
-    assert several_versions(trials) and not several_versions(one.load("trials")["imports"])
+    trials = pa.concat_tables([one.load("trials"), other.load("trials")])
+    assert several_versions(trials) and not several_versions(one.load("trials"))
 
 
 OTHER_KINDS = """
