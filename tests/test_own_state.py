@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,10 +80,16 @@ class Buffered(ClassMeans):
     def begin_task(self, *arguments: Any) -> None:
         super().begin_task(*arguments)
         self.scratch, self.label, self.lazy = torch.zeros(3), "of this task", None
+        self.half, self.log, self.itself = torch.zeros((), dtype=torch.bfloat16), logging.getLogger(), Cyclic()
 
     def end_task(self) -> None:
         super().end_task()
         self.register_buffer("seen", self.means.sum(0))
+
+
+class Cyclic:
+    def __init__(self) -> None:
+        self.own = weakref.ref(self)
 
 
 LOST = (Solved, Contained, Grown, Counted, Lazy, Drawing)

@@ -31,7 +31,7 @@ _OF_THE_LIBRARY = frozenset(
 
 def is_own(method: Method) -> bool:
     """Whether a method, or the classifier that it asks, is of somebody's own."""
-    return any(_parts(method))
+    return next(_parts(method), None) is not None
 
 
 @contextmanager
@@ -100,15 +100,14 @@ def _plain(part: nn.Module) -> dict[str, Any]:
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two values are equal, as far as can be told: objects by their attributes, sources of random numbers by their state."""
+    if one is other:
+        return True
     if isinstance(one, torch.Generator | np.random.Generator | np.random.RandomState | random.Random):
         return type(one) is type(other) and _same(_state(one), _state(other))
     if isinstance(one, Tensor | np.ndarray):
         if type(one) is not type(other) or one.shape != other.shape or one.dtype != other.dtype:
             return False
-        first, second = (
-            np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value) for value in (one, other)
-        )
-        return first.tobytes() == second.tobytes()
+        return _bytes(one) == _bytes(other)
     if isinstance(one, Mapping):
         return isinstance(other, Mapping) and one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple):
@@ -120,6 +119,12 @@ def _same(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
     return callable(one) or not hasattr(one, "__dict__") or isinstance(one, nn.Module) or _same(vars(one), vars(other))
+
+
+def _bytes(value: Tensor | np.ndarray[Any, Any]) -> bytes:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return value.tobytes()
 
 
 def _state(source: Any) -> Any:
