@@ -97,6 +97,7 @@ def test_the_examples_of_extending_run(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.slow
 def test_the_grid_of_an_own_method_can_be_planned(tmp_path: Path) -> None:
     """The page's file and grid, with the part that trains, side by side as it says; nothing is run."""
     page = (DOCS / "own_method.md").read_text()

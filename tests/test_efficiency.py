@@ -20,6 +20,8 @@ from zeroflow.optim import create_optimizer, list_optimizers
 from zeroflow.results import efficiency
 from zeroflow.studies.efficiency import FIRST_TASK, PAPER, Setting, measure, parse_optimizers
 
+pytestmark = pytest.mark.slow  # models of twelve blocks
+
 # Forward passes of a step, and its work: written down by hand from the formulas of the methods' papers.
 COSTS = {
     ("fo-sgd", 1): (1, 3), ("fo-adam", 1): (1, 3), ("fo-sgd-checkpoint", 1): (1, 4),

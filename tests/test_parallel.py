@@ -22,6 +22,8 @@ from zeroflow.models.factory import create_backbone
 from zeroflow.optim import Executor, Journal, LocalExecutor, Slice, create_optimizer, list_optimizers
 from zeroflow.optim.parallel import DistributedExecutor
 
+pytestmark = pytest.mark.slow  # processes of their own
+
 NAMES = list_optimizers()
 FORWARD_PASS = [name for name in NAMES if not name.startswith("fo-")]
 SIZES = (6, 5, 1, 6, 5)

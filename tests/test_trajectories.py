@@ -22,6 +22,8 @@ from zeroflow.studies.landscapes import Adapter, Run, TwoParameters
 from zeroflow.studies.trajectories import NINE, Study, adapter_study, study
 from zeroflow.trial.config import TrialConfig
 
+pytestmark = pytest.mark.slow  # studies of hundreds of steps
+
 SMALL = {
     "dataset": "some-drawings", "transform": "plain", "tasks": 2, "batch_size": 24, "epochs": 2, "method": "finetune",
     "method_options": {"bottleneck": 4, "scale": 1.0, "dropout": 0.0},
