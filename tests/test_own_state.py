@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from zeroflow import TrialConfig, run_trial
 from zeroflow.classifiers import classifiers, register_classifier
 from zeroflow.classifiers.class_means import ClassMeans
 from zeroflow.errors import ConfigError
-from zeroflow.methods import methods, register_method
+from zeroflow.methods import Method, methods, register_method
 from zeroflow.methods.finetune import FineTuning
 from zeroflow.trial import own_state
 
@@ -145,6 +145,20 @@ def test_zeroflows_own_methods_would_pass(
     run_trial(TrialConfig.from_dict({**cell, **training, **own}))
 
 
+@pytest.fixture
+def two_tasks(some_drawings: str, tiny_vit: dict[str, Any]) -> Callable[[type[Method]], TrialConfig]:
+    """A cell of two tasks of a method of one's own, which trains a head."""
+
+    def made(kind: type[Method]) -> TrialConfig:
+        if (name := kind.__name__.lower()) not in methods.names():
+            register_method(name, "made by the tests")(kind)
+        cell = {**tiny_vit, "dataset": some_drawings, "tasks": 10, "stop_after": 2, "method": name}
+        training = {"method_options": {"tune": "none"}, "optimizer": "zo-sgd", "lr": 1e-3, "epochs": 1}
+        return TrialConfig.from_dict({**cell, **training})
+
+    return made
+
+
 class InPlace(FineTuning):
     """It trains the backbone that it was given."""
 
@@ -152,15 +166,11 @@ class InPlace(FineTuning):
         return {**super().trainable(), **{f"own.{name}": value for name, value in self.backbone.named_parameters()}}
 
 
-def test_the_backbone_itself_is_not_trained(some_drawings: str, tiny_vit: dict[str, Any]) -> None:
+def test_the_backbone_itself_is_not_trained(two_tasks: Callable[[type[Method]], TrialConfig]) -> None:
     """Its weights are saved with no task, and what is kept of its features would be of other weights."""
-    if "in-place" not in methods.names():
-        register_method("in-place", "made by the tests")(InPlace)
-    cell = {**tiny_vit, "dataset": some_drawings, "tasks": 10, "stop_after": 2, "method": "in-place"}
-    training = {"method_options": {"tune": "none"}, "optimizer": "zo-sgd", "lr": 1e-3, "epochs": 1}
     expected = r"InPlace trains own\.\S+ and \d+ more of the backbone itself, which counts as frozen; train a copy"
     with pytest.raises(ConfigError, match=expected):
-        run_trial(TrialConfig.from_dict({**cell, **training}))
+        run_trial(two_tasks(InPlace))
 
 
 class Passing(FineTuning):
@@ -176,11 +186,7 @@ class Passing(FineTuning):
         self.kept = torch.ones(1)
 
 
-def test_a_method_that_could_not_go_on_is_refused(some_drawings: str, tiny_vit: dict[str, Any]) -> None:
-    if "passing" not in methods.names():
-        register_method("passing", "made by the tests")(Passing)
-    cell = {**tiny_vit, "dataset": some_drawings, "tasks": 10, "stop_after": 2, "method": "passing"}
-    training = {"method_options": {"tune": "none"}, "optimizer": "zo-sgd", "lr": 1e-3, "epochs": 1}
+def test_a_method_that_could_not_go_on_is_refused(two_tasks: Callable[[type[Method]], TrialConfig]) -> None:
     expected = r"Passing: after an interruption it could not begin a task: AttributeError: .*register_buffer\('kept', "
     with pytest.raises(ConfigError, match=expected):
-        run_trial(TrialConfig.from_dict({**cell, **training}))
+        run_trial(two_tasks(Passing))

@@ -30,8 +30,6 @@ from zeroflow.trial.metrics import DEFINITIONS
 
 pytestmark = pytest.mark.slow  # a real browser, whole pages
 
-pytestmark = pytest.mark.slow  # a real browser, whole pages
-
 ROOT = Path(__file__).parent.parent
 QUICK = ROOT / "results" / "adapters"
 

@@ -22,9 +22,10 @@ def unknown(kind: str, value: object, known: Iterable[str], *, where: str = "", 
     """
     names = sorted(known)
     nearest = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
-    hint = f"known: {', '.join(names) or 'none'}{otherwise}"
     if nearest:
         hint = f"did you mean {' or '.join(map(repr, nearest))}?"
+    else:
+        hint = f"known: {', '.join(names) or 'none'}{otherwise}"
     return ConfigError(f"{where + ': ' if where else ''}unknown {kind} {value!r}; {hint}")
 
 

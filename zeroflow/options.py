@@ -16,27 +16,23 @@ def defaults(options: type) -> dict[str, Any]:
     return {f.name: f.default for f in fields(options)}
 
 
-def check_class(options: type, *, owner: str) -> None:
-    """Refuse a class of options whose fields Python would not see.
+def check_class(cls: Any, *, owner: str) -> None:
+    """Refuse a class with options that cannot be built, or whose options' fields Python would not see.
+
+    Args:
+        cls: its ``Options`` are a dataclass.
+        owner: what it is registered as, as in ``method 'ease'``.
 
     Raises:
-        ConfigError: ``@dataclass`` is forgotten, on the class or on one that it extends.
+        ConfigError: ``@dataclass`` is forgotten, on its ``Options`` or on one that they extend; methods are missing.
     """
-    for own in options.__mro__:
+    for own in cls.Options.__mro__:
         forgotten = inspect.get_annotations(own) and "__dataclass_fields__" not in vars(own)
-        if forgotten or not is_dataclass(options):
+        if forgotten or not is_dataclass(cls.Options):
             raise ConfigError(
                 f"{owner}: class {own.__qualname__} is not a dataclass; write @dataclass(frozen=True) above it"
             )
-
-
-def check_complete(cls: type, *, owner: str) -> None:
-    """Refuse a class that cannot be built since methods that it must define are missing.
-
-    Raises:
-        ConfigError: which.
-    """
-    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+    if missing := sorted(cls.__abstractmethods__):
         raise ConfigError(f"{owner}: {cls.__name__} must also define {', '.join(missing)}")
 
 

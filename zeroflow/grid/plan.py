@@ -163,10 +163,7 @@ def check_imports(cells: Sequence[TrialConfig], store: Store) -> None:
         then = json.loads(row["imports"] or "{}")
         for name in [*wanted.get(row["cell_id"], {}), *then]:
             if name in texts and texts[name] != then.get(name):
-                raise ConfigError(
-                    f"results {store.root!r}: cell {row['cell_id']} was computed with another {name} "
-                    f"({then.get(name, 'not imported')}, now {texts[name]}); write into other results (--results)"
-                )
+                raise _other_version(store, row["cell_id"], name, then.get(name, "not imported"), texts[name])
 
 
 def check_named_files(cells: Sequence[TrialConfig], store: Store, data_dir: str | None) -> None:
@@ -180,7 +177,8 @@ def check_named_files(cells: Sequence[TrialConfig], store: Store, data_dir: str 
     Raises:
         ConfigError: which file or data set, and a cell that was computed with another one of its name.
     """
-    now = {name: digest for config in cells for name, digest in weights_of(config).items()}
+    backbones = {(config.backbone, config.checkpoint): config for config in cells}
+    now = {name: digest for config in backbones.values() for name, digest in weights_of(config).items()}
     own = {config.dataset: config for config in cells if ":" in config.dataset}
     if not now and not own:
         return
@@ -190,10 +188,14 @@ def check_named_files(cells: Sequence[TrialConfig], store: Store, data_dir: str 
                 absent = datasets.get(name).missing(None if data_dir is None else Path(data_dir))
                 now |= {name: then} if absent else images_of(own[name], load_dataset(name, data_dir))
             if now.get(name, then) != then:
-                raise ConfigError(
-                    f"results {store.root!r}: cell {row['cell_id']} was computed with another {name} ({then}, now {now[name]}); "
-                    "write into other results (--results)"
-                )
+                raise _other_version(store, row["cell_id"], name, then, now[name])
+
+
+def _other_version(store: Store, cell: str, name: str, then: str, now: str) -> ConfigError:
+    return ConfigError(
+        f"results {store.root!r}: cell {cell} was computed with another {name} ({then}, now {now}); "
+        "write into other results (--results)"
+    )
 
 
 def check_data(

@@ -250,8 +250,7 @@ def register_method(name: str, description: str) -> Callable[[type[Method]], typ
 
     def decorate(cls: type[Method]) -> type[Method]:
         methods.register(name, MethodInfo(name, cls, description))
-        options_of.check_class(cls.Options, owner=f"method {name!r}")
-        options_of.check_complete(cls, owner=f"method {name!r}")
+        options_of.check_class(cls, owner=f"method {name!r}")
         return cls
 
     return decorate

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from zeroflow.data.dataset import ImageDataset
@@ -28,7 +27,7 @@ from zeroflow.durable import make_folder, write_atomically
 from zeroflow.optim import Executor, Journal, LocalExecutor
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.features import file_identity
-from zeroflow.trial.named_files import images_of, weights_of
+from zeroflow.trial.named_files import images_of, labels_digest, weights_of
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,11 @@ class DataFacts:
     @classmethod
     def of(cls, dataset: ImageDataset, config: TrialConfig) -> DataFacts:
         """The facts of a cell's data set and weights as they are on this machine now."""
-        labels, files = hashlib.sha256(), hashlib.sha256()
+        files = hashlib.sha256()
         for samples in (dataset.train, dataset.test):
-            labels.update(samples.labels.astype(np.int64).tobytes() + b"|")
             files.update(file_identity(samples).encode() + b"|")
         named = {**weights_of(config), **images_of(config, dataset)}
-        return cls(list(dataset.class_names), labels.hexdigest(), files.hexdigest(), socket.gethostname(), named)
+        return cls(list(dataset.class_names), labels_digest(dataset), files.hexdigest(), socket.gethostname(), named)
 
     def differs(self, other: DataFacts) -> bool:
         """Whether these are certainly other data or weights."""

@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from zeroflow.data.dataset import ImageDataset
 from zeroflow.trial.config import TrialConfig
 
@@ -27,10 +29,16 @@ def images_of(config: TrialConfig, dataset: ImageDataset) -> dict[str, str]:
     """Hash of the classes and labels of a data set of one's own (``folder:NAME``), by its name; of published ones nothing."""
     if ":" not in config.dataset:
         return {}
-    found = hashlib.sha256(json.dumps(list(dataset.class_names)).encode())
+    facts = json.dumps([list(dataset.class_names), labels_digest(dataset)])
+    return {config.dataset: hashlib.sha256(facts.encode()).hexdigest()[:_DIGITS]}
+
+
+def labels_digest(dataset: ImageDataset) -> str:
+    """Hash of the labels of all samples."""
+    found = hashlib.sha256()
     for samples in (dataset.train, dataset.test):
-        found.update(samples.labels.astype("<i8").tobytes() + b"|")
-    return {config.dataset: found.hexdigest()[:_DIGITS]}
+        found.update(samples.labels.astype(np.int64).tobytes() + b"|")
+    return found.hexdigest()
 
 
 _Fact = tuple[str, int, int, int]
