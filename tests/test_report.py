@@ -554,8 +554,11 @@ def test_a_filter_changes_every_figure_and_table(quick: Page) -> None:
 
 def test_the_data_set_is_a_filter_too(quick: Page) -> None:
     headings = "return [...document.querySelectorAll('section:not([hidden]) h2')].map((h) => h.textContent)"
+    told = "return [...document.querySelectorAll('.findings li:not([hidden])')].map((item) => item.textContent.split(':')[0])"
     assert quick.run(headings) == ["Figures: quickdraw100-marker"]
+    assert quick.run(told) == ["quickdraw100-marker"]
     quick.click("#filters button[data-value=quickdraw100]")
+    assert quick.run(told) == ["quickdraw100", "quickdraw100-marker"]
     assert quick.run(headings) == ["Figures: quickdraw100", "Figures: quickdraw100-marker"]
     quick.click("#filters button[data-value=quickdraw100-marker]")
     assert quick.run(headings) == ["Figures: quickdraw100"] and quick.lines("summary") == ["simplecil - -"]

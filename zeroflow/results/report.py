@@ -202,14 +202,17 @@ def _opening(results: Results, rows: Sequence[Row], *, nothing: bool) -> str:
     text += "".join(f"<p class='note'>{escape(note)}</p>" for note in results.notes)
     # Rows of a data set by themselves: their names say no more than tells them apart.
     trials = results.tables["trials"]
-    sentences = [
-        sentence
+    items = "".join(
+        f"<li{_of_dataset(name)}>{escape(sentence)}</li>"
         for name in by_dataset(rows)
         for sentence in findings(summary(trials.filter(pc.field("dataset") == name)))
-    ]
-    return text + (
-        f"<ul class='findings'>{''.join(f'<li>{escape(s)}</li>' for s in sentences)}</ul>" if sentences else ""
     )
+    return text + (f"<ul class='findings'>{items}</ul>" if items else "")
+
+
+def _of_dataset(name: str | None) -> str:
+    """Marks what is shown with one data set only; of all where ``None``."""
+    return "" if name is None else f" data-dataset='{escape(name, quote=True)}'"
 
 
 def _marks(rows: Sequence[Row], tables: Mapping[str, pa.Table]) -> list[tuple[dict[str, str], int]]:
@@ -253,7 +256,7 @@ def _filters(marks: Sequence[tuple[Mapping[str, str], int]]) -> str:
         f"<details id='filters' open><summary>Filters</summary>{''.join(sets)}<div class='end'>"
         "<label><input type='checkbox' id='keep-baseline' checked> always show SimpleCIL</label>"
         "<button type='button' id='clear'>clear</button>"
-        "<span class='faint'>Press any number of values; they act on every table and figure. None pressed: all.</span></div></details>"
+        "<span class='faint'>Press any number of values; they act on every sentence above, table and figure. None pressed: all.</span></div></details>"
     )
 
 
@@ -263,8 +266,7 @@ def _filters(marks: Sequence[tuple[Mapping[str, str], int]]) -> str:
 def _sections(drawn: Drawn) -> Iterable[str]:
     number = 0
     for section in drawn.sections:
-        attribute = "" if section.dataset is None else f" data-dataset='{escape(section.dataset, quote=True)}'"
-        yield f"<section{attribute}><h2>{escape(section.heading)}</h2>"
+        yield f"<section{_of_dataset(section.dataset)}><h2>{escape(section.heading)}</h2>"
         yield from (f"<p class='note'>{escape(sentence)}</p>" for sentence in section.above)
         for entry in section.entries:
             yield _figure(entry, number)

@@ -125,8 +125,8 @@
   }
 
   function refresh() {
-    for (const section of document.querySelectorAll("section[data-dataset]")) {
-      section.hidden = chosen.dataset.size > 0 && !chosen.dataset.has(section.dataset.dataset);
+    for (const part of document.querySelectorAll("[data-dataset]")) {
+      part.hidden = chosen.dataset.size > 0 && !chosen.dataset.has(part.dataset.dataset);
     }
     Tables.show(passes);
     for (const figure of figures) {
