@@ -22,6 +22,7 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+from everything import cell, fill
 
 import zeroflow.cli.progress as progress
 from zeroflow.cli import main
@@ -293,6 +294,36 @@ def test_a_warning_is_a_line_without_a_place_in_the_code(tmp_path: Path) -> None
     (line,) = run.stderr.splitlines()
     assert run.exit_code == 0 and line.startswith("warning: skipped files that cannot be read"), run.stderr
     assert line.endswith(f"{'0' * 16}.parquet")
+
+
+def test_a_killed_sweep_is_at_no_cell_that_is_done(tmp_path: Path) -> None:
+    """A cell's process may outlive the sweep by the moment that it takes to finish."""
+    store, (one, other) = Store(tmp_path / "store"), (cell(seed=seed) for seed in (0, 1))
+    fill(store, one)
+    file = tmp_path / "sweep.py"
+    file.write_text(KILLED)
+    cells = json.dumps([result.config.canonical() for result in (one, other)])
+    subprocess.run([sys.executable, str(file), store.root, cells], timeout=200)
+    run = invoke("status", store.root)
+    assert "2 cells: 1 done, 0 failed, 1 missing, of them 1 in work when it was killed" in run.stdout, run.stdout
+    assert [line.split()[6] for line in run.stdout.splitlines() if line.startswith("  in work")] == [other.cell_id]
+    (sweep,) = json.loads(invoke("status", store.root, "--json").stdout)["sweeps"]
+    assert [cell["cell_id"] for cell in sweep["running"]] == [other.cell_id] == sweep["missing"]
+
+
+KILLED = """
+import dataclasses, json, os, signal, sys
+from zeroflow.grid.placement import SweepPlacement
+from zeroflow.results.store import Store
+from zeroflow.results.sweeps import SweepRecord
+from zeroflow.trial.config import TrialConfig
+
+cells = [TrialConfig(**config) for config in json.loads(sys.argv[2])]
+record = SweepRecord(Store(sys.argv[1]), "g", cells, dataclasses.asdict(SweepPlacement()), None)
+at = [{"cell_id": cell.cell_id, "label": cell.label(), "since": None, "workers": 1} for cell in cells]
+record.write("running", {"running": at})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @pytest.mark.slow

@@ -57,7 +57,12 @@ def status(results: str, price_per_hour: float | None, as_json: bool) -> None:
             "done": trials["cell_id"].to_pylist(),
             "failed": sorted(failures),
             "sweeps": [
-                {**found.record, "missing": [config.cell_id for config in found.plan.missing]} for found in running
+                {
+                    **found.record,
+                    "running": found.running,
+                    "missing": [config.cell_id for config in found.plan.missing],
+                }
+                for found in running
             ],
         }
         click.echo(json.dumps(whole, indent=1))

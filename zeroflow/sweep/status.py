@@ -32,23 +32,29 @@ class SweepStatus:
     plan: Plan
     tasks: Mapping[str, int]
 
+    @property
+    def running(self) -> list[dict[str, Any]]:
+        """The cells that it was at when it was last heard of, without those that the store has meanwhile."""
+        done = {config.cell_id for config in self.plan.done}
+        return [cell for cell in self.record.get("running", []) if cell["cell_id"] not in done]
+
     def describe(self, price_per_hour: float | None = None) -> str:
         """The status as text."""
         record, plan = self.record, self.plan
-        left = record.get("left_seconds")
+        left, at = record.get("left_seconds"), "running" if record["state"] == "running" else "in work when it was killed"
         lines = [
             f"sweep {record['grid']}: {record['state']}, begun {record['started_at']} on {record['host']} (process "
             f"{record['pid']}), last heard of {_ago(record['written_at'])} ago",
             f"  {len(plan.grid.cells)} cells: {len(plan.done)} done, {len(plan.failed)} failed, {len(plan.missing)} missing, "
-            f"of them {len(record.get('running', []))} running"
+            f"of them {len(self.running)} {at}"
             + (f" and {record['elsewhere']} in the hands of other sweeps" if record.get("elsewhere") else "")
             + ("" if left is None else f"; left ~{duration(left)}"),
         ]
-        for cell in record.get("running", []):
+        for cell in self.running:
             since = f"for {_ago(cell['since'])}" if cell.get("since") else "about to start"
             task = f", task {self.tasks[cell['cell_id']]}" if cell["cell_id"] in self.tasks else ""
             workers = f" on {cell['workers']} workers" if cell["workers"] > 1 else ""
-            lines.append(f"  running: {cell['cell_id']} {cell['label']}{workers} {since}{task}")
+            lines.append(f"  {at}: {cell['cell_id']} {cell['label']}{workers} {since}{task}")
         if plan.missing:
             lines.append(f"  {plan.estimate.describe(price_per_hour)}")
         return "\n".join(lines)
