@@ -275,6 +275,93 @@ def test_a_program_of_torch_export_is_a_backbone(
         create_backbone(str(path))
 
 
+class Normalises(nn.Module):
+    """A layer on normalised images, which are normalised where they are, or copied first."""
+
+    def __init__(self, inside: bool, *last: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inside, self.layers = inside, nn.Sequential(nn.Flatten(), nn.Linear(588, 16), *last, nn.Tanh())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images.sub_(0.5).div_(0.25) if self.inside else (images - 0.5) / 0.25)
+
+
+@pytest.mark.parametrize("optimizer", ["fo-sgd", "zo-sgd", "forward-grad"])
+def test_a_backbone_may_work_on_its_images_in_place(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch, some_drawings: str
+) -> None:
+    """All evaluations of a step pass the same images."""
+    built = {f"normalises-{inside}": lambda inside=inside: Normalises(inside) for inside in (False, True)}
+    monkeypatch.setattr(factory, "own_backbones", lambda: built)
+    cell = {"dataset": some_drawings, "image_size": 14, "tasks": 4, "stop_after": 2, "epochs": 1, "batch_size": 40}
+    cell |= {"method": "finetune", "method_options": {"tune": "full"}, "optimizer": optimizer, "lr": 0.001}
+    copied, inside = (run_trial(TrialConfig.from_dict({**cell, "backbone": name})) for name in built)
+    assert len({step.loss for step in inside.steps}) > 3
+    assert [step.loss for step in inside.steps] == [step.loss for step in copied.steps]
+    assert np.array_equal(inside.accuracy_matrix, copied.accuracy_matrix, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("last", "why"),
+    [
+        ([nn.Dropout(0.2)], "with every pass"),
+        ([nn.BatchNorm1d(16)], "with the images beside it"),
+        ([nn.BatchNorm1d(16), nn.Dropout(0.2)], "with every pass"),
+    ],
+)
+def test_a_program_that_was_exported_in_training_mode_is_refused(
+    last: list[nn.Module], why: str, tmp_path: Path
+) -> None:
+    model, images, path = Normalises(False, *last), torch.rand(4, 3, 14, 14), tmp_path / "program.pt2"
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    torch.export.save(torch.export.export(model.train(), (images,), dynamic_shapes=shapes), path)
+    with pytest.raises(ConfigError, match=rf"features of an image change {why}.*call model.eval\(\) before"):
+        create_backbone(str(path))
+    torch.export.save(torch.export.export(model.eval(), (images,), dynamic_shapes=shapes), path)
+    torch.testing.assert_close(create_backbone(str(path))(images), model(images))
+
+
+def test_a_transformers_own_forward_pass_is_kept() -> None:
+    from timm.models.vision_transformer import VisionTransformer
+
+    class Shifted(VisionTransformer):
+        def forward_features(self, x: Tensor, *more: Any, **named: Any) -> Tensor:
+            return super().forward_features((x - 0.5) / 0.25, *more, **named)
+
+    made = {"img_size": 28, "patch_size": 7, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
+    model, plain = Shifted(**made).eval(), VisionTransformer(**made).eval()
+    plain.load_state_dict(model.state_dict())
+    images = torch.rand(3, 3, 28, 28, generator=seeded())
+    expected = model.forward_head(model.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(factory.wrapped(model)(images), expected)
+    torch.testing.assert_close(factory.wrapped(plain)((images - 0.5) / 0.25), expected)
+
+
+@pytest.mark.parametrize(
+    ("tuned_by", "why"), [("adapter", "residual blocks"), ("ssf", "plain transformer"), ("vpt-deep", "no tokens")]
+)
+def test_a_cell_that_would_train_less_than_it_says_is_refused(tuned_by: str, why: str, some_drawings: str) -> None:
+    cell = {"dataset": some_drawings, "backbone": "test_resnet", "checkpoint": "none", "image_size": 32, "tasks": 4}
+    cell |= {"method": "finetune", "method_options": {"tune": tuned_by}, "optimizer": "zo-sgd", "lr": 0.001}
+    with pytest.raises(ConfigError, match=f"backbone 'test_resnet': it cannot be tuned by '{tuned_by}': .*{why}"):
+        run_trial(TrialConfig.from_dict(cell))
+
+
+@pytest.mark.parametrize(("backbone", "tune"), [("test_mambaout", "norm-affine"), ("test_nfnet", "none")])
+def test_layers_that_hold_others_are_trained_or_built_as_plan_says(
+    backbone: str, tune: str, some_drawings: str
+) -> None:
+    cell = {"dataset": some_drawings, "backbone": backbone, "checkpoint": "none", "image_size": 32, "tasks": 4}
+    cell |= {"stop_after": 1, "epochs": 1, "method": "finetune", "method_options": {"tune": tune}}
+    found = run_trial(TrialConfig.from_dict({**cell, "optimizer": "zo-sgd", "lr": 0.001, "batch_size": 60}))
+    model = create_backbone(backbone, checkpoint="none", image_size=32)
+    norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm | nn.BatchNorm2d)]
+    head = 5 * model.width + 1
+    own = sum(p.numel() for norm in norms for p in norm.parameters()) if tune == "norm-affine" else 0
+    assert found.summary["trainable_parameters"] == own + head
+
+
 def test_an_entry_point_is_a_backbone(monkeypatch: pytest.MonkeyPatch, some_drawings: str) -> None:
     monkeypatch.setattr(factory, "own_backbones", lambda: {"averages": Averages})
     backbone = create_backbone("averages", image_size=28)

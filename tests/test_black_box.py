@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import socket
@@ -152,6 +153,27 @@ def test_a_callable_that_fails_for_a_moment_is_asked_again(monkeypatch: pytest.M
         return ask(images)
 
     assert run_trial(TrialConfig.from_dict({**SMALL, "access": "black-box"}), Placement(endpoint=moody)).steps
+
+
+def test_a_callable_that_works_in_place_may_fail_and_is_asked_with_the_same_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(endpoint, "WAITS", (0.01,))
+    weights, found = torch.randn(588, 16, generator=torch.Generator().manual_seed(0)) / 20, []
+    for fails in (False, True):
+        calls = itertools.count()
+
+        def ask(images: Tensor, fails=fails, calls=calls) -> Tensor:
+            images = images.sub_(0.5).div_(0.25)
+            if fails and next(calls) % 3 == 2:
+                raise ConnectionError("reset by peer")
+            return torch.tanh(images.flatten(1) @ weights)
+
+        config = TrialConfig.from_dict({**SMALL, "access": "black-box", "backbone": "mine"})
+        found.append(run_trial(config, Placement(endpoint=ask)))
+    smooth, failing = found
+    assert [step.loss for step in smooth.steps] == [step.loss for step in failing.steps]
+    assert np.array_equal(smooth.accuracy_matrix, failing.accuracy_matrix, equal_nan=True)
 
 
 def test_a_black_box_without_an_endpoint_says_what_starts_one() -> None:

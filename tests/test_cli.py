@@ -222,8 +222,8 @@ def test_trajectories_in_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_merge_brings_stores_together(tmp_path: Path) -> None:
     cells = load(QUICK, "trials")["cell_id"].to_pylist()
     for name, own in (("here", cells[:5]), ("there", cells[3:])):
-        for cell in own:
-            rows = {table: load(QUICK, table, cells=[cell]) for table in ("trials", "accuracy", "stages", "steps")}
+        for each in own:
+            rows = {table: load(QUICK, table, cells=[each]) for table in ("trials", "accuracy", "stages", "steps")}
             Store(tmp_path / name).write({table: found for table, found in rows.items() if len(found)})
     target = tmp_path / "all"
     run = invoke("merge", target, tmp_path / "here", tmp_path / "there")

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from zeroflow import ConfigError, Placement, TrialConfig, TrialResult, run_trial
+from zeroflow.classifiers import register_classifier
+from zeroflow.classifiers.class_means import ClassMeans
 from zeroflow.data import ArraySamples, ImageDataset, class_incremental, class_order, load_dataset, transforms
 from zeroflow.methods.aper import APERAdapter
 from zeroflow.methods.shared_adapter import SharedAdapter
@@ -90,6 +92,27 @@ def by_image(dataset: ImageDataset, found: FrozenFeatures, increments: list[int]
             assert features.shape == (len(view), 32)
             bits |= {(part, int(i)): row.numpy().tobytes() for i, row in zip(view.indices, features, strict=True)}
     return bits
+
+
+def test_a_classifier_may_work_on_features_in_place(some_drawings: str) -> None:
+    """The features of test images are kept from stage to stage, those of a view until another one is asked for."""
+    found = []
+    for inside in (False, True):
+
+        class Shifted(ClassMeans):
+            def _shifted(self, features: Tensor, inside: bool = inside) -> Tensor:
+                return features.sub_(0.3).mul_(1.5) if inside else (features - 0.3) * 1.5
+
+            def add(self, features: Tensor, labels: Tensor) -> None:
+                super().add(self._shifted(features), labels)
+
+            def scores(self, features: Tensor) -> Tensor:
+                return super().scores(self._shifted(features))
+
+        register_classifier(f"shifted-{inside}", "shifts features")(Shifted)
+        found.append(cell(method="simplecil", classifier=f"shifted-{inside}", optimizer=None, stop_after=4))
+    copied, inside = found
+    assert np.array_equal(copied.accuracy_matrix, inside.accuracy_matrix, equal_nan=True)
 
 
 # Bits

@@ -508,6 +508,31 @@ def test_parameters_frozen_later_and_parameters_out_of_use_stay(name: str) -> No
         assert torch.equal(spare, torch.ones(5)), "as in torch, weight decay does not move what has no gradient"
 
 
+def test_parameters_that_share_memory_are_refused_and_parts_of_one_storage_are_not() -> None:
+    """Each would train what they share, and the last one would win."""
+    tied, whole = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)), torch.zeros(4, 6)
+    tied[1].weight.data = tied[0].weight.data
+    for params in (tied, [nn.Parameter(whole[:3]), nn.Parameter(whole[2:])]):
+        for name in ("fo-sgd", "zo-sgd"):
+            with pytest.raises(ValueError, match="shares memory with another one"):
+                create_optimizer(name, params, lr=0.1)
+    tied[1].weight = tied[0].weight
+    create_optimizer("zo-sgd", tied, lr=0.1)
+    left, right = nn.Parameter(whole[:, ::2]), nn.Parameter(whole[:, 1::2])
+    create_optimizer("fo-sgd", [left, right], lr=1.0).step(lambda: left.sum() + 2 * right.sum())
+    assert torch.equal(whole, torch.tensor([-1.0, -2.0] * 3).expand(4, 6))
+
+
+@pytest.mark.parametrize("name", list_optimizers())
+def test_a_parameter_without_values_beside_others_is_no_obstacle(name: str) -> None:
+    if name == "es-cma":
+        pytest.skip("takes a handful of values")
+    empty, matrix = nn.Parameter(torch.zeros(0, 3)), nn.Parameter(torch.ones(2, 2))
+    optimizer = create_optimizer(name, [empty, matrix], lr=0.01)
+    losses = [float(optimizer.step(lambda: (matrix**2).sum() + empty.sum())) for _ in range(3)]
+    assert all(map(math.isfinite, losses)) and not torch.equal(matrix, torch.ones(2, 2))
+
+
 def test_all_seeds_are_different() -> None:
     moved = []
     for seed in (0, 1, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1):

@@ -56,6 +56,34 @@ def test_mini_batches_of_other_losses_bend_nothing(constants: tuple[float, ...])
     assert found.lr == pytest.approx(reference.lr, rel=1e-6)
 
 
+class Running(nn.Module):
+    """Less a running mean, which is changed where it is, or replaced."""
+
+    def __init__(self, replaced: bool) -> None:
+        super().__init__()
+        self.replaced = replaced
+        self.register_buffer("mean", torch.zeros(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        now = 0.9 * self.mean + 0.1 * x.mean(0)
+        if self.replaced:
+            self.mean = now
+        else:
+            self.mean.copy_(now)
+        return x - self.mean
+
+
+@pytest.mark.parametrize("name", ["zo-sgd", "fo-sgd"])
+def test_buffers_that_a_module_replaces_are_those_of_before(name: str) -> None:
+    found = []
+    for replaced in (False, True):
+        model = nn.Sequential(Running(replaced), network())
+        buffer = model[0].mean
+        found.append(tune(closures(model)[:3], model, name, budget=300))
+        assert model[0].mean is buffer and not buffer.any()
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("name", list_optimizers())
 def test_it_keeps_within_its_budget_and_leaves_nothing_behind(name: str) -> None:
     each = name == "zo-per-example"

@@ -46,4 +46,17 @@ def test_an_interval_over_orders_and_one_over_seeds(store: Store) -> None:
 def test_the_table_has_a_line_for_each_setting(store: Store) -> None:
     (table,) = [each for each in make_tables({"trials": store.load("trials")}) if each.name == "orders"]
     assert [line.cells[1].text for line in table.lines] == ["simplecil", "ease fo-sgd"]
-    assert [cell.text for cell in table.lines[1].cells[2:6]] == ["3", "3", "76.33 ± 24.88", "± 2.31"]
+    assert [cell.text for cell in table.lines[1].cells[2:6]] == ["3", "3", "76.33 ± 24.88", "2.31"]
+
+
+def test_settings_compete_on_one_stream_and_in_the_same_orders(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results")
+    for tasks, level in ((5, 80.0), (2, 60.0)):
+        for order in (0, 1):
+            fill(store, simplecil(level, class_order_seed=order, tasks=tasks))
+            fill(store, cell(level + 5, class_order_seed=order, tasks=tasks))
+    (table,) = [each for each in make_tables({"trials": store.load("trials")}) if each.name == "orders"]
+    ranks = {line.cells[1].text: line.cells[4].rank for line in table.lines}
+    assert sorted(ranks.items()) == [
+        ("ease fo-sgd tasks=2", 1), ("ease fo-sgd tasks=5", 1), ("simplecil tasks=2", 2), ("simplecil tasks=5", 2)
+    ]  # fmt: skip

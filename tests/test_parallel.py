@@ -227,6 +227,36 @@ def black_box(executor: Executor) -> dict[str, Any]:
     return {"said": (summary["requests"], summary["queried_images"]), "own": (len(own), sum(own))}
 
 
+def refused(rank: int) -> dict[str, str]:
+    """What is said where processes would drift apart."""
+    module, found = nn.Linear(5, 3), {}
+
+    def attempt(what: str, work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except (TypeError, ValueError, RuntimeError) as error:
+            found[what] = f"{type(error).__name__}: {error}"
+
+    wrapped = nn.parallel.DistributedDataParallel(module)
+    attempt("wrapped", lambda: create_optimizer("fo-sgd", wrapped, lr=0.1, executor=DistributedExecutor()))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        create_optimizer("zo-sgd", module, lr=0.1)
+    found["alone"] = str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        create_optimizer("zo-sgd", module, lr=0.1, executor=LocalExecutor())
+    for what, number, seed in (("parameters", rank, 0), ("seed", 0, rank), ("nothing", 0, 0)):
+        torch.manual_seed(number)
+        model = nn.Linear(5, 3)
+        optimizer = create_optimizer("zo-sgd", model, lr=0.1, seed=seed, executor=DistributedExecutor())
+        # The first process goes on to its first exchange, where the other one is missing: it makes that up here.
+        attempt(what, lambda: optimizer.step(lambda: model(torch.ones(2, 5)).sum()))  # noqa: B023
+        if what in found:
+            DistributedExecutor().map(2, lambda index: (0.0,))
+    return found
+
+
 def process(rank: int, size: int, folder: str) -> None:
     """Everything that is asked of ``size`` processes."""
     torch.set_num_threads(1)
@@ -246,6 +276,7 @@ def process(rank: int, size: int, folder: str) -> None:
             "parts in use": parts_in_use(shards),
             "statistics": statistics(shards),
             "black box": [black_box(queries), black_box(shards)],
+            "refused": refused(rank),
         }
     if size == 3:
         shards = DistributedExecutor(shards=3)
@@ -343,6 +374,18 @@ def test_what_is_exchanged_does_not_depend_on_the_number_of_parameters(group: An
             assert small == {"all_gather": [11], "all_reduce": []}  # 10 losses, or 5 with their slopes, and a flag
         assert len(found["traffic"]["fo-sgd 5"]["all_reduce"]) == 2
         assert found["traffic"]["fo-sgd 5"]["all_reduce"][1] == 4 * 5 + 5 + 5 * 3 + 3
+
+
+def test_processes_that_would_drift_apart_are_told(group: Any) -> None:
+    first, second = (found["refused"] for found in group(2)[0])
+    for found in (first, second):
+        assert (
+            found["wrapped"].startswith("TypeError: params: DistributedDataParallel") and ".module" in found["wrapped"]
+        )
+        assert "2 processes, and this optimizer has no executor: each process trains by itself" in found["alone"]
+        assert "nothing" not in found
+    for what in ("parameters", "seed"):
+        assert what not in first and "ValueError: process 1 has other parameters, seed" in second[what]
 
 
 @pytest.mark.parametrize("kind", ["failures", "failures of queries"])

@@ -335,6 +335,30 @@ def test_data_sets_side_by_side_are_marked_within_a_stream(store: Store) -> None
     ]  # fmt: skip
 
 
+def test_a_row_that_lacks_a_data_set_competes_in_the_others(store: Store) -> None:
+    """Data sets may have transforms of their own, so that rows do not share all of their stream."""
+    fill(store, *(simplecil(70.0, dataset=name, transform=t) for name, t in (("a", "drawings"), ("b", "plain"))))
+    untrained = {"optimizer": None, "queries": None, "lr": None}
+    for dataset, transform, methods in (("a", "drawings", ("slda",)), ("b", "plain", ("slda", "acil", "ranpac"))):
+        for level, method in enumerate(methods):
+            fill(store, cell(80.0 + level, method=method, dataset=dataset, transform=transform, **untrained))
+    (table,) = [table for table in make_tables({"trials": load(store, "trials")}) if table.name == "table1"]
+    column = table.headings.index("b Avg")
+    ranks = {line.cells[0].text: line.cells[column].rank for line in table.lines}
+    assert ranks == {"simplecil": 0, "slda": 0, "acil": 2, "ranpac": 1}
+
+
+@pytest.mark.parametrize("key", ["probe_every", "schedule"])
+def test_rows_that_differ_in_whether_there_is_something_have_names_of_their_own(store: Store, key: str) -> None:
+    value = {"probe_every": 5, "schedule": "cosine"}[key]
+    fill(store, simplecil(70.0), cell(80.0, **{key: None}), cell(80.0, **{key: value}))
+    assert [row.label for row in summary(load(store, "trials"))] == [
+        "simplecil",
+        "ease fo-sgd",
+        f"ease fo-sgd {key}={value}",
+    ]
+
+
 def test_ties_share_a_place(store: Store) -> None:
     fill(store, cell(80.0, optimizer="zo-sgd"), cell(80.001, optimizer="zo-adam"), cell(70.0, optimizer="zo-cge"))
     (table, *_) = make_tables({"trials": load(store, "trials")})

@@ -91,7 +91,7 @@ class DecodedSamples:
         found = []
         for first, channels, height, width in self.places[indices].tolist():
             image = self.pixels[first : first + channels * height * width].view(height, width, channels)
-            found.append(image.permute(2, 0, 1))
+            found.append(image.permute(2, 0, 1).clone())  # transforms may work in place
         return found
 
 

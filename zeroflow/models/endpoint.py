@@ -259,7 +259,8 @@ class BlackBox(OpaqueBackbone):
             self.requests += 1
             self.images += len(images)
             try:
-                return self._checked(_called(self._ask, images), len(images)).to(images)
+                # A copy: a callable that works in place must not spoil the next try.
+                return self._checked(_called(self._ask, images.clone()), len(images)).to(images)
             except EndpointError as error:
                 if wait is None or isinstance(error, Refused):
                     tries = "" if isinstance(error, Refused) else f" in {len(self._waits) + 1} tries; the last"

@@ -44,15 +44,23 @@ def build_timm(name: str, arguments: dict[str, Any], *, pretrained: bool = False
     if not timm.is_model(name):
         raise unknown("backbone", name, _names())
     try:
-        try:
-            return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
-        except TypeError as error:
-            if "img_size" not in str(error):
-                raise
-            free = {key: value for key, value in arguments.items() if key != "img_size"}
-            return timm.create_model(name, pretrained=pretrained, num_classes=0, **free)
+        return _created(name, {"pretrained": pretrained, "num_classes": 0}, arguments)
     except Exception as error:
         raise ConfigError(f"backbone {name!r} with {arguments}: {error}") from error
+
+
+@torch.no_grad()
+def _created(name: str, settings: dict[str, Any], arguments: dict[str, Any]) -> Any:
+    """timm's model; without a graph, as some scale their weights while they are built."""
+    import timm
+
+    try:
+        return timm.create_model(name, **settings, **arguments)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        free = {key: value for key, value in arguments.items() if key != "img_size"}
+        return timm.create_model(name, **settings, **free)
 
 
 @functools.cache
@@ -208,8 +216,10 @@ def wrapped(model: Any, image_size: int | None = None, channels: int = 3) -> Tim
     """Wrap a timm model as a backbone; the image size is optional where the model has its own."""
     from timm.models.vision_transformer import VisionTransformer
 
-    if isinstance(model, VisionTransformer):
+    # One with a forward pass of its own is not the sum of its blocks.
+    own_pass = getattr(model.forward_features, "__func__", None) is not VisionTransformer.forward_features
+    if isinstance(model, VisionTransformer) and not own_pass:
         return TransformerBackbone(model, channels=channels)
     embedding = getattr(model, "patch_embed", None)
-    own = getattr(embedding, "img_size", None) or model.pretrained_cfg["input_size"][1:]
-    return TimmBackbone(model, image_size or int(own[0]), channels)
+    sides = getattr(embedding, "img_size", None) or model.pretrained_cfg["input_size"][1:]
+    return TimmBackbone(model, image_size or int(sides[0]), channels)

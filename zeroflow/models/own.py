@@ -20,6 +20,8 @@ EXPORTED = ".pt2"
 class ModuleBackbone(Backbone):
     """Any torch module that maps images ``[N, C, H, W]`` to features ``[N, d]``, frozen.
 
+    It gets a copy of the images, so it may work in place: all evaluations of a step pass the same ones.
+
     Args:
         module: maps images to features.
         name: for messages.
@@ -27,7 +29,8 @@ class ModuleBackbone(Backbone):
         channels: of the images.
 
     Raises:
-        ConfigError: the image size is unknown, or two images do not give two rows of features.
+        ConfigError: the image size is unknown, two images do not give two rows of features, or the features of an image are
+            not always the same.
     """
 
     def __init__(self, module: nn.Module, name: str, image_size: int | None = None, channels: int = 3) -> None:
@@ -38,14 +41,21 @@ class ModuleBackbone(Backbone):
         self.module, self._image_size = module.requires_grad_(False), size
         if isinstance(module, nn.Module) and not isinstance(module, torch.fx.GraphModule):
             module.eval()  # an exported graph keeps the mode that it was exported in
+        images = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(0))
         try:
             with torch.no_grad():
-                found = self.module(torch.zeros(2, channels, size, size))
+                found, with_another, again = (self.module(images[pair]) for pair in ([0, 1], [0, 2], [0, 1]))
         except Exception as error:
             raise ConfigError(f"backbone {name!r} with 2 images of {size} x {size}: {error}") from error
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 2:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ConfigError(f"backbone {name!r}: 2 images give {shape}; expected features of shape (2, d)")
+        for other, why, most in ((again, "with every pass", 1e-3), (with_another, "with the images beside it", 0.1)):
+            if (found[0] - other[0]).norm() > most * found[0].norm():
+                raise ConfigError(
+                    f"backbone {name!r}: the features of an image change {why}, as with dropout or batch norms in training "
+                    f"mode{'; call model.eval() before torch.export' if name.endswith(EXPORTED) else ''}"
+                )
         self._width = found.shape[1]
 
     @property
@@ -76,7 +86,8 @@ class ModuleBackbone(Backbone):
     def forward(self, images: Tensor | Prefix, adapters: Iterable[nn.Module] | None = None) -> Tensor:
         if adapters is not None:
             raise TypeError("a module of your own has no known blocks to add adapters to")
-        return cast(Tensor, self.module(images))
+        assert isinstance(images, Tensor), "a module of your own has no prefix"
+        return cast(Tensor, self.module(images.clone()))
 
 
 def open_exported(file: Path, image_size: int | None = None, channels: int = 3) -> ModuleBackbone:

@@ -102,7 +102,8 @@ class TimmBackbone(Backbone):
             return self._features(start)
 
     def _features(self, images: Tensor) -> Tensor:
-        return cast(Tensor, self.model.forward_head(self.model.forward_features(images), pre_logits=True))
+        # A copy: models that users register may work in place, and all evaluations of a step pass the same images.
+        return cast(Tensor, self.model.forward_head(self.model.forward_features(images.clone()), pre_logits=True))
 
     def _wrapped(self, step: Step) -> Step:
         """The step, with activation checkpointing where that is on."""

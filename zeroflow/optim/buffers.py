@@ -70,7 +70,7 @@ class Buffers:
             # Version counters do not tell: batch norm moves its statistics behind them.
             changed = [place for place, tensor, values in before if _changed(place, tensor, values)]
         finally:
-            _restore(before)
+            restore(before)
         self._seen, self._seen_moving = True, self._seen_moving or bool(changed)
         for one in [one for one in self._quiet if one[0] in changed]:
             self._still.discard(_key(one[0]))
@@ -87,7 +87,7 @@ class Buffers:
             self._after = [(tensor, _now(place, tensor).clone()) for place, tensor in self._tensors]
             self._moved = [_changed(place, tensor, values) for place, tensor, values in before]
         finally:
-            _restore(before)
+            restore(before)
 
     def numbers(self, share: float, first: bool) -> Numbers:
         """The recorded values, to be summed over shards for ``take``: which ones changed, then all values.
@@ -138,7 +138,8 @@ def _changed(place: Place, tensor: Tensor, values: Tensor) -> bool:
     return not torch.equal(_now(place, tensor), values)
 
 
-def _restore(before: Sequence[tuple[Place, Tensor, Tensor]]) -> None:
+def restore(before: Sequence[tuple[Place, Tensor, Tensor]]) -> None:
+    """Put tensors back into their places, with the values that they had."""
     for (module, name), tensor, values in before:
         module._buffers[name] = tensor
         tensor.detach().copy_(values)

@@ -29,7 +29,7 @@ class FlatParameters:
         half: the lowest precision among the parameters, or None.
 
     Raises:
-        ValueError: there are no parameters, or their dtypes or devices do not fit into one vector.
+        ValueError: there are no parameters, their dtypes or devices do not fit into one vector, or two share memory.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -40,6 +40,7 @@ class FlatParameters:
             raise ValueError(f"params: expected one device, found {', '.join(sorted(map(str, devices)))}")
         if kinds - {*_FULL, *_HALF} or (torch.float64 in kinds and len(kinds) > 1):
             raise ValueError(f"params: expected float32, bfloat16, float16 or only float64, found {_names(kinds)}")
+        _refuse_shared_memory(parameters)
         self.parameters = list(parameters)
         self.half = next((kind for kind in _HALF if kind in kinds), None)
         dtype = torch.float64 if torch.float64 in kinds else torch.float32
@@ -97,6 +98,29 @@ class FlatParameters:
 
     def _seen(self) -> list[tuple[torch.dtype, torch.device, torch.Size]]:
         return [(p.dtype, p.device, p.shape) for p in self.parameters]
+
+
+def _refuse_shared_memory(parameters: Sequence[nn.Parameter]) -> None:
+    """Two parameters that share a number would each train it: the last one would win."""
+    sharing: dict[tuple[int, torch.dtype], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.numel() and type(parameter) is nn.Parameter and parameter.device.type != "meta":
+            sharing.setdefault((parameter.untyped_storage().data_ptr(), parameter.dtype), []).append(parameter)
+    for members in sharing.values():
+        if len(members) == 1:
+            continue
+        ends = [
+            p.storage_offset() + sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True)) for p in members
+        ]
+        taken = torch.zeros(max(ends) + 1, dtype=torch.bool)
+        for parameter in members:
+            place = taken.as_strided(parameter.shape, parameter.stride(), parameter.storage_offset())
+            if place.any():
+                raise ValueError(
+                    f"params: a parameter of shape {tuple(parameter.shape)} shares memory with another one; to tie layers give "
+                    "them one and the same parameter (head.weight = embedding.weight)"
+                )
+            place.fill_(True)
 
 
 def matrix_shape(parameter: Tensor) -> tuple[int, int]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+
+from zeroflow.optim.executor import Executor
 
 Parameters = nn.Module | Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]] | Iterable[dict[str, Any]]
 
@@ -15,7 +18,7 @@ def parameter_groups(params: Parameters) -> list[dict[str, Any]]:
     """Groups with a list of parameters each, as (name, parameter) where names are known.
 
     Raises:
-        TypeError: something is not a floating-point parameter.
+        TypeError: something is not a floating-point parameter, or is sharded.
         ValueError: there are no parameters, one is frozen or given twice, or a number of a group is out of range.
     """
     if isinstance(params, nn.Module):
@@ -39,6 +42,11 @@ def parameter_groups(params: Parameters) -> list[dict[str, Any]]:
                 raise TypeError(
                     f"params: expected floating-point parameters, found {f'{name} of ' if name else ''}{found}"
                 )
+            if hasattr(parameter, "device_mesh"):
+                raise TypeError(
+                    f"params: {name or 'a parameter'} is sharded (DTensor, as of FSDP); expected whole parameters: processes "
+                    "share the work by executor=zeroflow.optim.parallel.DistributedExecutor()"
+                )
             if not parameter.requires_grad:
                 raise ValueError(f"params: {name or 'a parameter'} is frozen (requires_grad=False); leave it out")
             if id(parameter) in seen:
@@ -58,6 +66,30 @@ def parameter_groups(params: Parameters) -> list[dict[str, Any]]:
                     f"params: {key}={value!r} of a group: expected a number {'>=' if key == 'lr' else '>'} 0"
                 )
     return groups
+
+
+def check_processes(params: Parameters, executor: Executor | None) -> None:
+    """Refuse, or warn of, processes whose parameters would drift apart: no gradient passes through ``backward`` and its hooks.
+
+    Raises:
+        TypeError: a module wrapped by ``DistributedDataParallel``, in several processes.
+    """
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return
+    right = "executor=zeroflow.optim.parallel.DistributedExecutor()"
+    if isinstance(params, nn.Module) and any(
+        isinstance(m, nn.parallel.DistributedDataParallel) for m in params.modules()
+    ):
+        raise TypeError(
+            f"params: DistributedDataParallel adds up what backward() computes, and nothing here calls it; pass the module "
+            f"inside it (.module), and {right}"
+        )
+    if executor is None:
+        warnings.warn(
+            f"torch.distributed has {distributed.get_world_size()} processes, and this optimizer has no executor: each process "
+            f"trains by itself, so their parameters drift apart. Pass {right}, or LocalExecutor() if that is meant",
+            stacklevel=4,
+        )
 
 
 def enable_checkpointing(module: nn.Module | None) -> None:

@@ -20,7 +20,7 @@ from zeroflow.optim.estimators import Backpropagation, Estimate, Estimator
 from zeroflow.optim.evaluator import Evaluator
 from zeroflow.optim.executor import Executor, LocalExecutor
 from zeroflow.optim.flat import FlatParameters
-from zeroflow.optim.groups import Parameters, enable_checkpointing, parameter_groups
+from zeroflow.optim.groups import Parameters, check_processes, enable_checkpointing, parameter_groups
 from zeroflow.optim.objective import Memory, NonFiniteLoss, Objective, Perturbation
 from zeroflow.optim.precision import PrecisionWatch, check_eps, half_precision
 from zeroflow.optim.saving import OWN, Saving
@@ -49,7 +49,7 @@ class ThreeStepOptimizer(AskTell, Saving):
 
     Raises:
         ValueError: parameters that cannot be trained.
-        TypeError: something that is not a floating-point parameter.
+        TypeError: something that is not a floating-point parameter; ``DistributedDataParallel``.
         ConfigError: eps is too small for half-precision parameters.
     """
 
@@ -77,6 +77,8 @@ class ThreeStepOptimizer(AskTell, Saving):
         groups = parameter_groups(params)
         self.composition, self.queries, self.seed = composition, queries, seed
         self.executor: Executor = executor or LocalExecutor()
+        check_processes(params, executor)
+        self._agreed = False  # whether processes that share the work were seen to be alike
         self.steps = self.forwards = self.equivalents = self.skipped = 0
         self._module = params if isinstance(params, nn.Module) else None
         self._memory: dict[str, Any] = {}  # of the direction: part of the state
@@ -123,7 +125,8 @@ class ThreeStepOptimizer(AskTell, Saving):
 
         Args:
             closure: returns the loss at the current parameters, a tensor or a number, and never calls backward. It is
-                evaluated several times and must use the same mini-batch each time. Where ``per_example`` is true it
+                evaluated several times and must use the same mini-batch each time, unchanged: a model that works on its
+                input in place needs a copy. Where ``per_example`` is true it
                 should return one loss per example, ``[N]``. Where processes share the mini-batch, it must be a ``Slice``,
                 or all processes must have equally large parts.
             full: closures of mini-batches that together are the whole training data; only ``zo-svrg`` evaluates them, when
@@ -150,6 +153,9 @@ class ThreeStepOptimizer(AskTell, Saving):
 
     def _make_step(self, closure: Closure, full: Sequence[Closure] = ()) -> Tensor:
         self._adopt_changes()
+        if not self._agreed:
+            self.executor.agree(self._likeness())
+            self._agreed = True
         method, first_order = self.composition, self.steps < self.composition.first_order_steps
         if self.steps in (0, method.first_order_steps) and self.inner.state:
             self.inner = self._rule()  # moments start anew
@@ -296,6 +302,13 @@ class ThreeStepOptimizer(AskTell, Saving):
             self._still.clear()
         self.flat.refresh()
         self._check_eps()
+
+    def _likeness(self) -> bytes:
+        """What must be the same in all processes that share the work; of many parameters some."""
+        vector = self.flat.vector
+        some = vector[:: max(1, len(vector) // 2**16)].cpu()
+        settings = (type(self.composition.estimator).__name__, self.seed, self.queries, self.steps, len(vector))
+        return repr(settings).encode() + some.numpy().tobytes()
 
     def _check_eps(self) -> None:
         half = self.flat.half or self._half

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroflow.errors import ConfigError
+from zeroflow.optim.buffers import Buffers, restore
 from zeroflow.optim.closure import Closure
 from zeroflow.optim.factory import OptimizerInfo, create_optimizer, optimizers
 from zeroflow.optim.groups import Parameters, parameter_groups
@@ -147,7 +148,13 @@ class _Search:
     ) -> None:
         self.info, self.closures, self.params, self.settings, self.flat = info, closures, params, settings, first.flat
         self.start = first.flat.vector.clone()
-        self.buffers = [(b, b.clone()) for b in params.buffers()] if isinstance(params, nn.Module) else []
+        modules = params.modules() if isinstance(params, nn.Module) else ()
+        self.buffers = [
+            ((m, name), tensor, tensor.clone())
+            for m in modules
+            for name, tensor in m._buffers.items()
+            if tensor is not None
+        ]
         self.judges, self.steps, self.forwards = min(JUDGES, len(closures)), 1, 0
         self.slopes: list[tuple[float, float]] = []
         self.runs: list[tuple[str, float, float]] = []
@@ -246,8 +253,10 @@ class _Search:
         """Mean loss of the evaluated mini-batches; infinite where it is NaN."""
         every = len(self.closures) / self.judges
         torch.manual_seed(self.settings["seed"])  # the same dropout masks every time
-        with torch.no_grad():
-            losses = [_mean(self.closures[int(number * every)]()) for number in range(self.judges)]
+        buffers, losses = Buffers([place for place, *_ in self.buffers]), []
+        for number in range(self.judges):
+            with torch.no_grad(), buffers.restored():
+                losses.append(_mean(self.closures[int(number * every)]()))
         self.forwards += len(losses)
         mean = statistics.fmean(losses)
         return mean if math.isfinite(mean) else math.inf
@@ -255,8 +264,7 @@ class _Search:
     def restore(self) -> None:
         """Restore parameters and buffers."""
         self.flat.show(self.start)
-        for buffer, value in self.buffers:
-            buffer.copy_(value)
+        restore(self.buffers)
 
 
 @contextmanager

@@ -19,11 +19,13 @@ _FOLLOWS = {
     "lr": ("dataset", "method", "optimizer"),
     "eps": ("dataset", "method", "optimizer"),
     "optimizer_options": ("dataset", "method", "optimizer"),
+    "schedule": ("dataset", "method", "optimizer"),
+    "probe_every": ("dataset", "method", "optimizer"),
 }
-# Here null stands for a value, the data set's or the backbone's own; elsewhere it says that the key does not apply.
+# Here null stands for a value, the data set's or the backbone's own, or for none of something; elsewhere it says that the key does not apply.
 _DEFAULTED = (
     "transform", "image_size", "checkpoint", "stop_after", "base_classes", "increments", "fixed_class_order", "access", "loss",
-    "classifier", "classifier_options", "preprocessing", "later",
+    "classifier", "classifier_options", "preprocessing", "later", "schedule", "probe_every",
 )  # fmt: skip
 _OWNERS = {"method_options": "method", "classifier_options": "classifier", "optimizer_options": "optimizer"}
 """The keys that hold options, and whose they are."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from zeroflow.results.estimates import Estimate, estimate, t_quantile
 from zeroflow.results.rendering import Cell, Column, Mark, Table, words
-from zeroflow.results.summary import Row
+from zeroflow.results.summary import Row, same_problem
 
 _KEY = "class_order_seed"
 
@@ -36,6 +37,11 @@ class OverOrders:
     @property
     def label(self) -> str:
         return self.rows[0].name(without=[_KEY, "dataset"])
+
+    @property
+    def problem(self) -> tuple[Any, ...]:
+        """What settings must have in common to be compared: the stream, and the orders of its classes."""
+        return same_problem({**self.rows[0].config, _KEY: None}), tuple(sorted(str(r.config[_KEY]) for r in self.rows))
 
 
 def over_orders(rows: Sequence[Row]) -> list[OverOrders]:
@@ -91,7 +97,7 @@ def order_table(rows: Sequence[Row]) -> Table:
         "orders",
         "n",
         "Avg",
-        "over seeds",
+        Column("over seeds", ",.2f"),
         "Last",
         "Fgt",
         Column("gain", "+.2f"),
@@ -105,7 +111,7 @@ def order_table(rows: Sequence[Row]) -> Table:
                 len(each.rows),
                 min(row.seeds for row in each.rows),
                 each.avg,
-                None if each.over_seeds is None else Cell(f"± {each.over_seeds:.2f}", each.over_seeds),
+                each.over_seeds,
                 each.last,
                 each.fgt,
                 each.gain,
@@ -115,8 +121,8 @@ def order_table(rows: Sequence[Row]) -> Table:
         name="orders",
         title="Class orders",
         notes=[
-            "± half width of the 95 % t-interval over class orders, each the mean of its seeds; over seeds: that of one order's Avg "
-            "over its seeds, pooled. n: seeds of an order, at least. gain: Avg minus SimpleCIL's in the same order."
+            "± half width of the 95 % t-interval over class orders, each the mean of its seeds; over seeds: the half width of one order's "
+            "Avg over its seeds, pooled. n: seeds of an order, at least. gain: Avg minus SimpleCIL's in the same order."
         ],
-        marks=[Mark(each.rows[0].filters, str(each.rows[0].config["dataset"])) for each in found],
+        marks=[Mark(each.rows[0].filters, each.problem) for each in found],
     )

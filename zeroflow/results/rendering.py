@@ -16,7 +16,7 @@ from typing import Any
 
 from zeroflow.results.estimates import Estimate
 
-MARKED = "Bold: the best of its data set; underlined: the second best."
+MARKED = "Bold: the best on its stream; underlined: the second best."
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,14 @@ class Mark:
         group: lines that compete for the best.
         baseline: whether it is the row to beat.
         cells: the ids of the cells that it is a mean of.
+        groups: as ``group``, of single columns by their heading, where they differ.
     """
 
     filters: Mapping[str, str] = field(default_factory=dict)
     group: Hashable = None
     baseline: bool = False
     cells: tuple[str, ...] = ()
+    groups: Mapping[str, Hashable] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,7 @@ def _class(name: str) -> str:
 
 
 def _text(table: Table) -> str:
-    marked = "\n*: the best of its data set; ': the second best." if table.is_marked else ""
+    marked = "\n*: the best on its stream; ': the second best." if table.is_marked else ""
     above = "".join(f"{sentence}\n\n" for sentence in table.above)
     return f"{table.title}\n\n{above}{text_grid(table)}\n\n{table.legend}{marked}\n"
 

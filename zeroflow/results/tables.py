@@ -69,7 +69,6 @@ def _across(rows: Sequence[Row]) -> list[Table]:
     if len(names) < 2 or sum(len(own) > 1 for own in lines.values()) < 2:
         return []
     columns = [*words("setting"), *(Column(f"{name} {head}") for name in names for head in _HEADS)]
-    firsts = [next(iter(own.values())) for own in lines.values()]
     return [
         Table.of(
             columns,
@@ -84,16 +83,16 @@ def _across(rows: Sequence[Row]) -> list[Table]:
             title="Data sets side by side (Table 1)",
             notes=LEGEND[:1],
             marks=[
-                Mark({**first.filters, "dataset": "all"}, _stream_of(first), baseline=first.is_baseline)
-                for first in firsts
+                Mark(
+                    {**next(iter(own.values())).filters, "dataset": "all"},
+                    # A row may lack a data set, and data sets may have streams of their own.
+                    groups={f"{name} {head}": same_problem(row.config) for name, row in own.items() for head in _HEADS},
+                    baseline=next(iter(own.values())).is_baseline,
+                )
+                for own in lines.values()
             ],
         )
     ]
-
-
-def _stream_of(row: Row) -> str:
-    """What rows must share, but for the data set, to be held against each other."""
-    return str(same_problem({**row.config, "dataset": None}))
 
 
 def _option(rows: Sequence[Row], name: str, option: str) -> Table:
@@ -323,10 +322,9 @@ def _ranked(table: Table) -> Table:
     lines = list(table.lines)
     for column, heading in enumerate(table.headings):
         better = _BETTER.get(heading.rsplit(" ", 1)[-1]) if not heading.startswith(("paper", "ours", "diff")) else None
-        for group in dict.fromkeys(line.mark.group for line in lines) if better else ():
-            own = [
-                i for i, line in enumerate(lines) if line.mark.group == group and line.cells[column].value is not None
-            ]
+        groups = [line.mark.groups.get(heading, line.mark.group) for line in lines]
+        for group in dict.fromkeys(groups) if better else ():
+            own = [i for i, line in enumerate(lines) if groups[i] == group and line.cells[column].value is not None]
             values = sorted({round(lines[i].cells[column].value, 2) for i in own}, reverse=better is max)
             if len(values) < 2:
                 continue  # nothing to choose from

@@ -41,7 +41,10 @@ class SweepStatus:
     def describe(self, price_per_hour: float | None = None) -> str:
         """The status as text."""
         record, plan = self.record, self.plan
-        left, at = record.get("left_seconds"), "running" if record["state"] == "running" else "in work when it was killed"
+        left, at = (
+            record.get("left_seconds"),
+            "running" if record["state"] == "running" else "in work when it was killed",
+        )
         lines = [
             f"sweep {record['grid']}: {record['state']}, begun {record['started_at']} on {record['host']} (process "
             f"{record['pid']}), last heard of {_ago(record['written_at'])} ago",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from zeroflow.errors import ConfigError
 from zeroflow.methods import methods
 from zeroflow.models.access import accesses
+from zeroflow.models.backbone import Backbone
 from zeroflow.models.probe import check_tuning
+from zeroflow.models.tuning import tunings
 from zeroflow.trial.config import TrialConfig
 
 
@@ -32,6 +34,20 @@ def check_backbone_of(config: TrialConfig) -> None:
         )
     except ConfigError as error:
         raise ConfigError(f"method {config.method!r} with {error}") from error
+
+
+def check_tunable(config: TrialConfig, backbone: Backbone) -> None:
+    """Refuse a cell whose backbone, which is open, lacks what its method will ask of it: it would train less than it says.
+
+    Raises:
+        ConfigError: which backbone, which method, and why.
+    """
+    method = methods.get(config.method)
+    tuning = method.build.tunes(method.parse(dict(config.method_options)))
+    if why := backbone.lacks(tunings.get(tuning).needs):
+        raise ConfigError(
+            f"method {config.method!r} with backbone {config.backbone!r}: it cannot be tuned by {tuning!r}: {why}"
+        )
 
 
 def check_shards(config: TrialConfig, shards: int) -> None:

@@ -72,7 +72,7 @@ class Evaluation:
             fresh = torch.cat([self.method.features(inputs, spaces) for inputs, _ in self.inputs(test)])
             kept = fresh if kept is None else torch.cat([kept, fresh], dim=1)
             self.kept[task] = kept[:, : self.method.frozen_spaces]
-        return self.method.scores(kept)
+        return self.method.scores(kept.clone())  # which may work in place
 
     def accuracy(self, test: View, task: int) -> float:
         """Top-1 accuracy on a task's test samples, percent."""

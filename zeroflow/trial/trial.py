@@ -37,7 +37,7 @@ from zeroflow.progress import Progress, silent
 from zeroflow.trial import randomness
 from zeroflow.trial.batches import TaskBatches
 from zeroflow.trial.checkpoint import Checkpoints, DataFacts, KeptTasks
-from zeroflow.trial.checks import check_shards
+from zeroflow.trial.checks import check_shards, check_tunable
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.costs import Asked, Costs
 from zeroflow.trial.evaluation import DeviceBatches, Evaluation, Inputs
@@ -170,6 +170,7 @@ class Trial:
             checkpoint=config.checkpoint,
             image_size=config.image_size,
         )
+        check_tunable(config, self.backbone)
         self.black_box = self.backbone if isinstance(self.backbone, BlackBox) else None
         if self.black_box:
             self.executor.together = self.black_box.together

@@ -36,7 +36,8 @@ class NormAffine(Tuning):
         }
         self.tuned = copy.deepcopy(backbone, shared)
         for norm in norms(self.tuned):
-            norm.requires_grad_(True)
+            for value in norm.parameters(recurse=False):  # some contain the layer before them
+                value.requires_grad_(True)
 
     @classmethod
     def of(cls, backbone: Backbone, generator: torch.Generator, settings: Mapping[str, Any]) -> NormAffine:

@@ -31,6 +31,8 @@ class Orthogonal(Direction):
 
     def __call__(self, vector: Tensor, step: Step) -> Tensor:
         for parameter, place in step.objective.flat.slices():
+            if not parameter.numel():
+                continue
             part = vector[place].view(matrix_shape(parameter))
             part.copy_(msign(part))
         return vector

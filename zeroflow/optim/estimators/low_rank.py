@@ -35,7 +35,7 @@ class Products(noise.Directions):
         drawn = torch.split(noise.gaussian_(out.new_empty(sum(sizes)), self.seed, step, query), sizes)
         places = torch.split(out, [rows * columns for rows, columns in self.shapes])
         for basis, part, place, shape in zip(bases, drawn, places, self.shapes, strict=True):
-            torch.mm(basis, part.view(-1, shape[1]), out=place.view(shape))
+            torch.mm(basis, part.view(basis.shape[1], shape[1]), out=place.view(shape))
         return out if self.mask is None else out.mul_(self.mask)
 
     def _of(self, period: int, like: Tensor) -> list[Tensor]:
