@@ -25,6 +25,11 @@ from zeroflow.data.dataset import datasets, register_dataset
 from zeroflow.results import Store
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares a Ray comes first, so that one process of several takes all of it, and one Ray is started."""
+    items.sort(key=lambda item: "ray_here" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is kept for all cells of a machine is the tests' own, and goes with them."""

@@ -190,7 +190,7 @@ def test_random_kills_lose_no_cell_and_no_bit(planned: Sequence[str], tmp_path) 
         sweep = Sweep(file, out, "--set", f"seed={seeds}")
         started.append(sweep)
         while sweep.process.poll() is None:
-            time.sleep(chance.uniform(1.0, 4.0))
+            time.sleep(chance.uniform(0.5, 2.0))
             alive = {"sweep": [sweep.process.pid], **{name: sweep.named(name) for name in (*VICTIMS, *RAY_ITSELF)}}
             kind = next((kind for kind in planned if alive[kind]), None)
             # Something has begun: a sweep that is killed at once again and again gets nowhere.
@@ -272,7 +272,8 @@ def test_a_killed_sweep_is_gone_on_with_from_its_log(tmp_path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.long  # a signal to the whole group (tests/test_signals.py) is the harder case
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_sweep_ends_in_order_and_another_one_goes_on(stop: signal.Signals, tmp_path) -> None:
     file, out = tmp_path / "long.yaml", tmp_path / "out"
     # Longer than it takes a busy machine to look at it and to stop it.

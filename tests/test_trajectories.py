@@ -86,8 +86,8 @@ def test_a_path_of_gradient_descent_is_that_of_an_independent_one() -> None:
 @pytest.fixture(scope="module")
 def adapter(some_drawings: str) -> Iterator[Study]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Adapter, "side", 4)
-        yield adapter_study(cells("fo-sgd", "zo-sgd"), Placement(device="cpu"))
+        patch.setattr(Adapter, "side", 3)
+        yield adapter_study(cells("fo-sgd", "zo-sgd", epochs=1), Placement(device="cpu"))
 
 
 @pytest.mark.slow
