@@ -287,6 +287,15 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert run.returncode == 141 and run.stderr == b""
 
 
+def test_a_table_that_has_nothing_to_show_is_no_unknown_one() -> None:
+    for name, said in (
+        ("orders", "table 'orders': these results have nothing for it; they have summary, "),
+        ("order", "unknown table 'order'"),
+    ):
+        run = invoke("tables", QUICK, "--table", name)
+        assert run.exit_code == 2 and said in run.stderr, run.stderr
+
+
 def test_a_warning_is_a_line_without_a_place_in_the_code(tmp_path: Path) -> None:
     shutil.copytree(QUICK, tmp_path / "store")
     (tmp_path / "store" / "trials" / f"{'0' * 16}.parquet").write_bytes(b"PAR1 torn PAR1")

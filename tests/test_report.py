@@ -60,13 +60,23 @@ def test_the_page_of_all_committed_results_is_small(tmp_path: Path) -> None:
 
 def test_the_report_holds_everything_and_needs_no_network(store: Store, tmp_path: Path) -> None:
     fill(store, cell(seed=0), cell(seed=1), simplecil(), cell(dataset="other"))
+    fill(store, dataclasses.replace(cell(seed=2), named={"/home/anna/weights.pth": "0a1b2c3d4e5f"}))
     store.write_failure(failure(cell(seed=9).config, "RuntimeError", "boom", "", 2))
     page = page_of(store, tmp_path)
     out = tmp_path / "reports" / "report.html"
     assert out.stat().st_size < 8e6
-    for expected in ("fo-sgd", "simplecil", "+10.00", "c0ffee with changes", "boom", DEFINITIONS["avg"]):
+    words = (
+        "fo-sgd",
+        "simplecil",
+        "+10.00",
+        "c0ffee with changes",
+        "boom",
+        "weights.pth 0a1b2c3d4e5f",
+        DEFINITIONS["avg"],
+    )
+    for expected in words:
         assert expected in page, expected
-    assert "4 cells done, 1 failed" in page
+    assert "5 cells done, 1 failed" in page and "anna" not in page
     order = (
         "<ul class='findings'>",
         "<h2 id='table-summary'>Summary",
@@ -382,7 +392,7 @@ def test_formats_mark_intervals_and_names(store: Store) -> None:
     lines = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
     assert "**77.00 ± 2.48**" in markdown and "<u>65.00</u>" in markdown and "a\\|b\\_c" in markdown
-    assert r"\textbf{77.00 $\pm$ 2.48}" in latex and r"\underline{65.00}" in latex and r"a|b\_c" in latex
+    assert r"\textbf{77.00 $\pm$ 2.48}" in latex and r"\underline{65.00}" in latex and r"a\textbar{}b\_c" in latex
     assert latex.count(r"\begin{") == latex.count(r"\end{") == 2 and "%, $\\pm$" not in latex.replace(r"\%", "")
     rows = list(csv.DictReader(io.StringIO(render(found, "csv"))))
     assert [row["method"] for row in rows] == ["simplecil", "a|b_c"] and rows[0]["optimizer"] == ""

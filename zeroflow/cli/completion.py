@@ -17,7 +17,7 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 if TYPE_CHECKING:
     from zeroflow.registry import Registry
 
-TABLES = ("summary", "table1", "table2", "table3", "table4", "paper", "effects", "searches", "cells")
+TABLES = ("summary", "table1", "orders", "table2", "table3", "table4", "paper", "effects", "searches", "cells")
 """Names of the tables that a store may hold."""
 
 REGISTRIES = ("optimizers", "methods", "classifiers", "datasets", "transforms")

@@ -146,6 +146,8 @@ def tables(results: tuple[str, ...], names: tuple[str, ...], format_: str, outpu
         raise ConfigError(f"results {', '.join(results)}: no finished cell, {len(tables['failures'])} failed")
     found = {table.name: table for table in make_tables(tables)}
     for name in names:
+        if name in completion.TABLES and name not in found:
+            raise ConfigError(f"table {name!r}: these results have nothing for it; they have {', '.join(found)}")
         if name not in found:
             raise unknown("table", name, found)
     chosen = [found[name] for name in names or found]

@@ -278,7 +278,7 @@ def _markdown(table: Table) -> str:
 _LATEX = ("{}", r"\textbf{{{}}}", r"\underline{{{}}}")
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"\textless{}", "|": r"\textbar{}", ">": r"\textgreater{}",
 }  # fmt: skip
 
 

@@ -371,6 +371,9 @@ def _provenance(trials: pa.Table, stores: Sequence[str]) -> str:
     found = {"cells": {str(len(trials))}, "read from": set(stores), "git_commit": commits}
     for key in _PROVENANCE:
         found[key] = {"-" if value is None else str(value) for value in trials[key].to_pylist()}
+    for key in agreement.VERSIONED:  # files without their folders, which are this machine's
+        texts = [text for text in pc.unique(trials[key]).to_pylist() if text]
+        found[key] = {f"{Path(name).name} {digest}" for text in texts for name, digest in json.loads(text).items()}
     times = pc.min_max(trials["finished_at"]).as_py()
     found["finished"] = {f"{times[end]:%Y-%m-%d %H:%M:%S} UTC" for end in ("min", "max") if times[end]}
     lines = [[key, ", ".join(sorted(values))] for key, values in found.items() if values and values != {"-"}]

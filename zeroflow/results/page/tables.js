@@ -133,7 +133,7 @@ const Tables = (() => {
 
   const TEX = {
     "\\": "\\textbackslash{}", "&": "\\&", "%": "\\%", "$": "\\$", "#": "\\#", "_": "\\_", "{": "\\{", "}": "\\}",
-    "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "±": "$\\pm$", "<": "\\textless{}", ">": "\\textgreater{}",
+    "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "±": "$\\pm$", "<": "\\textless{}", "|": "\\textbar{}", ">": "\\textgreater{}",
   };
   const tex = (text) => [...text].map((letter) => TEX[letter] ?? letter).join("");
 
