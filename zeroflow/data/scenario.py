@@ -151,6 +151,32 @@ class Scenario:
     class_names: tuple[str, ...]
 
 
+Indices = list[npt.NDArray[np.int64]]
+"""Of the samples of each class, in the order of the stream."""
+
+
+def _by_class(dataset: ImageDataset, part: str, order: npt.NDArray[np.int64]) -> Indices:
+    samples = dataset.train if part == "training" else dataset.test
+    found = [np.flatnonzero(samples.labels == label) for label in order]
+    if empty := [dataset.class_names[own] for own, indices in zip(order, found, strict=True) if not len(indices)]:
+        raise ConfigError(f"data set {dataset.name!r}: no {part} images for {', '.join(empty[:10])}")
+    return found
+
+
+def _with_held_out(
+    dataset: ImageDataset, train: Indices, order: npt.NDArray[np.int64], share: float
+) -> tuple[Indices, Indices]:
+    """Training samples without the last share of every class, at least one, and that share."""
+    if single := [dataset.class_names[own] for own, indices in zip(order, train, strict=True) if len(indices) < 2]:
+        raise ConfigError(
+            f"validation={share}: data set {dataset.name!r}: expected at least two training images of every class, of "
+            f"which one is held out; {len(single)} have one, such as: {', '.join(single[:10])}"
+        )
+    kept = [max(1, len(indices) - max(1, round(len(indices) * share))) for indices in train]
+    pairs = list(zip(train, kept, strict=True))
+    return [indices[:n] for indices, n in pairs], [indices[n:] for indices, n in pairs]
+
+
 def class_incremental(
     dataset: ImageDataset,
     increments: Sequence[int],
@@ -183,27 +209,12 @@ def class_incremental(
     check_order(chosen.tolist(), classes)
     if not 0 <= validation < 1:
         raise ConfigError(f"validation={validation}: expected a share in [0, 1)")
-
-    def by_class(samples: Samples, part: str) -> list[npt.NDArray[np.int64]]:
-        found = [np.flatnonzero(samples.labels == label) for label in chosen]
-        empty = [dataset.class_names[own] for own, indices in zip(chosen, found, strict=True) if not len(indices)]
-        if empty:
-            raise ConfigError(f"data set {dataset.name!r}: no {part} images for {', '.join(empty[:10])}")
-        return found
-
-    train = by_class(dataset.train, "training")
-    held_out, test = dataset.test, by_class(dataset.test, "test")
+    train, test = _by_class(dataset, "training", chosen), _by_class(dataset, "test", chosen)
+    held_out = dataset.test
     if validation:
-        if single := [dataset.class_names[own] for own, indices in zip(chosen, train, strict=True) if len(indices) < 2]:
-            raise ConfigError(
-                f"validation={validation}: data set {dataset.name!r}: expected at least two training images of every class, of "
-                f"which one is held out; {len(single)} have one, such as: {', '.join(single[:10])}"
-            )
-        kept = [max(1, len(indices) - max(1, round(len(indices) * validation))) for indices in train]
-        held_out, test = dataset.train, [indices[n:] for indices, n in zip(train, kept, strict=True)]
-        train = [indices[:n] for indices, n in zip(train, kept, strict=True)]
+        held_out, (train, test) = dataset.train, _with_held_out(dataset, train, chosen, validation)
 
-    def view(samples: Samples, per_class: list[npt.NDArray[np.int64]], labels: range) -> View:
+    def view(samples: Samples, per_class: Indices, labels: range) -> View:
         sizes = [len(per_class[label]) for label in labels]
         new = torch.from_numpy(np.repeat(np.asarray(labels), sizes))
         return View(samples, np.concatenate([per_class[label] for label in labels]), new, transform, size, threads)

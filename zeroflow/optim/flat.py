@@ -7,7 +7,7 @@ rounding of a half-precision parameter is not lost, and a perturbation is undone
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -64,12 +64,24 @@ class FlatParameters:
         """Whether a parameter's dtype, device or shape has changed since (``module.half()``, ``module.to(...)``)."""
         return self._kinds != self._seen()
 
+    def sample(self) -> bytes:
+        """Bytes that tell other parameters from these: how many there are, and some of their values."""
+        some = self.vector[:: max(1, self.size // 2**16)]
+        return b"%d " % self.size + some.cpu().numpy().tobytes()
+
     def slices(self) -> Iterator[tuple[nn.Parameter, slice]]:
         """Each parameter with its place in the vector."""
         first = 0
         for parameter in self.parameters:
             yield parameter, slice(first, first + parameter.numel())
             first += parameter.numel()
+
+    def filled(self, value: Callable[[nn.Parameter], float]) -> Tensor:
+        """A vector ``[d]`` with one number for all components of a parameter."""
+        found = torch.empty_like(self.vector)
+        for parameter, place in self.slices():
+            found[place] = value(parameter)
+        return found
 
     def views(self, vector: Tensor) -> list[Tensor]:
         """Slices of ``vector`` ``[d]`` in the shapes of the parameters, sharing its memory."""

@@ -154,7 +154,8 @@ class ThreeStepOptimizer(AskTell, Saving):
     def _make_step(self, closure: Closure, full: Sequence[Closure] = ()) -> Tensor:
         self._adopt_changes()
         if not self._agreed:
-            self.executor.agree(self._likeness())
+            settings = type(self.composition.estimator).__name__, self.seed, self.queries, self.steps
+            self.executor.agree(repr(settings).encode() + self.flat.sample())
             self._agreed = True
         method, first_order = self.composition, self.steps < self.composition.first_order_steps
         if self.steps in (0, method.first_order_steps) and self.inner.state:
@@ -203,7 +204,7 @@ class ThreeStepOptimizer(AskTell, Saving):
 
         Raises:
             ValueError: parameters that cannot be trained together with those so far; nothing is added then.
-            TypeError: something that is not a floating-point parameter; nothing is added then.
+            TypeError: as of the constructor; nothing is added then.
         """
         if not hasattr(self, "flat"):
             super().add_param_group(param_group)
@@ -303,13 +304,6 @@ class ThreeStepOptimizer(AskTell, Saving):
         self.flat.refresh()
         self._check_eps()
 
-    def _likeness(self) -> bytes:
-        """What must be the same in all processes that share the work; of many parameters some."""
-        vector = self.flat.vector
-        some = vector[:: max(1, len(vector) // 2**16)].cpu()
-        settings = (type(self.composition.estimator).__name__, self.seed, self.queries, self.steps, len(vector))
-        return repr(settings).encode() + some.numpy().tobytes()
-
     def _check_eps(self) -> None:
         half = self.flat.half or self._half
         if half is not None and self.composition.estimator.uses_eps and self.composition.check_precision:
@@ -317,13 +311,10 @@ class ThreeStepOptimizer(AskTell, Saving):
 
     def _trained(self) -> Tensor | None:
         """Trained components as ones and zeros ``[d]``, None for all: the mask, and parameters frozen since."""
-        mask = self._mask
-        if any(not p.requires_grad for p in self.flat.parameters):
-            mask = torch.ones_like(self.flat.vector) if mask is None else mask.clone()
-            for parameter, place in self.flat.slices():
-                if not parameter.requires_grad:
-                    mask[place] = 0
-        return mask
+        if all(p.requires_grad for p in self.flat.parameters):
+            return self._mask
+        free = self.flat.filled(lambda p: float(p.requires_grad))
+        return free if self._mask is None else free.mul_(self._mask)
 
     def _without_gradient(self, estimate: Estimate) -> frozenset[int]:
         frozen = {number for number, p in enumerate(self.flat.parameters) if not p.requires_grad}
@@ -403,7 +394,4 @@ class ThreeStepOptimizer(AskTell, Saving):
         if len(sizes) == 1:
             return sizes.pop()
         of = {parameter: float(group["eps_zo"]) for group in self.param_groups for parameter in group["params"]}
-        eps = torch.empty_like(self.flat.vector)
-        for parameter, place in self.flat.slices():
-            eps[place] = of[parameter]
-        return eps
+        return self.flat.filled(lambda p: of[p])

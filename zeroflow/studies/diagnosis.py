@@ -151,9 +151,8 @@ def diagnose(
     # A task that is one mini-batch has no noise of mini-batches.
     noise2 = statistics.fmean(statistics.variance(row) for row in slopes) if batches > 1 else 0.0
     length2 = max(statistics.fmean(statistics.fmean(row) ** 2 for row in slopes) - noise2 / batches, 0.0)
-    first = [row[0] for row in slopes]
-    smaller = _apart(first, [(up - down) / (eps / 5) for up, down in seen.near])
-    larger = _apart(first, [(up - down) / (20 * eps) for up, down in seen.far])
+    first, (near, far) = [row[0] for row in slopes], seen.slopes_beside(eps)
+    smaller, larger = _apart(first, near), _apart(first, far)
     # From the wider ends: at the narrow ones rounding is as large as what is bent.
     second = statistics.fmean((up + down - 2 * seen.here[0]) / (10 * eps) ** 2 for up, down in seen.far)
     whole = length2 + noise2
@@ -190,6 +189,14 @@ class _Seen:
     ends: list[list[tuple[float, float]]]
     near: list[tuple[float, float]]
     far: list[tuple[float, float]]
+
+    def slopes_beside(self, eps: float) -> tuple[list[float], list[float]]:
+        """Slopes on the first mini-batch, at a tenth and ten times of eps."""
+        near, far = (
+            [(up - down) / (eps / 5) for up, down in self.near],
+            [(up - down) / (20 * eps) for up, down in self.far],
+        )
+        return near, far
 
 
 def _look(
