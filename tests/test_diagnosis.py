@@ -76,6 +76,21 @@ def test_gradient_noise_and_cosine_are_those_of_backpropagation(cell: dict[str, 
     assert found.cosine == pytest.approx(math.sqrt(share / (found.parameters + 2)))
 
 
+@pytest.mark.slow
+def test_an_exact_gradient_is_no_estimate_of_one_direction(cell: dict[str, Any]) -> None:
+    config = TrialConfig.from_dict({**cell, "method_options": {"dropout": 0.0}, "optimizer": "fo-sgd", "eps": None})
+    found = diagnose(config, directions=200, batches=4)
+    length2, noise2 = exact(config, 4)
+    assert found.cosine == pytest.approx(math.sqrt(max(length2, 0) / (length2 + noise2)), rel=0.25)
+    assert found.largest_lr is None and found.passes_for_one_percent is None
+    said = " ".join(found.sentences(config))
+    assert "the gradient of a mini-batch" in said and "direction(s)" not in said and "1 %" not in said
+    other = TrialConfig.from_dict({**cell, "optimizer": "zo-per-example"})
+    assert "zo-per-example is not looked at; zo-sgd in its place" in " ".join(
+        diagnose(other, directions=2, batches=2).sentences(other)
+    )
+
+
 @pytest.mark.parametrize(("eps", "dtype", "verdict"), [
     (1e-4, "float64", "fine"), (1e-9, "float32", "in rounding noise"), (1.0, "float64", "beyond curvature"),
 ])  # fmt: skip

@@ -139,6 +139,20 @@ def test_tuned_rates_along_a_line_are_allowed_and_several_for_a_point_are_not(st
     assert line.label == "ease zo-sgd lr=0.3" and line.x == (1, 4), "rates that were tried at one number only stay out"
 
 
+def test_settings_on_another_stream_are_no_rivals(store: Store) -> None:
+    fill(store, cell(80.0, optimizer="zo-sgd", memory=3.0), cell(75.0, optimizer="fo-sgd", queries=None, memory=9.0))
+    fill(
+        store,
+        cell(95.0, optimizer="zo-sgd", memory=2.0, stop_after=1),
+        cell(99.0, optimizer="zo-adam", memory=8.0, stop_after=1),
+    )
+    points = figures.trade_off(rows_of(store))
+    front = {(p.row.config["optimizer"], p.row.config["stop_after"]) for p in points if p.on_front}
+    assert front == {("zo-sgd", None), ("zo-sgd", 1), ("zo-adam", 1)}
+    lines = [trace for trace in figures.draw_trade_off(points).data if trace.name == "Pareto front"]
+    assert sorted(tuple(line.y) for line in lines) == [(75.0,), (90.0, 94.0)]
+
+
 def test_nothing_on_the_pareto_front_is_beaten(store: Store) -> None:
     levels = {
         "zo-sgd": (70.0, 2.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import warnings
 
 import numpy as np
@@ -506,6 +507,27 @@ def test_parameters_frozen_later_and_parameters_out_of_use_stay(name: str) -> No
     assert torch.equal(model[0].weight, frozen) and not torch.equal(model[3].weight, other)
     if name.startswith("fo-"):
         assert torch.equal(spare, torch.ones(5)), "as in torch, weight decay does not move what has no gradient"
+
+
+@pytest.mark.parametrize("name", [name for name in list_optimizers() if name != "zo-per-example"])
+def test_a_group_that_is_to_be_maximised_is_or_is_refused(name: str) -> None:
+    p = nn.Parameter(torch.ones(4))
+
+    def loss() -> torch.Tensor:
+        return -(p**2).sum()
+
+    try:
+        optimizer = create_optimizer(name, [{"params": [p], "maximize": True}], lr=0.01, queries=4)
+    except ValueError as error:
+        assert re.search("maximize=True of a group: .*; negate the loss instead", str(error))
+        with pytest.raises(ValueError, match="maximize=True"):
+            optimizer = create_optimizer(name, [p], lr=0.01, queries=4)
+            optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "maximize": True})
+        return
+    before = float(loss().detach())
+    for _ in range(30):
+        optimizer.step(loss)
+    assert float(loss().detach()) > before
 
 
 def test_parameters_that_share_memory_are_refused_and_parts_of_one_storage_are_not() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def write(
     """A file of one-coloured pictures, in row groups of ``rows``; ``plain``: the images as binary, not as a struct."""
     contents = [picture(red) for red in reds]
     images = (
-        pa.array(contents) if plain else pa.array([{"bytes": c, "path": f"{i}.png"} for i, c in enumerate(contents)])
+        pa.array(contents)
+        if plain
+        else pa.array([{"bytes": c, "path": f"{path.name}-{i}.png"} for i, c in enumerate(contents)])
     )
     table = pa.table({image: images, label: labels}).replace_schema_metadata(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,6 +248,37 @@ def test_shards_of_several_prefixes_make_one_split(tmp_path: Path) -> None:
     for name in ("forest-train-0-of-2", "forest-train-1-of-2", "garden-train-0-of-1", "test"):
         write(tmp_path / f"{name}.parquet", [1, 2, 3], [0, 1, 2], metadata=named)
     assert len(parquet_images("two places", tmp_path).train.labels) == 9
+
+
+@pytest.mark.parametrize(
+    ("original", "copy", "problem"),
+    [
+        (
+            "train",
+            "train_extra-00000-of-00001",
+            "a copy of data/train-00000-of-00001.parquet; expected every image once",
+        ),
+        (
+            "train",
+            "test-extra-00000-of-00001",
+            "a copy of data/train-00000-of-00001.parquet; expected every image once",
+        ),
+        ("test", "test (1)", "beside data/test.parquet; expected one file or one set of shards"),
+    ],
+)
+def test_a_second_copy_of_a_file_is_told(tmp_path: Path, original: str, copy: str, problem: str) -> None:
+    write_both(tmp_path, test="data/test.parquet")
+    files = {"train": "train-00000-of-00001", "test": "test"}
+    shutil.copy(tmp_path / "data" / f"{files[original]}.parquet", tmp_path / "data" / f"{copy}.parquet")
+    assert problems(tmp_path) == [f"data/{copy}.parquet: {problem}"]
+
+
+def test_another_download_beside_a_split_is_told(tmp_path: Path) -> None:
+    write_both(tmp_path, train="data/train.parquet")
+    write(tmp_path / "data" / "train-backup.parquet", [1], [1], metadata=features({"label": NAMES}))
+    assert problems(tmp_path) == [
+        "data/train-backup.parquet: beside data/train.parquet; expected one file or one set of shards"
+    ]
 
 
 def test_a_file_of_no_known_split_is_told(tmp_path: Path) -> None:

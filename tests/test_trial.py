@@ -496,6 +496,62 @@ def test_memory_of_forward_passes_is_far_below_that_of_backpropagation() -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "alike"),
+    [
+        # One step a task; a second step that is a rest of one image; exact gradients in the first step alone.
+        ({"optimizer": "fo-sgd", "epochs": 1, "batch_size": 60}, {"optimizer": "fo-sgd", "batch_size": 60}),
+        ({"optimizer": "fo-sgd", "batch_size": 59}, {"optimizer": "fo-sgd", "batch_size": 60}),
+        (
+            {"optimizer": "zo-sgd", "batch_size": 30, "optimizer_options": {"hybrid": 1}},
+            {"optimizer": "fo-sgd", "batch_size": 30},
+        ),
+    ],
+)
+def test_peak_memory_is_that_of_the_largest_step(settings: dict, alike: dict) -> None:
+    cell = {**SMALL, "method": "aper-adapter", "stop_after": 1}
+    found, expected = (
+        run_trial(TrialConfig.from_dict({**cell, **values})).summary["peak_memory_bytes"]
+        for values in (settings, alike)
+    )
+    assert 0.9 * expected < found <= expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["zo-sgd", "zo-per-example", "zo-adam-conserve"])
+def test_peak_memory_is_the_same_after_an_interruption(optimizer: str, tmp_path: Path) -> None:
+    class Stopped(Exception): ...
+
+    def on_progress(what: str, done: int, total: int) -> None:
+        if done:
+            raise Stopped
+
+    config = TrialConfig.from_dict(
+        {**SMALL, "method": "aper-adapter", "optimizer": optimizer, "stop_after": 1, "batch_size": 25}
+    )
+    with pytest.raises(Stopped):
+        run_trial(config, folder=tmp_path, on_progress=on_progress)
+    found, whole = run_trial(config, folder=tmp_path), run_trial(config)
+    assert any(step.seconds is None for step in found.steps)
+    assert found.summary["peak_memory_bytes"] == whole.summary["peak_memory_bytes"]
+
+
+def test_steps_of_a_hybrid_run_have_the_rate_that_they_were_made_with() -> None:
+    cell = {**SMALL, "method": "finetune", "method_options": {"tune": "none"}, "schedule": "constant"}
+    cell |= {"stop_after": 1, "epochs": 4}
+    hybrid, exact = (
+        run_trial(TrialConfig.from_dict({**cell, **values})).steps
+        for values in (
+            {"optimizer": "zo-sgd", "lr": 0.01, "hybrid_epochs": 2, "optimizer_options": {"hybrid_lr": 0.3}},
+            {"optimizer": "fo-sgd", "lr": 0.3},
+        )
+    )
+    half = len(hybrid) // 2
+    assert [step.loss for step in hybrid[:half]] == [step.loss for step in exact[:half]]
+    assert [step.lr for step in hybrid] == pytest.approx([0.3] * half + [0.01] * half)
+
+
+@pytest.mark.slow
 def test_a_diverging_trial_says_so() -> None:
     from zeroflow.optim import NonFiniteLoss
 

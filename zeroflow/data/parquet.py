@@ -8,6 +8,7 @@ binary; labels are class numbers with names in the schema's Hugging Face metadat
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -214,11 +215,26 @@ def _splits(root: Path, problems: list[str]) -> dict[str, list[Path]]:
                 f"{root}: files of the {split} split in several folders: {', '.join(map(str, places))}; name one of them"
             )
         problems += _shard_problems(paths)
+    return splits if problems else _without_copies(splits, problems)
+
+
+def _without_copies(splits: dict[str, list[Path]], problems: list[str]) -> dict[str, list[Path]]:
+    """The same; appends files with the same bytes to ``problems``: images would count twice, or be trained on and tested."""
+    sizes: dict[int, list[Path]] = {}
+    for path in (path for split in sorted(splits, key=lambda split: split != "train") for path in splits[split]):
+        sizes.setdefault(path.stat().st_size, []).append(path)
+    for alike in sizes.values():
+        seen: dict[bytes, Path] = {}
+        for path in alike if len(alike) > 1 else ():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").digest()
+            if (first := seen.setdefault(digest, path)) is not path and not path.samefile(first):
+                problems.append(f"{path}: a copy of {first}; expected every image once")
     return splits
 
 
 def _shard_problems(paths: Sequence[Path]) -> list[str]:
-    """Problems with a split's numbered files: one is missing, or there are several sets, which would hold images twice."""
+    """Problems with a split's files: one is missing, or there are several sets, which would hold images twice."""
     sets: dict[tuple[Path, str], list[tuple[Path, re.Match[str]]]] = {}
     for path in paths:
         if match := SHARD.fullmatch(path.name):
@@ -241,6 +257,10 @@ def _shard_problems(paths: Sequence[Path]) -> list[str]:
             for i in range(int(digits))
             if i not in there
         ]
+    plain = [path for path in paths if not SHARD.fullmatch(path.name)]
+    for named in [path for path in plain if path.stem.lower() in WORDS]:
+        others = [path for path in plain if path.parent == named.parent and path != named]
+        problems += [f"{path}: beside {named}; expected one file or one set of shards" for path in others]
     return problems
 
 

@@ -51,7 +51,7 @@ class ModuleBackbone(Backbone):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ConfigError(f"backbone {name!r}: 2 images give {shape}; expected features of shape (2, d)")
         for other, why, most in ((again, "with every pass", 1e-3), (with_another, "with the images beside it", 0.1)):
-            if (found[0] - other[0]).norm() > most * found[0].norm():
+            if (found[0] - other[0]).float().norm() > most * found[0].float().norm():
                 raise ConfigError(
                     f"backbone {name!r}: the features of an image change {why}, as with dropout or batch norms in training "
                     f"mode{'; call model.eval() before torch.export' if name.endswith(EXPORTED) else ''}"

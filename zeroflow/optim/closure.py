@@ -80,6 +80,11 @@ class Part:
         return examples * self.executor.shards
 
     @property
+    def samples(self) -> int | None:
+        """How many examples the mini-batch has, where the closure says it."""
+        return self.closure.samples if isinstance(self.closure, Slice) else None
+
+    @property
     def has_first(self) -> bool:
         """Whether the mini-batch's first example is in it."""
         return self.own(self.executor.shards).start == 0

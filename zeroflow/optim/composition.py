@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,29 @@ class Composition:
     first_order_lr: float = 1.0
     max_skipped: int = 10
     check_precision: bool = True
+
+    def is_exact(self, step: int) -> bool:
+        """Whether a step, numbered from 0, uses the exact gradient."""
+        return self.estimator.exact or step < self.first_order_steps
+
+    def lr_factor(self, step: int) -> float:
+        """What a group's learning rate is multiplied by in a step, numbered from 0."""
+        return self.first_order_lr if step < self.first_order_steps else 1.0
+
+    def check_maximize(self, groups: Sequence[Mapping[str, Any]], *, known: bool) -> None:
+        """Refuse groups that are to be maximised where that would not be done.
+
+        Args:
+            groups: of parameters.
+            known: whether the rule of step 3 knows ``maximize``.
+
+        Raises:
+            ValueError: a group has it, and the rule does not know it, or steps are kept by their losses.
+        """
+        by_loss = self.update.keeps_best or self.estimator.scales_itself
+        if any(group.get("maximize") for group in groups) and (by_loss or not known):
+            why = "this optimizer keeps what lowers the loss" if by_loss else "this rule does not know it"
+            raise ValueError(f"params: maximize=True of a group: {why}; negate the loss instead")
 
     @property
     def kind(self) -> str:

@@ -135,6 +135,11 @@ class Objective:
         """Part of the mini-batch that the closure looks at, 0 to 1; the shards' shares add up to 1."""
         return self._part.share
 
+    @property
+    def samples(self) -> int | None:
+        """Examples of the mini-batch, where the closure says how many it has."""
+        return self._part.samples
+
     def own(self, samples: int) -> slice:
         """Which examples of a mini-batch of so many the closure looks at."""
         return self._part.own(samples)

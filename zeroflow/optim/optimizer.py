@@ -92,6 +92,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         self._watched = not (composition.estimator.uses_eps and composition.check_precision)
         # The inner rule tells which hyper-parameters groups have; its own parameters are the master copies.
         probe = composition.inner([{**group, "params": list(group["params"])} for group in groups])
+        composition.check_maximize(probe.param_groups, known="maximize" in probe.defaults)
         super().__init__(probe.param_groups, {**probe.defaults, "eps_zo": eps})
         self.param_groups[0][OWN] = b""
         self._lay_out()
@@ -112,7 +113,7 @@ class ThreeStepOptimizer(AskTell, Saving):
     @property
     def first_order(self) -> bool:
         """Whether the previous step used the exact gradient, as the first steps of a hybrid run do."""
-        return self.composition.estimator.exact or 0 < self.steps <= self.composition.first_order_steps
+        return self.composition.is_exact(self.steps - 1 if self.steps else self.composition.first_order_steps)
 
     @property
     def per_example(self) -> bool:
@@ -170,7 +171,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         if estimate.usable:
             self.skipped = 0
             with torch.no_grad():
-                self._push_settings(method.first_order_lr if first_order else 1.0)
+                self._push_settings(method.lr_factor(self.steps))
                 vector = estimate.vector()
                 if mask is not None:
                     vector.mul_(mask)
@@ -210,6 +211,7 @@ class ThreeStepOptimizer(AskTell, Saving):
             super().add_param_group(param_group)
             return
         (group,) = parameter_groups([param_group])
+        self.composition.check_maximize([group], known="maximize" in self.defaults)
         named, first = "param_names" in self.param_groups[0], isinstance(next(iter(group["params"]), None), tuple)
         if named and not first:
             number = len(self.param_groups)

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from zeroflow.errors import ConfigError
 from zeroflow.methods import MiniBatch
 from zeroflow.models.access import accesses
-from zeroflow.optim import LocalExecutor
+from zeroflow.optim import LocalExecutor, optimizers
+from zeroflow.optim.estimators.estimator import RandomSlopes
 from zeroflow.trial import randomness
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.placement import Placement, limited_threads
@@ -43,6 +44,7 @@ class Diagnosis:
     Attributes:
         parameters: d, values trained in the first task.
         queries: directions of a step.
+        exact: whether steps follow the exact gradient of a mini-batch; then nothing limits lr here, and no cost is given.
         eps: size of a displacement.
         loss: at the start, mean over the mini-batches.
         gradient: its length, from slopes along random directions; 0: below the noise of mini-batches.
@@ -60,6 +62,7 @@ class Diagnosis:
 
     parameters: int
     queries: int
+    exact: bool
     eps: float
     loss: float
     gradient: float
@@ -80,9 +83,11 @@ class Diagnosis:
             moves = "moves" if self.fallen > 2 else "does not move beyond its noise"
             said.append(f"Stored steps: the loss of the first task {moves} ({self.fallen:.1f} standard errors down).")
         said.append(
-            f"Estimate: {self.queries} direction(s) for {self.parameters:,} values; its cosine with the gradient is about "
-            f"{self.cosine:.3g}. The gradient's length is {self.gradient:.3g}, the mini-batches' noise {self.batch_noise:.3g}."
+            f"{self._estimate(config)}; its cosine with the gradient is about {self.cosine:.3g}. "
+            f"The gradient's length is {self.gradient:.3g}, the mini-batches' noise {self.batch_noise:.3g}."
         )
+        if self.exact:
+            return [*said, "eps, learning rate and cost: what is measured here limits estimates, not exact gradients."]
         what = {
             "fine": "a tenth and ten times of it give the same slopes nearly enough",
             "in rounding noise": "differences of losses drown in rounding; take ten times as much, or float64",
@@ -109,9 +114,16 @@ class Diagnosis:
             )
         return said
 
+    def _estimate(self, config: TrialConfig) -> str:
+        if self.exact:
+            return "Estimate: the gradient of a mini-batch"
+        alike = isinstance(optimizers.get(str(config.optimizer)).estimator, RandomSlopes)
+        who = "Estimate" if alike else f"{config.optimizer} is not looked at; zo-sgd in its place"
+        return f"{who}: {self.queries} direction(s) for {self.parameters:,} values"
+
 
 def _plain(config: TrialConfig) -> bool:
-    return config.optimizer in ("zo-sgd", "forward-grad", "zo-rge", "fo-sgd")
+    return config.optimizer in ("zo-sgd", "forward-grad", "zo-rge")
 
 
 @torch.no_grad()
@@ -156,7 +168,9 @@ def diagnose(
     # From the wider ends: at the narrow ones rounding is as large as what is bent.
     second = statistics.fmean((up + down - 2 * seen.here[0]) / (10 * eps) ** 2 for up, down in seen.far)
     whole = length2 + noise2
-    cosine = math.sqrt(queries / (queries + dimensions + 1) * length2 / whole) if whole else 0.0
+    exact = optimizers.get(str(config.optimizer)).estimator.exact
+    kept = 1.0 if exact else queries / (queries + dimensions + 1)
+    cosine = math.sqrt(kept * length2 / whole) if whole else 0.0
     lr = 2 * queries * length2 / (whole * second) if second > 0 and whole else None
     gain = length2 * lr / 4 if lr else 0.0  # at half of the largest: lr |g|^2 / 2 with lr = largest / 2
     loss = statistics.fmean(seen.here)
@@ -172,8 +186,13 @@ def diagnose(
         smaller=smaller,
         larger=larger,
         eps_is=_judged(seen.ends, smaller),
-        largest_lr=lr,
-        passes_for_one_percent=max(2 * queries * abs(loss) / 100 / gain, 2.0 * queries) if gain > 0 else None,
+        exact=exact,
+        largest_lr=None if exact else lr,
+        passes_for_one_percent=None
+        if exact
+        else max(2 * queries * abs(loss) / 100 / gain, 2.0 * queries)
+        if gain > 0
+        else None,
         fallen=_fallen(losses),
     )
 

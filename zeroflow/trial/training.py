@@ -39,7 +39,7 @@ class TaskTrainer:
 
     Attributes:
         steps: that were made.
-        peak_bytes: the peak memory of the one step in which it is measured; 0: there was none yet.
+        peaks: the peak memory of a step with an exact gradient (True) and of one without, bytes; each is measured in one step.
     """
 
     def __init__(
@@ -61,8 +61,14 @@ class TaskTrainer:
         self.device, self.dtype, self.checkpoints, self.journal = device, dtype, checkpoints, journal
         self.probe, self.loader_threads, self.on_epoch = probe, loader_threads, on_epoch
         self.steps: list[Step] = []
-        self.peak_bytes = 0
+        self.peaks: dict[bool, int] = {}
+        self._due: dict[bool, tuple[int, int]] = {}
         self._watch = Stopwatch(device)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that a step needed; 0: none was made."""
+        return max(self.peaks.values(), default=0)
 
     def train(self, batches: TaskBatches) -> None:
         """Visit all mini-batches in every epoch, or in those that are left of an interrupted task.
@@ -71,6 +77,7 @@ class TaskTrainer:
             NonFiniteLoss: the last step had no finite loss.
         """
         snapshot = self._snapshot(batches)
+        self._due = self._to_measure(len(batches.order(0)), batches.batch_size)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.epochs)
         self.method.train()
         loader = Loader(batches.order, self.epochs, batches.batch_size, batches.make_training, self.loader_threads)
@@ -96,8 +103,11 @@ class TaskTrainer:
             if self.probe:
                 self.probe.look(len(self.steps))
             make = functools.partial(loader.due, epoch, number)
+            own, measured = rate * self.optimizer.composition.lr_factor(len(self.steps)), len(self.peaks)
             loss, seconds = self._step(make, len(positions), snapshot)
-            self.steps.append(Step(task, epoch, len(self.steps), loss, rate, seconds))
+            self.steps.append(Step(task, epoch, len(self.steps), loss, own, seconds))
+            if self.checkpoints and len(self.peaks) > measured:
+                self.checkpoints.save("peaks", {"task": task, "peaks": self.peaks})  # the log has losses alone
 
     def _step(
         self, make: Callable[[], list[Tensor]], samples: int, snapshot: Sequence[Closure]
@@ -118,16 +128,29 @@ class TaskTrainer:
                 _ = batch.inputs
             return step()
 
-        return self._measured(prepared_step, batch.tensors)
+        return self._measured(prepared_step, batch.tensors, samples)
 
-    def _measured(self, step: Callable[[], float], batch: MiniBatch) -> tuple[float, float | None]:
-        """Loss and seconds of a step; no seconds for the one step whose memory is measured.
+    def _to_measure(self, samples: int, batch_size: int) -> dict[bool, tuple[int, int]]:
+        """Of steps with an exact gradient (True) and of those without: from which one on memory is measured, and its samples.
 
-        That is the second one, or the first after a replay: from then on the rule's moments are part of what is held.
+        The first one of the largest mini-batch; not the task's first, if there are others, as the rule has no moments yet.
         """
-        if self.steps and not self.peak_bytes:
+        sizes = [min(batch_size, samples - first) for first in range(0, samples, batch_size)] * self.epochs
+        kinds = [self.optimizer.composition.is_exact(step) for step in range(len(sizes))]
+        found = {}
+        for kind in set(kinds):
+            largest = max(size for size, own in zip(sizes, kinds, strict=True) if own == kind)
+            steps = [i for i, own in enumerate(kinds) if own == kind and sizes[i] == largest]
+            found[kind] = next((i for i in steps if i), 0), largest
+        return found
+
+    def _measured(self, step: Callable[[], float], batch: MiniBatch, samples: int) -> tuple[float, float | None]:
+        """Loss and seconds of a step; no seconds for those whose memory is measured."""
+        exact = self.optimizer.composition.is_exact(len(self.steps))
+        first, size = self._due[exact]
+        if exact not in self.peaks and len(self.steps) >= first and samples == size:
             held = [*self.optimizer.held(), *(part for part in batch if part is not None)]
-            loss, self.peak_bytes = peak_memory(step, self.method, self.device, held=held)
+            loss, self.peaks[exact] = peak_memory(step, self.method, self.device, held=held)
             return loss, None
         before = self._watch.seconds
         with self._watch.running():
@@ -158,6 +181,9 @@ class TaskTrainer:
 
     def _resume(self, task: int, cosine: torch.optim.lr_scheduler.LRScheduler) -> int:
         """Take over the last saved epoch of this task; the number of the epoch to begin with."""
+        known = self.checkpoints.load("peaks") if self.checkpoints else None
+        if known is not None and known["task"] == task:
+            self.peaks = known["peaks"]
         saved = self.checkpoints.load("epoch") if self.checkpoints else None
         if saved is None or saved["task"] != task:
             return 0
@@ -166,7 +192,7 @@ class TaskTrainer:
                 parameter.copy_(saved["parameters"][name])
         self.optimizer.load_state_dict(saved["optimizer"])
         cosine.load_state_dict(saved["schedule"])
-        self.steps, self.peak_bytes = [Step(*row) for row in saved["steps"]], saved["peak_bytes"]
+        self.steps, self.peaks = [Step(*row) for row in saved["steps"]], {**saved["peaks"], **self.peaks}
         if self.probe:
             self.probe.seen = [Probe(*row) for row in saved["probes"]]
         return int(saved["epoch"]) + 1
@@ -182,7 +208,7 @@ class TaskTrainer:
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": cosine.state_dict(),
                 "steps": as_rows(self.steps),
-                "peak_bytes": self.peak_bytes,
+                "peaks": self.peaks,
                 "probes": as_rows(self.probe.seen) if self.probe else [],
             }
             self.checkpoints.save("epoch", state)

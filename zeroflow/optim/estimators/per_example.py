@@ -94,6 +94,8 @@ class Census:
         Only the slice of this process is evaluated, so that the sum over shards has all: losses of other examples are zero,
         and a single loss is weighted.
         """
+        if self.examples not in (None, 1, objective.samples) and objective.samples:
+            self.examples = None  # what was made for another size may be as large as both sizes multiplied
         counted = False
         for _ in range(2):
             if self.examples is None:

@@ -25,7 +25,7 @@ from zeroflow.results.figures.style import (
     numbers,
     room,
 )
-from zeroflow.results.summary import Row
+from zeroflow.results.summary import Row, same_problem
 
 _MOST = 24  # settings in a figure
 _TUNED = ("lr", "eps")  # chosen anew for every number of queries
@@ -226,16 +226,18 @@ class TradeOff:
 
 
 def trade_off(rows: Sequence[Row]) -> list[TradeOff]:
-    """The rows whose memory was measured, in their order."""
+    """The rows whose memory was measured, in their order; each is held against those of its own problem."""
     measured = [
         (row, place, row.peak_memory, row.avg.mean)
         for place, row in enumerate(rows)
         if row.avg is not None and row.peak_memory is not None
     ]
-    return [
-        TradeOff(row, place, memory, avg, not any(_beats((m, a), (memory, avg)) for *_, m, a in measured))
-        for row, place, memory, avg in measured
-    ]
+
+    def beaten(row: Row, memory: float, avg: float) -> bool:
+        rivals = (own for own in measured if same_problem(own[0].config) == same_problem(row.config))
+        return any(_beats((m, a), (memory, avg)) for *_, m, a in rivals)
+
+    return [TradeOff(row, place, memory, avg, not beaten(row, memory, avg)) for row, place, memory, avg in measured]
 
 
 def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
@@ -244,23 +246,29 @@ def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 
 def draw_trade_off(points: Sequence[TradeOff], title: str = "Accuracy against memory") -> go.Figure:
-    """Avg over peak memory, up and left is better; the Pareto front is the stepped line."""
+    """Avg over peak memory, up and left is better; the Pareto front of each problem is a stepped line."""
     found = figure(title, names=["Pareto front", *(point.row.label for point in points)][: _MOST + 1], limit=_MOST)
-    front = sorted((point for point in points if point.on_front), key=lambda point: (point.memory, point.avg))
-    found.add_scatter(
-        x=numbers([point.memory for point in front]),
-        y=numbers([point.avg for point in front]),
-        mode="lines",
-        line={"color": "#888", "shape": "hv", "width": 1.5, "dash": "dot"},
-        name="Pareto front",
-        hoverinfo="skip",
-        # All of them, for a page whose filters leave others to compare.
-        meta={
-            "front": [[number(p.memory), number(p.avg), keys(p.row)] for p in points],
-            "points": [keys(p.row) for p in front],
-            "group": -2,
-        },
-    )
+    problems: dict[tuple[object, ...], list[TradeOff]] = {}
+    for point in points:
+        problems.setdefault(same_problem(point.row.config), []).append(point)
+    for place, rivals in enumerate(problems.values()):
+        front = sorted((point for point in rivals if point.on_front), key=lambda point: (point.memory, point.avg))
+        found.add_scatter(
+            x=numbers([point.memory for point in front]),
+            y=numbers([point.avg for point in front]),
+            mode="lines",
+            line={"color": "#888", "shape": "hv", "width": 1.5, "dash": "dot"},
+            name="Pareto front",
+            legendgroup="front",
+            showlegend=place == 0,
+            hoverinfo="skip",
+            # All of them, for a page whose filters leave others to compare.
+            meta={
+                "front": [[number(p.memory), number(p.avg), keys(p.row)] for p in rivals],
+                "points": [keys(p.row) for p in front],
+                "group": -2 - place,
+            },
+        )
     for point in points:
         assert point.row.avg is not None
         own = look(point.number, point.row.config["optimizer"])
