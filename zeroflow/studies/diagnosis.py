@@ -155,10 +155,16 @@ def diagnose(
         if not parameters:
             raise ConfigError(f"{config.cell_id}: method {config.method!r} trains nothing in its first task")
         evaluated, batches = _losses(trial, batches)
-        eps, queries, dimensions = config.eps or EPS, config.queries or 1, sum(p.numel() for p in parameters)
+        eps, dimensions = config.eps or EPS, sum(p.numel() for p in parameters)
         generator = torch.Generator().manual_seed(randomness.key(config.seed, randomness.OPTIMIZER, 0))
         along = [torch.randn(dimensions, generator=generator) for _ in range(directions)]
         seen = _look(evaluated, parameters, along, eps, batches)
+    return _found(config, seen, eps, dimensions, losses)
+
+
+def _found(config: TrialConfig, seen: _Seen, eps: float, dimensions: int, losses: Sequence[float]) -> Diagnosis:
+    """What follows from losses around the start."""
+    queries, batches = config.queries or 1, len(seen.here)
     slopes = [[(up - down) / (2 * eps) for up, down in row] for row in seen.ends]
     # A task that is one mini-batch has no noise of mini-batches.
     noise2 = statistics.fmean(statistics.variance(row) for row in slopes) if batches > 1 else 0.0
@@ -167,32 +173,26 @@ def diagnose(
     smaller, larger = _apart(first, near), _apart(first, far)
     # From the wider ends: at the narrow ones rounding is as large as what is bent.
     second = statistics.fmean((up + down - 2 * seen.here[0]) / (10 * eps) ** 2 for up, down in seen.far)
-    whole = length2 + noise2
+    whole, loss = length2 + noise2, statistics.fmean(seen.here)
     exact = optimizers.get(str(config.optimizer)).estimator.exact
     kept = 1.0 if exact else queries / (queries + dimensions + 1)
-    cosine = math.sqrt(kept * length2 / whole) if whole else 0.0
-    lr = 2 * queries * length2 / (whole * second) if second > 0 and whole else None
+    lr = 2 * queries * length2 / (whole * second) if second > 0 and whole and not exact else None
     gain = length2 * lr / 4 if lr else 0.0  # at half of the largest: lr |g|^2 / 2 with lr = largest / 2
-    loss = statistics.fmean(seen.here)
     return Diagnosis(
         parameters=dimensions,
         queries=queries,
+        exact=exact,
         eps=eps,
         loss=loss,
         gradient=math.sqrt(length2),
         batch_noise=math.sqrt(noise2),
-        cosine=cosine,
+        cosine=math.sqrt(kept * length2 / whole) if whole else 0.0,
         curvature=second,
         smaller=smaller,
         larger=larger,
         eps_is=_judged(seen.ends, smaller),
-        exact=exact,
-        largest_lr=None if exact else lr,
-        passes_for_one_percent=None
-        if exact
-        else max(2 * queries * abs(loss) / 100 / gain, 2.0 * queries)
-        if gain > 0
-        else None,
+        largest_lr=lr,
+        passes_for_one_percent=max(2 * queries * abs(loss) / 100 / gain, 2.0 * queries) if gain > 0 else None,
         fallen=_fallen(losses),
     )
 
