@@ -147,7 +147,7 @@ class TaskTrainer:
     def _measured(self, step: Callable[[], float], batch: MiniBatch, samples: int) -> tuple[float, float | None]:
         """Loss and seconds of a step; no seconds for those whose memory is measured."""
         exact = self.optimizer.composition.is_exact(len(self.steps))
-        first, size = self._due[exact]
+        first, size = self._due.get(exact, (0, samples))
         if exact not in self.peaks and len(self.steps) >= first and samples == size:
             held = [*self.optimizer.held(), *(part for part in batch if part is not None)]
             loss, self.peaks[exact] = peak_memory(step, self.method, self.device, held=held)
