@@ -89,7 +89,7 @@ def main(cells: int, s3_cells: int, rounds: int, output: Path | None) -> None:
         local = {"where": "folder", "cells": cells, **measure(f"{folder}/results", cells, rounds)}
     with s3_server():
         remote = {"where": "S3", "cells": s3_cells, **measure("s3://bucket/results", s3_cells, rounds)}
-    command = f"python benchmarks/packing.py --cells {cells} --s3-cells {s3_cells}"
+    command = f"python benchmarks/packing.py --cells {cells} --s3-cells {s3_cells} --rounds {rounds}"
     write({"command": command, "rounds": rounds, "stores": [local, remote]}, output, {})
 
 

@@ -248,11 +248,12 @@ def packing() -> str:
         ],
     )
     took = " and ".join(f"{s['packing_in_loading_all']:.1f} ({s['where']})" for s in stores)
+    rounds = "One round" if result["rounds"] == 1 else f"Medians of {result['rounds']} rounds"
     return "\n".join(
         [
             markdown_grid(grid),
             "",
-            f"Medians of {result['rounds']} rounds; packing takes {took} times as long as loading the four tables loose once. "
+            f"{rounds}; packing takes {took} times as long as loading the four tables loose once. "
             f"`{result['command']}`; {result['device']}; commit {commit_of(result)}.",
             "",
         ]
