@@ -547,8 +547,6 @@ def test_parameters_that_share_memory_are_refused_and_parts_of_one_storage_are_n
 
 @pytest.mark.parametrize("name", list_optimizers())
 def test_a_parameter_without_values_beside_others_is_no_obstacle(name: str) -> None:
-    if name == "es-cma":
-        pytest.skip("takes a handful of values")
     empty, matrix = nn.Parameter(torch.zeros(0, 3)), nn.Parameter(torch.ones(2, 2))
     optimizer = create_optimizer(name, [empty, matrix], lr=0.01)
     losses = [float(optimizer.step(lambda: (matrix**2).sum() + empty.sum())) for _ in range(3)]

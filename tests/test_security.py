@@ -152,7 +152,7 @@ def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
 
 
 SWEEP = """
-base: {checkpoint: none, image_size: 7, tasks: 2, stop_after: 1, epochs: 1, batch_size: 100, lr: 1e-4}
+base: {checkpoint: none, image_size: 7, tasks: 5, stop_after: 1, epochs: 1, batch_size: 100, lr: 1e-4}
 grid: [{method: aper-adapter, optimizer: zo-sgd, queries: 2}]
 placement: {gpus_per_worker: 0, workers_per_trial: 2}
 """
