@@ -215,12 +215,15 @@ def _splits(root: Path, problems: list[str]) -> dict[str, list[Path]]:
                 f"{root}: files of the {split} split in several folders: {', '.join(map(str, places))}; name one of them"
             )
         problems += _shard_problems(paths)
-    return splits if problems else _without_copies(splits, problems)
+    if not problems:
+        problems += _copies(splits)
+    return splits
 
 
-def _without_copies(splits: dict[str, list[Path]], problems: list[str]) -> dict[str, list[Path]]:
-    """The same; appends files with the same bytes to ``problems``: images would count twice, or be trained on and tested."""
+def _copies(splits: dict[str, list[Path]]) -> list[str]:
+    """Files with the same bytes: images would count twice, or be trained on and tested."""
     sizes: dict[int, list[Path]] = {}
+    problems = []
     for path in (path for split in sorted(splits, key=lambda split: split != "train") for path in splits[split]):
         sizes.setdefault(path.stat().st_size, []).append(path)
     for alike in sizes.values():
@@ -230,7 +233,7 @@ def _without_copies(splits: dict[str, list[Path]], problems: list[str]) -> dict[
                 digest = hashlib.file_digest(file, "sha256").digest()
             if (first := seen.setdefault(digest, path)) is not path and not path.samefile(first):
                 problems.append(f"{path}: a copy of {first}; expected every image once")
-    return splits
+    return problems
 
 
 def _shard_problems(paths: Sequence[Path]) -> list[str]:

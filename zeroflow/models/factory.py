@@ -217,8 +217,8 @@ def wrapped(model: Any, image_size: int | None = None, channels: int = 3) -> Tim
     from timm.models.vision_transformer import VisionTransformer
 
     # One with a forward pass of its own is not the sum of its blocks.
-    own_pass = getattr(model.forward_features, "__func__", None) is not VisionTransformer.forward_features
-    if isinstance(model, VisionTransformer) and not own_pass:
+    timms = VisionTransformer.forward_features
+    if isinstance(model, VisionTransformer) and getattr(model.forward_features, "__func__", None) is timms:
         return TransformerBackbone(model, channels=channels)
     embedding = getattr(model, "patch_embed", None)
     sides = getattr(embedding, "img_size", None) or model.pretrained_cfg["input_size"][1:]

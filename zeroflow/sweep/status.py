@@ -41,19 +41,17 @@ class SweepStatus:
     def describe(self, price_per_hour: float | None = None) -> str:
         """The status as text."""
         record, plan = self.record, self.plan
-        left, at = (
-            record.get("left_seconds"),
-            "running" if record["state"] == "running" else "in work when it was killed",
-        )
+        left, running = record.get("left_seconds"), self.running
+        at = "running" if record["state"] == "running" else "in work when it was killed"
         lines = [
             f"sweep {record['grid']}: {record['state']}, begun {record['started_at']} on {record['host']} (process "
             f"{record['pid']}), last heard of {_ago(record['written_at'])} ago",
             f"  {len(plan.grid.cells)} cells: {len(plan.done)} done, {len(plan.failed)} failed, {len(plan.missing)} missing, "
-            f"of them {len(self.running)} {at}"
+            f"of them {len(running)} {at}"
             + (f" and {record['elsewhere']} in the hands of other sweeps" if record.get("elsewhere") else "")
             + ("" if left is None else f"; left ~{duration(left)}"),
         ]
-        for cell in self.running:
+        for cell in running:
             since = f"for {_ago(cell['since'])}" if cell.get("since") else "about to start"
             task = f", task {self.tasks[cell['cell_id']]}" if cell["cell_id"] in self.tasks else ""
             workers = f" on {cell['workers']} workers" if cell["workers"] > 1 else ""

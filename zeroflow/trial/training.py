@@ -192,7 +192,7 @@ class TaskTrainer:
                 parameter.copy_(saved["parameters"][name])
         self.optimizer.load_state_dict(saved["optimizer"])
         cosine.load_state_dict(saved["schedule"])
-        self.steps, self.peaks = [Step(*row) for row in saved["steps"]], {**saved["peaks"], **self.peaks}
+        self.steps = [Step(*row) for row in saved["steps"]]
         if self.probe:
             self.probe.seen = [Probe(*row) for row in saved["probes"]]
         return int(saved["epoch"]) + 1
@@ -208,7 +208,6 @@ class TaskTrainer:
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": cosine.state_dict(),
                 "steps": as_rows(self.steps),
-                "peaks": self.peaks,
                 "probes": as_rows(self.probe.seen) if self.probe else [],
             }
             self.checkpoints.save("epoch", state)

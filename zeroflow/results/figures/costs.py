@@ -232,12 +232,19 @@ def trade_off(rows: Sequence[Row]) -> list[TradeOff]:
         for place, row in enumerate(rows)
         if row.avg is not None and row.peak_memory is not None
     ]
-
-    def beaten(row: Row, memory: float, avg: float) -> bool:
-        rivals = (own for own in measured if same_problem(own[0].config) == same_problem(row.config))
-        return any(_beats((m, a), (memory, avg)) for *_, m, a in rivals)
-
-    return [TradeOff(row, place, memory, avg, not beaten(row, memory, avg)) for row, place, memory, avg in measured]
+    rivals: dict[tuple[object, ...], list[tuple[float, float]]] = {}
+    for row, _, memory, avg in measured:
+        rivals.setdefault(same_problem(row.config), []).append((memory, avg))
+    return [
+        TradeOff(
+            row,
+            place,
+            memory,
+            avg,
+            not any(_beats(other, (memory, avg)) for other in rivals[same_problem(row.config)]),
+        )
+        for row, place, memory, avg in measured
+    ]
 
 
 def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
