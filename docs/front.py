@@ -10,7 +10,7 @@ from findings import shift_gains, verdicts
 
 from zeroflow.results import load
 from zeroflow.results.estimates import Estimate
-from zeroflow.results.summary import Row, same_problem, summary
+from zeroflow.results.summary import Row, gradients, same_problem, summary
 
 STREAM = {"dataset": "quickdraw100-marker", "tasks": 10, "stop_after": 5, "class_order_seed": 1993, "validation": 0.0}
 """What `make sweep` runs."""
@@ -25,17 +25,17 @@ KINDS = (
 
 
 def kind(row: Row) -> str | None:
-    """Which of the six kinds a row is; None: of none, as what begins with exact gradients and goes on without."""
+    """Which of the six kinds a row is; None: of none, as what takes exact gradients in some steps alone."""
     optimizer = row.config["optimizer"]
     if row.is_baseline:
         return "no training"
     if optimizer is None:
         return "closed form"
-    if row.seeds < SEEDS or row.config["hybrid_epochs"]:
+    if row.seeds < SEEDS or gradients(row.config) == "both":
         return None
     if row.config["method"] == "joint":
         return "joint"
-    if optimizer.startswith("fo-"):
+    if gradients(row.config) == "exact":
         return "first order"
     many = (row.trainable_parameters or 0) >= MANY
     return "tens of thousands by forward passes" if many else "a few values by forward passes"

@@ -43,8 +43,9 @@ def rows_page(results: Path, table: str) -> str:
         verified = f"yes, {len(row.cells)} seed(s), lr {row.config['lr']}" if row.verified else "no"
         name = ", ".join(row.published.label)
         lines.append([name, *cells, verified, f"`{row.published.command}`"])
-    ran = sum(row.verified for row in found)
-    return "\n".join([markdown_grid(Table.of(columns, lines)), "", f"Run: {ran} of {len(found)} rows.", ""])
+    ran = {row.published.label for row in found if row.verified}
+    every = {row.published.label for row in found}
+    return "\n".join([markdown_grid(Table.of(columns, lines)), "", f"Run: {len(ran)} of {len(every)} rows.", ""])
 
 
 def what_training_changed() -> str:

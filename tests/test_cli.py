@@ -313,7 +313,12 @@ def test_a_killed_sweep_is_at_no_cell_that_is_done(tmp_path: Path) -> None:
     file.write_text(KILLED)
     cells = json.dumps([result.config.canonical() for result in (one, other)])
     subprocess.run([sys.executable, str(file), store.root, cells], timeout=200)
+    # One that began at a task that another cell had kept has logs of the tasks from there on.
+    logs = tmp_path / "store" / "unfinished" / f"{other.cell_id}-code"
+    logs.mkdir(parents=True)
+    (logs / "task-3.losses").touch()
     run = invoke("status", store.root)
+    assert "training has reached task 4" in run.stdout
     assert "2 cells: 1 done, 0 failed, 1 missing, of them 1 in work when it was killed" in run.stdout, run.stdout
     assert [line.split()[6] for line in run.stdout.splitlines() if line.startswith("  in work")] == [other.cell_id]
     (sweep,) = json.loads(invoke("status", store.root, "--json").stdout)["sweeps"]

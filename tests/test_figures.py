@@ -18,6 +18,7 @@ from zeroflow.results import Store, figures, published
 from zeroflow.results.effects import effects
 from zeroflow.results.estimates import estimate
 from zeroflow.results.figures.style import look
+from zeroflow.results.schema import CONFIG_KEYS
 from zeroflow.results.summary import Row, summary
 
 
@@ -42,7 +43,7 @@ def drawn(store: Store) -> Iterator[tuple[str, go.Figure]]:
         figures.draw_task_confusion(figures.task_confusions(rows, store.load("confusion"), store.load("stages"))),
     )
     yield "ranking", figures.draw_ranking(rows)
-    yield "queries", figures.draw_against_queries(figures.against_queries(rows), rows[0])
+    yield "queries", figures.draw_against_queries(figures.against_queries(rows), rows[:1])
     for work in ("forward_passes", "forward_equivalents"):
         yield work, figures.draw_accuracy_against_forwards(rows, work)
     yield "costs", figures.draw_costs(rows)
@@ -287,7 +288,8 @@ def test_effects_carry_what_they_are_filtered_by(full: Store) -> None:
 def test_comparisons_show_both_numbers() -> None:
     row = published.published("ease", "zo-sgd-sign", "cifar100")
     ours = {metric: estimate([70.0, 72.0]) for metric in row.values}
-    figure = figures.draw_comparisons([published.Comparison(row, row.config, ("a", "b"), ours)])
+    config = {**dict.fromkeys(CONFIG_KEYS), **row.config}
+    figure = figures.draw_comparisons([published.Comparison(row, config, ("a", "b"), ours)])
     paper, measured = figure.data
     assert (tuple(paper.x), tuple(measured.x)) == ((83.21,), (71.0,)) and measured.error_x.array[0] > 0
 

@@ -60,3 +60,9 @@ def test_settings_compete_on_one_stream_and_in_the_same_orders(tmp_path: Path) -
     assert sorted(ranks.items()) == [
         ("ease fo-sgd tasks=2", 1), ("ease fo-sgd tasks=5", 1), ("simplecil tasks=2", 2), ("simplecil tasks=5", 2)
     ]  # fmt: skip
+
+
+def test_a_gain_over_fewer_orders_than_the_row_has_is_none(store: Store) -> None:
+    fill(store, *(cell(80.0, class_order_seed=order, optimizer="zo-cge") for order in (0, 1, 9)))
+    (found,) = [each for each in over_orders(summary(store.load("trials"))) if "zo-cge" in each.label]
+    assert len(found.rows) == 3 and found.gain is None, "order 9 has no SimpleCIL"

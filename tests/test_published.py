@@ -17,6 +17,7 @@ from zeroflow.results.effects import effects, order
 from zeroflow.results.efficiency import table2
 from zeroflow.results.estimates import estimate
 from zeroflow.results.rows import tables
+from zeroflow.results.tables import make_tables
 from zeroflow.trial.config import TrialConfig
 
 ROOT = Path(__file__).parent.parent
@@ -250,6 +251,49 @@ def test_a_hybrid_effect_is_against_the_rate_of_its_exact_gradients(tmp_path: Pa
     table = trials(tmp_path, (hybrid, 61.0), ({**first, "lr": 0.1}, 60.0), ({**first, "lr": 1e-6}, 20.0))
     (avg, _) = effects("hybrid", table)
     assert avg.ours is not None and avg.ours.mean == 1.0
+    lost = trials(tmp_path / "lost", (hybrid, 61.0), ({**first, "lr": 1e-6}, 20.0))
+    assert [effect.ours for effect in effects("hybrid", lost)] == [None, None], "another rate is another change"
+
+
+def test_an_enhancement_is_compared_at_one_rate_and_with_one_rule(tmp_path: Path) -> None:
+    for number, other in enumerate(({"lr": 1e-5}, {"eps": 0.1}, {"optimizer_options": {"momentum": 0.9}})):
+        pair = ({**SMALL, "optimizer_options": {"history": 0.2}}, 80.0), ({**SMALL, **other}, 50.0)
+        assert not any(effect.ours for effect in effects("table3", trials(tmp_path / str(number), *pair))), other
+    kept = {"momentum": 0.9}
+    pair = (
+        ({**SMALL, "optimizer_options": {"history": 0.2, **kept}}, 80.0),
+        ({**SMALL, "optimizer_options": kept}, 50.0),
+    )
+    found = {e.name: e.ours for e in effects("table3", trials(tmp_path / "one", *pair)) if e.metric == "avg" and e.ours}
+    assert {name: ours.mean for name, ours in found.items()} == {"history 20% - 0%": 30.0}
+
+
+def test_streams_are_not_seeds(tmp_path: Path) -> None:
+    """One seed on three streams is no interval: each stream has its own effects, named by what tells it apart."""
+    first = {**SMALL, "optimizer": "fo-sgd"}
+    streams: list[tuple[dict[str, Any], float]] = [({}, 1.0), ({"stop_after": 5}, 2.0), ({"tasks": 5}, 3.0)]
+    cells = [
+        ({**config, **keys}, 50.0 + gain * up) for keys, gain in streams for config, up in ((SMALL, 1), (first, 0))
+    ]
+    table = make_tables({"trials": trials(tmp_path, *cells)})
+    (found,) = [each for each in table if each.name == "effects"]
+    lines = [[cell.text for cell in line.cells] for line in found.lines]
+    avg = {line[0]: (line[4], line[5], line[6]) for line in lines if line[2] == "Avg"}
+    assert avg == {
+        "quickdraw100, tasks=10 stop_after=default": ("+1.00", "1", "one seed"),
+        "quickdraw100, tasks=10 stop_after=5": ("+2.00", "1", "one seed"),
+        "quickdraw100, tasks=5 stop_after=default": ("+3.00", "1", "one seed"),
+    }
+
+
+def test_settings_that_are_one_published_row_are_told_apart(tmp_path: Path) -> None:
+    rows = [({**SIGN, "lr": lr}, accuracy) for lr, accuracy in ((0.01, 30.0), (0.1, 80.0))]
+    found = [each for each in published.compare(trials(tmp_path, *rows)) if each.verified]
+    assert sorted(zip(published.settings(found), [f.ours["avg"].mean for f in found], strict=True)) == [
+        ("lr=0.01", 30.0),
+        ("lr=0.1", 80.0),
+    ]
+    assert {row.name for row in published.rows("table3")}.isdisjoint(row.name for row in published.rows("table4"))
 
 
 def test_queries_are_compared_within_a_method_and_at_as_many_epochs(tmp_path: Path) -> None:
@@ -278,7 +322,7 @@ def test_order_of_optimizers_and_hybrid_runs(tmp_path: Path) -> None:
         sum(published.published("ease", name, d).values["avg"] for d in published.DATASETS.values()) for name in names
     ]
     same = [({**SMALL, "optimizer": name}, value / 4) for name, value in zip(names, paper, strict=True)]
-    hybrid = ({**SMALL, "epochs": 10, "hybrid_epochs": 7}, 61.0)
+    hybrid = ({**SMALL, "epochs": 10, "hybrid_epochs": 7, "optimizer_options": {"hybrid_lr": 0.1}}, 61.0)
     table = trials(tmp_path, *same, hybrid)
     tau, between = order("ease", table)
     assert tau == pytest.approx(1.0) and -1 < between < 1

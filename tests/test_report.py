@@ -21,10 +21,11 @@ from everything import HALF_WIDTH, cell, fill, landscape, seeds, simplecil
 from zeroflow.cli import main
 from zeroflow.errors import ConfigError
 from zeroflow.results import SCHEMA_VERSION, Store, figures, load
+from zeroflow.results.findings import findings
 from zeroflow.results.rendering import render
 from zeroflow.results.report import write_report
 from zeroflow.results.rows import failure, tables
-from zeroflow.results.summary import summary
+from zeroflow.results.summary import HELD_OUT, render_text, shared, summary
 from zeroflow.results.tables import make_tables
 from zeroflow.trial.metrics import DEFINITIONS
 
@@ -124,13 +125,81 @@ def test_the_first_sentences_say_what_was_found(store: Store, tmp_path: Path) ->
     for order, level, best in ((1, 70.0, 71.0), (2, 74.0, 90.0), (3, 80.0, 81.0)):
         fill(orders, simplecil(level, class_order_seed=order), cell(best, optimizer="zo-sgd", class_order_seed=order))
     page = page_of(orders, tmp_path)
-    assert "with 85.00 % (one seed, +16.00 points); SimpleCIL, which trains nothing, has Avg 69.00 %" in page
+    one = "class_order_seed=1: the best of 2 settings is ease zo-sgd, by forward passes alone, with 66.00 % (one seed, +1.00 points)"
+    assert f"{one}; SimpleCIL, which trains nothing, has Avg 65.00 %." in page, "not the best of all orders"
+    assert "2 more streams of this data set are in the tables." in page
     for level, verdict in ((82.0, "lies above"), (65.0, "does not lie above")):
         one = Store(tmp_path / verdict)
         fill(one, simplecil(70.0), *seeds(level, optimizer="zo-sgd"))
         assert f"The one setting trained by forward passes alone with several seeds {verdict} SimpleCIL" in page_of(
             one, tmp_path
         )
+
+
+@pytest.mark.parametrize(
+    ("way", "settings"),
+    [
+        ("by forward passes alone", {"optimizer": "zo-sgd"}),
+        ("with exact gradients", {"optimizer": "fo-sgd", "queries": None}),
+        ("in some steps", {"optimizer": "zo-sgd", "epochs": 9, "hybrid_epochs": 3}),
+        ("in some steps", {"optimizer": "zo-sgd", "optimizer_options": {"hybrid": 8}}),
+        ("in some steps", {"optimizer": "zo-sgd", "later": {"task": 2, "optimizer": "fo-sgd"}}),
+        ("in some steps", {"optimizer": "fo-sgd", "queries": None, "later": {"task": 2, "optimizer": "zo-sgd"}}),
+        ("with exact gradients", {"optimizer": "fo-sgd", "queries": None, "later": {"task": 2, "lr": 0.5}}),
+    ],
+)
+def test_what_took_exact_gradients_anywhere_is_not_called_forward_passes_alone(
+    store: Store, way: str, settings: dict[str, Any]
+) -> None:
+    fill(store, simplecil(70.0), cell(90.0, **settings))
+    (sentence,) = findings(summary(store.load("trials")))
+    assert way in sentence.partition(", with 85.00")[0], sentence
+    assert ("by forward passes alone" in sentence) == (way == "by forward passes alone")
+
+
+def test_class_orders_that_begin_alike_are_two_rows_for_the_reader_too(store: Store) -> None:
+    orders = [[*range(12), *rest] for rest in ([12, 13], [13, 12])]
+    fill(store, *(cell(80.0, queries=q, fixed_class_order=order) for order in orders for q in (1, 4)))
+    rows = summary(store.load("trials"))
+    assert len({row.name() for row in rows}) == 4
+    assert [line.x for line in figures.against_queries(rows)] == [(1, 4), (1, 4)]
+
+
+def test_options_that_only_data_sets_differ_in_are_told_with_their_data_set(store: Store) -> None:
+    for dataset, size in (("quickdraw100", 16), ("quickdraw100-marker", 32)):
+        fill(store, cell(80.0, dataset=dataset, method_options={"bottleneck": size}))
+    (sentence,) = shared(summary(store.load("trials")))
+    for each in ("bottleneck=16 (quickdraw100 ease fo-sgd)", "bottleneck=32 (quickdraw100-marker ease fo-sgd)"):
+        assert each in sentence
+
+
+def test_the_table_of_cells_has_the_keys_of_their_streams(store: Store) -> None:
+    fill(store, *(simplecil(70.0 + order, class_order_seed=order) for order in (1, 2)), simplecil(75.0, stop_after=1))
+    (found,) = [table for table in make_tables({"trials": store.load("trials")}) if table.name == "cells"]
+    lines = [dict(zip(found.headings, (cell.text for cell in line.cells), strict=True)) for line in found.lines]
+    assert sorted((line["class_order_seed"], line["stop_after"], line["avg"]) for line in lines) == [
+        ("1", "-", "66.00"),
+        ("1993", "1", "70.00"),
+        ("2", "-", "67.00"),
+    ]
+
+
+def test_a_store_of_tries_alone_says_that_no_test_sample_was_looked_at(store: Store, tmp_path: Path) -> None:
+    fill(store, simplecil(70.0, validation=0.3))
+    assert HELD_OUT in page_of(store, tmp_path) and HELD_OUT in render_text(summary(store.load("trials")))
+    fill(store, simplecil(70.0))
+    assert HELD_OUT not in page_of(store, tmp_path) and HELD_OUT not in render_text(summary(store.load("trials")))
+
+
+def test_streams_beside_each_other_have_no_line_to_beat(store: Store) -> None:
+    fill(store, simplecil(70.0), cell(80.0, optimizer="zo-sgd"), cell(81.0, optimizer="zo-sgd", queries=4))
+    one = figures.draw_ranking(summary(store.load("trials")))
+    assert len(one.layout.shapes) == 3
+    fill(store, simplecil(60.0, stop_after=1), cell(82.0, optimizer="zo-sgd", stop_after=1))
+    rows = summary(store.load("trials"))
+    assert not figures.draw_ranking(rows).layout.shapes
+    joined = [trace for trace in figures.draw_accuracy_against_forwards(rows).data if "points" in (trace.meta or {})]
+    assert sorted(len(trace.x) for trace in joined) == [1, 2], "no line from one stream to another"
 
 
 @pytest.mark.parametrize("method", ["ranpac", "simplecil"])

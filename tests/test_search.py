@@ -647,6 +647,23 @@ def test_of_what_held_out_samples_cannot_tell_apart_the_smallest_lr_is_chosen(
     assert (row.level, row.best, row.lr) == (level, max(accuracies), lr)
 
 
+def test_searches_of_one_name_say_what_tells_them_apart(some_drawings: str, tmp_path: Path) -> None:
+    store, rows = Store(tmp_path), []
+    for block in ({MOMENTUM: 0.0}, {MOMENTUM: 0.9}, {MOMENTUM: 0.9, "hybrid_epochs": 1}):
+        plan = planned(some_drawings, None, {"optimizer": "zo-sgd", **block}, lr=[0.1])
+        for config in plan.candidates.cells:
+            made_up(store, config, 50, 1.0, n=100)
+        rows += found_by(store, plan).rows
+    assert sorted(row.setting for row in search_rows(rows)) == [
+        "hybrid_epochs=0 momentum=0.9",
+        "hybrid_epochs=0 momentum=default",
+        "hybrid_epochs=1 momentum=0.9",
+    ]
+    text = render_searches(search_rows(rows))
+    assert "| setting" in text and "hybrid_epochs=1 momentum=0.9" in text
+    assert [row.setting for row in search_rows(rows[:1])] == [""]
+
+
 def test_a_failed_first_candidate_leaves_the_standard_error_as_it_is(some_drawings: str, tmp_path: Path) -> None:
     store, plan = Store(tmp_path), three_tries(some_drawings)
     first, second, third = plan.candidates.cells

@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, overload
 
 import torch
+from torch import nn
 
 from zeroflow.errors import ConfigError
 from zeroflow.optim.composition import Composition
@@ -179,14 +180,15 @@ def create_optimizer(
     eps: float | None = None,
     seed: int = 0,
     executor: Executor | None = None,
+    module: nn.Module | None = None,
     **options: Any,
 ) -> ThreeStepOptimizer:
     """Build a named optimizer.
 
     Args:
         name: one of ``list_optimizers()``.
-        params: a module, parameters, named parameters, or parameter groups. Prefer the module: its buffers (batch norm)
-            are then updated once per step instead of once per evaluation.
+        params: a module, parameters, named parameters, or parameter groups. Prefer the module, or give it as ``module``: its
+            buffers (batch norm) are then updated once per step instead of once per evaluation.
         lr: learning rate; None: the registered default, with a warning, since it was chosen on another model. ``tune``
             chooses one for a model and a loss.
         queries: directions per step, q >= 1 (default 1; 8 for zo-fzoo, 16 for zo-muon; 4 + floor(3 ln d) for es-cma,
@@ -195,6 +197,7 @@ def create_optimizer(
             size). Those without perturbation (fo-*, forward-grad) ignore it.
         seed: key of all directions, >= 0.
         executor: runs the evaluations; default: this process.
+        module: that the parameters belong to, for its buffers, where ``params`` are groups or a part of it.
         **options: of the named optimizer, e.g. ``momentum`` or ``weight_decay``; options of all: see ``ENHANCEMENTS``.
 
     Returns:
@@ -219,7 +222,8 @@ def create_optimizer(
                 stacklevel=2,
             )
     check_settings(info, lr=lr, queries=named, eps=eps, seed=seed, options=options)
-    made = ThreeStepOptimizer(params, info.compose(lr, options), queries=named, eps=eps, seed=seed, executor=executor)
+    composition = info.compose(lr, options)
+    made = ThreeStepOptimizer(params, composition, queries=named, eps=eps, seed=seed, executor=executor, module=module)
     if queries is None:
         made.queries = info.estimator.usual_queries(made.flat.size) or named
     return made

@@ -46,6 +46,7 @@ class ThreeStepOptimizer(AskTell, Saving):
             ``"eps"`` is Adam's.
         seed: key of all directions and of dropout during evaluations.
         executor: runs the evaluations; default: this process.
+        module: the parameters' own, for its buffers, where ``params`` are not a module.
 
     Raises:
         ValueError: parameters that cannot be trained.
@@ -73,14 +74,15 @@ class ThreeStepOptimizer(AskTell, Saving):
         eps: float = 1e-3,
         seed: int = 0,
         executor: Executor | None = None,
+        module: nn.Module | None = None,
     ) -> None:
         groups = parameter_groups(params)
         self.composition, self.queries, self.seed = composition, queries, seed
         self.executor: Executor = executor or LocalExecutor()
-        check_processes(params, executor)
+        check_processes(module or params, executor)
         self._agreed = False  # whether processes that share the work were seen to be alike
         self.steps = self.forwards = self.equivalents = self.skipped = 0
-        self._module = params if isinstance(params, nn.Module) else None
+        self._module = params if isinstance(params, nn.Module) else module
         self._memory: dict[str, Any] = {}  # of the direction: part of the state
         self._adapted: dict[str, Any] = {}  # of the estimator: part of the state, in its own precision and place
         self._transient: dict[str, Any] = {}  # of the estimator: saves work, never changes a result

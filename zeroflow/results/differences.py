@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,7 @@ DEFAULT = "default"
 """Stands for the value of an option that a row leaves as it is, where other rows of its kind set it."""
 
 _LONG = 16
-"""Characters of a list of labels that are shown."""
+"""Characters of a list of labels that are shown, and what tells it from others that begin alike."""
 
 Config = Mapping[str, Any]
 
@@ -87,15 +88,25 @@ class Differences:
                 for name, value in _read(config, key).items():
                     if name not in apart:
                         holders.setdefault(_option(name, value), []).append(config)
+            sets = {config["dataset"] for config in self.configs}
             for option, own in holders.items():
-                together.setdefault(self._whose(owner, own), []).append(option)
+                differs = len(sets) > 1 and any(
+                    option != other and option.partition("=")[0] == other.partition("=")[0] for other in holders
+                )
+                together.setdefault(self._whose(owner, own, of_dataset=differs), []).append(option)
         return [f"{' '.join(options)} ({names})" for names, options in together.items()]
 
-    def _whose(self, owner: str, holders: Sequence[Config]) -> str:
-        """Some configurations by the name of their method, optimizer or classifier, where that says which they are."""
+    def _whose(self, owner: str, holders: Sequence[Config], *, of_dataset: bool) -> str:
+        """Some configurations by the name of their method, optimizer or classifier, where that says which they are.
+
+        Args:
+            owner: whose option it is.
+            holders: those that have it with one value.
+            of_dataset: whether others have it with another one, so that the data set may be what says which.
+        """
         names = list(dict.fromkeys(_named(config, owner) for config in holders))
         if sum(_named(config, owner) in names for config in self.configs) > len(holders):
-            keys = dict.fromkeys(("method", owner, "optimizer"))
+            keys = dict.fromkeys((*(["dataset"] if of_dataset else []), "method", owner, "optimizer"))
             return ", ".join(dict.fromkeys(" ".join(filter(None, (own[key] for key in keys))) for own in holders))
         others = dict.fromkeys(config[owner] for config in self.configs if config[owner] and config[owner] not in names)
         if len(names) > 2 * len(others) + 2:
@@ -152,7 +163,7 @@ def as_text(key: str, value: Any) -> str:
     if value is None and key in USUAL:
         return USUAL[key]
     if key == "fixed_class_order" and value and len(value) > _LONG:
-        value = f"{value[:_LONG]}...]"
+        value = f"{value[:_LONG]}... {hashlib.sha256(value.encode()).hexdigest()[:6]}]"
     return "-" if value is None else short_number(value) if isinstance(value, float) else str(value)
 
 

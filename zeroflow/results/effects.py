@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from zeroflow.results.differences import USUAL
 from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.published import DATASETS, ENHANCED, METRICS, ORDER, agrees, cells_once, published, rows
-from zeroflow.results.summary import same_problem
+from zeroflow.results.summary import problem_names, same_problem
 
 # What a pair has in common beside its problem and its seed; the learning rate and what belongs to it is each one's own.
 _ALIKE = ("method_options", "epochs", "batch_size", "schedule", "classifier", "classifier_options", "loss", "later")
+
+# An enhancement is added to an optimizer that stays as it is.
+_ENHANCED_ALIKE = ("lr", "eps")
 
 _Streams = dict[tuple[Any, ...], dict[int, list[float]]]
 
@@ -61,7 +65,7 @@ def effects(table: str, trials: pa.Table) -> list[Effect]:
         table: ``table1`` (each optimizer minus the first-order one; the paper's is the mean over its data sets), ``table3``
             and ``table4`` (with the enhancement minus without), ``figure5`` (q queries minus one) or ``hybrid`` (the last
             epochs zeroth-order minus all first-order).
-        trials: the table ``trials`` of the store that has the same settings on one data set.
+        trials: the table ``trials`` of the store that has the same settings on one data set and stream, see ``by_stream``.
     """
     cells = cells_once(trials)
     if table == "table1":
@@ -73,6 +77,20 @@ def effects(table: str, trials: pa.Table) -> list[Effect]:
     if table == "hybrid":
         return list(_hybrid_effects(cells))
     raise KeyError(table)
+
+
+def by_stream(trials: pa.Table) -> Iterator[tuple[str, str, pa.Table]]:
+    """The rows of each stream, with the names of its data set and, where that has several, of the stream.
+
+    Class orders stay together: differences within each are repetitions, as those of seeds are. Those on other task sequences,
+    backbones or kinds of access are of other problems.
+    """
+    cells = [{**cell, "class_order_seed": None, "fixed_class_order": None} for cell in trials.to_pylist()]
+    for dataset in sorted({cell["dataset"] for cell in cells}):
+        own = [cell for cell in cells if cell["dataset"] == dataset]
+        for problem, name in problem_names(own).items():
+            ids = [cell["cell_id"] for cell in own if same_problem(cell) == problem]
+            yield dataset, name, trials.filter(pc.is_in(trials["cell_id"], pa.array(ids)))
 
 
 def order(method: str, trials: pa.Table) -> tuple[float | None, float]:
@@ -140,7 +158,10 @@ def _enhancement_effects(table: str, cells: Sequence[Mapping[str, Any]]) -> Iter
     for row in others:
         ((option, share),) = row.options.items()
         for metric in METRICS:
-            ours = _paired(_streams(cells, config, row.options, metric), _streams(cells, config, {}, metric))
+            ours = _paired(
+                _streams(cells, config, row.options, metric, _rest(option)),
+                _streams(cells, config, {}, metric, _rest(option)),
+            )
             paper = row.values[metric] - without.values[metric]
             yield _effect(f"{option} {share:.0%} - 0%", metric, paper, ours, config)
 
@@ -170,12 +191,11 @@ def _hybrid_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
         base = "fo-adam" if "adam" in name else "fo-sgd"
         config = {"method": method, "optimizer": name, "epochs": epochs, "hybrid_epochs": exact, "queries": queries}
         alone = {"method": method, "optimizer": base, "epochs": epochs}
-        # Of several rates of first order alone, the one that the hybrid's exact gradients took.
+        # First order alone at the rate that the hybrid's exact gradients took.
         rates = {exact_lr(cell) for cell in cells if agrees(cell, {**config, "later": None}, {})}
         at_rate = [cell for cell in cells if cell["lr"] in rates]
         for metric in ("avg", "last"):
-            first_order = _streams(at_rate, alone, {}, metric) or _streams(cells, alone, {}, metric)
-            ours = _paired(_streams(cells, config, {}, metric), first_order)
+            ours = _paired(_streams(cells, config, {}, metric), _streams(at_rate, alone, {}, metric))
             name_ = f"{method}: {exact} + {epochs - exact} {name} - {epochs} {base}"
             yield Effect(name_, metric, None, 1, ours, _filters(config))
 
@@ -193,15 +213,38 @@ def _filters(config: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _rest(option: str) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """What a cell has beside an option of its optimizer."""
+
+    def rest(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+        own = json.loads(cell["optimizer_options"] or "{}")
+        own.pop(option, None)
+        return (*(cell[key] for key in _ENHANCED_ALIKE), json.dumps(own, sort_keys=True))
+
+    return rest
+
+
 def _streams(
-    cells: Sequence[Mapping[str, Any]], config: Mapping[str, Any], options: Mapping[str, float], metric: str
+    cells: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    options: Mapping[str, float],
+    metric: str,
+    besides: Callable[[Mapping[str, Any]], tuple[Any, ...]] = lambda _: (),
 ) -> _Streams:
-    """A metric by what pairs have in common, and by seed; no cell that changes its settings on the way counts."""
+    """A metric by what pairs have in common, and by seed; no cell that changes its settings on the way counts.
+
+    Args:
+        cells: from ``published.cells_once``.
+        config: the setting.
+        options: its optimizer's enhancements.
+        metric: avg, last or fgt.
+        besides: what pairs have in common beside what ``alike`` says.
+    """
     found: _Streams = {}
     config = {"hybrid_epochs": 0, "later": None, **config}
     for cell in cells:
         if cell[metric] is not None and agrees(cell, config, options):
-            found.setdefault(alike(cell), {}).setdefault(cell["seed"], []).append(cell[metric])
+            found.setdefault((alike(cell), besides(cell)), {}).setdefault(cell["seed"], []).append(cell[metric])
     return found
 
 

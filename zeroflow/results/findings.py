@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from zeroflow.results.summary import Row, same_problem
+from zeroflow.results.summary import PROBLEM, Row, gradients, problem_names, same_problem
 
 _WAYS = {
     "simplecil": "SimpleCIL, which trains nothing",
-    "closed form": "of the others without training",
+    "none": "of the others without training",
     "exact": "with exact gradients",
-    "hybrid": "with exact gradients first and forward passes then",
+    "both": "with exact gradients in some steps and forward passes in others",
     "forward": "by forward passes alone",
 }
 """How rows come about, as a sentence says it."""
@@ -19,12 +20,19 @@ _WAYS = {
 def findings(rows: Sequence[Row]) -> list[str]:
     """The best row of a data set, whatever it is, and beside it the best of every way to train.
 
+    Of several streams (task sequences, class orders, backbones) the one with the most rows is told of, since only its own rows
+    may be held against each other.
+
     Args:
         rows: of one data set.
     """
-    measured = [row for row in rows if row.avg is not None]
-    if not measured:
+    streams: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row.avg is not None:
+            streams.setdefault(same_problem(row.config), []).append(row)
+    if not streams:
         return []
+    problem, measured = max(streams.items(), key=lambda item: len(item[1]))
     best = max(measured, key=_avg)
     parts = []
     if len(measured) > 1:
@@ -44,24 +52,25 @@ def findings(rows: Sequence[Row]) -> list[str]:
         own = groups.get(way)
         if not own or (len(measured) > 1 and best in own):
             continue
-        # Of several class orders the one that the best row has: a gain is held against that.
-        alike = [row for row in own if same_problem(row.config) == same_problem(best.config)]
-        leader = max((way == "simplecil" and alike) or own, key=_avg)
+        leader = max(own, key=_avg)
         parts.append(
             f"{what}, has Avg {leader.avg} %"
             if way == "simplecil"
             else f"the best {what} is {_name(leader)} with {_told(leader)}"
         )
-    return [f"{rows[0].config['dataset']}: {'; '.join(parts)}.{_clearly_above(groups.get('forward', []))}"]
+    named = problem_names([row.config for own in streams.values() for row in own])[problem]
+    where = ", ".join(filter(None, [str(best.config["dataset"]), named]))
+    more = len(streams) - 1
+    others = (
+        f" {more} more stream{'s' if more > 1 else ''} of this data set {'are' if more > 1 else 'is'} in the tables."
+        if more
+        else ""
+    )
+    return [f"{where}: {'; '.join(parts)}.{_clearly_above(groups.get('forward', []))}{others}"]
 
 
 def _way(row: Row) -> str:
-    optimizer = row.config["optimizer"]
-    if optimizer is None:
-        return "simplecil" if row.is_baseline else "closed form"
-    if str(optimizer).startswith("fo-"):
-        return "exact"
-    return "hybrid" if row.config["hybrid_epochs"] else "forward"
+    return "simplecil" if row.is_baseline else gradients(row.config)
 
 
 def _clearly_above(trained: Sequence[Row]) -> str:
@@ -88,7 +97,7 @@ def _told(row: Row) -> str:
 
 
 def _name(row: Row) -> str:
-    return row.name(without=["dataset"])
+    return row.name(without=PROBLEM)
 
 
 def _avg(row: Row) -> float:

@@ -22,7 +22,7 @@ class OverOrders:
         avg: over orders, of the means over seeds; percent.
         last: likewise.
         fgt: likewise.
-        gain: likewise, of Avg minus SimpleCIL's in the same order; None where there is none.
+        gain: likewise, of Avg minus SimpleCIL's in the same order; None where an order lacks that.
         over_seeds: half width of the 95 % t-interval of one order's Avg over its seeds, from their variance within orders, pooled;
             None where no order has two seeds.
     """
@@ -68,7 +68,7 @@ def over_orders(rows: Sequence[Row]) -> list[OverOrders]:
                 estimate(avg),
                 estimate(last),
                 estimate(fgt) if fgt else None,
-                estimate(gains) if gains else None,
+                estimate(gains) if len(gains) == len(own) else None,
                 _over_seeds([row.avg for row in own if row.avg is not None]),
             )
         )

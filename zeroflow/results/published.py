@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from zeroflow.results.differences import USUAL
+from zeroflow.results.differences import USUAL, Differences
 from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.schema import CONFIG_KEYS
 
@@ -70,6 +70,11 @@ class Published:
     config: Mapping[str, Any]
     values: Mapping[str, float]
     options: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The label in a row of words; of Tables 3 and 4, whose labels are shares alone, with what is shared."""
+        return " ".join(filter(None, [ENHANCED.get(self.table), *self.label]))
 
     @property
     def command(self) -> str:
@@ -153,6 +158,22 @@ def compare(trials: pa.Table, published: Iterable[Published] | None = None) -> l
                 groups.setdefault(json.dumps(config), []).append(cell)
         found += [_comparison(row, json.loads(key), members) for key, members in groups.items()] or [Comparison(row)]
     return found
+
+
+def settings(comparisons: Sequence[Comparison]) -> list[str]:
+    """What tells several settings of ours apart that are one published row: ``lr=0.01``; empty texts where nothing does.
+
+    Args:
+        comparisons: with cells.
+    """
+    differences = Differences([each.config for each in comparisons])
+    own = {*PROTOCOL, "dataset", "method", "optimizer", "queries", "seed"}
+    telling = [key for key in CONFIG_KEYS if key not in own and differences.varies(key)]
+    texts = [{key: differences.text(key, each.config) for key in telling} for each in comparisons]
+    return [
+        " ".join(value if key.endswith("_options") else f"{key}={value}" for key, value in text.items() if value != "-")
+        for text in texts
+    ]
 
 
 def _comparison(row: Published, config: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Comparison:

@@ -29,11 +29,12 @@ from zeroflow.results.rendering import MARKED, Table, html_grid, words
 from zeroflow.results.report_figures import Drawn, Entry, by_dataset, choose
 from zeroflow.results.storage import remove_leftovers
 from zeroflow.results.store import Store, load
-from zeroflow.results.summary import FILTERS, Row, summary
+from zeroflow.results.summary import FILTERS, HELD_OUT, Row, summary
 from zeroflow.results.tables import make_tables
 
 _PROVENANCE = (
-    "dataset", "backbone", "tasks", "base_classes", "increments", "stop_after", "class_order_seed", "fixed_class_order", "dtype",
+    "dataset", "backbone", "tasks", "base_classes", "increments", "stop_after", "class_order_seed", "fixed_class_order", "validation",
+    "dtype",
     "zeroflow_version", "torch_version", "timm_version", "ray_version", "python_version",
     "device", "threads", "workers",
 )  # fmt: skip
@@ -90,6 +91,8 @@ def read(*results: Store | str | Path, on_progress: Progress = silent) -> Result
         for name in ("stages", "accuracy", "confusion", "probes"):
             tables[name] = tables[name].filter(pc.is_in(tables[name]["cell_id"], tested["cell_id"]))
         tables["trials"] = tested
+    elif len(trials) and not len(tested):
+        notes.append(HELD_OUT)
     return Results(tuple(names.values()), tables, tuple(notes))
 
 
@@ -256,7 +259,7 @@ def _filters(marks: Sequence[tuple[Mapping[str, str], int]]) -> str:
         f"<details id='filters' open><summary>Filters</summary>{''.join(sets)}<div class='end'>"
         "<label><input type='checkbox' id='keep-baseline' checked> always show SimpleCIL</label>"
         "<button type='button' id='clear'>clear</button>"
-        "<span class='faint'>Press any number of values; they act on every sentence above, table and figure. None pressed: all.</span></div></details>"
+        "<span class='faint'>Press any number of values; they act on every table and figure, those of data sets on the sentences above too. None pressed: all.</span></div></details>"
     )
 
 

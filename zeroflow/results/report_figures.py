@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from zeroflow.progress import Progress, silent
 from zeroflow.results import figures, published
-from zeroflow.results.effects import effects
-from zeroflow.results.summary import Row, shared, summary
+from zeroflow.results.effects import by_stream, effects
+from zeroflow.results.summary import Row, same_problem, shared, summary
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,15 @@ def _of_dataset(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table
 
 
 def _accuracies(rows: list[Row], tables: Mapping[str, pa.Table]) -> Iterator[Entry]:
+    streams = {same_problem(row.config) for row in rows}
+    line = (
+        "dots right of the dotted line, SimpleCIL, are better than it. Forgetting: less is better, dots left of the line forget less."
+        if len(streams) == 1
+        else f"of {len(streams)} streams, named by what tells them apart; only rows of one stream compare. Forgetting: less is better."
+    )
     yield Entry(
         "All settings beside each other",
-        "Average accuracy and accuracy at the end: dots right of the dotted line, SimpleCIL, are better than it. Forgetting: "
-        f"less is better, dots left of the line forget less. {_SEEDS}",
+        f"Average accuracy and accuracy at the end: {line} {_SEEDS}",
         figures.draw_ranking(rows),
     )
     curves = figures.stage_curves(rows, tables["stages"])
@@ -157,20 +162,21 @@ def _accuracies(rows: list[Row], tables: Mapping[str, pa.Table]) -> Iterator[Ent
 
 
 def _costs(rows: list[Row]) -> Iterator[Entry]:
-    baseline = next((row for row in rows if row.is_baseline), None)
     lines = figures.against_queries(rows)
+    streams = {same_problem(row.config) for line in lines for row in line.rows}
+    baselines = [row for row in rows if row.is_baseline and same_problem(row.config) in streams]
     if lines:
         yield Entry(
             "Accuracy against queries",
             f"What more directions per step bring, at the same number of steps. {_SEEDS}",
-            figures.draw_against_queries(lines, baseline),
+            figures.draw_against_queries(lines, baselines),
         )
     if any(row.forward_passes for row in rows):
         counted = all(row.forward_equivalents is not None for row in rows)
         yield Entry(
             "Accuracy against work",
             f"What accuracy costs in forward passes{', a backward pass counting as two' if counted else ''}; up and "
-            f"left is better. Settings of the same optimizer are joined. {_SEEDS}",
+            f"left is better. Settings of the same optimizer on the same stream are joined. {_SEEDS}",
             figures.draw_accuracy_against_forwards(rows, "forward_equivalents" if counted else "forward_passes"),
         )
     if any(row.peak_memory is not None for row in rows):
@@ -214,9 +220,10 @@ def _changes(rows: list[Row], trials: pa.Table, tables: Mapping[str, pa.Table]) 
             figures.draw_function_values(values),
         )
     changes = [
-        e
+        replace(e, name=", ".join(filter(None, [stream, e.name])))
+        for _, stream, own in by_stream(trials)
         for name in ("table1", "table3", "table4", "figure5", "hybrid")
-        for e in effects(name, trials)
+        for e in effects(name, own)
         if e.metric == "avg" and e.ours
     ]
     if changes:

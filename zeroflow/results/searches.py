@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from zeroflow.results.differences import short_number
+from zeroflow.results.differences import DEFAULT, short_number
 from zeroflow.results.rendering import Table, markdown_grid, words
 
 
@@ -18,6 +18,7 @@ class SearchRow:
 
     Attributes:
         config: keys that its candidates have in common.
+        setting: what of them tells it from other searches of its data set, method, optimizer and queries; empty: nothing.
         tries: number of candidates.
         failed: how many of them failed.
         budget: in forward-equivalents.
@@ -50,6 +51,7 @@ class SearchRow:
     level: int
     edge: str | None
     options: Mapping[str, Any] = field(default_factory=dict)
+    setting: str = ""
 
     @property
     def options_text(self) -> str | None:
@@ -67,10 +69,27 @@ def search_rows(searches: Iterable[Mapping[str, Any]]) -> list[SearchRow]:
     for row in searches:
         groups.setdefault(row["search_id"], []).append(row)
     rows = [_row(members) for members in groups.values()]
+    rows = [replace(row, setting=_apart(row, rows)) for row in rows]
     return sorted(rows, key=lambda row: [(value is not None, str(value)) for value in map(row.config.get, _NAMED)])
 
 
 _NAMED = ("dataset", "method", "optimizer", "queries")
+
+
+def _apart(row: SearchRow, rows: Sequence[SearchRow]) -> str:
+    """What tells a search from those of the same name: ``momentum=0.9``."""
+    others = [_flat(other.config) for other in rows if all(other.config.get(k) == row.config.get(k) for k in _NAMED)]
+    own = _flat(row.config)
+    telling = [key for other in others for key in own.keys() | other.keys() if own.get(key) != other.get(key)]
+    return " ".join(f"{key.rpartition('.')[2]}={_short(own.get(key, DEFAULT))}" for key in sorted(set(telling)))
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys and dotted options."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+    return found
 
 
 def _row(members: Sequence[Mapping[str, Any]]) -> SearchRow:
@@ -137,11 +156,13 @@ SEARCH_LEGEND = (
 def render_searches(rows: Sequence[SearchRow]) -> str:
     """The table in GitHub's Markdown, its columns set wide enough for a terminal, with a legend."""
     searched = ["options"] if any(row.options for row in rows) else []
+    settings = ["setting"] if any(row.setting for row in rows) else []
     heads = [
         "dataset",
         "method",
         "optimizer",
         "q",
+        *settings,
         "tries",
         "spent",
         "lr",
@@ -160,6 +181,7 @@ def render_searches(rows: Sequence[SearchRow]) -> str:
         values.append(
             [
                 *map(row.config.get, _NAMED),
+                *(row.setting for _ in settings),
                 tried,
                 f"{row.spent:,} of {row.budget:,}",
                 _general(row.lr),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,11 +32,11 @@ FILTERS = ("dataset", "method", "optimizer", "queries")
 _NAMES = ("dataset", "backbone", "method", "classifier", "optimizer")  # say by themselves what they are
 _SHORT = {"queries": "q"}
 _ALWAYS_SHOWN = ("method", "optimizer", "queries")
-# Accuracies are comparable only where all of these agree.
-_SAME_PROBLEM = (
+PROBLEM = (
     "dataset", "transform", "image_size", "tasks", "base_classes", "increments", "class_order_seed", "fixed_class_order",
     "stop_after", "validation", "backbone", "checkpoint", "dtype", "access", "preprocessing",
 )  # fmt: skip
+"""Accuracies are comparable only where all of these agree."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,21 @@ def is_baseline(config: Mapping[str, Any]) -> bool:
     return bool(config["method"] == BASELINE and config.get("classifier") is None)
 
 
+def gradients(config: Mapping[str, Any]) -> str:
+    """What a configuration is trained with: ``none``, ``exact`` gradients, ``forward`` passes alone, or ``both``, some steps each."""
+    found = set()
+    for part in (config, {**config, **json.loads(config.get("later") or "{}")}):
+        if part["optimizer"] is None:
+            continue
+        options = part["optimizer_options"] or {}
+        options = json.loads(options) if isinstance(options, str) else options
+        exact = str(part["optimizer"]).startswith("fo-")
+        found |= {"exact"} if exact else {"forward"}
+        if part["hybrid_epochs"] or options.get("hybrid"):
+            found |= {"exact"}
+    return "both" if len(found) > 1 else next(iter(found), "none")
+
+
 def summary(trials: pa.Table) -> list[Row]:
     """Rows over seeds: data set by data set, SimpleCIL (the row to beat) first, then by method, optimizer, queries.
 
@@ -183,7 +199,22 @@ def _mean(trials: list[dict[str, Any]], name: str) -> float | None:
 
 def same_problem(config: Mapping[str, Any]) -> tuple[Any, ...]:
     """What two configurations must have in common for their accuracies to be compared."""
-    return tuple(config[key] for key in _SAME_PROBLEM)
+    return tuple(config[key] for key in PROBLEM)
+
+
+def problem_names(configs: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], str]:
+    """The problems of some configurations of one data set, in their order, by what tells them apart; of a single one nothing."""
+    differences = Differences(configs)
+    telling = [key for key in PROBLEM if key != "dataset" and differences.varies(key)]
+    return {
+        same_problem(config): " ".join(_told(key, differences.text(key, config)) for key in telling)
+        for config in configs
+    }
+
+
+def _told(key: str, text: str) -> str:
+    text = DEFAULT if text == "-" else text
+    return text if key in _NAMES else f"{key}={text}"
 
 
 def _order(row: Row) -> tuple[Any, ...]:
@@ -204,9 +235,15 @@ LEGEND = (
 
 
 def shared(rows: Sequence[Row]) -> tuple[str, ...]:
-    """A sentence on the options that rows have in common, which their labels leave out; none if they have none."""
+    """Sentences on what rows have in common and their labels leave out: options, and that no test sample was looked at."""
     found = Differences([row.config for row in rows]).shared()
-    return (f"Alike in all rows: {'; '.join(found)}.",) if found else ()
+    return (
+        *([f"Alike in all rows: {'; '.join(found)}."] if found else []),
+        *([HELD_OUT] if rows and all(row.config["validation"] for row in rows) else []),
+    )
+
+
+HELD_OUT = "Accuracies of all rows are on held-out training samples, not on test samples: they choose settings and are no results."
 
 
 def summary_table(rows: Sequence[Row]) -> Table:

@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from zeroflow.results import efficiency, published
 from zeroflow.results.differences import Differences
-from zeroflow.results.effects import effects
+from zeroflow.results.effects import by_stream, effects
 from zeroflow.results.figures.enhancements import option_curves
 from zeroflow.results.orders import order_table
 from zeroflow.results.rendering import Cell, Column, Mark, Table, words
+from zeroflow.results.schema import CONFIG_KEYS
 from zeroflow.results.searches import SEARCH_LEGEND, search_rows
 from zeroflow.results.summary import (
     FILTERS,
@@ -134,8 +134,11 @@ def _option(rows: Sequence[Row], name: str, option: str) -> Table:
 def _paper(trials: pa.Table) -> Table:
     """Ours beside the paper's, where a cell has its configuration."""
     found = [each for each in published.compare(trials) if each.verified]
+    settings = published.settings(found)
+    apart = words("setting") if any(settings) else []
     columns: list[Column | str] = [
         *words("table", "row"),
+        *apart,
         *(
             column
             for head in _HEADS
@@ -152,7 +155,8 @@ def _paper(trials: pa.Table) -> Table:
         [
             (
                 each.published.table,
-                Cell(" ".join(each.published.label), list(each.published.label)),
+                each.published.name,
+                *(setting or "-" for _ in apart),
                 *(
                     value
                     for metric in published.METRICS
@@ -160,7 +164,7 @@ def _paper(trials: pa.Table) -> Table:
                 ),
                 len(each.cells),
             )
-            for each in found
+            for each, setting in zip(found, settings, strict=True)
         ],
         name="paper",
         title="Ours beside the paper's numbers",
@@ -172,8 +176,7 @@ def _paper(trials: pa.Table) -> Table:
 def _effects(trials: pa.Table) -> Table:
     """What one change does, in each data set of ours, beside the paper's."""
     found = []
-    for dataset in sorted(pc.unique(trials["dataset"]).to_pylist()):
-        own = trials.filter(pc.field("dataset") == dataset)
+    for dataset, stream, own in by_stream(trials):
         measured = [
             effect
             for table in ("table1", "table3", "table4", "figure5", "hybrid")
@@ -181,7 +184,7 @@ def _effects(trials: pa.Table) -> Table:
             if effect.ours is not None
         ]
         measured.sort(key=lambda effect: published.METRICS.index(effect.metric))
-        found += [(dataset, effect) for effect in measured]
+        found += [(dataset, ", ".join(filter(None, [dataset, stream])), effect) for effect in measured]
     columns: list[Column | str] = [
         *words("dataset", "change", "metric"),
         Column("paper", "+.2f"),
@@ -193,7 +196,7 @@ def _effects(trials: pa.Table) -> Table:
         columns,
         [
             (
-                dataset,
+                where,
                 effect.name,
                 Cell(effect.metric.capitalize(), effect.metric),
                 effect.paper,
@@ -201,15 +204,15 @@ def _effects(trials: pa.Table) -> Table:
                 effect.ours.n if effect.ours else None,
                 effect.verdict,
             )
-            for dataset, effect in found
+            for _, where, effect in found
         ],
         name="effects",
         title="What one change does, ours beside the paper's",
         notes=[
-            "Percentage points; ours: mean over seeds, paired, ± half width of the 95 % t-interval. same sign: n.s. where that "
-            "interval holds 0."
+            "Percentage points; ours: mean over seeds, in each class order, paired, ± half width of the 95 % t-interval; n: pairs. "
+            "same sign: n.s. where that interval holds 0."
         ],
-        marks=[Mark({"dataset": dataset, **effect.filters}) for dataset, effect in found],
+        marks=[Mark({"dataset": dataset, **effect.filters}) for dataset, _, effect in found],
     )
 
 
@@ -225,9 +228,11 @@ def _efficiency(measured: Mapping[str, Any]) -> Table:
 def _searches(table: pa.Table) -> Table:
     found = search_rows(table.to_pylist())
     searched = words("options") if any(row.options for row in found) else []
+    settings = words("setting") if any(row.setting for row in found) else []
     columns: list[Column | str] = [
         *words("dataset", "method", "optimizer"),
         "q",
+        *settings,
         "tries",
         "failed",
         Column("spent", ","),
@@ -244,6 +249,7 @@ def _searches(table: pa.Table) -> Table:
         [
             (
                 *(row.config.get(key) for key in FILTERS),
+                *(row.setting or "-" for _ in settings),
                 row.tries,
                 row.failed,
                 row.spent,
@@ -264,10 +270,6 @@ def _searches(table: pa.Table) -> Table:
     )
 
 
-_CELL_KEYS = (
-    "dataset", "method", "method_options", "classifier", "classifier_options", "preprocessing", "optimizer",
-    "optimizer_options", "queries", "lr", "eps", "epochs", "hybrid_epochs", "later", "seed",
-)  # fmt: skip
 _ALWAYS = (*FILTERS, "seed")
 
 
@@ -276,9 +278,10 @@ def _cells(trials: pa.Table) -> Table:
     cells = {row["cell_id"]: row for row in trials.to_pylist()}
     order = [cells[cell] for row in summary(trials) for cell in row.cells]
     differences = Differences(order)
-    texts = [{key: differences.text(key, row) for key in _CELL_KEYS} for row in order]
     telling = {*_ALWAYS, *differences.named}
-    keys = [key for key in _CELL_KEYS if key in telling or len({own[key] for own in texts} - {"-"}) > 1]
+    keys = [*(key for key in FILTERS), *(key for key in CONFIG_KEYS if key not in FILTERS)]
+    keys = [key for key in keys if key in telling or differences.varies(key)]
+    texts = [{key: differences.text(key, row) for key in keys} for row in order]
     columns: list[Column | str] = [
         *(Column({"queries": "q"}.get(key, key), left=is_text(key)) for key in keys),
         *(Column(metric, ",.2f") for metric in published.METRICS),

@@ -25,7 +25,7 @@ class SweepStatus:
     Attributes:
         record: what it last wrote, see ``SweepRecord``.
         plan: what of its cells is done, failed, missing, and what the missing ones will cost.
-        tasks: of cells in work, how many tasks have begun, where this machine can see it.
+        tasks: of cells in work, the number (from 1) of the last task that was trained or is being, where this machine can see it.
     """
 
     record: Mapping[str, Any]
@@ -53,7 +53,7 @@ class SweepStatus:
         ]
         for cell in running:
             since = f"for {_ago(cell['since'])}" if cell.get("since") else "about to start"
-            task = f", task {self.tasks[cell['cell_id']]}" if cell["cell_id"] in self.tasks else ""
+            task = f", training has reached task {self.tasks[cell['cell_id']]}" if cell["cell_id"] in self.tasks else ""
             workers = f" on {cell['workers']} workers" if cell["workers"] > 1 else ""
             lines.append(f"  {at}: {cell['cell_id']} {cell['label']}{workers} {since}{task}")
         if plan.missing:
@@ -76,13 +76,14 @@ def running_sweeps(store: Store) -> list[SweepStatus]:
 
 
 def _tasks(store: Store, record: Mapping[str, Any]) -> dict[str, int]:
-    """How many tasks have begun of each running cell whose log is in the store's folder."""
+    """The last task of each running cell that has a log in the store's folder; one that began at a kept task has none before."""
     unfinished = Path(store.root) / "unfinished"
-    logs = {
-        cell["cell_id"]: len(list(unfinished.glob(f"{cell['cell_id']}-*/task-*.losses")))
-        for cell in record.get("running", [])
-    }
-    return {cell: begun for cell, begun in logs.items() if begun}
+    found = {}
+    for cell in record.get("running", []):
+        logs = unfinished.glob(f"{cell['cell_id']}-*/task-*.losses")
+        if numbers := [int(log.stem.removeprefix("task-")) for log in logs]:
+            found[cell["cell_id"]] = 1 + max(numbers)
+    return found
 
 
 def _ago(moment: str) -> str:

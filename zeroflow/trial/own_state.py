@@ -88,6 +88,21 @@ def check_frozen(method: Method, trainable: Mapping[str, nn.Parameter]) -> None:
         )
 
 
+def trained_modules(method: Method, trainable: Mapping[str, nn.Parameter]) -> nn.ModuleList:
+    """The parts of a method that are trained, whose buffers (batch norm's statistics) move with the parameters, once a step.
+
+    The frozen backbone, a classifier without trained values, and constants (buffers that are not persistent) do not move in a step.
+    """
+    trained = set(map(id, trainable.values()))
+    return nn.ModuleList(
+        part
+        for part in method.children()
+        if part is not method.backbone
+        and any(id(value) in trained for value in part.parameters())
+        and part.state_dict().keys() - dict(part.named_parameters(remove_duplicate=False)).keys()
+    )
+
+
 def _parts(method: Method) -> Iterator[nn.Module]:
     for part in (method, getattr(method, "classifier", None)):
         if part is not None and not type(part).__module__.startswith("zeroflow."):

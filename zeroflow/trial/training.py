@@ -17,6 +17,7 @@ from zeroflow.trial.checkpoint import Checkpoints
 from zeroflow.trial.history import as_rows
 from zeroflow.trial.loading import Loader
 from zeroflow.trial.meters import Stopwatch, peak_memory
+from zeroflow.trial.own_state import trained_modules
 from zeroflow.trial.probes import Watcher
 from zeroflow.trial.result import Probe, Step
 
@@ -179,6 +180,10 @@ class TaskTrainer:
         own = self.optimizer.executor.slice(samples)
         return Slice(closure, own.start, own.stop, samples)
 
+    def _buffers(self) -> dict[str, Tensor]:
+        """What moves with the parameters: batch norm's statistics."""
+        return dict(trained_modules(self.method, self.method.trainable()).named_buffers())
+
     def _resume(self, task: int, cosine: torch.optim.lr_scheduler.LRScheduler) -> int:
         """Take over the last saved epoch of this task; the number of the epoch to begin with."""
         known = self.checkpoints.load("peaks") if self.checkpoints else None
@@ -190,6 +195,8 @@ class TaskTrainer:
         with torch.no_grad():
             for name, parameter in self.method.trainable().items():
                 parameter.copy_(saved["parameters"][name])
+            for name, buffer in self._buffers().items():
+                buffer.copy_(saved["buffers"][name])
         self.optimizer.load_state_dict(saved["optimizer"])
         cosine.load_state_dict(saved["schedule"])
         self.steps = [Step(*row) for row in saved["steps"]]
@@ -205,6 +212,7 @@ class TaskTrainer:
                 "task": task,
                 "epoch": epoch,
                 "parameters": parameters,
+                "buffers": self._buffers(),
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": cosine.state_dict(),
                 "steps": as_rows(self.steps),

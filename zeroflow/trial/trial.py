@@ -34,7 +34,7 @@ from zeroflow.optim import (
     optimizers,
 )
 from zeroflow.progress import Progress, silent
-from zeroflow.trial import randomness
+from zeroflow.trial import own_state, randomness
 from zeroflow.trial.batches import TaskBatches
 from zeroflow.trial.checkpoint import Checkpoints, DataFacts, KeptTasks
 from zeroflow.trial.checks import check_shards, check_tunable
@@ -47,7 +47,6 @@ from zeroflow.trial.loading import Positions
 from zeroflow.trial.making import method_of
 from zeroflow.trial.meters import peak_memory
 from zeroflow.trial.metrics import SETTINGS, Matrix
-from zeroflow.trial.own_state import TASKS, check_frozen, check_resumable, is_own, undisturbed_randomness
 from zeroflow.trial.placement import Placement, limited_threads
 from zeroflow.trial.probes import FunctionValues
 from zeroflow.trial.result import TrialResult, provenance
@@ -207,10 +206,10 @@ class Trial:
         twin = self._twin(task)
         self._begin(self.method, task)
         if twin:
-            check_resumable(self.method, twin, lambda: self._begin(twin, task))
+            own_state.check_resumable(self.method, twin, lambda: self._begin(twin, task))
         self.method.to(self.device, self.dtype)
         trainable = self.method.trainable()
-        check_frozen(self.method, trainable)
+        own_state.check_frozen(self.method, trainable)
         return trainable
 
     def _begin(self, method: Method, task: Task) -> None:
@@ -218,10 +217,10 @@ class Trial:
 
     def _twin(self, task: Task) -> Method | None:
         """For code of somebody's own: the method as it would come to this task after an interruption."""
-        if task.index not in TASKS or self.black_box or not is_own(self.method):
+        if task.index not in own_state.TASKS or self.black_box or not own_state.is_own(self.method):
             return None
         twin = method_of(self.config, copy.deepcopy(self.backbone)).to(self.device, self.dtype)
-        with undisturbed_randomness():
+        with own_state.undisturbed_randomness():
             self._take_up(twin, task.index, {name: value.clone() for name, value in self.method.state().items()})
         return twin
 
@@ -359,6 +358,7 @@ class Trial:
             eps=config.eps,
             seed=seed,
             executor=executor,
+            module=own_state.trained_modules(self.method, trainable),
             **options,
         )
 

@@ -27,7 +27,7 @@ from zeroflow.results.figures.style import (
     numbers,
     room,
 )
-from zeroflow.results.summary import Row
+from zeroflow.results.summary import Row, same_problem
 from zeroflow.trial.metrics import Matrix
 
 _MOST_LINES, _MOST_DOTS = 12, 40
@@ -221,12 +221,12 @@ def last_task_accuracy(rows: Sequence[Row], accuracy: pa.Table) -> list[Dot]:
 
 
 def draw_last_task_accuracy(dots: Sequence[Dot], title: str = "Accuracy on the last task") -> go.Figure:
-    """A dot with its 95 % t-interval for each row; the row to beat is also a line down the figure."""
+    """A dot with its 95 % t-interval for each row; the row to beat is also a line down the figure, where all are of one stream."""
     return _draw_dots(title, {"accuracy on the last task (%)": "%"}, [(dot.row, [dot.value]) for dot in dots])
 
 
 def draw_ranking(rows: Sequence[Row], title: str = "All rows beside each other") -> go.Figure:
-    """Avg, Last and Fgt of every row with their 95 % t-intervals, a line of dots each.
+    """Avg, Last and Fgt of every row with their 95 % t-intervals, a line of dots each; SimpleCIL as a line down, of one stream.
 
     In place of the paper's radar (Figure 2), in which areas depend on the order of the axes and intervals find no room.
     """
@@ -240,6 +240,7 @@ def _draw_dots(
     """A panel for each axis title, a line of dots for each row."""
     found = make_subplots(cols=len(units), shared_yaxes=True, horizontal_spacing=0.03)
     rows = [row for row, _ in items]
+    one_stream = len({same_problem(row.config) for row in rows}) == 1
     for group, ((row, values), look) in enumerate(zip(items, looks(rows), strict=True)):
         for column, (unit, point) in enumerate(zip(units.values(), values, strict=True), start=1):
             if point is None:
@@ -257,7 +258,7 @@ def _draw_dots(
                 row=1,
                 col=column,
             )
-            if row.is_baseline:
+            if row.is_baseline and one_stream:
                 found.add_vline(
                     x=point.mean, row=1, col=column, line={"color": BLACK, "dash": "dot", "width": 1}, layer="below"
                 )

@@ -25,7 +25,7 @@ from zeroflow.results.figures.style import (
     numbers,
     room,
 )
-from zeroflow.results.summary import Row, same_problem
+from zeroflow.results.summary import Row, problem_names, same_problem
 
 _MOST = 24  # settings in a figure
 _TUNED = ("lr", "eps")  # chosen anew for every number of queries
@@ -47,29 +47,29 @@ def against_queries(rows: Sequence[Row]) -> list[Line]:
     """
     without: tuple[str, ...] = ("queries", *_TUNED)
     lines = _grouped([row for row in rows if row.config["queries"] is not None], without)
-    if any(len({row.config["queries"] for row in line}) < len(line) for line in lines.values()):
+    if any(len({row.config["queries"] for row in line}) < len(line) for line in lines):
         without = ("queries",)
         lines = _grouped([row for row in rows if row.config["queries"] is not None], without)
     return [
         Line(line[0].name(without=without), tuple(row.config["queries"] for row in line), tuple(line))
-        for line in lines.values()
+        for line in lines
         if len({row.config["queries"] for row in line}) > 1
     ]
 
 
-def _grouped(rows: Sequence[Row], without: Sequence[str]) -> dict[str, list[Row]]:
-    lines: dict[str, list[Row]] = {}
+def _grouped(rows: Sequence[Row], without: Sequence[str]) -> list[list[Row]]:
+    lines: dict[tuple[str, tuple[Any, ...]], list[Row]] = {}
     for row in rows:
         if row.avg is not None:
-            lines.setdefault(row.name(without=without), []).append(row)
-    return {name: sorted(line, key=lambda row: row.config["queries"]) for name, line in lines.items()}
+            lines.setdefault((row.name(without=without), same_problem(row.config)), []).append(row)
+    return [sorted(line, key=lambda row: row.config["queries"]) for line in lines.values()]
 
 
 def draw_against_queries(
-    lines: Sequence[Line], baseline: Row | None = None, title: str = "Accuracy against queries"
+    lines: Sequence[Line], baselines: Sequence[Row] = (), title: str = "Accuracy against queries"
 ) -> go.Figure:
-    """Avg over the queries per step (Figure 5), with 95 % t-intervals; the row to beat across."""
-    found = figure(title, names=[*(line.label for line in lines), *_named(baseline)])
+    """Avg over the queries per step (Figure 5), with 95 % t-intervals; the row to beat of each stream across."""
+    found = figure(title, names=[*(line.label for line in lines), *map(_named, baselines)])
     for group, line in enumerate(lines):
         own = look(group, line.rows[0].config["optimizer"])
         estimates = [row.avg for row in line.rows]
@@ -86,7 +86,8 @@ def draw_against_queries(
             meta={"points": [keys(row) for row in line.rows], "group": group},
         )
     ticks = sorted({x for line in lines for x in line.x})
-    _across(found, baseline, ticks)
+    for i, baseline in enumerate(baselines):
+        _across(found, baseline, ticks, i if len(baselines) > 1 else None)
     found.update_xaxes(
         title="queries per step (number)", type="log", tickvals=ticks, ticktext=[f"{x:g}" for x in ticks]
     )
@@ -94,19 +95,19 @@ def draw_against_queries(
     return found
 
 
-def _named(baseline: Row | None) -> list[str]:
-    return [] if baseline is None else [f"{baseline.label} (no training)"]
+def _named(baseline: Row) -> str:
+    return f"{baseline.label} (no training)"
 
 
-def _across(found: go.Figure, baseline: Row | None, x: Sequence[float], number_: int | None = None) -> None:
+def _across(found: go.Figure, baseline: Row, x: Sequence[float], number_: int | None = None) -> None:
     """What trains nothing, as a line from end to end; ``number_``: which one, of several."""
-    if baseline is None or baseline.avg is None or not x:
+    if baseline.avg is None or not x:
         return
     own = look(number_ or 0, None)
     found.add_scatter(
         x=[min(x), max(x)],
         y=[number(baseline.avg.mean)] * 2,
-        name=escape(_named(baseline)[0]),
+        name=escape(_named(baseline)),
         mode="lines" if number_ is None else "lines+markers",
         marker=own.point(7),
         line={"color": BLACK, "dash": "dot" if number_ is None else own.dash, "width": 1.5},
@@ -124,7 +125,7 @@ WORK = {
 def draw_accuracy_against_forwards(
     rows: Sequence[Row], work: str = "forward_passes", title: str = "Accuracy against work"
 ) -> go.Figure:
-    """Avg over the work of training, with 95 % t-intervals; settings of the same optimizer are joined, what needs none lies across.
+    """Avg over the work of training, with 95 % t-intervals; settings of the same optimizer on one stream are joined, what needs none lies across.
 
     Args:
         rows: from ``tables.summary``.
@@ -132,14 +133,17 @@ def draw_accuracy_against_forwards(
         title: of the figure.
     """
     spent = [(row, getattr(row, work)) for row in rows]
-    lines: dict[tuple[str, str | None], list[tuple[Row, float]]] = {}
+    streams = problem_names([row.config for row in rows])
+    lines: dict[tuple[Any, ...], list[tuple[Row, float]]] = {}
     for row, passes in spent:
         if row.avg is not None and passes:
-            lines.setdefault((row.config["method"], row.config["optimizer"]), []).append((row, passes))
+            kind = (row.config["method"], row.config["optimizer"], row.shown.get("later", "-"))
+            problem = same_problem(row.config)
+            lines.setdefault((*kind, streams[problem], problem), []).append((row, passes))
     free = [row for row, passes in spent if passes == 0 and row.avg is not None]
-    names = [" ".join(filter(None, pair)) for pair in lines]
-    found = figure(title, names=[*names, *(name for row in free for name in _named(row))], limit=_MOST)
-    for group, ((_, optimizer), line) in enumerate(lines.items()):
+    names = [" ".join(text for text in kind[:-1] if text not in (None, "", "-")) for kind in lines]
+    found = figure(title, names=[*names, *map(_named, free)], limit=_MOST)
+    for group, ((_, optimizer, *_), line) in enumerate(lines.items()):
         line.sort(key=lambda item: item[1])
         own, estimates = look(group, optimizer), [row.avg for row, _ in line]
         found.add_scatter(

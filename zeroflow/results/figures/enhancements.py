@@ -25,7 +25,7 @@ from zeroflow.results.figures.style import (
     number,
     numbers,
 )
-from zeroflow.results.published import Comparison
+from zeroflow.results.published import Comparison, settings
 from zeroflow.results.summary import Row
 
 SHARES = {"history": "share of the historical estimate (1)", "sparsity": "share of components left out (1)"}
@@ -202,8 +202,13 @@ def draw_comparisons(comparisons: Sequence[Comparison], metric: str = "avg", tit
     found = _dumbbells(
         title or f"{metric.capitalize()}: ours beside the paper's",
         [
-            (" ".join(each.published.label), each.published.values[metric], each.ours[metric], _filters(each.config))
-            for each in shown
+            (
+                " ".join(filter(None, [each.published.name, setting])),
+                each.published.values[metric],
+                each.ours[metric],
+                _filters(each.config),
+            )
+            for each, setting in zip(shown, settings(shown), strict=True)
         ],
     )
     found.update_xaxes(title=f"{metric.capitalize()} ({'points' if metric == 'fgt' else '%'})")

@@ -74,7 +74,7 @@
       if (!figure.button.hidden && !figure.whole) {
         const stay = new Set(few.map((g) => g.group));
         all = all.filter((g) => g.free || stay.has(g.group));
-        figure.note.textContent = `${few.length} of ${counted.length} settings: the best Avg of each method and optimizer.`;
+        figure.note.textContent = `${few.length} of ${counted.length} settings, those with the best Avg.`;
       }
     }
     return new Set(all.map((g) => g.group));
