@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import re
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import torch
 from references import DIRECTIONS, EXAMPLES, reference, signs, stream
 from torch import nn
 
-from zeroflow.optim import create_optimizer, list_optimizers
+from zeroflow.optim import Slice, create_optimizer, list_optimizers
 from zeroflow.optim.testing import CHECKS, ConformanceError, Subject, checks, run_conformance, subject
 from zeroflow.optim.testing.problems import Quadratic, regression, theta
 
@@ -617,6 +619,42 @@ def test_svrg_follows_its_formula_with_mini_batches_and_full_closures() -> None:
     np.testing.assert_allclose(theta(model).numpy(), follow(None, None, start, 5, 8), rtol=0, atol=1e-8)
 
 
+def test_svrgs_full_loss_is_the_mean_over_all_examples_whatever_the_mini_batches() -> None:
+    """Of a linear loss the slopes are known: directions times the mean of all data, not of two unequal means."""
+    data = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    data[48:] += 10
+
+    def slopes(*cuts: int) -> dict[int, float]:
+        weight = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+        optimizer = create_optimizer("zo-svrg", [weight], lr=1.0, queries=3)
+        parts = [
+            Slice(lambda a=a, b=b: (data[a:b] @ weight).mean(), 0, b - a, b - a) for a, b in itertools.pairwise(cuts)
+        ]
+        optimizer.step(parts[0], parts)
+        return optimizer._memory["full_slopes"]  # of theta = 0, where the step began
+
+    whole = slopes(0, 50)
+    assert slopes(0, 48, 50) == pytest.approx(whole, abs=1e-12) and slopes(0, 1, 2, 50) == pytest.approx(
+        whole, abs=1e-12
+    )
+
+
+def test_svrg_takes_no_snapshot_of_a_loss_that_is_not_finite() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = create_optimizer("zo-svrg", [weight], lr=0.01, queries=2, seed=1)
+    plain = nn.Parameter(torch.ones(3))
+    spsa = create_optimizer("zo-sgd", [plain], lr=0.01, queries=2, seed=1)
+    for _ in range(2):
+        with pytest.warns(
+            UserWarning, match=r"zo-svrg: no direction of step \d has a finite loss on all of the training data"
+        ):
+            optimizer.step(lambda: weight.square().sum(), [lambda: weight.sum(), lambda: math.nan])
+        spsa.step(lambda: plain.square().sum())
+    assert torch.equal(weight, plain), "the estimate without a correction"
+    with pytest.raises(TypeError, match="step: full=generator: expected a list of closures"):
+        optimizer.step(lambda: weight.square().sum(), (f for f in [lambda: weight.sum()]))  # type: ignore[arg-type]
+
+
 def linear_problem(examples: int) -> tuple[nn.Linear, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(8)
     model = nn.Linear(4, 3).double()
@@ -624,6 +662,25 @@ def linear_problem(examples: int) -> tuple[nn.Linear, torch.Tensor, torch.Tensor
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype))
     return model, *(torch.randn(examples, width, generator=generator, dtype=torch.float64) for width in (4, 3))
+
+
+def test_a_layer_called_by_keywords_has_directions_for_each_example_too() -> None:
+    """Its weights are the second positional argument of torch's function only where people write it so."""
+
+    def losses(call: Callable[..., torch.Tensor], model: nn.Linear, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (call(x, model) - y).square().mean(1)
+
+    found = []
+    for call in (
+        lambda x, m: nn.functional.linear(x, m.weight, m.bias),
+        lambda x, m: nn.functional.linear(x, bias=m.bias, weight=m.weight),
+        lambda x, m: nn.functional.linear(input=x, weight=m.weight, bias=m.bias),
+    ):
+        model, x, y = linear_problem(8)
+        optimizer = create_optimizer("zo-per-example", model, lr=0.1, queries=2)
+        optimizer.step(partial(losses, call, model, x, y))
+        found.append(theta(model))
+    torch.testing.assert_close(found[1:], found[:1] * 2, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from zeroflow.optim import create_optimizer
+from zeroflow.optim import Journal, create_optimizer
 
 
 class Observed(nn.Module):
@@ -80,3 +82,44 @@ def test_batch_norm_that_starts_late_is_still_in_the_steps_evaluations() -> None
         optimizer.step(closure)
     assert all(torch.equal(step[0], other) for step in seen for other in step)
     assert not seen[2][0].any() and seen[3][0].any()
+
+
+class Growing(nn.Module):
+    """A layer with a queue of what it saw, and a sum that is None until it sees something; its output depends on both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 1)
+        self.register_buffer("queue", torch.zeros(0))
+        self.register_buffer("total", None)
+        self.seen: list[tuple[int, bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        self.seen.append((len(self.queue), self.total is None))
+        extra = self.queue.sum() if self.total is None else self.total
+        self.queue = torch.cat([self.queue, x.mean().reshape(1)])
+        self.total = x.mean() if self.total is None else self.total + x.mean()
+        return h * (1 + extra)
+
+
+@pytest.mark.parametrize("name", ["fo-sgd", "zo-sgd", "zo-rge", "zo-sgd-conserve"])
+def test_buffers_that_grow_or_begin_as_none_move_once_a_step(name: str) -> None:
+    model = Growing().train()
+    optimizer = create_optimizer(name, model, lr=0.05, seed=1)
+    x = torch.ones(8, 3)
+    for step in range(4):
+        model.seen = []
+        optimizer.step(lambda: (model(x) ** 2).mean())
+        assert set(model.seen) == {(step, step == 0)}, "all evaluations of a step see the same"
+        assert len(model.queue) == step + 1 and model.total == step + 1.0
+
+
+def test_a_buffer_that_grows_is_refused_where_a_log_would_have_to_know(tmp_path: Path) -> None:
+    model = Growing().train()
+    optimizer = create_optimizer("zo-sgd", model, lr=0.05, executor=Journal(tmp_path / "log"))
+    with pytest.raises(
+        ValueError, match=r"buffer 'queue' of Growing goes from shape \(0,\) to \(1,\) in an evaluation"
+    ):
+        optimizer.step(lambda: (model(torch.ones(8, 3)) ** 2).mean())

@@ -204,3 +204,43 @@ def test_the_state_of_another_kind_of_optimizer_is_refused(name: str, options: d
     with pytest.raises(ValueError, match=r"state_dict: of SPSA.* sparsity=0; this optimizer is "):
         create_optimizer(name, model, lr=0.1, **options).load_state_dict(state)
     create_optimizer("zo-sgd", model, lr=0.3, momentum=0.5, seed=7).load_state_dict(state)
+
+
+class Unsorted(nn.Module):
+    """Its parameters are not registered in the order of their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.z, self.a = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["zo-sgd", "zo-adam", "fo-sgd"])
+def test_the_state_of_parameters_in_another_order_is_refused(name: str) -> None:
+    model, other = Unsorted(), Unsorted()
+    named = create_optimizer(name, model, lr=0.1)
+    for made in (create_optimizer(name, other, lr=0.1), create_optimizer(name, other.named_parameters(), lr=0.1)):
+        made.load_state_dict(named.state_dict())
+    unnamed = create_optimizer(name, other.parameters(), lr=0.1)
+    for source, target in ((named, unnamed), (unnamed, named)):
+        with pytest.raises(ValueError, match="parameters were in another order: those with names"):
+            target.load_state_dict(source.state_dict())
+
+
+@pytest.mark.parametrize("name", ["fo-adam", "zo-adam", "zo-adam-sign", "zo-adam-conserve", "zo-adamm", "zo-radazo"])
+def test_a_group_has_an_adams_epsilon_of_its_own(name: str) -> None:
+    found = []
+    for way in ("option", "group", "group that is added"):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        first, second = [model.weight], [model.bias]
+        if way == "option":
+            optimizer = create_optimizer(name, [*first, *second], lr=0.1, eps_adam=1.0)
+        elif way == "group":
+            optimizer = create_optimizer(name, [{"params": [*first, *second], "eps_adam": 1.0}], lr=0.1)
+        else:
+            optimizer = create_optimizer(name, [{"params": first, "eps_adam": 1.0}], lr=0.1)
+            optimizer.add_param_group({"params": second, "eps_adam": 1.0})
+        for _ in range(3):
+            optimizer.step(lambda model=model: model(torch.ones(4, 3)).square().mean())
+        found.append(flat(model))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])

@@ -15,9 +15,13 @@ from zeroflow import TrialConfig, run_trial
 from zeroflow.classifiers import classifiers, register_classifier
 from zeroflow.classifiers.class_means import ClassMeans
 from zeroflow.errors import ConfigError
-from zeroflow.methods import Method, methods, register_method
+from zeroflow.methods import Method, MiniBatch, methods, register_method
 from zeroflow.methods.finetune import FineTuning
+from zeroflow.models.heads import CosineHead
+from zeroflow.optim import LocalExecutor
 from zeroflow.trial import own_state
+from zeroflow.trial.placement import Placement
+from zeroflow.trial.trial import Trial
 
 
 class Solved(ClassMeans):
@@ -146,15 +150,15 @@ def test_zeroflows_own_methods_would_pass(
 
 
 @pytest.fixture
-def two_tasks(some_drawings: str, tiny_vit: dict[str, Any]) -> Callable[[type[Method]], TrialConfig]:
+def two_tasks(some_drawings: str, tiny_vit: dict[str, Any]) -> Callable[..., TrialConfig]:
     """A cell of two tasks of a method of one's own, which trains a head."""
 
-    def made(kind: type[Method]) -> TrialConfig:
+    def made(kind: type[Method], **training: Any) -> TrialConfig:
         if (name := kind.__name__.lower()) not in methods.names():
             register_method(name, "made by the tests")(kind)
         cell = {**tiny_vit, "dataset": some_drawings, "tasks": 10, "stop_after": 2, "method": name}
-        training = {"method_options": {"tune": "none"}, "optimizer": "zo-sgd", "lr": 1e-3, "epochs": 1}
-        return TrialConfig.from_dict({**cell, **training})
+        usual = {"method_options": {"tune": "none"}, "optimizer": "zo-sgd", "lr": 1e-3, "epochs": 1}
+        return TrialConfig.from_dict({**cell, **(training or usual)})
 
     return made
 
@@ -166,7 +170,7 @@ class InPlace(FineTuning):
         return {**super().trainable(), **{f"own.{name}": value for name, value in self.backbone.named_parameters()}}
 
 
-def test_the_backbone_itself_is_not_trained(two_tasks: Callable[[type[Method]], TrialConfig]) -> None:
+def test_the_backbone_itself_is_not_trained(two_tasks: Callable[..., TrialConfig]) -> None:
     """Its weights are saved with no task, and what is kept of its features would be of other weights."""
     expected = r"InPlace trains own\.\S+ and \d+ more of the backbone itself, which counts as frozen; train a copy"
     with pytest.raises(ConfigError, match=expected):
@@ -186,7 +190,57 @@ class Passing(FineTuning):
         self.kept = torch.ones(1)
 
 
-def test_a_method_that_could_not_go_on_is_refused(two_tasks: Callable[[type[Method]], TrialConfig]) -> None:
+def test_a_method_that_could_not_go_on_is_refused(two_tasks: Callable[..., TrialConfig]) -> None:
     expected = r"Passing: after an interruption it could not begin a task: AttributeError: .*register_buffer\('kept', "
     with pytest.raises(ConfigError, match=expected):
         run_trial(two_tasks(Passing))
+
+
+class Normed(Method):
+    """Frozen features, a trained batch norm and a head that grows."""
+
+    def begin_task(self, classes: range, generator: torch.Generator, batches: Any = None) -> None:
+        if not classes.start:
+            self.norm = torch.nn.BatchNorm1d(self.backbone.width)
+            self.head = CosineHead(self.backbone.width, 0, sigma=10.0)
+        self.head.grow(len(classes), generator)
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    def prepare(self, batch: MiniBatch) -> Any:
+        return self.backbone(batch.images), batch.labels
+
+    def losses(self, inputs: Any) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self.head(self.norm(inputs[0])), inputs[1], reduction="none")
+
+    def end_task(self, batches: Any) -> None: ...
+
+    def features(self, images: torch.Tensor, spaces: range) -> torch.Tensor:
+        return self.backbone(images)[:, None]
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(features[:, 0]))
+
+
+@pytest.mark.parametrize(("optimizer", "queries"), [("fo-sgd", None), ("zo-sgd", 1), ("zo-sgd", 4)])
+def test_a_methods_statistics_see_each_mini_batch_once_and_come_back_after_an_interruption(
+    two_tasks: Callable[..., TrialConfig], tmp_path, optimizer: str, queries: int | None
+) -> None:
+    config = two_tasks(Normed, optimizer=optimizer, queries=queries, epochs=4, batch_size=12, lr=0.05)
+    trial = Trial(config, Placement(), LocalExecutor())
+    whole = trial.run()
+    assert int(trial.method.norm.num_batches_tracked) == len(whole.steps) == 2 * 4 * 2  # 2 tasks of 24 drawings
+
+    epochs = iter(range(3))
+
+    def stop(*_: Any) -> None:
+        if next(epochs, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(config, folder=tmp_path, on_progress=stop)
+    again = run_trial(config, folder=tmp_path)
+    assert [step.loss for step in again.steps] == [step.loss for step in whole.steps]
+    np.testing.assert_array_equal(again.accuracy_matrix, whole.accuracy_matrix)
+    assert again.costs["forward_passes"] == whole.costs["forward_passes"]

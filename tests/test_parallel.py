@@ -254,7 +254,28 @@ def refused(rank: int) -> dict[str, str]:
         attempt(what, lambda: optimizer.step(lambda: model(torch.ones(2, 5)).sum()))  # noqa: B023
         if what in found:
             DistributedExecutor().map(2, lambda index: (0.0,))
+    found["late"] = str(warned_at_the_first_step().message)
+    # Forward passes alone keep processes alike whatever they look at; exact gradients of other mini-batches do not.
+    for what, number in (("mini-batches", rank), ("one mini-batch", 0)):
+        torch.manual_seed(0)
+        model, own = nn.Linear(5, 3), torch.full((2, 5), 1.0 + number)
+        optimizer = create_optimizer("zo-sgd", model, lr=0.1, hybrid=1, executor=DistributedExecutor())
+        attempt(what, lambda: optimizer.step(lambda: model(own).sum()))  # noqa: B023
     return found
+
+
+def warned_at_the_first_step() -> warnings.WarningMessage:
+    """Of an optimizer that was there before the processes knew each other, as with accelerate."""
+    module = nn.Linear(5, 3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(distributed, "is_initialized", lambda: False)
+            optimizer = create_optimizer("zo-sgd", module, lr=0.1)
+        for _ in range(2):
+            optimizer.step(lambda: module(torch.ones(2, 5)).sum())
+    (warning,) = caught
+    return warning
 
 
 def process(rank: int, size: int, folder: str) -> None:
@@ -381,10 +402,14 @@ def test_processes_that_would_drift_apart_are_told(group: Any) -> None:
         assert (
             found["wrapped"].startswith("TypeError: params: DistributedDataParallel") and ".module" in found["wrapped"]
         )
-        assert "2 processes, and this optimizer has no executor: each process trains by itself" in found["alone"]
-        assert "nothing" not in found
+        for when in ("alone", "late"):
+            assert "2 processes, and this optimizer has no executor: each process trains by itself" in found[when]
+        assert "nothing" not in found and "one mini-batch" not in found
+    assert "differs from process 0 in its exact gradient" in second["mini-batches"] and "mini-batches" not in first
     for what in ("parameters", "seed"):
-        assert what not in first and "ValueError: process 1 has other parameters, seed" in second[what]
+        assert (
+            what not in first and "ValueError: process 1 differs from process 0 in its parameters, seed" in second[what]
+        )
 
 
 @pytest.mark.parametrize("kind", ["failures", "failures of queries"])

@@ -22,7 +22,7 @@ class Buffers:
     """A model's buffers, such as batch norm's statistics: restored after every evaluation, updated once a step.
 
     Modules move them in place or put another tensor in their place. Most never change. Those that did not change in one step
-    take no part in the steps after it, until they do change.
+    take no part in the steps after it, until they do change. One that was None, or changes its shape, is put in place whole.
 
     Args:
         places: of all buffers.
@@ -38,12 +38,15 @@ class Buffers:
     ) -> None:
         self._still, self._alone = set() if still is None else still, alone
         there = [(place, tensor) for place in places if (tensor := place[0]._buffers[place[1]]) is not None]
+        # What others have to know is numbers, of which a place without a tensor has none.
+        self._empty = [place for place in places if alone and place[0]._buffers[place[1]] is None]
         self._tensors = [(place, tensor) for place, tensor in there if _key(place) not in self._still]
         self._quiet = [one for one in there if _key(one[0]) in self._still and one[1].numel() <= LARGE]
         self._seen = self._seen_moving = False  # in an evaluation of this step
         self._after: list[tuple[Tensor, Tensor]] = []
         self._moved: list[bool] = []
-        self.settled = not self._tensors
+        self._others: dict[Place, Tensor] = {}  # new tensors of another kind than was there
+        self.settled = not self._tensors and not self._empty
 
     @property
     def seen_still(self) -> bool:
@@ -65,12 +68,14 @@ class Buffers:
         """Restore buffers that change inside."""
         before = [(place, tensor, tensor.clone()) for place, tensor in (*self._tensors, *self._quiet)]
         changed: list[Place] = []
+        others: dict[Place, Tensor] = {}
         try:
             yield
             # Version counters do not tell: batch norm moves its statistics behind them.
-            changed = [place for place, tensor, values in before if _changed(place, tensor, values)]
+            others = self._found_others(before)
+            changed = [*others, *(place for place, tensor, values in before if _changed(place, tensor, values))]
         finally:
-            restore(before)
+            self._restore(before)
         self._seen, self._seen_moving = True, self._seen_moving or bool(changed)
         for one in [one for one in self._quiet if one[0] in changed]:
             self._still.discard(_key(one[0]))
@@ -86,8 +91,32 @@ class Buffers:
             yield
             self._after = [(tensor, _now(place, tensor).clone()) for place, tensor in self._tensors]
             self._moved = [_changed(place, tensor, values) for place, tensor, values in before]
+            self._others = {place: tensor.clone() for place, tensor in self._found_others(before).items()}
         finally:
-            restore(before)
+            self._restore(before)
+
+    def _found_others(self, before: Sequence[tuple[Place, Tensor, Tensor]]) -> dict[Place, Tensor]:
+        """Tensors of another kind than what was in their place.
+
+        Raises:
+            ValueError: other processes or a log would have to know of it.
+        """
+        found = {place: now for place in self._empty if (now := place[0]._buffers.get(place[1])) is not None}
+        for place, tensor, _ in before:
+            now = place[0]._buffers.get(place[1])
+            if now is not None and _now(place, tensor) is not now:
+                found[place] = now
+                if not self._alone:
+                    raise ValueError(
+                        f"buffer {place[1]!r} of {type(place[0]).__name__} goes from shape {tuple(tensor.shape)} to "
+                        f"{tuple(now.shape)} in an evaluation, which neither a log nor other processes can follow; keep its shape"
+                    )
+        return found
+
+    def _restore(self, before: Sequence[tuple[Place, Tensor, Tensor]]) -> None:
+        restore(before)
+        for module, name in self._empty:
+            module._buffers[name] = None
 
     def numbers(self, share: float, first: bool) -> Numbers:
         """The recorded values, to be summed over shards for ``take``: which ones changed, then all values.
@@ -112,15 +141,17 @@ class Buffers:
                     values[place : place + size]
                 )
                 self._after.append((tensor, after))
-            elif self._alone or tensor.numel() > LARGE:
+            elif place_of not in self._others and (self._alone or tensor.numel() > LARGE):
                 self._still.add(_key(place_of))
             place += size
-        return bool(self._after)
+        return bool(self._after or self._others)
 
     def release(self) -> None:
         """Set the buffers to the recorded values."""
         for tensor, values in self._after:
             tensor.detach().copy_(values)
+        for (module, name), tensor in self._others.items():
+            module._buffers[name] = tensor
 
 
 def _key(place: Place) -> tuple[int, str]:

@@ -45,6 +45,17 @@ class Slice:
         return (self.stop - self.start) / self.samples
 
 
+def several(full: Sequence[Closure]) -> Sequence[Closure]:
+    """Closures that can be gone through at every snapshot.
+
+    Raises:
+        TypeError: they are an iterator, which would be empty the second time, or no closures.
+    """
+    if not isinstance(full, Sequence) or not all(map(callable, full)):
+        raise TypeError(f"step: full={type(full).__name__}: expected a list of closures, one for each mini-batch")
+    return full
+
+
 @dataclass(frozen=True)
 class Part:
     """Which part of a mini-batch a closure looks at in this process.

@@ -24,6 +24,12 @@ from zeroflow.optim.explain import explained
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.surroundings import Surroundings, forget_copies
 
+GRADIENT = (
+    "exact gradient",
+    "without shards all processes must look at the same mini-batch; DistributedExecutor(shards=N) adds up N parts of one",
+)
+"""What processes that share the work without sharing mini-batches must agree in; see ``Executor.agree``."""
+
 
 class Evaluator:
     """Calls closures on one model in one step.
@@ -120,6 +126,9 @@ class Evaluator:
             with explained():
                 gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
             found = {p: None if g is None else g.to_dense() for p, g in zip(wanted, gradients, strict=True)}
+        if self.executor.groups > 1 and self.executor.shards == 1:
+            sums = [value, *(0.0 if g is None else float(g.sum(dtype=torch.float64)) for g in found.values())]
+            self.executor.agree(np.array(sums).tobytes(), *GRADIENT)
         return value, [found.get(p) for p in self.flat.parameters]
 
     def _shared_gradient(

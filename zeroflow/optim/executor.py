@@ -59,17 +59,19 @@ class Executor(ABC):
         """Broadcast the value of process 0 to all processes."""
         return content
 
-    def agree(self, content: bytes) -> None:
+    def agree(self, content: bytes, what: str, hint: str) -> None:
         """Check that all processes have the same content.
+
+        Args:
+            content: to be compared.
+            what: it is.
+            hint: how processes come to agree.
 
         Raises:
             ValueError: this process has another one than process 0.
         """
         if self.broadcast(content) != content:
-            raise ValueError(
-                f"process {self.rank} has other parameters, seed, queries or kind of optimizer than process 0; all must begin "
-                "alike: call torch.manual_seed before the model is made, or load the same weights"
-            )
+            raise ValueError(f"process {self.rank} differs from process 0 in its {what}; {hint}")
 
     def total(self, vector: Tensor) -> Tensor:
         """Sum over the shards of ``vector`` ``[n]``, which may be modified in place; the same bits in all processes."""

@@ -68,14 +68,24 @@ def parameter_groups(params: Parameters) -> list[dict[str, Any]]:
     return groups
 
 
-def check_processes(params: Parameters, executor: Executor | None) -> None:
+BEGINNING = (
+    "parameters, seed, queries or kind of optimizer",
+    "all must begin alike: call torch.manual_seed before the model is made, or load the same weights",
+)
+"""What processes that share the work must have in common before the first step, and how; see ``Executor.agree``."""
+
+
+def check_processes(params: Parameters | None, executor: Executor | None) -> bool:
     """Refuse, or warn of, processes whose parameters would drift apart: no gradient passes through ``backward`` and its hooks.
+
+    Returns:
+        Whether there are several processes.
 
     Raises:
         TypeError: a module wrapped by ``DistributedDataParallel``, in several processes.
     """
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return
+        return False
     right = "executor=zeroflow.optim.parallel.DistributedExecutor()"
     if isinstance(params, nn.Module) and any(
         isinstance(m, nn.parallel.DistributedDataParallel) for m in params.modules()
@@ -90,6 +100,7 @@ def check_processes(params: Parameters, executor: Executor | None) -> None:
             f"trains by itself, so their parameters drift apart. Pass {right}, or LocalExecutor() if that is meant",
             stacklevel=4,
         )
+    return True
 
 
 def enable_checkpointing(module: nn.Module | None) -> None:

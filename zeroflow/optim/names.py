@@ -34,6 +34,12 @@ class Adam(torch.optim.Adam):
     def __init__(self, params: Any, *, eps_adam: float = 1e-8, **options: Any) -> None:
         super().__init__(params, eps=eps_adam, **options)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        group = dict(param_group)
+        if "eps_adam" in group:
+            group["eps"] = group.pop("eps_adam")
+        super().add_param_group(group)
+
 
 OF_SGD: Mapping[str, Any] = {"momentum": 0.0, "weight_decay": 0.0, "nesterov": False}
 OF_ADAM: Mapping[str, Any] = {"betas": (0.9, 0.999), "eps_adam": 1e-8, "weight_decay": 0.0}

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from zeroflow.optim import noise
 from zeroflow.optim.asking import AskTell, ToldLosses
 from zeroflow.optim.buffers import Buffers
-from zeroflow.optim.closure import Closure
+from zeroflow.optim.closure import Closure, several
 from zeroflow.optim.composition import Composition
 from zeroflow.optim.directions import Step
 from zeroflow.optim.estimators import Backpropagation, Estimate, Estimator
 from zeroflow.optim.evaluator import Evaluator
 from zeroflow.optim.executor import Executor, LocalExecutor
 from zeroflow.optim.flat import FlatParameters
-from zeroflow.optim.groups import Parameters, check_processes, enable_checkpointing, parameter_groups
+from zeroflow.optim.groups import BEGINNING, Parameters, check_processes, enable_checkpointing, parameter_groups
 from zeroflow.optim.objective import Memory, NonFiniteLoss, Objective, Perturbation
 from zeroflow.optim.precision import PrecisionWatch, check_eps, half_precision
 from zeroflow.optim.saving import OWN, Saving
@@ -79,7 +79,8 @@ class ThreeStepOptimizer(AskTell, Saving):
         groups = parameter_groups(params)
         self.composition, self.queries, self.seed = composition, queries, seed
         self.executor: Executor = executor or LocalExecutor()
-        check_processes(module or params, executor)
+        self._given = executor
+        self._checked = check_processes(module or params, executor)  # again where processes come later
         self._agreed = False  # whether processes that share the work were seen to be alike
         self.steps = self.forwards = self.equivalents = self.skipped = 0
         self._module = params if isinstance(params, nn.Module) else module
@@ -152,13 +153,14 @@ class ThreeStepOptimizer(AskTell, Saving):
             )
         if self._told is not None and closure is not self._told:
             raise RuntimeError("step: an ask awaits its losses; call tell first")
-        return self._make_step(closure, full)
+        return self._make_step(closure, several(full))
 
     def _make_step(self, closure: Closure, full: Sequence[Closure] = ()) -> Tensor:
         self._adopt_changes()
+        self._checked = self._checked or check_processes(self._module, self._given)
         if not self._agreed:
             settings = type(self.composition.estimator).__name__, self.seed, self.queries, self.steps
-            self.executor.agree(repr(settings).encode() + self.flat.sample())
+            self.executor.agree(repr(settings).encode() + self.flat.sample(), *BEGINNING)
             self._agreed = True
         method, first_order = self.composition, self.steps < self.composition.first_order_steps
         if self.steps in (0, method.first_order_steps) and self.inner.state:
@@ -220,6 +222,8 @@ class ThreeStepOptimizer(AskTell, Saving):
             group["params"] = [(f"group{number}.{i}", p) for i, p in enumerate(group["params"])]
         elif first and not named:
             group["params"] = [p for _, p in group["params"]]
+        if "eps_adam" in group and "eps_adam" not in self.defaults:
+            group["eps"] = group.pop("eps_adam")  # torch's Adam calls it so
         FlatParameters([*self.flat.parameters, *(p[1] if isinstance(p, tuple) else p for p in group["params"])])
         super().add_param_group(group)
         self._lay_out()
@@ -247,13 +251,6 @@ class ThreeStepOptimizer(AskTell, Saving):
         self.inner = self._rule()
         self._load_moments(None)
         self._check_eps()
-
-    def _names(self) -> list[str]:
-        """Names of the parameters in the vector; numbers where they were given without names."""
-        every = [parameter for group in self.param_groups for parameter in group["params"]]
-        given = [name for group in self.param_groups for name in group.get("param_names", [])]
-        names = dict(zip(every, given or map(str, range(len(every))), strict=True))
-        return [names[parameter] for parameter in self.flat.parameters]
 
     def _load_moments(self, unrounded: Mapping[Any, Any] | None) -> None:
         """Load ``self.state``, or a saved state of the inner rule where that is given, into the inner rule."""
@@ -389,9 +386,8 @@ class ThreeStepOptimizer(AskTell, Saving):
         )
 
     def _buffers(self) -> list[tuple[nn.Module, str]]:
-        if self._module is None:
-            return []
-        return [(m, name) for m in self._module.modules() if m.training for name in m._buffers]
+        modules = () if self._module is None else self._module.modules()
+        return [(m, name) for m in modules if m.training for name in m._buffers]
 
     def _eps(self) -> float | Tensor:
         sizes = {float(group["eps_zo"]) for group in self.param_groups}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zeroflow.optim.asking import Candidate, ToldLosses
 from zeroflow.optim.composition import Composition
+from zeroflow.optim.directions.direction import FULL_FORWARDS
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.surroundings import undisturbed
 
@@ -64,11 +65,15 @@ class Saving(torch.optim.Optimizer):
     _still: set[tuple[int, str]]
     _told: ToldLosses | None
     _candidates: list[Candidate]
-    _names: Callable[[], list[str]]
     _rule: Callable[[], torch.optim.Optimizer]
     _load_moments: Callable[[Mapping[Any, Any] | None], None]
     _pull_state: Callable[[], None]
     _like_vector: Callable[[Any], Any]
+
+    @property
+    def full_forwards(self) -> int:
+        """How many of the forward passes were made on closures of ``full``."""
+        return int(self._memory.get(FULL_FORWARDS, 0))
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, with the counters that key the randomness and all other state: training resumes bit for bit.
@@ -88,6 +93,7 @@ class Saving(torch.optim.Optimizer):
             "queries": self.queries,
             "size": self.flat.size,
             "kind": self.composition.kind,
+            "layout": self._layout(),
             "memory": self._memory,
             "mask": self._mask,
             "estimator": self._adapted,
@@ -111,6 +117,11 @@ class Saving(torch.optim.Optimizer):
             raise ValueError(f"state_dict: of {own['size']} trained components, this optimizer has {self.flat.size}")
         if own.get("kind", self.composition.kind) != self.composition.kind:  # earlier versions did not say
             raise ValueError(f"state_dict: of {own['kind']}; this optimizer is {self.composition.kind}")
+        if own.get("layout", self._layout()) != self._layout():
+            raise ValueError(
+                "state_dict: of an optimizer whose parameters were in another order: those with names (of a module, or as "
+                "named_parameters()) are laid out by name, those without in the order they are given; build both alike"
+            )
         super().load_state_dict(torchs)
         self.param_groups[0][OWN] = b""
         self.inner = self._rule()
@@ -127,6 +138,19 @@ class Saving(torch.optim.Optimizer):
             self.flat.vector.copy_(own["masters"])
             self.flat.show()
         self._pull_state()
+
+    def _layout(self) -> list[int]:
+        """Which of the parameters, counted in the order of the groups, comes where in the vector."""
+        every = [parameter for group in self.param_groups for parameter in group["params"]]
+        places = {parameter: place for place, parameter in enumerate(every)}
+        return [places[parameter] for parameter in self.flat.parameters]
+
+    def _names(self) -> list[str]:
+        """Names of the parameters in the vector; numbers where they were given without names."""
+        every = [parameter for group in self.param_groups for parameter in group["params"]]
+        given = [name for group in self.param_groups for name in group.get("param_names", [])]
+        names = dict(zip(every, given or map(str, range(len(every))), strict=True))
+        return [names[parameter] for parameter in self.flat.parameters]
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own leaves out all that a step needs; a scheduler's patch of ``step`` must not come along.

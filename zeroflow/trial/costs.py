@@ -71,8 +71,9 @@ class Costs:
         self.add_peak(trainer.peak_bytes, method)
         self.trainable_parameters = optimizer.flat.size
         prepared, evaluated = method.passes()
-        self.forward_passes += prepared * steps + evaluated * optimizer.forwards
-        self.forward_equivalents += prepared * steps + evaluated * optimizer.equivalents
+        prepared *= steps + optimizer.full_forwards  # once a step, and in every evaluation of a snapshot
+        self.forward_passes += prepared + evaluated * optimizer.forwards
+        self.forward_equivalents += prepared + evaluated * optimizer.equivalents
         self.epochs += trainer.epochs
 
     def add_peak(self, peak_bytes: int, method: Method) -> None:

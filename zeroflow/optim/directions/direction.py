@@ -14,6 +14,9 @@ from zeroflow.optim.cost import Cost
 from zeroflow.optim.estimators.estimator import Estimate, Estimator
 from zeroflow.optim.objective import Objective
 
+FULL_FORWARDS = "full_forwards"
+"""Key of a direction's memory: the forward passes that it made on closures of ``Step.full``."""
+
 
 @dataclass
 class Step:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
+from zeroflow.optim.closure import Slice
 from zeroflow.optim.cost import Cost
-from zeroflow.optim.directions.direction import Direction, Step
+from zeroflow.optim.directions.direction import FULL_FORWARDS, Direction, Step
 from zeroflow.optim.estimators.estimator import Estimator, Slopes
 from zeroflow.optim.estimators.rge import RGE
 from zeroflow.optim.estimators.spsa import SPSA
@@ -20,7 +22,8 @@ class SVRG(Direction):
 
     The same directions u in both estimates on the mini-batch B; every ``snapshot_every`` steps theta is copied and the full
     estimate is made anew, over all closures of ``optimizer.step(closure, full=...)`` or over this step's mini-batch where
-    none are given. Only its slopes are kept, the directions u' are regenerated.
+    none are given. Closures count equally, ``Slice``s by their samples, as a mean over all examples does. Only the slopes are kept,
+    the directions u' are regenerated; one along which a closure had no finite loss is left out of the full estimate.
 
     Source: Liu et al. 2018 (ZO-SVRG), Algorithm 2. Memory: one vector ``[d]``. Cost: 2q forward passes besides the
     estimator's, and 2q for each closure of ``full`` at a snapshot.
@@ -47,6 +50,8 @@ class SVRG(Direction):
         assert isinstance(now, Slopes)
         if "snapshot" not in memory or objective.step - memory["snapshot_step"] >= self.snapshot_every:
             self._take(step)
+        if "snapshot" not in memory:
+            return vector
         there = objective.at(memory["snapshot"])
         before = step.estimator.estimate(there, step.queries)
         objective.forwards += there.forwards
@@ -59,14 +64,29 @@ class SVRG(Direction):
     def _take(step: Step) -> None:
         """Copy theta, and find the slopes of the full loss there along this step's directions."""
         objective = step.objective
-        sums: dict[int, list[float]] = {}
-        for closure in step.full or [objective.closure]:
+        closures = step.full or [objective.closure]
+        sizes = [closure.samples if isinstance(closure, Slice) else None for closure in closures]
+        weights = [float(size or 0) if len(set(sizes)) > 1 and None not in sizes else 1.0 for size in sizes]
+        found: list[dict[int, float]] = []
+        for closure in closures:
             part = objective.of(closure)
             estimate = step.estimator.estimate(part, step.queries)
             objective.forwards += part.forwards
+            if step.full:
+                step.memory[FULL_FORWARDS] = step.memory.get(FULL_FORWARDS, 0) + part.forwards
             assert isinstance(estimate, Slopes)
-            for query, slope in estimate.slopes.items():
-                sums.setdefault(query, []).append(slope)
+            found.append(estimate.slopes)
+        everywhere = sorted(set.intersection(*map(set, found)))
+        if not everywhere:
+            warnings.warn(
+                f"zo-svrg: no direction of step {objective.step} has a finite loss on all of the training data, so no snapshot is "
+                "taken there; lower lr or eps",
+                stacklevel=2,
+            )
+            return
         step.memory["snapshot"] = objective.theta.clone()
         step.memory["snapshot_step"], step.memory["snapshot_eps"] = objective.step, objective.eps
-        step.memory["full_slopes"] = {query: sum(found) / len(found) for query, found in sums.items()}
+        step.memory["full_slopes"] = {
+            query: sum(weight * slopes[query] for weight, slopes in zip(weights, found, strict=True)) / sum(weights)
+            for query in everywhere
+        }

@@ -43,7 +43,7 @@ class Displaced(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear and self._is_parameter(args[1]):
+        if func is F.linear and self._is_parameter(args[1] if len(args) > 1 else kwargs.get("weight")):
             return self._linear(*args, **kwargs)
         if func is torch.addmm and not kwargs and (rows := self._rows(*args)) is not None:
             return rows
