@@ -54,6 +54,7 @@ class Nodes:
             "ZEROFLOW_COPY_EVERY": "1",
             "RAY_raylet_start_wait_time_s": "180",
             "RAY_agent_register_timeout_ms": "180000",
+            "RAY_health_check_period_ms": "1000",  # a killed node is missed sooner
         }
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(

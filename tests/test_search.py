@@ -978,7 +978,7 @@ base: {checkpoint: none, image_size: 14, tasks: 5, epochs: 1, batch_size: 400, m
 grid:
   - {optimizer: [fo-sgd, zo-sgd], seed: [0, 1]}
 
-placement: {gpus_per_worker: 0}
+placement: {gpus_per_worker: 0, max_concurrent: 2}
 search: {forward_passes: 18, lr: {fo-*: [0.1, 0.2], zo-*: {from: 1e-3, to: 1e-1}}, eps: [1e-2]}
 """
 
