@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -289,6 +291,53 @@ def test_tasks_that_were_kept_with_other_data_are_not_gone_on_with(
     whole = run_trial(made(lr=0.3), place)
     assert_same_bits(run_trial(made(lr=0.3), place, tasks_folder=tmp_path / "kept"), whole)
     assert_same_bits(run_trial(made(lr=0.3), place, folder=tmp_path / "unfinished"), whole)
+
+
+OWN = """
+from zeroflow.methods.finetune import FineTuning
+from zeroflow.methods.method import register_method
+
+@register_method("my-scaled", "finetune with a loss of its own")
+class Scaled(FineTuning):
+    def losses(self, inputs):
+        return {factor} * super().losses(inputs)
+"""
+
+
+@pytest.mark.slow
+def test_tasks_that_other_code_of_ones_own_trained_are_not_gone_on_with(tiny_vit: dict, tmp_path: Path) -> None:
+    """In a process of each version, as people work: the file is changed, and the script is started again."""
+    own = {
+        **tiny_vit,
+        **BASE,
+        "dataset": "some-drawings",
+        "method": "my-scaled",
+        "method_options": {},
+        "optimizer": "fo-sgd",
+        "lr": 0.1,
+        "stop_after": 2,
+    }
+    config = {**own, "later": {"task": 2, "lr": 0.2}}
+    script = (
+        "import sys, json, zeroflow; zeroflow.import_file(sys.argv[1]); import conftest\n"
+        "conftest.some_drawings.__wrapped__(), conftest.tiny_vit.__wrapped__()\n"
+        f"config = zeroflow.TrialConfig.from_dict(json.loads({json.dumps(config)!r}))\n"
+        "kept = {} if sys.argv[2] == '-' else {'tasks_folder': sys.argv[2]}\n"
+        "print(json.dumps([step.loss for step in zeroflow.run_trial(config, **kept).steps]))"
+    )
+    file, found = tmp_path / "mine.py", []
+    for factor, folder in ((1.0, tmp_path / "kept"), (0.5, tmp_path / "kept"), (0.5, "-")):
+        file.write_text(OWN.format(factor=factor))
+        run = subprocess.run(
+            [sys.executable, "-c", script, str(file), str(folder)],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+            timeout=200,
+        )
+        assert run.returncode == 0, run.stderr
+        found.append(json.loads(run.stdout))
+    assert found[1] == found[2] != found[0]
 
 
 @pytest.mark.slow

@@ -65,6 +65,24 @@ def test_a_mini_batch_of_a_whole_task_has_no_noise(cell: dict[str, Any]) -> None
     assert (just.gradient, just.largest_lr) == (more.gradient, more.largest_lr) and just.gradient > 0
 
 
+def test_a_loss_that_never_changed_does_not_move(cell: dict[str, Any]) -> None:
+    config = TrialConfig.from_dict(cell)
+    for stored, said in (
+        ([0.25] * 30, "does not move beyond its noise (0.0 standard errors down)"),
+        ([0.25] * 15 + [0.5] * 15, "does not move beyond its noise (-inf standard errors down)"),
+        ([0.5] * 15 + [0.25] * 15, "moves (inf standard errors down)"),
+    ):
+        found = diagnose(config, losses=stored, directions=2, batches=2)
+        assert said in found.sentences(config)[0]
+
+
+def test_rounding_is_that_of_the_cells_own_precision(cell: dict[str, Any]) -> None:
+    """At an eps of 1e-7 float32's losses are noise; float64's slopes are those at ten times and a tenth of it."""
+    for dtype, verdict in (("float64", "fine"), ("float32", "in rounding noise")):
+        config = TrialConfig.from_dict({**cell, "dtype": dtype, "eps": 1e-7, "method_options": {"dropout": 0.0}})
+        assert diagnose(config, directions=3, batches=2).eps_is == verdict
+
+
 @pytest.mark.slow
 def test_gradient_noise_and_cosine_are_those_of_backpropagation(cell: dict[str, Any]) -> None:
     config = TrialConfig.from_dict({**cell, "method_options": {"dropout": 0.0}})

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from zeroflow.errors import ConfigError
-from zeroflow.optim import Journal, NonFiniteLoss, create_optimizer, list_optimizers
+from zeroflow.optim import Journal, NonFiniteLoss, OptimizerInfo, create_optimizer, list_optimizers, register_optimizer
+from zeroflow.optim.estimators import SPSA, Backpropagation, Estimator
 
 PAPER = [
     "fo-adam", "fo-sgd", "forward-grad", "zo-adam", "zo-adam-conserve", "zo-adam-sign", "zo-sgd", "zo-sgd-conserve",
@@ -795,3 +796,13 @@ def test_a_journal_of_another_run_is_refused(tmp_path) -> None:
     optimizer = create_optimizer("zo-sgd", model, lr=0.01, queries=2, executor=Journal(tmp_path / "losses"))
     with pytest.raises(ValueError, match="another run"):
         optimizer.step(loss)
+
+
+@pytest.mark.parametrize(("name", "estimator"), [("my-rmsprop", Backpropagation()), ("fo-mine", SPSA())])
+def test_a_name_says_whether_gradients_are_exact(name: str, estimator: Estimator) -> None:
+    """Reports tell their readers by it what was trained by forward passes alone."""
+    with pytest.raises(
+        ConfigError, match="the name of one with exact gradients begins with 'fo-', that of any other does not"
+    ):
+        register_optimizer(OptimizerInfo(name, "made by a test", estimator, torch.optim.RMSprop, {}, 0.1))
+    assert name not in list_optimizers()

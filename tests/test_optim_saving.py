@@ -222,8 +222,13 @@ def test_the_state_of_parameters_in_another_order_is_refused(name: str) -> None:
         made.load_state_dict(named.state_dict())
     unnamed = create_optimizer(name, other.parameters(), lr=0.1)
     for source, target in ((named, unnamed), (unnamed, named)):
-        with pytest.raises(ValueError, match="parameters were in another order: those with names"):
+        with pytest.raises(ValueError, match="parameters were in another order, or others: those with names"):
             target.load_state_dict(source.state_dict())
+    weight, bias = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match="parameters were in another order, or others"):
+        create_optimizer(name, [bias, weight], lr=0.1).load_state_dict(
+            create_optimizer(name, [weight, bias], lr=0.1).state_dict()
+        )
 
 
 @pytest.mark.parametrize("name", ["fo-adam", "zo-adam", "zo-adam-sign", "zo-adam-conserve", "zo-adamm", "zo-radazo"])

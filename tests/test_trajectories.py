@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from torch.nn import functional as F
 from zeroflow import Placement
 from zeroflow.cli import main
 from zeroflow.data import ArraySamples, load_dataset
+from zeroflow.errors import ConfigError
 from zeroflow.models.factory import create_backbone
-from zeroflow.results import Store, load, merge, rows
+from zeroflow.results import Store, figures, load, merge, rows
 from zeroflow.studies.landscapes import Adapter, Run, TwoParameters
 from zeroflow.studies.trajectories import NINE, Study, adapter_study, study
 from zeroflow.trial.config import TrialConfig
@@ -170,6 +172,7 @@ def test_the_same_study_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> No
         ),
         ("base: {method: finetune, stop_after: 1}\ngrid: [{optimizer: fo-sgd}]", "at least two tasks"),
         ("base: {method: finetune, method_options: {tune: none}}\ngrid: [{optimizer: fo-sgd}]", "something to tune"),
+        ("base: {method: finetune, method_options: {imprint: false}}\ngrid: [{optimizer: fo-sgd}]", "imprint=False"),
     ],
 )
 def test_cells_that_share_no_landscape_are_refused_before_any_work(grid: str, said: str, tmp_path: Path) -> None:
@@ -179,3 +182,41 @@ def test_cells_that_share_no_landscape_are_refused_before_any_work(grid: str, sa
     assert found.exit_code == 2 and "Traceback" not in found.output
     assert re.search(said, " ".join(found.output.split())), found.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"optimizer": "es-cma", "lr": 1.0, "eps": 0.1, "queries": 4},
+            "es-cma: .* trained components need a covariance",
+        ),
+        ({"method_options": {"subspace": 1}}, "the start and both optima lie on a line"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_before_any_run(
+    change: dict[str, Any], said: str, tiny_vit: dict[str, Any], some_drawings: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = {**tiny_vit, "dataset": some_drawings, "tasks": 10, "stop_after": 2, "method": "finetune", "epochs": 1}
+    first = TrialConfig.from_dict(
+        {**cell, "optimizer": "fo-sgd", "lr": 0.1, **({} if "optimizer" in change else change)}
+    )
+    cells = [first, TrialConfig.from_dict({**cell, "optimizer": "fo-sgd", "lr": 0.1, **change})]
+    ran: list[Any] = []
+    monkeypatch.setattr(Adapter, "learn", lambda *_: ran.append(1))
+    with pytest.raises(ConfigError, match=said):
+        adapter_study(cells, Placement())
+    assert not ran
+
+
+def test_runs_that_differ_in_their_rate_alone_are_all_drawn_and_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TwoParameters, "steps", 4)
+    monkeypatch.setattr(TwoParameters, "side", 3)
+    runs = [Run("fo-sgd", 0.05), Run("fo-sgd", 0.01), Run("fo-sgd", 0.01, seed=1), Run("zo-sgd", 0.05, 1e-3, 1)]
+    runs.append(Run("fo-sgd", 0.01, options={"momentum": 0.9}))
+    looks, points = rows.landscape(study(TwoParameters(), runs))
+    (surface,) = figures.surfaces(points)
+    drawn = figures.draw_trajectories(surface, figures.trajectories(looks), objective="both")
+    names = [trace.name for trace in drawn.data if trace.type == "scatter" and trace.mode == "lines+markers"]
+    assert sorted(names) == ["fo-sgd lr=0.01", "fo-sgd lr=0.01 momentum=0.9", "fo-sgd lr=0.05", "zo-sgd q=1"]

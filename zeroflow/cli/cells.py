@@ -200,7 +200,7 @@ def trajectories(
     from zeroflow.results import rows
     from zeroflow.results.store import Store
     from zeroflow.studies.landscapes import TwoParameters, check_cells
-    from zeroflow.studies.trajectories import NINE, adapter_study, study
+    from zeroflow.studies.trajectories import NINE, Study, adapter_study, study
 
     store = Store(results)
     grid, folder = open_grid(grid_file, (), data_dir) if grid_file else (None, data_dir)
@@ -208,12 +208,16 @@ def trajectories(
         check_cells(grid.cells)
     store.check_writable()
 
-    with Bar("trajectories") as bar:
-        found = [study(TwoParameters(), NINE, bar)]
-        if grid:
-            found.append(adapter_study(grid.cells, Placement(data_dir=folder, device=device, threads=threads), bar))
-    for one in found:
+    found = []
+
+    def keep(one: Study) -> None:
         store.write_landscape(*rows.landscape(one))
+        found.append(one)
+
+    with Bar("trajectories") as bar:
+        keep(study(TwoParameters(), NINE, bar))
+        if grid:
+            keep(adapter_study(grid.cells, Placement(data_dir=folder, device=device, threads=threads), bar))
     if as_json:
         landscapes = [
             {"landscape": f.landscape, "landscape_id": f.landscape_id, "looks": len(f.looks), "surface": len(f.surface)}

@@ -6,9 +6,9 @@ times the share of the data that is trained on; workers are taken to share a ste
 the longest run of ``FEATURES``, in their order, that any finished cell has in common with it; without the first
 ``ALWAYS`` of them there is nothing to go by.
 
-Forward passes are exact once a cell with the same data, tasks, batches and optimizer has finished. From one of another optimizer
-or number of queries they follow by the optimizers' formulas, as does what a method passes beside its steps, which does not depend on
-them: an estimate.
+Forward passes are exact once a cell with the same data, tasks, batches, epochs and optimizer with its options has finished. From one
+of other epochs, of another optimizer or number of queries they follow in proportion and by the optimizers' formulas: an estimate,
+since what a method passes once a task, a snapshot and the steps of ``hybrid`` do not grow so.
 """
 
 from __future__ import annotations

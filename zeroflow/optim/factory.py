@@ -152,7 +152,16 @@ optimizers: Registry[OptimizerInfo] = Registry("optimizer")
 
 
 def register_optimizer(info: OptimizerInfo) -> OptimizerInfo:
-    """Register an optimizer; outside packages call this from a ``zeroflow.optimizers`` entry point."""
+    """Register an optimizer; outside packages call this from a ``zeroflow.optimizers`` entry point.
+
+    Raises:
+        ConfigError: its name does not say whether it follows exact gradients, which results tell their readers by it.
+    """
+    if info.name.startswith("fo-") != info.estimator.exact:
+        raise ConfigError(
+            f"optimizer {info.name!r}: the name of one with exact gradients begins with 'fo-', that of any other does not; "
+            f"{type(info.estimator).__name__} is {'exact' if info.estimator.exact else 'not exact'}"
+        )
     return optimizers.register(info.name, info)
 
 

@@ -119,7 +119,7 @@ class Saving(torch.optim.Optimizer):
             raise ValueError(f"state_dict: of {own['kind']}; this optimizer is {self.composition.kind}")
         if own.get("layout", self._layout()) != self._layout():
             raise ValueError(
-                "state_dict: of an optimizer whose parameters were in another order: those with names (of a module, or as "
+                "state_dict: of an optimizer whose parameters were in another order, or others: those with names (of a module, or as "
                 "named_parameters()) are laid out by name, those without in the order they are given; build both alike"
             )
         super().load_state_dict(torchs)
@@ -139,11 +139,11 @@ class Saving(torch.optim.Optimizer):
             self.flat.show()
         self._pull_state()
 
-    def _layout(self) -> list[int]:
-        """Which of the parameters, counted in the order of the groups, comes where in the vector."""
+    def _layout(self) -> list[list[int]]:
+        """Of each parameter in the vector its place in the order of the groups, and its shape."""
         every = [parameter for group in self.param_groups for parameter in group["params"]]
         places = {parameter: place for place, parameter in enumerate(every)}
-        return [places[parameter] for parameter in self.flat.parameters]
+        return [[places[parameter], *parameter.shape] for parameter in self.flat.parameters]
 
     def _names(self) -> list[str]:
         """Names of the parameters in the vector; numbers where they were given without names."""

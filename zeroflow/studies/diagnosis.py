@@ -90,7 +90,8 @@ class Diagnosis:
             return [*said, "eps, learning rate and cost: what is measured here limits estimates, not exact gradients."]
         what = {
             "fine": "a tenth and ten times of it give the same slopes nearly enough",
-            "in rounding noise": "differences of losses drown in rounding; take ten times as much, or float64",
+            "in rounding noise": "differences of losses drown in rounding; take ten times as much"
+            + (", or float64" if config.dtype != "float64" else ""),
             "beyond curvature": "a tenth of it gives other slopes; take that",
         }[self.eps_is]
         said.append(f"eps={self.eps:g} is {self.eps_is}: {what}.")
@@ -190,7 +191,7 @@ def _found(config: TrialConfig, seen: _Seen, eps: float, dimensions: int, losses
         curvature=second,
         smaller=smaller,
         larger=larger,
-        eps_is=_judged(seen.ends, smaller),
+        eps_is=_judged(seen.ends, smaller, getattr(torch, config.dtype)),
         largest_lr=lr,
         passes_for_one_percent=max(2 * queries * abs(loss) / 100 / gain, 2.0 * queries) if gain > 0 else None,
         fallen=_fallen(losses),
@@ -289,11 +290,11 @@ def _apart(some: Sequence[float], others: Sequence[float]) -> float:
     return apart / size if size else math.inf
 
 
-def _judged(ends: Sequence[Sequence[tuple[float, float]]], smaller: float) -> str:
-    """What slopes at eps and at a tenth of it say of eps."""
+def _judged(ends: Sequence[Sequence[tuple[float, float]]], smaller: float, dtype: torch.dtype) -> str:
+    """What slopes at eps and at a tenth of it say of eps, for losses computed in ``dtype``."""
     pairs = list(itertools.chain.from_iterable(ends))
     steps = statistics.median(abs(up - down) for up, down in pairs)
-    rounding = 4 * statistics.median(abs(up) for up, _ in pairs) * torch.finfo(torch.float32).eps
+    rounding = 4 * statistics.median(abs(up) for up, _ in pairs) * torch.finfo(dtype).eps
     if steps < rounding:
         return "in rounding noise"
     # Where the smaller one would drown itself, its slopes prove nothing.
@@ -307,4 +308,7 @@ def _fallen(losses: Sequence[float]) -> float | None:
         return None
     first, last = losses[:part], losses[-part:]
     error = math.sqrt((statistics.variance(first) + statistics.variance(last)) / part)
-    return (statistics.fmean(first) - statistics.fmean(last)) / error if error else math.inf
+    fallen = statistics.fmean(first) - statistics.fmean(last)
+    if not error:  # both are constant
+        return math.copysign(math.inf, fallen) if fallen else 0.0
+    return fallen / error

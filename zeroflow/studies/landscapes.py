@@ -36,6 +36,7 @@ from zeroflow.trial.stream import scenario_of
 from zeroflow.trial.training import TaskTrainer
 
 _LOOKS = 25  # at an adapter's run in each task
+_FLAT = 1e-9  # of a way's length: less is rounding
 _SAMPLES = 100  # of each task that an adapter's losses are looked at on
 _OF_A_RUN = ("optimizer", "optimizer_options", "lr", "eps", "queries", "seed")
 _USUAL = ("access", "loss", "later")
@@ -112,7 +113,7 @@ class Landscape(ABC):
 
     @abstractmethod
     def learn(self, run: Run, tasks: Sequence[int], first: int, look: Look) -> int:
-        """Train the values on some tasks together (0: old, 1: new); their weights are equal.
+        """Train the values on some tasks together (0: old, 1: new); of data every sample weighs the same.
 
         Args:
             run: with what.
@@ -142,6 +143,11 @@ class Landscape(ABC):
         old, new = self.marks["old optimum"] - origin, self.marks["new optimum"] - origin
         along = old / old.norm()
         across = new - (new @ along) * along
+        if not across.norm() > _FLAT * new.norm():
+            raise ConfigError(
+                f"trajectories: the start and both optima lie on a line ({len(origin)} trained value(s)), which makes no plane; train "
+                "more values, or longer"
+            )
         return origin, along, across / across.norm()
 
     def point(self) -> Point:
@@ -231,13 +237,17 @@ class Adapter(Landscape):
         config: of method ``finetune``; every key but those of a ``Run`` counts.
         place: where.
         reference: what finds each task's optimum, in ``patience`` times the epochs.
+        runs: what will learn on it; an optimizer that cannot is refused before any training.
+
+    Raises:
+        ConfigError: there is no plane through the start and both optima, or an optimizer cannot train so many values.
     """
 
     name = "adapter"
     patience = 5
     side = 17
 
-    def __init__(self, config: TrialConfig, place: Placement, reference: Run) -> None:
+    def __init__(self, config: TrialConfig, place: Placement, reference: Run, runs: Sequence[Run] = ()) -> None:
         self.config, self.device = config, place.torch_device()
         self.dtype = getattr(torch, config.dtype)
         backbone = create_backbone(config.backbone, checkpoint=config.checkpoint, image_size=config.image_size)
@@ -252,6 +262,8 @@ class Adapter(Landscape):
         self.method.begin_task(classes, initial, self._plain(joined(self.tasks)))
         self.method.to(self.device, self.dtype)
         self.parameters = self.method.trainable()
+        for run in (reference, *runs):
+            run.build(list(self.parameters.items()))
         self.looked_at = [list(self._plain(some(view, _SAMPLES))) for view in self.tasks]
         shared = {key: value for key, value in dataclasses.asdict(config).items() if key not in _OF_A_RUN + _USUAL}
         steps = (config.epochs or 0) * math.ceil(len(self.tasks[0]) / (config.batch_size or 1))
@@ -260,6 +272,7 @@ class Adapter(Landscape):
         self.start = self.vector()
         self.marks = {"start": self.start}
         self.marks |= {f"{name} optimum": self._optimum(reference, task) for task, name in enumerate(("old", "new"))}
+        _ = self.plane  # or it is refused here
 
     def _plain(self, view: View) -> Iterator[Batch]:
         return ((images.to(self.device, self.dtype), labels) for images, labels in view.plain_batches(self.batch))
@@ -328,6 +341,8 @@ def check_cells(cells: Sequence[TrialConfig]) -> None:
                 f"trajectories: method={config.method!r} with {dict(config.method_options)}: expected 'finetune', one model "
                 "with one head, and something to tune besides it"
             )
+        if config.method_options.get("imprint") is False:
+            raise ConfigError("trajectories: imprint=False: the head stands still at class means here, leave it out")
         for key in _USUAL:
             if given := getattr(config, key):
                 raise ConfigError(

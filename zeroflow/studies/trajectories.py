@@ -128,4 +128,4 @@ def adapter_study(cells: Sequence[TrialConfig], place: Placement, on_progress: P
     with limited_threads(place.threads):
         on_progress("adapter: each task's optimum", 0, 0)
         reference = next(run for run in runs if exact(run.optimizer))
-        return study(Adapter(cells[0], place, reference), runs, on_progress)
+        return study(Adapter(cells[0], place, reference, runs), runs, on_progress)

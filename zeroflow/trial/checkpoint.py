@@ -24,6 +24,7 @@ import torch
 
 from zeroflow.data.dataset import ImageDataset
 from zeroflow.durable import make_folder, write_atomically
+from zeroflow.imports import imports_of
 from zeroflow.optim import Executor, Journal, LocalExecutor
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.features import file_identity
@@ -32,7 +33,7 @@ from zeroflow.trial.named_files import images_of, labels_digest, weights_of
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What tells whether a trial goes on with the data that it began with.
+    """What tells whether a trial goes on with the data, and with the code of somebody's own, that it began with.
 
     Attributes:
         classes: names, in the data set's own order.
@@ -40,6 +41,7 @@ class DataFacts:
         files: changes with the files of the images, and with where they are.
         host: the machine that saw the images where they are; elsewhere they have other paths and times.
         named: hashes of weights and images by their names in the configuration, see ``named_files``.
+        imports: hashes of the imported files that the configuration's names come from.
     """
 
     classes: list[str]
@@ -47,6 +49,7 @@ class DataFacts:
     files: str
     host: str
     named: Mapping[str, str] = field(default_factory=dict)
+    imports: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, dataset: ImageDataset, config: TrialConfig) -> DataFacts:
@@ -55,11 +58,12 @@ class DataFacts:
         for samples in (dataset.train, dataset.test):
             files.update(file_identity(samples).encode() + b"|")
         named = {**weights_of(config), **images_of(config, dataset)}
-        return cls(list(dataset.class_names), labels_digest(dataset), files.hexdigest(), socket.gethostname(), named)
+        labels, host = labels_digest(dataset), socket.gethostname()
+        return cls(list(dataset.class_names), labels, files.hexdigest(), host, named, imports_of(config))
 
     def differs(self, other: DataFacts) -> bool:
-        """Whether these are certainly other data or weights."""
-        if (self.classes, self.labels, self.named) != (other.classes, other.labels, other.named):
+        """Whether these are certainly other data, weights or code."""
+        if any(getattr(self, key) != getattr(other, key) for key in ("classes", "labels", "named", "imports")):
             return True
         return self.host == other.host and self.files != other.files
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from plotly.subplots import make_subplots
 
+from zeroflow.results.differences import as_text, short_number
 from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.figures.style import (
     BLACK,
@@ -70,6 +71,7 @@ class Run:
     queries: int | None
     seed: int
     objective: str
+    settings: str  # what tells it from other runs of its optimizer and queries, but for the seed
     steps: tuple[int, ...]
     x: tuple[float, ...]
     y: tuple[float, ...]
@@ -78,7 +80,8 @@ class Run:
 
     @property
     def label(self) -> str:
-        return self.optimizer + (f" q={self.queries}" if self.queries is not None else "")
+        queries = None if self.queries is None else f"q={self.queries}"
+        return " ".join(filter(None, [self.optimizer, queries, self.settings]))
 
 
 def surfaces(table: pa.Table) -> list[Surface]:
@@ -106,13 +109,22 @@ def trajectories(table: pa.Table) -> list[Run]:
         runs.setdefault(tuple(row[key] for key in named), []).append(row)
     columns = ("step", "x", "y", "loss_old", "loss_new")
     found = [
-        Run(*key[:5], *(tuple(row[column] for row in rows) for column in columns))  # type: ignore[arg-type]
+        Run(*key[:5], _apart(key, runs), *(tuple(row[column] for row in rows) for column in columns))  # type: ignore[arg-type, call-arg]
         for key, rows in runs.items()
     ]
     return sorted(
         found,
         key=lambda run: (not run.optimizer.startswith("fo-"), run.optimizer, run.queries or 0, run.objective, run.seed),
     )
+
+
+def _apart(key: tuple[object, ...], keys: Iterable[tuple[object, ...]]) -> str:
+    """Learning rate, eps and options of a run, where others of its optimizer and queries on its landscape have other ones."""
+    twins = [other[5:] for other in keys if other[:3] == key[:3]]
+    options, lr, eps = (value if len({twin[i] for twin in twins}) > 1 else None for i, value in enumerate(key[5:]))
+    named = [f"{name}={short_number(value)}" for name, value in (("lr", lr), ("eps", eps)) if isinstance(value, float)]
+    more = as_text("optimizer_options", options) if options else "-"
+    return " ".join(part for part in [*named, more] if part != "-")
 
 
 def draw_trajectories(
@@ -205,7 +217,7 @@ def _of(surface: Surface, runs: Sequence[Run], objective: str | None) -> list[Ru
     own = [run for run in runs if run.landscape_id == surface.landscape_id and objective in (None, run.objective)]
     first: dict[tuple[object, ...], Run] = {}
     for run in sorted(own, key=lambda run: run.seed):
-        first.setdefault((run.optimizer, run.queries, run.objective), run)
+        first.setdefault((run.optimizer, run.queries, run.settings, run.objective), run)
     return [run for run in own if run in first.values()]
 
 
