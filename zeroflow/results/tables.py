@@ -279,8 +279,8 @@ def _cells(trials: pa.Table) -> Table:
     order = [cells[cell] for row in summary(trials) for cell in row.cells]
     differences = Differences(order)
     telling = {*_ALWAYS, *differences.named}
-    keys = [*(key for key in FILTERS), *(key for key in CONFIG_KEYS if key not in FILTERS)]
-    keys = [key for key in keys if key in telling or differences.varies(key)]
+    every = [*FILTERS, *(key for key in CONFIG_KEYS if key not in FILTERS)]
+    keys = [key for key in every if key in telling or differences.varies(key)]
     texts = [{key: differences.text(key, row) for key in keys} for row in order]
     columns: list[Column | str] = [
         *(Column({"queries": "q"}.get(key, key), left=is_text(key)) for key in keys),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zeroflow.methods import Method, MiniBatch
 from zeroflow.optim import Journal, NonFiniteLoss, Slice, ThreeStepOptimizer
@@ -180,9 +180,9 @@ class TaskTrainer:
         own = self.optimizer.executor.slice(samples)
         return Slice(closure, own.start, own.stop, samples)
 
-    def _buffers(self) -> dict[str, Tensor]:
-        """What moves with the parameters: batch norm's statistics."""
-        return dict(trained_modules(self.method, self.method.trainable()).named_buffers())
+    def _moving(self) -> nn.ModuleList:
+        """The modules whose buffers move with the parameters: batch norm's statistics."""
+        return trained_modules(self.method, self.method.trainable())
 
     def _resume(self, task: int, cosine: torch.optim.lr_scheduler.LRScheduler) -> int:
         """Take over the last saved epoch of this task; the number of the epoch to begin with."""
@@ -195,8 +195,10 @@ class TaskTrainer:
         with torch.no_grad():
             for name, parameter in self.method.trainable().items():
                 parameter.copy_(saved["parameters"][name])
-            for name, buffer in self._buffers().items():
-                buffer.copy_(saved["buffers"][name])
+        moving = self._moving()
+        for name, value in saved["buffers"].items():
+            path, _, own = name.rpartition(".")
+            moving.get_submodule(path)._buffers[own] = value.to(self.device)  # it may have grown
         self.optimizer.load_state_dict(saved["optimizer"])
         cosine.load_state_dict(saved["schedule"])
         self.steps = [Step(*row) for row in saved["steps"]]
@@ -212,7 +214,7 @@ class TaskTrainer:
                 "task": task,
                 "epoch": epoch,
                 "parameters": parameters,
-                "buffers": self._buffers(),
+                "buffers": dict(self._moving().named_buffers()),
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": cosine.state_dict(),
                 "steps": as_rows(self.steps),
