@@ -26,16 +26,16 @@ KINDS = (
 
 def kind(row: Row) -> str | None:
     """Which of the six kinds a row is; None: of none, as what takes exact gradients in some steps alone."""
-    optimizer = row.config["optimizer"]
+    way = gradients(row.config)
     if row.is_baseline:
         return "no training"
-    if optimizer is None:
+    if way == "none":
         return "closed form"
-    if row.seeds < SEEDS or gradients(row.config) == "both":
+    if row.seeds < SEEDS or way == "both":
         return None
     if row.config["method"] == "joint":
         return "joint"
-    if gradients(row.config) == "exact":
+    if way == "exact":
         return "first order"
     many = (row.trainable_parameters or 0) >= MANY
     return "tens of thousands by forward passes" if many else "a few values by forward passes"

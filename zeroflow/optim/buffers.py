@@ -68,12 +68,11 @@ class Buffers:
         """Restore buffers that change inside."""
         before = [(place, tensor, tensor.clone()) for place, tensor in (*self._tensors, *self._quiet)]
         changed: list[Place] = []
-        others: dict[Place, Tensor] = {}
         try:
             yield
             # Version counters do not tell: batch norm moves its statistics behind them.
-            others = self._found_others(before)
-            changed = [*others, *(place for place, tensor, values in before if _changed(place, tensor, values))]
+            moved = (place for place, tensor, values in before if _changed(place, tensor, values))
+            changed = [*self._found_others(before), *moved]
         finally:
             self._restore(before)
         self._seen, self._seen_moving = True, self._seen_moving or bool(changed)

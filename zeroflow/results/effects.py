@@ -15,13 +15,11 @@ import pyarrow.compute as pc
 from zeroflow.results.differences import USUAL
 from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.published import DATASETS, ENHANCED, METRICS, ORDER, agrees, cells_once, published, rows
+from zeroflow.results.schema import CONFIG_KEYS
 from zeroflow.results.summary import problem_names, same_problem
 
 # What a pair has in common beside its problem and its seed; the learning rate and what belongs to it is each one's own.
 _ALIKE = ("method_options", "epochs", "batch_size", "schedule", "classifier", "classifier_options", "loss", "later")
-
-# An enhancement is added to an optimizer that stays as it is.
-_ENHANCED_ALIKE = ("lr", "eps")
 
 _Streams = dict[tuple[Any, ...], dict[int, list[float]]]
 
@@ -85,12 +83,15 @@ def by_stream(trials: pa.Table) -> Iterator[tuple[str, str, pa.Table]]:
     Class orders stay together: differences within each are repetitions, as those of seeds are. Those on other task sequences,
     backbones or kinds of access are of other problems.
     """
-    cells = [{**cell, "class_order_seed": None, "fixed_class_order": None} for cell in trials.to_pylist()]
-    for dataset in sorted({cell["dataset"] for cell in cells}):
-        own = [cell for cell in cells if cell["dataset"] == dataset]
-        for problem, name in problem_names(own).items():
-            ids = [cell["cell_id"] for cell in own if same_problem(cell) == problem]
-            yield dataset, name, trials.filter(pc.is_in(trials["cell_id"], pa.array(ids)))
+    streams: dict[str, dict[tuple[Any, ...], list[dict[str, Any]]]] = {}
+    for cell in trials.select([*CONFIG_KEYS, "cell_id"]).to_pylist():
+        cell |= {"class_order_seed": None, "fixed_class_order": None}
+        streams.setdefault(cell["dataset"], {}).setdefault(same_problem(cell), []).append(cell)
+    for dataset, problems in sorted(streams.items()):
+        names = problem_names([cell for own in problems.values() for cell in own])
+        for problem, own in problems.items():
+            ids = pa.array([cell["cell_id"] for cell in own])
+            yield dataset, names[problem], trials.filter(pc.is_in(trials["cell_id"], ids))
 
 
 def order(method: str, trials: pa.Table) -> tuple[float | None, float]:
@@ -159,8 +160,8 @@ def _enhancement_effects(table: str, cells: Sequence[Mapping[str, Any]]) -> Iter
         ((option, share),) = row.options.items()
         for metric in METRICS:
             ours = _paired(
-                _streams(cells, config, row.options, metric, _rest(option)),
-                _streams(cells, config, {}, metric, _rest(option)),
+                _streams(cells, config, row.options, metric, _rule),
+                _streams(cells, config, {}, metric, _rule),
             )
             paper = row.values[metric] - without.values[metric]
             yield _effect(f"{option} {share:.0%} - 0%", metric, paper, ours, config)
@@ -213,15 +214,11 @@ def _filters(config: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _rest(option: str) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-    """What a cell has beside an option of its optimizer."""
-
-    def rest(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-        own = json.loads(cell["optimizer_options"] or "{}")
-        own.pop(option, None)
-        return (*(cell[key] for key in _ENHANCED_ALIKE), json.dumps(own, sort_keys=True))
-
-    return rest
+def _rule(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A cell's optimizer but for its enhancements, which are added to one that stays as it is."""
+    options = json.loads(cell["optimizer_options"] or "{}")
+    kept = {name: value for name, value in options.items() if name not in ENHANCED.values()}
+    return cell["lr"], cell["eps"], json.dumps(kept, sort_keys=True)
 
 
 def _streams(

@@ -121,10 +121,9 @@ def gradients(config: Mapping[str, Any]) -> str:
             continue
         options = part["optimizer_options"] or {}
         options = json.loads(options) if isinstance(options, str) else options
-        exact = str(part["optimizer"]).startswith("fo-")
-        found |= {"exact"} if exact else {"forward"}
+        found.add("exact" if str(part["optimizer"]).startswith("fo-") else "forward")
         if part["hybrid_epochs"] or options.get("hybrid"):
-            found |= {"exact"}
+            found.add("exact")
     return "both" if len(found) > 1 else next(iter(found), "none")
 
 
