@@ -37,6 +37,11 @@ USUAL = {"access": "white-box", "loss": "cross-entropy"}
 DEFAULT = "default"
 """Stands for the value of an option that a row leaves as it is, where other rows of its kind set it."""
 
+_NAMES = ("dataset", "backbone", "method", "classifier", "optimizer")
+"""Keys whose values say by themselves what they are."""
+
+_SHORT = {"queries": "q"}
+
 _LONG = 16
 """Characters of a list of labels that are shown, and what tells it from others that begin alike."""
 
@@ -104,8 +109,8 @@ class Differences:
             holders: those that have it with one value.
             of_dataset: whether others have it with another one, so that the data set may be what says which.
         """
-        names = list(dict.fromkeys(_named(config, owner) for config in holders))
-        if sum(_named(config, owner) in names for config in self.configs) > len(holders):
+        names = list(dict.fromkeys(_name_of(config, owner) for config in holders))
+        if sum(_name_of(config, owner) in names for config in self.configs) > len(holders):
             keys = dict.fromkeys((*(["dataset"] if of_dataset else []), "method", owner, "optimizer"))
             return ", ".join(dict.fromkeys(" ".join(filter(None, (own[key] for key in keys))) for own in holders))
         others = dict.fromkeys(config[owner] for config in self.configs if config[owner] and config[owner] not in names)
@@ -114,7 +119,13 @@ class Differences:
         return ", ".join(names)
 
 
-def _named(config: Config, owner: str) -> str:
+def named(key: str, text: str) -> str:
+    """A key's text in a label: ``lr=0.01``, ``ease``, ``momentum=0.9``; options have names of their own, but where all are default."""
+    alone = key in _NAMES or (key.endswith(("_options", "preprocessing", "later")) and text != DEFAULT)
+    return text if alone else f"{_SHORT.get(key, key)}={text}"
+
+
+def _name_of(config: Config, owner: str) -> str:
     """A configuration's method, optimizer or classifier; the method's name where the classifier is the method's own."""
     return str(config[owner] or config["method"])
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from zeroflow.results.differences import USUAL, Differences
+from zeroflow.results.differences import USUAL, Differences, named
 from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.schema import CONFIG_KEYS
 
@@ -169,10 +169,9 @@ def settings(comparisons: Sequence[Comparison]) -> list[str]:
     differences = Differences([each.config for each in comparisons])
     own = {*PROTOCOL, "dataset", "method", "optimizer", "queries", "seed"}
     telling = [key for key in CONFIG_KEYS if key not in own and differences.varies(key)]
-    texts = [{key: differences.text(key, each.config) for key in telling} for each in comparisons]
     return [
-        " ".join(value if key.endswith("_options") else f"{key}={value}" for key, value in text.items() if value != "-")
-        for text in texts
+        " ".join(named(key, text) for key in telling if (text := differences.text(key, each.config)) != "-")
+        for each in comparisons
     ]
 
 

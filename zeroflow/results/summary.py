@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from zeroflow.results.differences import DEFAULT, USUAL, Differences
+from zeroflow.results.differences import DEFAULT, USUAL, Differences, named
 from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.rendering import EXPLICIT, Cell, Column, Mark, Table, escape_bars, markdown_grid, text_grid
 from zeroflow.results.schema import CONFIG_KEYS, SCHEMAS
@@ -29,8 +29,6 @@ _MEASURED = (
 FILTERS = ("dataset", "method", "optimizer", "queries")
 """The keys that a reader of a report filters by."""
 
-_NAMES = ("dataset", "backbone", "method", "classifier", "optimizer")  # say by themselves what they are
-_SHORT = {"queries": "q"}
 _ALWAYS_SHOWN = ("method", "optimizer", "queries")
 PROBLEM = (
     "dataset", "transform", "image_size", "tasks", "base_classes", "increments", "class_order_seed", "fixed_class_order",
@@ -98,14 +96,11 @@ class Row:
             key: " ".join(word for word in text.split(" ") if not word.endswith(f"={DEFAULT}")) or "-"
             for key, text in self.shown.items()
         }
-        named = [
-            text
-            if key in _NAMES or key.endswith(("_options", "preprocessing", "later"))
-            else f"{_SHORT.get(key, key)}={text}"
+        return " ".join(
+            named(key, text)
             for key, text in sorted(shown.items(), key=lambda item: (item[0] == "later", item[0] == "queries"))
             if text not in ("-", USUAL.get(key)) and key not in self.unnamed.union(without)
-        ]
-        return " ".join(named)
+        )
 
 
 def is_baseline(config: Mapping[str, Any]) -> bool:
@@ -206,14 +201,11 @@ def problem_names(configs: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...],
     differences = Differences(configs)
     telling = [key for key in PROBLEM if key != "dataset" and differences.varies(key)]
     return {
-        same_problem(config): " ".join(_told(key, differences.text(key, config)) for key in telling)
+        same_problem(config): " ".join(
+            named(key, DEFAULT if (text := differences.text(key, config)) == "-" else text) for key in telling
+        )
         for config in configs
     }
-
-
-def _told(key: str, text: str) -> str:
-    text = DEFAULT if text == "-" else text
-    return text if key in _NAMES else f"{key}={text}"
 
 
 def _order(row: Row) -> tuple[Any, ...]:
