@@ -9,7 +9,7 @@ from pathlib import Path
 from findings import shift_gains, verdicts
 
 from zeroflow.results import load
-from zeroflow.results.estimates import Estimate
+from zeroflow.results.estimates import ROUNDING, Estimate
 from zeroflow.results.summary import Row, gradients, same_problem, summary
 
 STREAM = {"dataset": "quickdraw100-marker", "tasks": 10, "stop_after": 5, "class_order_seed": 1993, "validation": 0.0}
@@ -125,7 +125,7 @@ def _on_streams(results: Path, row: Row) -> str:
 def _against(one: Row, other: Row) -> str:
     """Whether the intervals of two rows part them."""
     difference = _avg(one).mean - _avg(other).mean
-    if abs(difference) <= sum(_avg(row).half_width or 0.0 for row in (one, other)):
+    if abs(difference) <= ROUNDING + sum(_avg(row).half_width or 0.0 for row in (one, other)):
         return "level with"
     return "above" if difference > 0 else "below"
 

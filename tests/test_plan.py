@@ -226,7 +226,7 @@ def test_cells_without_basis_are_counted_and_the_rest_is_estimated(store: Store)
     more = make_plan(parse_grid(MIXED, {"seed": 3}), store, None)
     # 55 for 50 twice, 50 for 60.
     assert more.describe(None).endswith(
-        "; earlier estimates were off by 10 % in the median (90 % of them by less than 15 %, 3 cells)"
+        "; the hours of earlier cells like these would have been off by 10 % in the median (90 % of them by less than 15 %, 3 cells)"
     )
 
 

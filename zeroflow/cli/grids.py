@@ -137,7 +137,7 @@ def plan(
 
     grid, folder = open_grid(grid_file, settings, data_dir)
     found = make_plan(grid, Store(results_root(results, grid.name)), folder)
-    check_backbones(found.runnable(False), grid.placement, None)
+    check_backbones(found.runnable, grid.placement, None)
     if as_json:
         parts = {"done": found.done, "failed": found.failed, "missing": found.missing}
         ids = {name: [config.cell_id for config in part] for name, part in parts.items()}
@@ -195,11 +195,11 @@ def sweep(
 
     started, say = time.monotonic(), partial(click.echo, err=as_json)
     grid, folder = open_grid(grid_file, settings, data_dir)
+    grid = placed(grid, workers_per_trial, max_concurrent)
     store = Store(results_root(results, grid.name))
-    found = make_plan(grid, store, folder)
+    found = make_plan(grid, store, folder, retry_failed=retry_failed)
     say(found.describe(folder, cells=dry_run))
-    cells = found.runnable(retry_failed)
-    placement = placed(grid, workers_per_trial, max_concurrent)
+    cells, placement = found.runnable, grid.placement
     check_backbones(cells, placement, ray_address)
     if dry_run:
         if as_json:
@@ -243,15 +243,16 @@ def _report(store: Store, say: Callable[[str], None]) -> None:
         click.echo(f"\nno report: {error.strerror}", err=True)
 
 
-def placed(grid: Grid, workers_per_trial: int | None, max_concurrent: int | None) -> SweepPlacement:
-    """The grid's placement, overridden by the command line."""
+def placed(grid: Grid, workers_per_trial: int | None, max_concurrent: int | None) -> Grid:
+    """The grid with its placement overridden by the command line."""
     import dataclasses
 
-    return dataclasses.replace(
+    placement = dataclasses.replace(
         grid.placement,
         forced={} if workers_per_trial is None else {"workers_per_trial": workers_per_trial},
         max_concurrent=max_concurrent or grid.placement.max_concurrent,
     )
+    return dataclasses.replace(grid, placement=placement)
 
 
 def check_backbones(cells: Sequence[TrialConfig], placement: SweepPlacement, address: str | None) -> None:

@@ -69,14 +69,14 @@ def search(
 
     say = partial(click.echo, err=as_json)
     grid, folder = open_grid(grid_file, settings, data_dir)
+    grid = placed(grid, workers_per_trial, max_concurrent)
     wanted = plan_search(grid, folder)
     candidates = wanted.candidates
     store = Store(results_root(results, candidates.name))
-    plan = make_plan(candidates, store, folder)
+    plan = make_plan(candidates, store, folder, retry_failed=retry_failed)
     say(wanted.describe())
     say(plan.describe(folder))
-    cells = plan.runnable(retry_failed)
-    placement = placed(grid, workers_per_trial, max_concurrent)
+    cells, placement = plan.runnable, candidates.placement
     check_backbones(cells, placement, ray_address)
     if dry_run:
         return

@@ -6,9 +6,9 @@ times the share of the data that is trained on; workers are taken to share a ste
 the longest run of ``FEATURES``, in their order, that any finished cell has in common with it; without the first
 ``ALWAYS`` of them there is nothing to go by.
 
-Forward passes are exact once a cell with the same data, tasks, batches, epochs and optimizer with its options has finished. From one
-of other epochs, of another optimizer or number of queries they follow in proportion and by the optimizers' formulas: an estimate,
-since what a method passes once a task, a snapshot and the steps of ``hybrid`` do not grow so.
+Forward passes are exact once a cell with the same ``FEATURES`` and class order has finished. From one of other epochs, of another
+optimizer or number of queries they follow in proportion and by the optimizers' formulas: an estimate, and said to be one, since what
+a method passes once a task, a snapshot and the steps of ``hybrid`` do not grow so.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ ALWAYS = 8
 _EXACT_GRADIENT = Backpropagation().equivalents(1)
 
 _STREAM = ("dataset", "method", "tasks", "base_classes", "increments", "stop_after")
-_LAYOUT = (*_STREAM, "validation", "batch_size", "class_order_seed", "fixed_class_order")
+_ORDER = ("class_order_seed", "fixed_class_order")
+_LAYOUT = (*_STREAM, "validation", "batch_size", *_ORDER)
+_ALIKE = (*FEATURES, *_ORDER)
 # Where steps are known from: an optimizer may take more passes than its formula says (a snapshot), so its own come first.
-_STEPS = ((*_LAYOUT, "optimizer", "optimizer_options", "later"), _LAYOUT, _STREAM)
+_STEPS = (_ALIKE, (*_LAYOUT, "optimizer", "optimizer_options", "later"), _LAYOUT, _STREAM)
 
 COLUMNS = tuple(
     dict.fromkeys([*FEATURES, *_LAYOUT, "workers", "seconds", "training_seconds", "forward_passes", "device"])
@@ -60,7 +62,7 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class EstimateError:
-    """How far off the estimates of the finished cells would have been, each from all the others.
+    """How far off the estimated seconds of the finished cells that an estimate comes from would have been, each from the others.
 
     Attributes:
         median: of |estimate / actual - 1|, as a share.
@@ -81,6 +83,7 @@ class CostEstimate:
         seconds: of one cell after the other, each on its own workers; None: no cell has a basis.
         worker_seconds: the same, times the workers.
         forward_passes: of a batch, in training.
+        exact_passes: whether that is what cells like these have taken; otherwise it is an estimate.
         gpu_hours: of the cells that use GPUs.
         cpu_hours: of the cells that use none.
         cells: how many are estimated.
@@ -91,6 +94,7 @@ class CostEstimate:
     seconds: float | None
     worker_seconds: float
     forward_passes: int
+    exact_passes: bool
     gpu_hours: float
     cpu_hours: float
     cells: int
@@ -107,7 +111,7 @@ class CostEstimate:
             return "estimate: none yet, no cell of this kind has finished in this store"
         text = (
             f"estimate from earlier cells: {self.seconds / 3600:.2f} hours of one cell at a time, "
-            f"{self.forward_passes:,} forward passes"
+            f"{'' if self.exact_passes else 'about '}{self.forward_passes:,} forward passes"
         )
         if price_per_hour is not None:
             hours = {"GPU": self.gpu_hours, "CPU": self.cpu_hours}
@@ -117,7 +121,7 @@ class CostEstimate:
             text += f", without {self.without_basis} of {self.cells + self.without_basis} cells that are like no finished one"
         if self.error:
             text += (
-                f"; earlier estimates were off by {100 * self.error.median:.0f} % in the median "
+                f"; the hours of earlier cells like these would have been off by {100 * self.error.median:.0f} % in the median "
                 f"(90 % of them by less than {100 * self.error.ninth_decile:.0f} %, {self.error.cells} cells)"
             )
         return text
@@ -136,6 +140,7 @@ def estimate_costs(
     finished = Finished(trials)
     total: dict[str, float] = defaultdict(float)
     known = without = passes = 0
+    exact = True
     for config in cells:
         place, values = placement(config), vars(config)
         seconds = finished.seconds(values, place.workers_per_trial)
@@ -144,6 +149,7 @@ def estimate_costs(
             continue
         known += 1
         passes += finished.forward_passes(values)
+        exact = exact and finished.knows_passes(values)
         gpus = finished.gpus if place.gpus_per_worker is None else place.gpus_per_worker
         total["seconds"] += seconds
         total["workers"] += seconds * place.workers_per_trial
@@ -152,6 +158,7 @@ def estimate_costs(
         total["seconds"] if known or not without else None,
         total["workers"],
         passes,
+        exact,
         total["gpus"] / 3600,
         total["cpus"] / 3600,
         known,
@@ -183,13 +190,19 @@ class Finished:
                 for key in _step_keys(row):
                     self._passes[key] = min(self._passes[key], row["forward_passes"] / unit)
         self._likest: dict[tuple[Any, ...], tuple[float, float] | None] = {}
+        self._asked: set[tuple[Any, ...]] = set()
 
     def seconds(self, cell: Mapping[str, Any], workers: int = 1) -> float | None:
         """Seconds of a cell on ``workers`` processes; None: nothing to go by."""
         key = _key(cell)
         if key not in self._likest:
-            found = next((self._means[prefix] for prefix in _prefixes(key) if prefix in self._means), None)
-            self._likest[key] = None if found is None else (float(found[1] / found[0]), float(found[2] / found[0]))
+            likest = next((prefix for prefix in _prefixes(key) if prefix in self._means), None)
+            if likest is None:
+                self._likest[key] = None
+            else:
+                cells, fixed, rate = self._means[likest]
+                self._likest[key] = float(fixed / cells), float(rate / cells)
+                self._asked.add(likest)
         parts = self._likest[key]
         return None if parts is None else parts[0] + parts[1] * work(cell) / _shared(cell, workers)
 
@@ -199,9 +212,13 @@ class Finished:
         known = (self._passes[key] for key in _step_keys(cell) if key in self._passes) if unit else iter(())
         return round(unit * next(known, 0.0))
 
+    def knows_passes(self, cell: Mapping[str, Any]) -> bool:
+        """Whether a cell that is alike in all that decides on its forward passes has finished, or none are to be made."""
+        return not _passes(cell) or next(_step_keys(cell)) in self._passes
+
     def error(self) -> EstimateError | None:
-        """How far off these estimates are, found by estimating each finished cell from the others."""
-        off = [kind.off(self._means) for kind in self._kinds]
+        """How far off the estimates so far would have been, found by estimating each cell that they come from from the others."""
+        off = [kind.off(self._means) for kind in self._kinds if not self._asked.isdisjoint(_prefixes(kind.key))]
         found = np.concatenate([np.zeros(0), *off])
         if not len(found):
             return None

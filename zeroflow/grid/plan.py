@@ -34,8 +34,9 @@ class Plan:
         failed: in the failures table and not done.
         missing: to run.
         unavailable: cells whose data set is not on this machine, by data set.
-        estimate: of what the missing cells cost, from the cells that have finished in this store.
+        estimate: of what the cells that would run cost, from those that have finished in this store.
         others: finished cells of the store that are not of this grid.
+        retry_failed: whether failed cells would run again.
     """
 
     grid: Grid
@@ -45,15 +46,17 @@ class Plan:
     unavailable: Mapping[str, Sequence[TrialConfig]]
     estimate: CostEstimate
     others: int = 0
+    retry_failed: bool = False
 
     @property
     def seconds(self) -> float | None:
         """Estimated seconds of the missing cells, one after the other; None: nothing to go by."""
         return self.estimate.seconds
 
-    def runnable(self, retry_failed: bool) -> list[TrialConfig]:
+    @property
+    def runnable(self) -> list[TrialConfig]:
         """The cells that a sweep would run now."""
-        return [*self.missing, *(self.failed if retry_failed else [])]
+        return [*self.missing, *(self.failed if self.retry_failed else [])]
 
     def describe(self, data_dir: str | None, *, cells: bool = False, price_per_hour: float | None = None) -> str:
         """The plan as text; with ``cells`` every missing cell on a line of its own, with a price also the cost."""
@@ -65,7 +68,8 @@ class Plan:
         if self.others:
             lines.append(f"the store holds {self.others} finished cells of other grids too; they stay as they are")
         if self.failed:
-            lines.append("cells that failed before run again with --retry-failed alone")
+            again = "run again" if self.retry_failed else "run again with --retry-failed alone"
+            lines.append(f"cells that failed before {again}")
         lines += self.grid.idle
         made = Counter((c.backbone, str(Preprocessing.of(c.preprocessing))) for c in self.grid.cells if c.preprocessing)
         for (backbone, how), count in made.items():
@@ -77,8 +81,8 @@ class Plan:
         for name, waiting in self.unavailable.items():
             paths = ", ".join(str(p) for p in datasets.get(name).missing(None if data_dir is None else Path(data_dir)))
             lines.append(f"  {name}: {len(waiting)} cells wait for {paths}. {datasets.get(name).where}")
-        if self.missing:
-            sizes = Counter(self.grid.placement.of(config).workers_per_trial for config in self.missing)
+        if self.runnable:
+            sizes = Counter(self.grid.placement.of(config).workers_per_trial for config in self.runnable)
             if set(sizes) != {1}:
                 shared = ", ".join(f"{cells} cells on {size}" for size, cells in sorted(sizes.items(), reverse=True))
                 lines.append(f"workers a cell: {shared}")
@@ -94,7 +98,7 @@ class Plan:
             ConfigError: what is wrong with one of them.
         """
         lines = []
-        for name in sorted({config.dataset for config in self.runnable(True) if ":" in config.dataset}):
+        for name in sorted({config.dataset for config in [*self.missing, *self.failed] if ":" in config.dataset}):
             found = datasets.get(name).load(None if data_dir is None else Path(data_dir).expanduser())
             parts = []
             for part, samples in (("train", found.train), ("test", found.test)):
@@ -110,13 +114,16 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(grid: Grid, store: Store, data_dir: str | None, *, elsewhere: bool = False) -> Plan:
+def make_plan(
+    grid: Grid, store: Store, data_dir: str | None, *, retry_failed: bool = False, elsewhere: bool = False
+) -> Plan:
     """Compare a grid with a store; nothing is written.
 
     Args:
         grid: what is wanted.
         store: what is there.
         data_dir: of the data sets.
+        retry_failed: whether failed cells would run again, and cost something.
         elsewhere: the cells are run by others, who have their data.
     """
     finished, failures = store.done(), set(store.load("failures")["cell_id"].to_pylist())
@@ -140,9 +147,10 @@ def make_plan(grid: Grid, store: Store, data_dir: str | None, *, elsewhere: bool
     check_imports(grid.cells, store)
     check_named_files(grid.cells, store, data_dir)
     # With nothing to run no row needs to be read.
-    trials = store.load("trials", COLUMNS) if finished and missing else SCHEMAS["trials"].empty_table()
-    costs = estimate_costs(missing, trials, grid.placement.of)
-    return Plan(grid, done, failed, missing, unavailable, costs, len(finished) - len(done))
+    runnable = [*missing, *(failed if retry_failed else [])]
+    trials = store.load("trials", COLUMNS) if finished and runnable else SCHEMAS["trials"].empty_table()
+    costs = estimate_costs(runnable, trials, grid.placement.of)
+    return Plan(grid, done, failed, missing, unavailable, costs, len(finished) - len(done), retry_failed)
 
 
 def check_imports(cells: Sequence[TrialConfig], store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # A key that only follows others (every optimizer its own learning rate) tells no rows apart and gets no column.
@@ -83,38 +83,42 @@ class Differences:
         own = _read(config, key)
         return _options({name: own.get(name, DEFAULT) for name in self._apart[key][_group(key, config)]}) or "-"
 
+    def label(self, config: Config, keys: Sequence[str]) -> str:
+        """A name by what some keys say: ``ease lr=0.01 stop_after=default``."""
+        return " ".join(named(key, DEFAULT if (text := self.text(key, config)) == "-" else text) for key in keys)
+
     def shared(self) -> list[str]:
-        """The options that differ nowhere, with whose they are: ``bottleneck=16 dropout=0 (ease, aper-adapter)``."""
+        """The options that no row shows, with whose they are: ``bottleneck=16 dropout=0 (ease, aper-adapter)``."""
         together: dict[str, list[str]] = {}
         for key, owner in _OWNERS.items():
-            apart = {name for names in self._apart[key].values() for name in names}
             holders: dict[str, list[Config]] = {}
             for config in self.configs:
+                shown = self._apart[key][_group(key, config)]
                 for name, value in _read(config, key).items():
-                    if name not in apart:
+                    if name not in shown:
                         holders.setdefault(_option(name, value), []).append(config)
-            sets = {config["dataset"] for config in self.configs}
             for option, own in holders.items():
-                differs = len(sets) > 1 and any(
-                    option != other and option.partition("=")[0] == other.partition("=")[0] for other in holders
-                )
-                together.setdefault(self._whose(owner, own, of_dataset=differs), []).append(option)
+                together.setdefault(self._whose(owner, own), []).append(option)
         return [f"{' '.join(options)} ({names})" for names, options in together.items()]
 
-    def _whose(self, owner: str, holders: Sequence[Config], *, of_dataset: bool) -> str:
-        """Some configurations by the name of their method, optimizer or classifier, where that says which they are.
+    def _whose(self, owner: str, holders: Sequence[Config]) -> str:
+        """Some configurations by the name of their method, optimizer or classifier, with as many more words as say which they are.
 
         Args:
             owner: whose option it is.
-            holders: those that have it with one value.
-            of_dataset: whether others have it with another one, so that the data set may be what says which.
+            holders: those that have it with one value; all or none of a data set, method, classifier and optimizer.
         """
-        names = list(dict.fromkeys(_name_of(config, owner) for config in holders))
-        if sum(_name_of(config, owner) in names for config in self.configs) > len(holders):
-            keys = dict.fromkeys((*(["dataset"] if of_dataset else []), "method", owner, "optimizer"))
-            return ", ".join(dict.fromkeys(" ".join(filter(None, (own[key] for key in keys))) for own in holders))
+        more = (
+            ("method", "classifier", "optimizer")
+            if any(c["classifier"] for c in self.configs)
+            else ("method", "optimizer")
+        )
+        for keys in ((owner,), ("method", "optimizer"), more, ("dataset", *more)):
+            names = dict.fromkeys(_name_of(config, keys) for config in holders)
+            if sum(_is_one_of(config, names) for config in self.configs) == len(holders):
+                break
         others = dict.fromkeys(config[owner] for config in self.configs if config[owner] and config[owner] not in names)
-        if len(names) > 2 * len(others) + 2:
+        if keys == (owner,) and len(names) > 2 * len(others) + 2:
             return f"every {owner}{' but ' if others else ''}{', '.join(others)}"
         return ", ".join(names)
 
@@ -125,9 +129,17 @@ def named(key: str, text: str) -> str:
     return text if alone else f"{_SHORT.get(key, key)}={text}"
 
 
-def _name_of(config: Config, owner: str) -> str:
-    """A configuration's method, optimizer or classifier; the method's name where the classifier is the method's own."""
-    return str(config[owner] or config["method"])
+def _name_of(config: Config, keys: Sequence[str]) -> str:
+    """A configuration by some keys, as columns show them; by its method alone where its classifier is the method's own."""
+    if keys == ("classifier",):
+        return str(config["classifier"] or config["method"])
+    return " ".join(config[key] or "-" for key in keys)
+
+
+def _is_one_of(config: Config, names: Iterable[str]) -> bool:
+    """Whether a reader would take a configuration for one of some names, by its words."""
+    words = {config[key] or "-" for key in ("dataset", "method", "classifier", "optimizer")}
+    return any(words.issuperset(name.split(" ")) for name in names)
 
 
 def _group(key: str, config: Config) -> tuple[Any, ...]:

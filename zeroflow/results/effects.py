@@ -7,21 +7,26 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zeroflow.results.differences import USUAL
-from zeroflow.results.estimates import Estimate, estimate
+from zeroflow.results.differences import USUAL, Differences
+from zeroflow.results.estimates import ROUNDING, Estimate, estimate
 from zeroflow.results.published import DATASETS, ENHANCED, METRICS, ORDER, agrees, cells_once, published, rows
 from zeroflow.results.schema import CONFIG_KEYS
 from zeroflow.results.summary import problem_names, same_problem
 
 # What a pair has in common beside its problem and its seed; the learning rate and what belongs to it is each one's own.
 _ALIKE = ("method_options", "epochs", "batch_size", "schedule", "classifier", "classifier_options", "loss", "later")
+_ORDERS = ("class_order_seed", "fixed_class_order")
+_RATE = ("lr", "eps", "optimizer_options")
 
-_Streams = dict[tuple[Any, ...], dict[int, list[float]]]
+_Cell = Mapping[str, Any]
+_Cells = dict[tuple[Any, ...], dict[tuple[Any, ...], list[_Cell]]]
+"""By what pairs have in common, and by class order."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Effect:
     """A difference between two settings: the paper's, and ours on other data, paired by seed within each class order.
 
     Attributes:
-        name: of the change.
+        name: of the change; where it was made at several settings, with what tells those apart.
         metric: avg, last or fgt.
         paper: percentage points; None: the paper has no number.
         expected: the paper's sign, +1 or -1; 0: no claim.
@@ -46,13 +51,18 @@ class Effect:
 
     @property
     def verdict(self) -> str:
-        """Whether ours has the paper's sign: ``n.s.`` where the 95 % interval holds 0, ``one seed`` where there is none."""
+        """Whether ours has the paper's sign: ``n.s.`` where the 95 % interval holds 0, ``one seed`` where there is none.
+
+        ``no spread``: all pairs have the same difference, which no interval can be made of.
+        """
         if self.ours is None:
             return "not measured"
         if self.ours.half_width is None:
             return "one seed"
-        if not self.expected or abs(self.ours.mean) <= self.ours.half_width:
+        if not self.expected or abs(self.ours.mean) <= self.ours.half_width + ROUNDING:
             return "n.s."
+        if not self.ours.half_width:
+            return "no spread"
         return "yes" if self.ours.mean * self.expected > 0 else "no"
 
 
@@ -61,8 +71,8 @@ def effects(table: str, trials: pa.Table) -> list[Effect]:
 
     Args:
         table: ``table1`` (each optimizer minus the first-order one; the paper's is the mean over its data sets), ``table3``
-            and ``table4`` (with the enhancement minus without), ``figure5`` (q queries minus one) or ``hybrid`` (the last
-            epochs zeroth-order minus all first-order).
+            and ``table4`` (with the enhancement minus without), ``figure5`` (q queries minus one, at as many epochs) or
+            ``hybrid`` (the last epochs zeroth-order minus all first-order).
         trials: the table ``trials`` of the store that has the same settings on one data set and stream, see ``by_stream``.
     """
     cells = cells_once(trials)
@@ -97,15 +107,17 @@ def by_stream(trials: pa.Table) -> Iterator[tuple[str, str, pa.Table]]:
 def order(method: str, trials: pa.Table) -> tuple[float | None, float]:
     """Kendall's tau of the order of Table 1's optimizers by Avg: ours to the paper's mean, and between its data sets.
 
-    The second says how much to expect of the first. None: not all optimizers were measured on the same streams and seeds.
+    The second says how much to expect of the first. Ours is the mean over all settings, streams and seeds that all optimizers
+    have; None: there are none.
     """
     paper = {
         name: [published(method, optimizer, name).values["avg"] for optimizer in ORDER] for name in DATASETS.values()
     }
     mean = [statistics.fmean(values) for values in zip(*paper.values(), strict=True)]
     cells = cells_once(trials)
-    found = [_streams(cells, {"method": method, "optimizer": name, "queries": _one(name)}, {}, "avg") for name in ORDER]
-    ours = [statistics.fmean(values) for values in zip(*_together(*found), strict=True)]
+    found = [_cells(cells, {"method": method, "optimizer": name, "queries": _one(name)}) for name in ORDER]
+    measured = [[cell["avg"] for cell in own] for cells_ in _together(*found) for own in cells_]
+    ours = [statistics.fmean(values) for values in zip(*measured, strict=True)]
     between = [_tau(a, b) for number, a in enumerate(paper.values()) for b in list(paper.values())[:number]]
     return (_tau(ours, mean) if ours else None), statistics.fmean(between)
 
@@ -137,73 +149,98 @@ def _one(optimizer: str) -> int | None:
     return None if optimizer.startswith("fo-") else 1
 
 
-def _table1_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
+def _table1_effects(cells: Sequence[_Cell]) -> Iterator[Effect]:
     for method in ("ease", "aper-adapter"):
         for name in ORDER:
             base = "fo-adam" if "adam" in name else "fo-sgd"
             if name == base:
                 continue
-            configs = [{"method": method, "optimizer": other, "queries": _one(other)} for other in (name, base)]
-            for metric in METRICS:
-                with_, without = (
-                    statistics.fmean(published(method, other, d).values[metric] for d in DATASETS.values())
-                    for other in (name, base)
-                )
-                ours = _paired(*(_streams(cells, config, {}, metric) for config in configs))
-                yield _effect(f"{method}: {name} - {base}", metric, with_ - without, ours, configs[0])
+            with_, without = (
+                [published(method, optimizer, data).values for data in DATASETS.values()] for optimizer in (name, base)
+            )
+            paper = {
+                metric: statistics.fmean(v[metric] for v in with_) - statistics.fmean(v[metric] for v in without)
+                for metric in METRICS
+            }
+            config, other = ({"method": method, "optimizer": each, "queries": _one(each)} for each in (name, base))
+            yield from _changes(
+                f"{method}: {name} - {base}", config, _cells(cells, config), _cells(cells, other), paper
+            )
 
 
-def _enhancement_effects(table: str, cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
+def _enhancement_effects(table: str, cells: Sequence[_Cell]) -> Iterator[Effect]:
     without, *others = rows(table)
     config = {"method": "ease", "optimizer": "zo-sgd", "queries": 1}
+    plain = _cells(cells, config, besides=_rule)
     for row in others:
         ((option, share),) = row.options.items()
-        for metric in METRICS:
-            ours = _paired(
-                _streams(cells, config, row.options, metric, _rule),
-                _streams(cells, config, {}, metric, _rule),
-            )
-            paper = row.values[metric] - without.values[metric]
-            yield _effect(f"{option} {share:.0%} - 0%", metric, paper, ours, config)
+        paper = {metric: row.values[metric] - without.values[metric] for metric in METRICS}
+        enhanced = _cells(cells, config, row.options, _rule)
+        yield from _changes(f"{option} {share:.0%} - 0%", config, enhanced, plain, paper)
 
 
-def _query_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
+def _query_effects(cells: Sequence[_Cell]) -> Iterator[Effect]:
     """Figure 5 has no numbers; its text says that accuracy rises with the queries, at as many epochs."""
-    kinds = {
-        (c["method"], c["optimizer"], c["epochs"], c["queries"])
-        for c in cells
-        if (c["queries"] or 1) > 1 and not c["later"]
-    }
-    for method, name, epochs, queries in sorted(kinds):
-        config = {"method": method, "optimizer": name, "epochs": epochs}
-        one, many = (_streams(cells, {**config, "queries": q}, {}, "avg") for q in (1, queries))
-        own = _filters({**config, "queries": queries})
-        yield Effect(f"{method}, {name}: q = {queries} - q = 1", "avg", None, 1, _paired(many, one), own)
+    kinds = {(c["method"], c["optimizer"], c["queries"]) for c in cells if (c["queries"] or 1) > 1 and not c["later"]}
+    for method, name, queries in sorted(kinds):
+        config = {"method": method, "optimizer": name, "queries": queries}
+        many, one = (_cells(cells, {**config, "queries": q}) for q in (queries, 1))
+        yield from _changes(f"{method}, {name}: q = {queries} - q = 1", config, many, one, {"avg": None})
 
 
-def _hybrid_effects(cells: Sequence[Mapping[str, Any]]) -> Iterator[Effect]:
+def _hybrid_effects(cells: Sequence[_Cell]) -> Iterator[Effect]:
     """The first version's text says that the last epochs zeroth-order gain over first order alone, in later stages above all."""
-    kinds = {
-        (c["method"], c["optimizer"], c["epochs"], c["hybrid_epochs"], c["queries"])
-        for c in cells
-        if c["hybrid_epochs"] and not c["later"]
-    }
-    for method, name, epochs, exact, queries in sorted(kinds):
+    keys = ("method", "optimizer", "epochs", "hybrid_epochs", "queries")
+    kinds = {tuple(cell[key] for key in keys) for cell in cells if cell["hybrid_epochs"] and not cell["later"]}
+    for kind in sorted(kinds):
+        config = dict(zip(keys, kind, strict=True))
+        method, name, epochs, exact, queries = kind
         base = "fo-adam" if "adam" in name else "fo-sgd"
-        config = {"method": method, "optimizer": name, "epochs": epochs, "hybrid_epochs": exact, "queries": queries}
-        alone = {"method": method, "optimizer": base, "epochs": epochs}
+        several = f" q={queries}" if queries > 1 else ""
         # First order alone at the rate that the hybrid's exact gradients took.
-        rates = {exact_lr(cell) for cell in cells if agrees(cell, {**config, "later": None}, {})}
-        at_rate = [cell for cell in cells if cell["lr"] in rates]
-        for metric in ("avg", "last"):
-            ours = _paired(_streams(cells, config, {}, metric), _streams(at_rate, alone, {}, metric))
-            name_ = f"{method}: {exact} + {epochs - exact} {name} - {epochs} {base}"
-            yield Effect(name_, metric, None, 1, ours, _filters(config))
+        hybrid = _cells(cells, config, besides=lambda cell: (exact_lr(cell),))
+        alone = {"method": method, "optimizer": base, "epochs": epochs}
+        yield from _changes(
+            f"{method}: {exact} + {epochs - exact} {name}{several} - {epochs} {base}",
+            config,
+            hybrid,
+            _cells(cells, alone, besides=lambda cell: (cell["lr"],)),
+            {"avg": None, "last": None},
+        )
 
 
-def _effect(name: str, metric: str, paper: float, ours: Estimate | None, config: Mapping[str, Any]) -> Effect:
-    paper = round(paper, 4)  # published with two decimals
-    return Effect(name, metric, paper, int(math.copysign(1, paper)) if paper else 0, ours, _filters(config))
+def _changes(
+    name: str, config: Mapping[str, Any], first: _Cells, second: _Cells, paper: Mapping[str, float | None]
+) -> Iterator[Effect]:
+    """The effects of one change on some metrics: at each setting that both sides were run at; one not measured if there is none.
+
+    Args:
+        name: of the change.
+        config: the side with the change, by the keys that are filtered by.
+        first: that side.
+        second: the other one.
+        paper: its number by metric; None: it says that there is a gain.
+    """
+    settings = list(_together(first, second))
+    labels = _labels([pairs[0][0] for pairs in settings]) or [""]
+    for pairs, label in zip(settings or [[]], labels, strict=True):
+        for metric, number in paper.items():
+            number = None if number is None else round(number, 4)  # published with two decimals
+            sign = 1 if number is None else int(math.copysign(1, number)) if number else 0
+            found = [
+                one[metric] - other[metric]
+                for one, other in pairs
+                if one[metric] is not None and other[metric] is not None
+            ]
+            own = ", ".join(filter(None, [name, label]))
+            yield Effect(own, metric, number, sign, estimate(found) if found else None, _filters(config))
+
+
+def _labels(cells: Sequence[_Cell]) -> list[str]:
+    """What tells settings of one change apart; empty for a single one."""
+    differences = Differences(cells)
+    telling = [key for key in CONFIG_KEYS if key not in ("seed", *_ORDERS) and differences.varies(key)]
+    return [differences.label(cell, telling) for cell in cells]
 
 
 def _filters(config: Mapping[str, Any]) -> dict[str, str]:
@@ -221,44 +258,44 @@ def _rule(cell: Mapping[str, Any]) -> tuple[Any, ...]:
     return cell["lr"], cell["eps"], json.dumps(kept, sort_keys=True)
 
 
-def _streams(
-    cells: Sequence[Mapping[str, Any]],
+def _cells(
+    cells: Sequence[_Cell],
     config: Mapping[str, Any],
-    options: Mapping[str, float],
-    metric: str,
-    besides: Callable[[Mapping[str, Any]], tuple[Any, ...]] = lambda _: (),
-) -> _Streams:
-    """A metric by what pairs have in common, and by seed; no cell that changes its settings on the way counts.
+    options: Mapping[str, float] = MappingProxyType({}),
+    besides: Callable[[_Cell], tuple[Any, ...]] = lambda _: (),
+) -> _Cells:
+    """The cells of a setting by what pairs have in common; none that changes its settings on the way counts.
 
     Args:
         cells: from ``published.cells_once``.
         config: the setting.
         options: its optimizer's enhancements.
-        metric: avg, last or fgt.
         besides: what pairs have in common beside what ``alike`` says.
     """
-    found: _Streams = {}
+    found: _Cells = {}
     config = {"hybrid_epochs": 0, "later": None, **config}
     for cell in cells:
-        if cell[metric] is not None and agrees(cell, config, options):
-            found.setdefault((alike(cell), besides(cell)), {}).setdefault(cell["seed"], []).append(cell[metric])
+        if agrees(cell, config, options):
+            common = (alike({**cell, **dict.fromkeys(_ORDERS)}), besides(cell))
+            order = tuple(cell[key] for key in _ORDERS)
+            found.setdefault(common, {}).setdefault(order, []).append(cell)
     return found
 
 
-def _together(*settings: _Streams) -> Iterator[tuple[float, ...]]:
-    """The values of all settings at every stream and seed that all have.
+def _together(*sides: _Cells) -> Iterator[list[tuple[_Cell, ...]]]:
+    """For each setting that all have, their cells of every class order and seed that all have.
 
-    A stream gives nothing where a seed has several cells that agree, of several learning rates, say: none is picked.
+    A class order gives nothing where a side has cells of several learning rates or optimizer options there, or several cells of
+    a seed: none is picked.
     """
-    first, *others = settings
-    for stream in first:
-        if all(stream in other for other in others):
-            by_seed = [setting[stream] for setting in settings]
-            seeds = sorted(set.intersection(*map(set, by_seed)))
-            if all(len(values) == 1 for own in by_seed for values in own.values()):
-                yield from (tuple(own[seed][0] for own in by_seed) for seed in seeds)
-
-
-def _paired(first: _Streams, second: _Streams) -> Estimate | None:
-    differences = [one - other for one, other in _together(first, second)]
-    return estimate(differences) if differences else None
+    for setting, orders in sides[0].items():
+        found: list[tuple[_Cell, ...]] = []
+        for order in orders:
+            own = [side.get(setting, {}).get(order, []) for side in sides]
+            by_seed = [{cell["seed"]: cell for cell in each} for each in own]
+            rates = [{tuple(cell[key] for key in _RATE) for cell in each} for each in own]
+            if all(len(r) == 1 and len(s) == len(each) for r, s, each in zip(rates, by_seed, own, strict=True)):
+                seeds = sorted(set.intersection(*map(set, by_seed)))
+                found += [tuple(each[seed] for each in by_seed) for seed in seeds]
+        if found:
+            yield found

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from scipy import special  # of which ``scipy.stats`` loads much more than is needed here
 
+ROUNDING = 1e-9
+"""Differences of percentages up to this are rounding of sums, and no differences."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -19,7 +22,7 @@ class Estimate:
     @property
     def p_value(self) -> float | None:
         """Of the two-sided t-test that the mean is 0; None where values do not differ, which are no independent draws."""
-        if self.half_width is None or self.half_width <= 1e-9 * max(1.0, abs(self.mean)):
+        if not self.half_width:
             return None
         t = self.mean / self.half_width * t_quantile(self.n - 1)
         return float(2 * special.stdtr(self.n - 1, -abs(t)))
@@ -34,10 +37,12 @@ def t_quantile(freedom: float) -> float:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % t-interval of at least one value."""
+    """Mean and 95 % t-interval of at least one value; values that differ by rounding alone have an interval of width 0."""
     n, mean = len(values), sum(values) / len(values)
     if n == 1:
         return Estimate(mean, None, n)
+    if max(values) - min(values) <= ROUNDING * max(1.0, abs(mean)):
+        return Estimate(values[0], 0.0, n)
     deviation = (sum((value - mean) ** 2 for value in values) / (n - 1)) ** 0.5
     return Estimate(mean, t_quantile(n - 1) * deviation / n**0.5, n)
 

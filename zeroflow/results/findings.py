@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from zeroflow.results.estimates import ROUNDING
 from zeroflow.results.summary import PROBLEM, Row, gradients, problem_names, same_problem
 
 _WAYS = {
@@ -82,7 +83,7 @@ def _clearly_above(trained: Sequence[Row]) -> str:
     ]
     if not gains:
         return ""
-    clear = sum(gain > half_width for gain, half_width in gains)
+    clear = sum(gain > half_width + ROUNDING for gain, half_width in gains)
     if len(gains) == 1:
         lies = "lies" if clear else "does not lie"
         return f" The one setting trained by forward passes alone with several seeds {lies} above SimpleCIL with its whole 95 % interval."
@@ -101,4 +102,5 @@ def _name(row: Row) -> str:
 
 
 def _avg(row: Row) -> float:
-    return row.avg.mean if row.avg else float("-inf")
+    """For the best: of rows that differ by rounding alone the first one is."""
+    return round(row.avg.mean / ROUNDING) if row.avg else float("-inf")

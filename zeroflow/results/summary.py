@@ -116,9 +116,10 @@ def gradients(config: Mapping[str, Any]) -> str:
             continue
         options = part["optimizer_options"] or {}
         options = json.loads(options) if isinstance(options, str) else options
-        found.add("exact" if str(part["optimizer"]).startswith("fo-") else "forward")
-        if part["hybrid_epochs"] or options.get("hybrid"):
+        if str(part["optimizer"]).startswith("fo-") or part["hybrid_epochs"] or options.get("hybrid"):
             found.add("exact")
+        if not str(part["optimizer"]).startswith("fo-") and (part["hybrid_epochs"] or 0) < part["epochs"]:
+            found.add("forward")
     return "both" if len(found) > 1 else next(iter(found), "none")
 
 
@@ -200,12 +201,7 @@ def problem_names(configs: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...],
     """The problems of some configurations of one data set, in their order, by what tells them apart; of a single one nothing."""
     differences = Differences(configs)
     telling = [key for key in PROBLEM if key != "dataset" and differences.varies(key)]
-    return {
-        same_problem(config): " ".join(
-            named(key, DEFAULT if (text := differences.text(key, config)) == "-" else text) for key in telling
-        )
-        for config in configs
-    }
+    return {same_problem(config): differences.label(config, telling) for config in configs}
 
 
 def _order(row: Row) -> tuple[Any, ...]:
@@ -229,7 +225,7 @@ def shared(rows: Sequence[Row]) -> tuple[str, ...]:
     """Sentences on what rows have in common and their labels leave out: options, and that no test sample was looked at."""
     found = Differences([row.config for row in rows]).shared()
     return (
-        *([f"Alike in all rows: {'; '.join(found)}."] if found else []),
+        *([f"Options that rows do not show: {'; '.join(found)}."] if found else []),
         *([HELD_OUT] if rows and all(row.config["validation"] for row in rows) else []),
     )
 
