@@ -1,4 +1,4 @@
-"""Mutated grid files: each gives the cells that it says, or one refusal that names it. Of other input: test_mutated_files."""
+"""Mutated grid files: each gives the cells that it says, or one refusal that names it. Of other input: the files test_mutated_*."""
 
 from __future__ import annotations
 
