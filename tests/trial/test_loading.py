@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cells import Stopped
 
 import zeroflow
 from zeroflow import ConfigError, Placement, TrialConfig, run_trial
@@ -26,10 +27,6 @@ SMALL = {
     "dataset": "some-drawings", "tasks": 10, "stop_after": 3, "epochs": 2, "batch_size": 10, "optimizer": "zo-sgd", "lr": 1e-3,
 }  # fmt: skip
 STEPS = 3 * 2 * 3  # three tasks, two epochs of 24 drawings in mini-batches of 10, the last one smaller
-
-
-class Stopped(BaseException):
-    """Stands for whatever ends a process."""
 
 
 @pytest.fixture

@@ -1,22 +1,16 @@
-"""A cell: its configuration, its metrics, its run on the embedded data."""
+"""A cell's run on the embedded data: its metrics, its memory, what it pays and learns."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from places import ROOT, TESTS
+from places import ROOT
 
 import zeroflow.data
 import zeroflow.methods
@@ -25,59 +19,12 @@ import zeroflow.optim
 import zeroflow.results
 from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.cli import main
-from zeroflow.grid.grid_file import load_grid, parse_grid
+from zeroflow.grid.grid_file import parse_grid
 from zeroflow.models.factory import create_backbone
-from zeroflow.results import rows
 from zeroflow.trial import metrics
 
 SMALL = {"dataset": "some-drawings", "tasks": 4, "epochs": 2, "batch_size": 16}
 pytestmark = pytest.mark.usefixtures("some_drawings")
-
-
-SPELLINGS = [
-    ["seed: 0", "seed: 0x0", "seed: +0"],
-    ["lr: 1", "lr: 1.0", "lr: 1.", "lr: 1.0e+0"],
-    ["eps: 0.02", "eps: 2.0e-2", "eps: .02"],
-    ["class_order_seed: 0", "class_order_seed: 00"],
-    ["optimizer_options: {hybrid: 2, hybrid_lr: 1}", "optimizer_options: {hybrid_lr: 1.0, hybrid: 2}"],
-    ["optimizer_options: {betas: [0, 0.5]}", "optimizer_options: {betas: [0.0, .5]}"],
-    [
-        "optimizer_options: {history: 0.5, sparsity: 0}",
-        "optimizer_options: {sparsity: 0.0, history: 5.0e-1, hybrid: 0}",
-    ],
-    ["method_options: {alpha: 1, bottleneck: 8}", "method_options: {bottleneck: 8, alpha: 1.0}"],
-    ["validation: 0.25", "validation: 2.5e-1"],
-]
-"""Ways to write one meaning in YAML."""
-WRONG = [
-    "seed: true", "seed: 1.0", "class_order_seed: 0.0", "class_order_seed: off", "class_order_seed: -1", "hybrid_epochs: 0.0",
-    "hybrid_epochs: no", "lr: yes", "lr: '1'", "queries: 2.0", "epochs: true", "tasks: 5.0", "optimizer_options: {hybrid_lr: yes, hybrid: 2}",
-    "optimizer_options: {history: on}", "optimizer_options: {hybrid: 2.0}", "method_options: {alpha: no}", "method_options: {bottleneck: 8.0}",
-    "optimizer_options: {betas: [0.1, on]}", "validation: off",
-]  # fmt: skip
-"""Values of another type than a key has, though they equal a right one in Python."""
-
-
-@pytest.mark.parametrize("ways", SPELLINGS, ids=lambda ways: ways[0])
-def test_one_meaning_is_one_cell_however_it_is_written(ways: list[str]) -> None:
-    trained = {"method": "ease", "optimizer": "zo-adam"}
-    found = [TrialConfig.from_dict({**trained, **yaml.safe_load(text)}) for text in ways]
-    assert len({config.cell_id for config in found}) == 1
-    assert len({json.dumps(config.canonical()) for config in found}) == 1
-
-
-@pytest.mark.parametrize("text", WRONG)
-def test_a_value_of_another_type_is_refused_though_it_equals_a_right_one(text: str) -> None:
-    (key,) = yaml.safe_load(text)
-    with pytest.raises(ConfigError, match=key.split("_options")[0]):
-        TrialConfig.from_dict({"method": "ease", "optimizer": "zo-adam", **yaml.safe_load(text)})
-
-
-def test_labels_tell_what_grids_compare() -> None:
-    trained = {"method": "ease", "optimizer": "zo-sgd", "queries": 8, "lr": 0.001, "epochs": 10, "hybrid_epochs": 7}
-    cell = TrialConfig.from_dict({**trained, "optimizer_options": {"history": 0.2}, "seed": 2})
-    assert cell.label() == "quickdraw100 ease zo-sgd q=8 lr=0.001 epochs=10 exact=7 history=0.2 seed=2"
-    assert TrialConfig.from_dict({"method": "simplecil"}).label() == "quickdraw100 simplecil seed=0"
 
 
 def test_metrics_on_a_matrix_worked_out_by_hand() -> None:
@@ -93,160 +40,6 @@ def test_metrics_on_a_matrix_worked_out_by_hand() -> None:
     assert metrics.forgetting(np.array([[10.0]])) == 0.0
     with pytest.raises(ValueError, match="task 1 has no test samples"):
         metrics.stage_accuracy(a, np.array([10, 0, 30]))
-
-
-def test_the_id_is_that_of_what_is_computed() -> None:
-    make = TrialConfig.from_dict
-    plain = make({"method": "ease", "optimizer": "zo-sgd"})
-    assert plain.cell_id == make({"optimizer": "zo-sgd", "eps": 0.001, "queries": 1}).cell_id
-    assert plain.cell_id == make({"optimizer": "zo-sgd", "method_options": {"alpha": 0.1}}).cell_id
-    assert plain.cell_id != make({"optimizer": "zo-sgd", "queries": 2}).cell_id
-    assert plain.cell_id != make({"optimizer": "zo-sgd", "method_options": {"alpha": 0.2}}).cell_id
-    # Queries mean nothing to a first-order optimizer, nothing of the training means anything to SimpleCIL.
-    assert make({"optimizer": "fo-sgd", "queries": 8}).cell_id == make({"optimizer": "fo-sgd"}).cell_id
-    assert (
-        make({"method": "simplecil", "optimizer": "zo-sgd", "seed": 5}).cell_id == make({"method": "simplecil"}).cell_id
-    )
-    assert TrialConfig(**plain.canonical()) == plain
-    # A default that is spelled out is the default.
-    assert make({"transform": "drawings", "image_size": 28}).cell_id == make({}).cell_id
-
-
-USUAL_ORDER = np.random.RandomState(1993).permutation(100).tolist()
-
-
-@pytest.mark.parametrize(
-    ("values", "same", "canonical"),
-    [
-        ({"increments": [10] * 10}, {}, {}),
-        ({"increments": (25, 25, 25, 25)}, {"tasks": 4}, {"tasks": 4}),
-        ({"base_classes": 20, "tasks": 5}, {"tasks": 5}, {"tasks": 5}),
-        ({"base_classes": 100, "tasks": 1}, {"increments": [100]}, {"tasks": 1}),
-        ({"increments": [50, 25, 25]}, {"tasks": 3, "base_classes": 50}, {"tasks": 3, "base_classes": 50}),
-        ({"increments": [25, 75]}, {"tasks": 2, "base_classes": 25}, {"tasks": 2, "base_classes": 25}),
-        (
-            {"increments": [50, 26, 24], "tasks": 7},
-            {"increments": [50, 26, 24]},
-            {"tasks": 3, "increments": [50, 26, 24]},
-        ),
-        (
-            {"increments": [50, 25, 25], "stop_after": 3},
-            {"base_classes": 50, "tasks": 3},
-            {"tasks": 3, "base_classes": 50},
-        ),
-        ({"stop_after": 10}, {}, {}),
-        ({"fixed_class_order": USUAL_ORDER, "class_order_seed": 7}, {}, {}),
-        ({"fixed_class_order": list(range(100))}, {"fixed_class_order": "sorted"}, {"fixed_class_order": "sorted"}),
-        (
-            {"fixed_class_order": "sorted", "class_order_seed": 7},
-            {"fixed_class_order": "sorted"},
-            {"fixed_class_order": "sorted"},
-        ),
-        (
-            {"fixed_class_order": USUAL_ORDER[::-1]},
-            {"fixed_class_order": USUAL_ORDER[::-1], "class_order_seed": 3},
-            {"fixed_class_order": USUAL_ORDER[::-1]},
-        ),
-    ],
-)
-def test_equal_streams_have_equal_ids(values: dict, same: dict, canonical: dict) -> None:
-    first, second = TrialConfig.from_dict(values), TrialConfig.from_dict(same)
-    assert first.cell_id == second.cell_id and first == second
-    assert first.canonical() == canonical | {"lr": first.lr}
-    assert TrialConfig(**first.canonical()) == first == TrialConfig.from_dict(dataclasses.asdict(first))
-
-
-def test_different_streams_have_different_ids() -> None:
-    streams: list[dict] = [
-        {},
-        {"stop_after": 1},
-        {"stop_after": 2},
-        {"base_classes": 19},
-        {"increments": [20, 30, 50]},
-        {"increments": [30, 20, 50]},
-        {"class_order_seed": 1},
-        {"fixed_class_order": "sorted"},
-        {"fixed_class_order": USUAL_ORDER[::-1]},
-    ]
-    assert len({TrialConfig.from_dict(stream).cell_id for stream in streams}) == len(streams)
-
-
-@pytest.mark.slow
-def test_the_ids_of_the_committed_results_are_still_theirs() -> None:
-    stores = sorted(path.parent for path in (ROOT / "results").glob("*/trials"))
-    rows = [row for store in stores for row in zeroflow.results.load(store, "trials").to_pylist()]
-    assert len(rows) > 200
-    for row in rows:
-        assert TrialConfig.from_dict(json.loads(row["config"])).cell_id == row["cell_id"]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"metod": "ease"}, "did you mean 'method'"),
-        ({"method": "eaze"}, "did you mean 'ease'"),
-        ({"optimizer": "zosgd"}, "did you mean 'zo-sgd"),
-        ({"dataset": "quickdraw"}, "did you mean 'quickdraw100'"),
-        ({"transform": "drawing"}, "did you mean 'drawings'"),
-        ({"tasks": 7}, "100 classes do not divide into 7 equal tasks; nearest: 5"),
-        ({"tasks": 0}, "tasks=0"),
-        ({"epochs": 0}, "epochs=0"),
-        ({"batch_size": -4}, "batch_size=-4"),
-        ({"lr": 0}, "lr=0"),
-        ({"lr": "fast"}, "lr='fast'"),
-        ({"optimizer": "zo-sgd", "eps": -1.0}, "eps=-1.0"),
-        ({"optimizer": "zo-sgd", "queries": 0}, "queries=0"),
-        ({"optimizer": "zo-sgd", "queries": 1.5}, "queries=1.5"),
-        ({"optimizer_options": {"momentun": 0.9}}, "did you mean 'momentum'"),
-        ({"method_options": {"alfa": 0.9}}, "did you mean 'alpha'"),
-        ({"method_options": {"bottleneck": 0}}, "bottleneck=0"),
-        ({"method_options": {"bottleneck": "wide"}}, "bottleneck='wide'"),
-        ({"schedule": "linear"}, "cosine or constant"),
-        ({"checkpoint": "/nowhere/weights.pth"}, "no file '/nowhere/weights.pth'"),
-        ({"seed": -1}, "seed=-1"),
-        ({"lr": float("inf")}, "lr=inf"),
-        ({"lr": 1e39}, r"lr=1e\+39: expected a number that float32 holds, from 1.2e-38 to 3.4e\+38"),
-        ({"lr": 1e-60}, "lr=1e-60: expected a number that float32 holds"),
-        ({"optimizer": "zo-sgd", "eps": 1e300}, r"eps=1e\+300: expected a number that float32 holds"),
-        ({"optimizer_options": {"weight_decay": 1e39}}, r"weight_decay=1e\+39: expected a number that float32 holds"),
-        (
-            {"optimizer": "zo-sgd", "optimizer_options": {"hybrid": 1, "hybrid_lr": 1e300}},
-            "hybrid_lr=.* that float32 holds",
-        ),
-        ({"seed": 2**63}, "expected an integer >= 0 and less than 2\\^63"),
-        ({"batch_size": 2**63}, "batch_size=9223372036854775808: expected an integer >= 1 and less than 2\\^63"),
-        ({"method": "finetune", "probe_every": 10**20}, "probe_every=1000.*less than 2\\^63"),
-        ({"transform": ""}, "unknown transform ''"),
-        ({"class_order_seed": 2**40}, "class_order_seed"),
-        ({"class_order_seed": None}, "class_order_seed=None"),
-        ({"backbone": 5}, "backbone=5"),
-        ({"backbone": "resnet19"}, "did you mean 'resnet1"),
-        ({"method_options": 5}, "method_options=5"),
-        ({"method_options": {"alpha": float("nan")}}, "finite"),
-        ({"method": "simplecil", "optimizer": "zosgd"}, "did you mean 'zo-sgd"),
-        ({"dtype": "bf16"}, "float32"),
-        ({"validation": 1.5}, "validation=1.5"),
-        ({"stop_after": 0}, "stop_after=0: expected 1..10 tasks"),
-        ({"stop_after": 11}, "stop_after=11: expected 1..10 tasks"),
-        ({"stop_after": 4, "increments": [50, 25, 25]}, "stop_after=4: expected 1..3 tasks"),
-        ({"increments": 50}, r"increments=50: expected a list of the classes of every task; .* \[\[50, 25, 25\]\]"),
-        ({"increments": []}, r"increments=\[\]: expected a list"),
-        ({"increments": [50, 50.0]}, "expected a list of the classes"),
-        ({"increments": [50, 25]}, r"increments=\[50, 25\]: .* add up to 100 classes; these add up to 75"),
-        ({"increments": [120, -20]}, "expected positive numbers that add up to 100"),
-        ({"increments": [50, 50], "base_classes": 50}, "base_classes=50: expected no value beside increments"),
-        ({"base_classes": 0}, "base_classes=0"),
-        ({"base_classes": 100}, "base_classes=100: expected 1..99 of 100 classes"),
-        ({"base_classes": 50}, "the 50 classes after base_classes=50 do not divide into 9 equal tasks; nearest: 11"),
-        ({"fixed_class_order": "alphabetical"}, "fixed_class_order='alphabetical': expected 'sorted' or a list"),
-        ({"fixed_class_order": 5}, r"fixed_class_order=5: expected 'sorted' or a list .*\[\[2, 0, 1\]\]"),
-        ({"fixed_class_order": [True]}, "expected 'sorted' or a list"),
-        ({"fixed_class_order": [*range(98), 5, -1]}, "98, 99: not there; 5: more than once; -1: no class"),
-    ],
-)
-def test_bad_configurations_are_refused_with_the_nearest_right_one(values: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        TrialConfig.from_dict(values)
 
 
 def class_mean_cosines(order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -374,18 +167,6 @@ def test_a_trained_stream_of_unequal_tasks(method: str) -> None:
         seen = np.tril_indices(4)
         assert (result.task_incremental[seen] >= result.accuracy_matrix[seen]).all()
     assert (equal.domain_incremental[seen] >= equal.accuracy_matrix[seen]).all()
-
-
-@pytest.mark.slow
-def test_a_stream_that_stops_early_is_the_beginning_of_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {**SMALL, "method": "ease", "optimizer": "zo-sgd", "epochs": 1}
-    whole, part = (run_trial(TrialConfig.from_dict({**config, "stop_after": n})) for n in (None, 2))
-    for name in ("accuracy_matrix", "task_incremental", "domain_incremental"):
-        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[:2, :2])
-    assert [step.loss for step in part.steps] == [step.loss for step in whole.steps[: len(part.steps)]]
-    assert part.summary["forward_passes"] == whole.summary["forward_passes"] / 2
-    stages = rows.tables(part)["stages"].to_pylist()
-    assert [row["classes_seen"] for row in stages] == [5, 10] and [row["n"] for row in stages] == [25, 50]
 
 
 def test_the_command_counts_the_tasks_that_are_run() -> None:
@@ -518,25 +299,6 @@ def test_peak_memory_is_that_of_the_largest_step(settings: dict, alike: dict) ->
     assert 0.9 * expected < found <= expected
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["zo-sgd", "zo-per-example", "zo-adam-conserve"])
-def test_peak_memory_is_the_same_after_an_interruption(optimizer: str, tmp_path: Path) -> None:
-    class Stopped(Exception): ...
-
-    def on_progress(what: str, done: int, total: int) -> None:
-        if done:
-            raise Stopped
-
-    config = TrialConfig.from_dict(
-        {**SMALL, "method": "aper-adapter", "optimizer": optimizer, "stop_after": 1, "batch_size": 25}
-    )
-    with pytest.raises(Stopped):
-        run_trial(config, folder=tmp_path, on_progress=on_progress)
-    found, whole = run_trial(config, folder=tmp_path), run_trial(config)
-    assert any(step.seconds is None for step in found.steps)
-    assert found.summary["peak_memory_bytes"] == whole.summary["peak_memory_bytes"]
-
-
 def test_steps_of_a_hybrid_run_have_the_rate_that_they_were_made_with() -> None:
     cell = {**SMALL, "method": "finetune", "method_options": {"tune": "none"}, "schedule": "constant"}
     cell |= {"stop_after": 1, "epochs": 4}
@@ -615,139 +377,3 @@ def test_checkpointing_gives_the_same_steps_for_less_memory() -> None:
     )
     assert [step.loss for step in plain.steps] == [step.loss for step in checkpointed.steps]
     assert checkpointed.summary["peak_memory_bytes"] < 0.75 * plain.summary["peak_memory_bytes"]
-
-
-@pytest.mark.slow
-def test_a_hybrid_trial_begins_as_first_order_and_goes_on_without() -> None:
-    common = {**SMALL, "method": "aper-adapter", "epochs": 3, "schedule": "constant"}
-    first_order = run_trial(TrialConfig.from_dict({**common, "optimizer": "fo-sgd", "lr": 0.1}))
-    hybrid = run_trial(
-        TrialConfig.from_dict(
-            {**common, "optimizer": "zo-sgd", "lr": 1e-3, "hybrid_epochs": 2, "optimizer_options": {"hybrid_lr": 0.1}}
-        )
-    )
-    losses, reference = ([step.loss for step in result.steps] for result in (hybrid, first_order))
-    assert losses[:8] == reference[:8] and losses[8:] != reference[8:]
-    assert hybrid.summary["forward_passes"] == 8 + 2 * 4
-    assert TrialConfig.from_dict({**common, "optimizer": "fo-sgd", "hybrid_epochs": 2}).hybrid_epochs == 0
-    both = {"hybrid_epochs": 2, "optimizer_options": {"hybrid_lr": 0.1}}
-    assert TrialConfig.from_dict({**common, "optimizer": "fo-sgd", **both}).cell_id == (
-        TrialConfig.from_dict({**common, "optimizer": "fo-sgd"}).cell_id
-    ), "every step is exact, at lr"
-    with pytest.raises(ConfigError, match=r"hybrid_epochs=2: optimizer_options.hybrid=5 says it in steps"):
-        TrialConfig.from_dict({**common, "optimizer": "zo-sgd", "hybrid_epochs": 2, "optimizer_options": {"hybrid": 5}})
-    with pytest.raises(ConfigError, match="hybrid_epochs=4: expected an integer from 0 to epochs=3"):
-        TrialConfig.from_dict({**common, "optimizer": "zo-sgd", "hybrid_epochs": 4})
-
-
-class Stopped(BaseException):
-    """Stands for whatever ends a process."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "optimizer", "more"),
-    [
-        ("aper-adapter", "zo-sgd", {"queries": 2}),
-        ("ease", "zo-sgd", {"queries": 2}),
-        ("ease", "zo-per-example", {}),
-        ("ease", "zo-adam-conserve", {}),
-        ("ease", "zo-svrg", {"optimizer_options": {"history": 0.3, "snapshot_every": 3}}),
-        ("ease", "fo-sgd", {"lr": 0.1, "optimizer_options": {"momentum": 0.9}}),
-        ("ease", "zo-sgd", {"hybrid_epochs": 1, "optimizer_options": {"hybrid_lr": 0.1}}),
-    ],
-)
-def test_an_interrupted_trial_goes_on_to_the_same_bits(
-    method: str, optimizer: str, more: dict, tiny_vit: dict, tmp_path, monkeypatch
-) -> None:
-    """Stopped at every 17th loss, again and again: nothing but the step or epoch in flight is computed twice."""
-    config = TrialConfig.from_dict({**SMALL, **tiny_vit, "tasks": 2, "method": method, "optimizer": optimizer, **more})
-    calls = 0
-    cls = zeroflow.methods.methods.get(method).build
-    original = cls.losses
-
-    def counted(self, inputs):
-        nonlocal calls, left
-        calls, left = calls + 1, left - 1
-        if left < 0:
-            raise Stopped
-        return original(self, inputs)
-
-    monkeypatch.setattr(cls, "losses", counted)
-    left = 10**9
-    whole = run_trial(config)
-    needed, calls = calls, 0
-    for _ in range(50):
-        left = 17
-        try:
-            result = run_trial(config, folder=tmp_path / "unfinished")
-            break
-        except Stopped:
-            continue
-    for name in ("accuracy_matrix", "task_incremental", "domain_incremental"):
-        np.testing.assert_array_equal(getattr(result, name), getattr(whole, name))
-    assert [(s.task, s.epoch, s.step, s.loss, s.lr) for s in result.steps] == [
-        (s.task, s.epoch, s.step, s.loss, s.lr) for s in whole.steps
-    ]
-    assert result.summary["forward_passes"] == whole.summary["forward_passes"]
-    twice = calls - needed
-    # The step in flight at each stop; an epoch of 8 steps where steps are first-order.
-    assert twice <= (calls // 17 + 1) * (8 if optimizer == "fo-sgd" or "hybrid_epochs" in more else 9)
-
-
-@pytest.mark.slow
-def test_what_was_judged_before_an_interruption_stays_judged_in_every_setting(tmp_path) -> None:
-    config = TrialConfig.from_dict({"dataset": "some-drawings", "method": "simplecil", "tasks": 4})
-
-    def stop(stage: int, accuracy: np.ndarray, samples: np.ndarray) -> None:
-        if stage == 2:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        run_trial(config, folder=tmp_path / "unfinished", on_stage=stop)
-    result, whole = run_trial(config, folder=tmp_path / "unfinished"), run_trial(config)
-    for name in ("accuracy_matrix", "task_incremental", "domain_incremental"):
-        np.testing.assert_array_equal(getattr(result, name), getattr(whole, name))
-    assert (whole.task_incremental[2, :3] > whole.accuracy_matrix[2, :3]).all()
-
-
-@pytest.mark.slow
-def test_a_killed_process_loses_one_step_at_most(tmp_path) -> None:
-    """SIGKILL at a random moment of a real process; the next one gets through."""
-    cell = {**SMALL, "method": "ease", "optimizer": "zo-sgd", "epochs": 4}
-    program = f"""
-import sys
-sys.path[:0] = [{str(TESTS)!r}]
-import conftest
-conftest.some_drawings.__wrapped__()
-from zeroflow import TrialConfig, run_trial
-config = TrialConfig.from_dict({cell!r})
-result = run_trial(config, folder=sys.argv[1], on_stage=lambda *_: print("stage", flush=True))
-print("END", result.accuracy_matrix.tobytes().hex(), [s.loss for s in result.steps])
-"""
-    whole = run_trial(TrialConfig.from_dict(cell))
-    rng, folder, outputs = np.random.default_rng(0), tmp_path / "unfinished", []
-    for kill in (True, False):
-        process = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True)
-        until = _bytes(folder) + rng.integers(100, 700)
-        while kill and process.poll() is None and _bytes(folder) < until:
-            time.sleep(0.005)
-        if kill:
-            process.kill()
-        outputs.append(process.communicate()[0])
-    assert ["END" in output for output in outputs] == [False, True]
-    expected = f"END {whole.accuracy_matrix.tobytes().hex()} {[s.loss for s in whole.steps]}"
-    assert outputs[-1].splitlines()[-1] == expected
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("task-*.losses")) if folder.exists() else 0
-
-
-@pytest.mark.parametrize("name", json.loads((Path(__file__).parent / "cell_ids.json").read_text()))
-def test_cells_of_the_committed_grids_keep_the_ids_under_which_results_are_stored(name: str) -> None:
-    """A changed id would run everything anew: the ids of a list that is never made again, but for grids that grow."""
-    known = json.loads((Path(__file__).parent / "cell_ids.json").read_text())[name]
-    ids = sorted(config.cell_id for config in load_grid(ROOT / "sweeps" / f"{name}.yaml").cells)
-    found = {"cells": len(ids), "first": ids[:3], "sha256": hashlib.sha256(" ".join(ids).encode()).hexdigest()}
-    assert found == known
