@@ -33,11 +33,6 @@ from zeroflow.trial.result import TrialResult
 ZO = {"optimizer": "zo-sgd"}  # ease on quickdraw100 in ten tasks, ten epochs, batches of 48
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "results")
-
-
 def finish(
     store: Store,
     values: dict[str, Any],
