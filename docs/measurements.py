@@ -276,7 +276,7 @@ def kills() -> str:
     return (
         f"{sum(found['kills'].values())} kills ({kinds}) in {found['sweeps']} sweeps: {found['cells']} cells done, none failed, none "
         f"lost, every one with the bits of an undisturbed run; {found['seconds'] / 60:.0f} minutes. "
-        "`ZEROFLOW_KILLS=results/benchmarks/kills.json python -m pytest -m long tests/test_faults.py -k random_kills`; "
+        "`ZEROFLOW_KILLS=results/benchmarks/kills.json python -m pytest -m long tests/sweep/test_faults.py -k random_kills`; "
         f"{found['device']}; commit {commit_of(found)}.\n"
     )
 

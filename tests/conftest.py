@@ -10,6 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from click.testing import CliRunner, Result
 from everything import everything
 from pyarrow import fs
+from torch import Tensor
 
 from zeroflow.cli import main
 from zeroflow.data import ArraySamples, ImageDataset, load_dataset
@@ -127,9 +129,15 @@ def sweep_here(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store with nothing in it yet."""
+    return Store(tmp_path / "results")
+
+
+@pytest.fixture(scope="session")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store that there is something of for every table and figure."""
+    """A store that there is something of for every table and figure; nobody writes into it."""
     return everything(Store(tmp_path_factory.mktemp("results")))
 
 
@@ -185,3 +193,20 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     }.items():
         monkeypatch.setenv(name, value)
     return s3_server
+
+
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images went through a backbone, each time."""
+    from zeroflow.models.timm_backbone import TransformerBackbone
+
+    counts: list[int] = []
+    plain = TransformerBackbone.forward
+
+    def counted(self: Any, images: Any, adapters: Any = None) -> Tensor:
+        if isinstance(images, Tensor):
+            counts.append(len(images))
+        return plain(self, images, adapters)
+
+    monkeypatch.setattr(TransformerBackbone, "forward", counted)
+    return counts

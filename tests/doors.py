@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from pathlib import Path
 
 import psutil
+from places import ROOT
 
 
 def listening(root: int) -> set[tuple[str, str]]:
@@ -34,7 +34,7 @@ def open_to_the_network(seen: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 def unknown_doors(seen: set[tuple[str, str]], after: str) -> set[tuple[str, str]]:
     """Those of ``listening`` that ``docs/doors.json`` does not name for what was started, or that more people reach than it says."""
-    known = json.loads((Path(__file__).parent.parent / "docs" / "doors.json").read_text())[after]
+    known = json.loads((ROOT / "docs" / "doors.json").read_text())[after]
     found = set()
     for name, address in seen:
         where, _ = known.get("ray::*" if name.startswith("ray::") else name, ("nowhere", ""))

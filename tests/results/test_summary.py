@@ -1,0 +1,97 @@
+"""The summary of a store: what counts as a row, what it is compared with, and how it is shown."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+from everything import fill
+from small_results import cell, simplecil
+
+from zeroflow.results import Store
+from zeroflow.results.estimates import estimate
+from zeroflow.results.summary import render_markdown, render_text, summary
+
+
+def test_the_interval_is_students() -> None:
+    found = estimate([1.0, 2.0, 3.0])
+    assert found.mean == 2.0
+    # The 97.5 % quantile of Student's t with 2 degrees of freedom, from a table; the standard deviation is 1.
+    assert found.half_width == pytest.approx(4.302652729911275 / math.sqrt(3), rel=1e-9)
+    assert estimate([5.0]).half_width is None and str(estimate([5.0])) == "5.00"
+
+
+def test_the_summary_averages_over_seeds_and_compares_with_simplecil(store: Store) -> None:
+    fill(store, *(cell(level, seed=seed, optimizer="zo-sgd") for seed, level in enumerate((79.0, 80.0, 81.0))))
+    fill(store, cell(90.0, optimizer="fo-sgd", queries=None), simplecil(70.0, seed=0))
+    baseline, first_order, zeroth = summary(store.load("trials"))
+    assert baseline.is_baseline and baseline.avg and baseline.avg.mean == 65.0 and baseline.vs_simplecil is None
+    assert first_order.avg and first_order.avg.half_width is None and first_order.vs_simplecil == 20.0
+    assert zeroth.seeds == 3 and zeroth.vs_simplecil == pytest.approx(10.0)
+    assert zeroth.avg and zeroth.avg.half_width == pytest.approx(4.302652729911275 / math.sqrt(3))
+    assert (zeroth.forward_passes, zeroth.peak_memory, zeroth.seconds) == (12_000, 3.0, 4.5)
+    assert list(zeroth.shown) == ["method", "optimizer", "queries"]
+    assert zeroth.label == "ease zo-sgd"
+
+
+def test_simplecil_leads_every_data_set_and_rows_are_sorted(store: Store) -> None:
+    for dataset in ("b-set", "a-set"):
+        fill(store, *(cell(dataset=dataset, optimizer="zo-sgd", queries=queries) for queries in (16, 4)))
+        fill(store, cell(dataset=dataset, method="aper", optimizer="zo-sgd"), simplecil(dataset=dataset))
+    rows = summary(store.load("trials"))
+    assert [row.label for row in rows] == [
+        f"{dataset} {rest}"
+        for dataset in ("a-set", "b-set")
+        for rest in ("simplecil", "aper zo-sgd q=1", "ease zo-sgd q=4", "ease zo-sgd q=16")
+    ]
+
+
+@pytest.mark.parametrize("others", [(), ({"method": "acil", "optimizer": None},)])
+def test_options_of_a_methods_own_classifier_are_whose_they_are(store: Store, others: tuple[dict, ...]) -> None:
+    """``classifier`` is null where it is the method's own."""
+    shared = {"classifier_options": {"ridge": 10.0}, "queries": None}
+    made = [{"method": "ranpac", "optimizer": None}, *others]
+    fill(store, *(cell(**shared, **each) for each in made))
+    assert f"ridge=10 ({', '.join(sorted(each['method'] for each in made))})" in render_text(
+        summary(store.load("trials"))
+    )
+
+
+def test_keys_get_a_column_where_they_tell_rows_apart(store: Store) -> None:
+    fill(store, cell(epochs=1), cell(epochs=2), cell(lr=0.5, optimizer="fo-adam", epochs=1), simplecil())
+    rows = summary(store.load("trials"))
+    # The learning rate follows the optimizer here; SimpleCIL has no epochs.
+    assert all(list(row.shown) == ["method", "optimizer", "queries", "epochs"] for row in rows)
+    fill(store, cell(epochs=1, lr=0.2), cell(epochs=1, checkpoint="none", method_options={"depth": 2}))
+    shown = [row.shown for row in summary(store.load("trials"))]
+    assert {row["lr"] for row in shown} == {"-", "0.01", "0.2", "0.5"}
+    assert {row["checkpoint"] for row in shown} == {"-", "none"}
+    assert {row["method_options"] for row in shown} == {"-", "depth=default", "depth=2"}
+    assert len({tuple(row.values()) for row in shown}) == len(shown) == 6
+
+
+def test_simplecil_on_another_problem_is_no_measure(store: Store) -> None:
+    fill(store, cell(), simplecil(class_order_seed=7))
+    assert [row.vs_simplecil for row in summary(store.load("trials"))] == [None, None]
+
+
+def test_the_table_fits_a_terminal(store: Store) -> None:
+    for seed, level in enumerate((79.0, 80.0, 81.0)):
+        fill(store, cell(level, seed=seed, method="aper-adapter", optimizer="zo-adam-conserve", queries=4))
+    fill(store, simplecil())
+    text = render_text(summary(store.load("trials")))
+    assert max(map(len, text.splitlines())) <= 120
+    _, _, first, second, *_ = text.splitlines()
+    assert first.split()[:4] == ["simplecil", "-", "-", "1"]
+    assert re.search(r"zo-adam-conserve +4 +3 +75\.00 ± 2\.48 .* \+10\.00 +700 +12,000 +3\.0 +4\.5$", second)
+
+
+def test_markdown_keeps_its_columns_whatever_the_names(store: Store) -> None:
+    fill(store, cell(method="a|b"), simplecil())
+    lines = [line for line in render_markdown(summary(store.load("trials"))).splitlines() if line.startswith("|")]
+    assert len(lines) == 4 and len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+
+
+def test_an_empty_table_renders() -> None:
+    assert "Avg" in render_text([]) and "Avg" in render_markdown([])
