@@ -1,4 +1,4 @@
-"""Grids of several files: included ones, overrides, settings taken from another one."""
+"""Grid files: what of YAML they may hold, included ones, overrides, settings taken from another one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from zeroflow.errors import ConfigError
 from zeroflow.grid.grid_file import load_grid
+from zeroflow.grid.yaml_loader import parse_yaml
 from zeroflow.optim import optimizers
 from zeroflow.trial.config import TrialConfig
 
@@ -114,3 +115,39 @@ def test_a_file_may_include_one_that_takes_its_settings(tmp_path: Path) -> None:
         b="settings_from: [a.yaml]\ngrid: [{method: ease, seed: 1}]",
     )
     assert [c.lr for c in load_grid(tmp_path / "a.yaml").cells] == [0.7, 0.7]
+
+
+def test_merge_keys_and_anchors_work() -> None:
+    """What YAML 1.1 says of ``<<``: own keys before merged ones, the first of several mappings before the others."""
+    text = """
+base: &common {optimizer: fo-sgd, options: &own {bottleneck: 4, scale: 0.1}}
+one: {<<: *common, optimizer: zo-sgd, options: {<<: *own, scale: 1.0}}
+two: &two {<<: [{lr: 1e-3}, *common], epochs: 2}
+three: {<<: *two, lr: 2.0}
+"""
+    found = parse_yaml(text, "grid.yaml")
+    assert found["one"] == {"optimizer": "zo-sgd", "options": {"bottleneck": 4, "scale": 1.0}}
+    assert found["two"] == {"lr": 1e-3, "optimizer": "fo-sgd", "options": {"bottleneck": 4, "scale": 0.1}, "epochs": 2}
+    assert found["three"] == {**found["two"], "lr": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "line", "column"),
+    [
+        ("a: &a [1, *a]", "an anchor is used inside its own value", 1, 4),
+        ("x: 1\na: &a {b: {c: *a}}", "an anchor is used inside its own value", 2, 4),
+        ("a: {b: 1, b: 2}", "key 'b' is given twice", 1, 11),
+        ("a: {<<: {b: 1}, <<: {c: 1}}", "key '<<' is given twice", 1, 17),
+        ("on: 1", "key True is not a string", 1, 1),
+        ("a: 1\nb: 2026-11-29", "a timestamp is not allowed here", 2, 4),
+        ("a: !!binary aGk=", "a binary is not allowed here", 1, 4),
+        ("a: !!set {b}", "a set is not allowed here", 1, 4),
+        ("a: !!python/object:os.system {}", "could not determine a constructor", 1, 4),
+        ("a: *b", "found undefined alias 'b'", 1, 4),
+    ],
+)
+def test_other_yaml_is_refused_by_name_and_place(text: str, said: str, line: int, column: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_yaml(text, "grid.yaml")
+    assert str(caught.value).startswith("grid.yaml: not valid YAML: ") and said in str(caught.value)
+    assert f"line {line}, column {column}" in str(caught.value), str(caught.value)

@@ -21,12 +21,11 @@ from places import ROOT
 from zeroflow.cli import main
 from zeroflow.errors import ConfigError
 from zeroflow.grid.cell_placement import CellPlacement
-from zeroflow.grid.cost_estimate import CostEstimate, Finished, estimate_costs
+from zeroflow.grid.cost_estimate import CostEstimate, estimate_costs
 from zeroflow.grid.grid_file import load_grid, parse_grid
 from zeroflow.grid.plan import check_results, make_plan
-from zeroflow.grid.yaml_loader import parse_yaml
 from zeroflow.results import Store
-from zeroflow.results.rows import tables
+from zeroflow.results.rows import failure, tables
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.result import TrialResult
 
@@ -179,7 +178,7 @@ def test_a_row_without_training_seconds_is_all_fixed(store: Store) -> None:
 def test_errors_are_those_of_leaving_one_out(store: Store) -> None:
     for seed, training in enumerate([30, 40, 50]):
         finish(store, ZO | {"seed": seed}, 10, training)
-    error = Finished(store.load("trials")).error()
+    error = of(store, ZO | {"seed": 3}).error
     # 55 for 40, 50 for 50, 45 for 60.
     assert error is not None and error.cells == 3
     assert (error.median, error.ninth_decile) == (pytest.approx(0.25), pytest.approx(0.25 + 0.8 * 0.125))
@@ -187,13 +186,37 @@ def test_errors_are_those_of_leaving_one_out(store: Store) -> None:
 
 def test_errors_scale_by_work_and_leave_out_what_has_no_like(store: Store) -> None:
     finish(store, {"method": "simplecil"}, 5, 0, 0)
-    assert Finished(store.load("trials")).error() is None
+    assert of(store, {"method": "simplecil", "seed": 1}).error is None
     finish(store, ZO, 10, 40)
     finish(store, ZO | {"queries": 2}, 20, 100)
-    error = Finished(store.load("trials")).error()
+    error = of(store, ZO | {"queries": 3}).error
     # 20 + 100 / 2 = 70 for 50, and 10 + 2 * 40 = 90 for 120.
     assert error is not None and error.cells == 2
     assert error.median == pytest.approx((70 / 50 - 1 + 1 - 90 / 120) / 2)
+
+
+def test_cells_of_other_kinds_say_nothing_about_an_estimate(store: Store) -> None:
+    finish(store, ZO, 10, 90)
+    finish(store, ZO | {"seed": 1}, 10, 1990)
+    for seed in range(40):
+        finish(store, {"method": "ranpac", "seed": seed}, 3, 0, 0)
+    error = of(store, ZO | {"seed": 2}).error
+    assert error is not None and error.cells == 2 and error.median == pytest.approx((19 + 0.95) / 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lr": 0.5, "eps": 0.1}, " 2,000"),
+        ({"queries": 4}, "about 8,000"),
+        ({"method_options": {"bottleneck": 8}}, "about 2,000"),
+    ],
+)
+def test_forward_passes_that_are_an_estimate_are_said_to_be_one(
+    store: Store, change: dict[str, Any], said: str
+) -> None:
+    finish(store, ZO)
+    assert f"{said} forward passes" in of(store, ZO | {"seed": 1} | change).describe()
 
 
 # Plans
@@ -217,7 +240,7 @@ def test_cells_without_basis_are_counted_and_the_rest_is_estimated(store: Store)
     finish(store, ZO | {"seed": 1})
     finish(store, ZO | {"seed": 2}, 10, 50)
     finish(store, {"method": "simplecil"}, 5, 0, 0)
-    assert make_plan(parse_grid(MIXED), store, None).estimate == CostEstimate(0.0, 0.0, 0, 0.0, 0.0, 0, 0, None)
+    assert make_plan(parse_grid(MIXED), store, None).estimate == CostEstimate(0.0, 0.0, 0, True, 0.0, 0.0, 0, 0, None)
     more = make_plan(parse_grid(MIXED, {"seed": 3}), store, None)
     # 55 for 50 twice, 50 for 60.
     assert more.describe(None).endswith(
@@ -251,6 +274,7 @@ def test_the_command_prints_the_cost_and_the_json_all_of_it(store: Store, tmp_pa
         "seconds": 7200,
         "worker_seconds": 7200,
         "forward_passes": 4000,
+        "exact_passes": True,
         "gpu_hours": 0,
         "cpu_hours": 2,
         "cells": 2,
@@ -260,6 +284,20 @@ def test_the_command_prints_the_cost_and_the_json_all_of_it(store: Store, tmp_pa
         "cost": 3.0,
     }
     assert CliRunner().invoke(main, [*command, "--price-per-hour", "-1"]).exit_code == 2
+
+
+def test_failed_cells_that_run_again_and_workers_of_the_command_line_are_in_the_estimate(
+    store: Store, tmp_path: Path
+) -> None:
+    finish(store, ZO | {"queries": 4}, 0, 3600, 100)
+    grid = tmp_path / "failed.yaml"
+    grid.write_text(json.dumps({"grid": [{**ZO, "queries": 4, "seed": [0, 1, 2, 3]}]}))
+    for seed in (1, 2):
+        store.write_failure(failure(TrialConfig.from_dict(ZO | {"queries": 4, "seed": seed}), "X", "boom", "", 1))
+    command = ["sweep", "--grid", str(grid), "--results", store.root, "--dry-run"]
+    assert "1.00 hours of one cell at a time, 100 forward" in CliRunner().invoke(main, command).output
+    again = CliRunner().invoke(main, [*command, "--retry-failed", "--workers-per-trial", "4"]).output
+    assert "workers a cell: 3 cells on 4\n" in again and "0.75 hours of one cell at a time, 300 forward" in again
 
 
 # Ids
@@ -287,42 +325,6 @@ def test_an_id_once_asked_for_is_no_part_of_a_configuration() -> None:
 
 
 # YAML as people write it
-
-
-def test_merge_keys_and_anchors_work() -> None:
-    """What YAML 1.1 says of ``<<``: own keys before merged ones, the first of several mappings before the others."""
-    text = """
-base: &common {optimizer: fo-sgd, options: &own {bottleneck: 4, scale: 0.1}}
-one: {<<: *common, optimizer: zo-sgd, options: {<<: *own, scale: 1.0}}
-two: &two {<<: [{lr: 1e-3}, *common], epochs: 2}
-three: {<<: *two, lr: 2.0}
-"""
-    found = parse_yaml(text, "grid.yaml")
-    assert found["one"] == {"optimizer": "zo-sgd", "options": {"bottleneck": 4, "scale": 1.0}}
-    assert found["two"] == {"lr": 1e-3, "optimizer": "fo-sgd", "options": {"bottleneck": 4, "scale": 0.1}, "epochs": 2}
-    assert found["three"] == {**found["two"], "lr": 2.0}
-
-
-@pytest.mark.parametrize(
-    ("text", "said", "line", "column"),
-    [
-        ("a: &a [1, *a]", "an anchor is used inside its own value", 1, 4),
-        ("x: 1\na: &a {b: {c: *a}}", "an anchor is used inside its own value", 2, 4),
-        ("a: {b: 1, b: 2}", "key 'b' is given twice", 1, 11),
-        ("a: {<<: {b: 1}, <<: {c: 1}}", "key '<<' is given twice", 1, 17),
-        ("on: 1", "key True is not a string", 1, 1),
-        ("a: 1\nb: 2026-11-29", "a timestamp is not allowed here", 2, 4),
-        ("a: !!binary aGk=", "a binary is not allowed here", 1, 4),
-        ("a: !!set {b}", "a set is not allowed here", 1, 4),
-        ("a: !!python/object:os.system {}", "could not determine a constructor", 1, 4),
-        ("a: *b", "found undefined alias 'b'", 1, 4),
-    ],
-)
-def test_other_yaml_is_refused_by_name_and_place(text: str, said: str, line: int, column: int) -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse_yaml(text, "grid.yaml")
-    assert str(caught.value).startswith("grid.yaml: not valid YAML: ") and said in str(caught.value)
-    assert f"line {line}, column {column}" in str(caught.value), str(caught.value)
 
 
 @pytest.mark.parametrize("place", [".", "runs/one", "link"])
