@@ -230,3 +230,18 @@ def test_a_search_is_one_file_replaced_as_a_whole_and_merged(some_drawings: str,
     assert file.stem == rows[0]["search_id"]
     assert merge(tmp_path / "two", store) == 3 and merge(tmp_path / "two", store) == 0
     assert load(tmp_path / "two", "searches").equals(load(store, "searches"))
+
+
+def test_a_search_of_other_tries_in_another_store_is_told(some_drawings: str, tmp_path: Path) -> None:
+    stores = [Store(tmp_path / name) for name in ("one", "two")]
+    for store, plan in zip(
+        stores, (three_tries(some_drawings, forward_passes=24), three_tries(some_drawings)), strict=True
+    ):
+        for config, accuracy in zip(plan.candidates.cells, (50, 40, 60)[: len(plan.candidates.cells)], strict=True):
+            made_up(store, config, accuracy, 1.0)
+        write([found_by(store, plan)], store)
+    with pytest.warns(UserWarning, match=r"search \w+: 2 tries in an earlier store and 3 in .*two"):
+        assert len(load(stores, "searches")) == 2
+    with pytest.warns(UserWarning, match="2 tries in an earlier store and 3"):
+        merge(stores[0], stores[1])
+    assert load(stores[0], "searches")["chosen"].to_pylist() == [True, False], "nothing in the target is overwritten"

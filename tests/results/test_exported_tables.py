@@ -91,6 +91,18 @@ def test_less_forgetting_is_better(store: Store) -> None:
     assert ranks == {"zo-sgd": 1, "zo-adam": 2}
 
 
+def test_shares_that_differ_look_different(store: Store) -> None:
+    shares = (0.004, 0.12, 0.125, 0.995, 0.999)
+    fill(
+        store,
+        cell(optimizer="zo-sgd"),
+        *(cell(optimizer="zo-sgd", optimizer_options={"sparsity": share}) for share in shares),
+    )
+    (table,) = [table for table in make_tables({"trials": load(store, "trials")}) if table.name == "table4"]
+    assert [line.cells[1].text for line in table.lines] == ["0%", "0.4%", "12%", "12.5%", "99.5%", "99.9%"]
+    assert [line.cells[1].value for line in table.lines] == [0, *shares]
+
+
 def test_formats_mark_intervals_and_names(store: Store) -> None:
     fill(store, simplecil(70.0), *seeds(82.0, optimizer="zo-sgd", method="a|b_c"))
     found = [table for table in make_tables({"trials": load(store, "trials")}) if table.name == "summary"]

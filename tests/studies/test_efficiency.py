@@ -191,6 +191,15 @@ def test_the_setting_of_table_2_is_measured(measured: dict[str, object]) -> None
     assert abs(memory["zo-sgd", 4] - memory["zo-sgd", 1]) <= d
 
 
+def test_an_epoch_with_snapshots_has_their_forward_passes() -> None:
+    result = measure(Setting("quickdraw_vit", batch_size=16, steps=1, device="cpu"), [("zo-svrg", 1)])
+    (row,) = result["rows"]
+    # 313 steps: at the first and every 50th two passes over all mini-batches; by itself a step has four.
+    snapshots = 7 * 2 * 313 * result["forward_seconds"]
+    assert row["forward_passes"] == 4
+    assert row["seconds_per_epoch"]["cifar100"] == pytest.approx(313 * row["seconds_per_step"] + snapshots)
+
+
 def test_published_ratios_stand_beside_the_measured_ones(measured: dict[str, object]) -> None:
     found = {(r.row["optimizer"], r.row["queries"]): r for r in efficiency.ratios(measured)}
     zo = found["zo-sgd", 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,17 +46,41 @@ def differences(first: pa.Table, second: pa.Table) -> list[Difference]:
     return [Difference(one["cell_id"], key, one[key], other[key]) for one, other, key in found if key]
 
 
-def warn_of_differences(counting: Sequence[pa.Table], others: pa.Table, place: str) -> None:
-    """Warn of cells that have other results elsewhere.
+def warn_of_differences(table: str, counting: Sequence[pa.Table], others: pa.Table, place: str) -> None:
+    """Warn of cells that have other results elsewhere, and of searches that have other tries.
 
     Args:
-        counting: rows of ``trials`` that count.
-        others: rows that do not where they are of the same cells.
+        table: whose rows these are; of other tables than ``trials`` and ``searches`` nothing is said.
+        counting: rows that count.
+        others: rows that do not where they are of the same cells or searches.
         place: where these are.
     """
     for part in counting:
-        for found in differences(part, others):
-            warnings.warn(f"{found.described('an earlier store', place)}; the earlier one counts", stacklevel=3)
+        if table == "trials":
+            for found in differences(part, others):
+                warnings.warn(f"{found.described('an earlier store', place)}; the earlier one counts", stacklevel=3)
+        if table == "searches":
+            for sentence in _other_searches(part, others, place):
+                warnings.warn(sentence, stacklevel=3)
+
+
+def _other_searches(first: pa.Table, second: pa.Table, place: str) -> Iterator[str]:
+    """Searches of both tables that differ in their tries or their choice, as after a run with another budget, each in words."""
+    here, there = _tries(first), _tries(second)
+    for search in sorted(here.keys() & there.keys()):
+        if here[search] != there[search]:
+            yield (
+                f"search {search}: {len(here[search])} tries in an earlier store and {len(there[search])} in {place}, or another "
+                "choice; the earlier one counts (zeroflow search, run again on a merged store, chooses among all of its cells)"
+            )
+
+
+def _tries(searches: pa.Table) -> dict[str, set[tuple[Any, ...]]]:
+    found: dict[str, set[tuple[Any, ...]]] = {}
+    for row in searches.to_pylist():
+        accuracy = None if row["accuracy"] is None else round(row["accuracy"], 6)
+        found.setdefault(row["search_id"], set()).add((row["cell_id"], row["chosen"], accuracy))
+    return found
 
 
 VERSIONED = ("imports", "named")

@@ -86,8 +86,9 @@ def _over(value: float | None, unit: float | None) -> float | None:
 EFFICIENCY_LEGEND = (
     "GB: peak memory of a step, 10^9 bytes. FO/memory: first order's over this one's, published (paper) and here; beyond: "
     "without the model's own parameters.",
-    "time/FO: of a step over first order's, published over its four data sets and here. in forwards: time of a step in plain "
-    "forward passes before and after it. forwards: forward passes of a step. work: forward equivalents (a backward pass counts 2).",
+    "time/FO: of a step over first order's, published over its four data sets and here, of the times in forwards. in forwards: time "
+    "of a step in plain forward passes before and after it, which a machine's drift does not change. forwards: forward passes of a "
+    "step. work: forward equivalents (a backward pass counts 2). s/epoch: with the forward passes of snapshots, where there are any.",
 )
 
 

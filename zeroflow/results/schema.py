@@ -89,7 +89,12 @@ _TRIALS = [
     _column("seconds", _float, "wall time of the whole cell", "seconds"),
     _column("training_seconds", _float, "wall time of the training steps", "seconds"),
     _column("seconds_per_epoch", _float, "training seconds per epoch; null: no training", "seconds"),
-    _column("requests", _int, "requests sent to a black box, tries that failed included; null: there was none"),
+    _column(
+        "requests",
+        _int,
+        "requests sent to a black box for all tasks of the cell, by other cells too for tasks that it went on from, tries that failed "
+        "included; null: there was none",
+    ),
     _column("queried_images", _int, "images in those requests"),
     _column(
         "reused_images", _int, "images it was not asked again: an earlier cell of the same results had been answered"

@@ -96,7 +96,8 @@ class Store:
         return True
 
     def copy_others(self, source: Store) -> None:
-        """Copy the searches and landscapes of another store that are not here."""
+        """Copy the searches and landscapes of another store that are not here; warn of searches that have other tries there."""
+        agreement.warn_of_differences("searches", [self.load("searches")], source.load("searches"), source.root)
         for name in ("searches", "surfaces", "trajectories"):
             for id_ in sorted(source._ids(name) - self._ids(name)):
                 if data := source._bytes(name, id_):
@@ -370,7 +371,7 @@ def load(
 
     Args:
         results: a store, its folder or its URI; or several, of which a cell (a search, a landscape) counts in the first that
-            has it, with a warning if a later one has other results.
+            has it, with a warning if a later one has other results or tries.
         table: see ``zeroflow.results.SCHEMAS`` for the names and their columns.
         cells: ids of those to read, which is quicker than all; default: all.
 
@@ -386,8 +387,7 @@ def load(
     kept: list[pa.Table] = []
     seen: set[str] = set()
     for store, part in zip(stores, parts, strict=True):
-        if table == "trials":
-            agreement.warn_of_differences(kept, part, store.root)
+        agreement.warn_of_differences(table, kept, part, store.root)
         kept.append(part.filter(pc.invert(pc.is_in(part[key], pa.array(sorted(seen), pa.string())))))
         seen.update(pc.unique(part[key]).to_pylist())
     if table not in SCHEMAS:

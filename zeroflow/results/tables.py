@@ -105,7 +105,7 @@ def _option(rows: Sequence[Row], name: str, option: str) -> Table:
     ]
     columns: list[Column | str] = [
         *words("setting"),
-        Column(option, ".0%"),
+        option,
         "n",
         *_HEADS,
         *(Column(f"paper {head}", ",.2f") for head in _HEADS),
@@ -115,7 +115,7 @@ def _option(rows: Sequence[Row], name: str, option: str) -> Table:
         [
             (
                 label,
-                share,
+                Cell(f"{100 * share:g}%", share),
                 row.seeds,
                 row.avg,
                 row.last,

@@ -46,6 +46,7 @@ ASSUMPTIONS = (
     "an epoch visits a tenth of the data set's training images once; a last mini-batch that is smaller counts as a whole one",
     "the same batch size for every data set",
     "data loading is not part of a step",
+    "a forward pass of a snapshot takes as long as a plain one",
     "random weights and random images; a cosine head of ten classes",
     "first-order rules have a momentum of 0.9, the others none",
 )
@@ -100,12 +101,19 @@ class Cost:
     seconds_per_step: float | None = None
     in_forwards: float | None = None
 
-    def row(self, batch_size: int) -> dict[str, Any]:
+    def row(self, batch_size: int, forward_seconds: float) -> dict[str, Any]:
         """All of it as plain values, with the seconds of an epoch of each data set's first task."""
         step = self.seconds_per_step
         steps = {name: math.ceil(images / batch_size) for name, images in FIRST_TASK.items()}
-        epochs = {name: None if step is None else count * step for name, count in steps.items()}
+        epochs = {
+            name: None if step is None else count * step + self._snapshots(count) * forward_seconds
+            for name, count in steps.items()
+        }
         return {**asdict(self), "seconds_per_epoch": epochs}
+
+    def _snapshots(self, steps: int) -> int:
+        """Forward passes of the snapshots of an epoch, which lie between the steps that are measured."""
+        return optimizers.get(self.optimizer).snapshot_forwards(self.queries or 1, steps, steps, {})
 
 
 def parse_optimizers(text: str) -> list[tuple[str, int]]:
@@ -180,7 +188,7 @@ def measure(
         "forward_seconds": forward,
         "first_task_images": FIRST_TASK,
         "assumptions": list(ASSUMPTIONS),
-        "rows": [row.row(setting.batch_size) for row in rows],
+        "rows": [row.row(setting.batch_size, forward) for row in rows],
     }
 
 

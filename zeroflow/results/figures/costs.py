@@ -147,15 +147,17 @@ def draw_accuracy_against_forwards(
         line.sort(key=lambda item: item[1])
         own, estimates = look(group, optimizer), [row.avg for row, _ in line]
         found.add_scatter(
-            x=numbers([passes for _, passes in line]),
+            x=[passes for _, passes in line],
             y=numbers([each.mean for each in estimates if each]),
             name=escape(names[group]),
             mode="lines+markers" if len(line) > 1 else "markers",
             line={**own.line, "width": 1},
             marker=own.point(10),
             error_y={"array": half_widths(estimates), "color": own.color, "thickness": 1.5},
-            text=[f"{escape(row.label)}: {row.avg} %" for row, _ in line],
-            hovertemplate="%{x:,.0f} forward passes<br>%{text}<extra></extra>",
+            text=[
+                f"{passes:,.0f} {work.replace('_', ' ')}<br>{escape(row.label)}: {row.avg} %" for row, passes in line
+            ],
+            hovertemplate="%{text}<extra></extra>",
             meta={
                 "points": [keys(row) for row, _ in line],
                 "group": group,
@@ -188,18 +190,19 @@ def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
     ]
     for column, (unit, quantity, color, pattern) in enumerate(quantities, start=1):
         for group, row in enumerate(rows):
+            value = getattr(row, quantity)
             found.add_bar(
-                x=[number(getattr(row, quantity))],
+                x=[number(value)],
                 y=[escape(row.label)],
+                text=["" if value is None else f"{value:,.1f}"],
                 orientation="h",
                 showlegend=False,
                 row=1,
                 col=column,
                 marker=_bar(color, pattern),
-                texttemplate="%{x:,.1f}",
                 textposition="outside",
                 cliponaxis=False,
-                hovertemplate="%{y}: %{x:,.1f}<extra></extra>",
+                hovertemplate="%{y}: %{text}<extra></extra>",
                 meta=meta(row, group),
             )
         found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
@@ -290,12 +293,19 @@ def draw_trade_off(points: Sequence[TradeOff], title: str = "Accuracy against me
             mode="markers",
             marker=own.point(9),
             error_y={"array": half_widths([point.row.avg]), "color": own.color, "thickness": 1.5},
-            hovertemplate=f"%{{x:.1f}} MiB: {point.row.avg} %",
+            hovertemplate=f"{point.memory:,.1f} MiB: {point.row.avg} %",
             meta=meta(point.row, point.number),
         )
     found.update_xaxes(title="peak memory of a training step (MiB)")
     found.update_yaxes(title="Avg (%)")
     return found
+
+
+_Range = tuple[float, float]
+
+
+def _single(value: float | None) -> _Range | None:
+    return None if value is None else (value, value)
 
 
 def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs") -> go.Figure:
@@ -311,19 +321,32 @@ def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs")
         for found in rows
     ]
     found = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
-    panels = [
-        ("memory saved: first order's over this (times)", [r.saved for r in rows], [r.saved_here for r in rows]),
+    panels: list[tuple[str, list[_Range | None], list[_Range | None]]] = [
+        (
+            "memory saved: first order's over this (times)",
+            [_single(r.saved) for r in rows],
+            [_single(r.saved_here) for r in rows],
+        ),
         (
             "time of a step over first order's (times)",
-            [None if r.time is None else sum(r.time) / 2 for r in rows],
-            [r.time_here for r in rows],
+            [r.time for r in rows],
+            [_single(r.time_here) for r in rows],
         ),
     ]
     for column, (unit, paper, here) in enumerate(panels, start=1):
-        for name, values, color, pattern in (("paper", paper, BLUE, "/"), ("here", here, ORANGE, "")):
+        for name, ranges, color, pattern in (("paper", paper, BLUE, "/"), ("here", here, ORANGE, "")):
+            # A bar reaches the smallest number, its whisker the largest one of the data sets.
+            beyond = [None if each is None else each[1] - each[0] for each in ranges]
             found.add_bar(
-                x=numbers(values),
+                x=numbers([None if each is None else each[0] for each in ranges]),
                 y=names,
+                text=["-".join(dict.fromkeys(f"{value:.2f}" for value in each)) if each else "" for each in ranges],
+                error_x={
+                    "array": numbers(beyond),
+                    "arrayminus": [0] * len(rows),
+                    "visible": any(beyond),
+                    "thickness": 1.5,
+                },
                 name=name,
                 legendgroup=name,
                 orientation="h",
@@ -331,10 +354,9 @@ def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs")
                 row=1,
                 col=column,
                 marker=_bar(color, pattern),
-                texttemplate="%{x:.2f}",
                 textposition="outside",
                 cliponaxis=False,
-                hovertemplate="%{y}: %{x:.2f}",
+                hovertemplate="%{y}: %{text}",
             )
         found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
     found.update_yaxes(autorange="reversed", type="category")
