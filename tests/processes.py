@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed, nn
+from torch.distributed._composable.replicate import replicate
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import functional as F
 
 from zeroflow import Placement, TrialConfig, run_trial
@@ -233,6 +235,12 @@ def refused(rank: int) -> dict[str, str]:
 
     wrapped = nn.parallel.DistributedDataParallel(module)
     attempt("wrapped", lambda: create_optimizer("fo-sgd", wrapped, lr=0.1, executor=DistributedExecutor()))
+    sharded, copied = (
+        FullyShardedDataParallel(nn.Linear(5, 3), device_id=torch.device("cpu")),
+        replicate(nn.Linear(5, 3)),
+    )
+    attempt("sharded", lambda: create_optimizer("zo-sgd", sharded, lr=0.1, executor=DistributedExecutor()))
+    attempt("copied", lambda: create_optimizer("zo-sgd", copied, lr=0.1, executor=DistributedExecutor()))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         create_optimizer("zo-sgd", module, lr=0.1)

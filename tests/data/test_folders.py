@@ -6,6 +6,7 @@ import io
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,20 @@ def test_values_that_the_upper_8_bits_would_lose_are_refused(tmp_path: Path, kin
     assert saved(tmp_path / "black", Image.fromarray(np.zeros((4, 4), kind)), file="black.tif").max() == 0
     with pytest.raises(ConfigError, match=r"dark\.tif: .* values of at most 200.* expected 16 bits, or a file of 8"):
         saved(tmp_path / "dark", Image.fromarray(np.full((4, 4), 200, kind)), file="dark.tif")
+
+
+@pytest.mark.parametrize(("bits", "warned"), [(10, True), (12, True), (14, True), (15, False), (16, False)])
+def test_values_that_take_few_of_16_bits_are_told(tmp_path: Path, bits: int, warned: bool) -> None:
+    """A camera's 12 bits in a file of 16 are nearly black."""
+    ramp = Image.fromarray(np.linspace(0, 2**bits - 1, 16).astype(np.uint16).reshape(4, 4))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert saved(tmp_path, ramp, file="ramp.png").max() == (2**bits - 1) >> 8
+    told = [str(each.message) for each in seen]
+    assert (
+        any(f"take {bits} bits" in text and f"brighter than {(2**bits - 1) >> 8} of 255" in text for text in told)
+        == warned
+    )
 
 
 def test_a_palettes_transparency_is_dropped(tmp_path: Path) -> None:

@@ -246,6 +246,21 @@ def test_lwf_distils_the_answers_of_the_model_before_the_task() -> None:
     assert kl.min() > 1e-6
 
 
+@pytest.mark.parametrize("temperature", [2.0, 100.0, 1e4])
+def test_the_distance_of_lwf_is_exact_at_any_temperature(temperature: float) -> None:
+    method = trained_once("lwf", temperature=temperature)
+    batch = drawings(6)
+    moved(method, torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        inputs = method.prepare(batch)
+        new = method.scores(method.features(batch.images, range(1)))[:, :3]
+        distances = (method.losses(inputs) - FineTuning.losses(method, inputs[:2])).double().numpy()
+    heated = (values.double().numpy().astype(np.longdouble) / temperature for values in (inputs[2], new))
+    p, q = (values - np.log(np.exp(values).sum(1, keepdims=True)) for values in heated)
+    expected = temperature**2 * (np.exp(p) * (p - q)).sum(1)
+    np.testing.assert_allclose(distances, expected, rtol=2e-3, atol=1e-6)
+
+
 # Several feature spaces
 
 
@@ -285,7 +300,7 @@ def test_discriminants_count_the_bare_backbone_with_beta_or_without_reweighting_
         ease.freeze()
         ease.end_task([(batch.images[own], batch.labels[own])])
     features = ease.features(batch.images, range(3))
-    posteriors = [d.scores(features[:, k]).log_softmax(1) for k, d in enumerate(ease.discriminants)]
+    posteriors = [d.scores(features[:, k].double()).log_softmax(1) for k, d in enumerate(ease.discriminants)]
     other = 0.1 if reweight else 1.0  # alpha, by one other task
     expected = torch.cat(
         [
@@ -334,3 +349,26 @@ def test_a_memory_with_no_room_for_a_sample_of_every_class_is_refused_where_clas
         herded.begin_task(range(4, 5), torch.Generator().manual_seed(0))
     drawn.begin_task(range(4, 5), torch.Generator().manual_seed(0))
     assert len(drawn.memory) == 3
+
+
+def test_discriminants_that_are_sure_still_tell_which_is_surest() -> None:
+    """Each space is sure of its own class: the posteriors differ by less than float64 has room for beside 1."""
+    ease = EASE(tiny_backbone(), EASE.Options(bottleneck=2, diagonal_only=True))
+    ease.classifier = classifiers.get("lda").build()
+    generator = torch.Generator().manual_seed(0)
+    ease.tasks, ease.first = [range(2), range(2, 4)], 0
+    ease.spaces.extend(classifiers.get("lda").build() for _ in ease.tasks)
+    for space, discriminant in enumerate(ease.discriminants):
+        discriminant.begin_task(range(4), 3, generator)
+        discriminant.weight, discriminant.offset = (
+            torch.eye(4, 3, dtype=torch.float64),
+            torch.zeros(4, dtype=torch.float64),
+        )
+        discriminant.weight[2 * space] *= 2
+        discriminant.center = torch.zeros(3, dtype=torch.float64)
+    # Of class 0 in its space by 90 to 0, of class 2 in its own by 120 to 0, then the other way around.
+    features = torch.tensor([[[45.0, 0, 0], [0, 0, 60.0]], [[60.0, 0, 0], [0, 0, 45.0]]])
+    scores = ease.scores(features)
+    assert scores.argmax(1).tolist() == [2, 0]
+    expected = [[-np.log1p(3 * np.exp(-a)), -np.log1p(3 * np.exp(-b))] for a, b in ((90.0, 120.0), (120.0, 90.0))]
+    np.testing.assert_allclose(scores[:, [0, 2]].numpy(), expected, rtol=1e-12)

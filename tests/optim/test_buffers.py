@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,3 +124,35 @@ def test_a_buffer_that_grows_is_refused_where_a_log_would_have_to_know(tmp_path:
         ValueError, match=r"buffer 'queue' of Growing goes from shape \(0,\) to \(1,\) in an evaluation"
     ):
         optimizer.step(lambda: (model(torch.ones(8, 3)) ** 2).mean())
+
+
+def test_a_buffer_that_moves_in_evaluation_mode_is_put_back_too(tmp_path: Path) -> None:
+    """As an observer's does; a log or other processes would have to know of it, which is refused."""
+    model = Observed(replaced=False).eval()
+    optimizer = create_optimizer("zo-sgd", model, lr=0.05, seed=1, queries=3)
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    for _ in range(3):
+        model.seen = []
+        optimizer.step(lambda: (model(x) ** 2).mean())
+        assert len(set(model.seen)) == 1, model.seen
+    logged = create_optimizer("zo-sgd", model, lr=0.05, executor=Journal(tmp_path / "log"))
+    with pytest.raises(
+        ValueError, match="'mean' of Observed moves in an evaluation, and its module is in evaluation mode"
+    ):
+        logged.step(lambda: (model(x) ** 2).mean())
+
+
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(8, 3))])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_models_buffers_are_put_back_too(compiled: Any) -> None:
+    x, found = torch.randn(8, 3, generator=torch.Generator().manual_seed(1)), []
+    for wrap in (lambda m: m, compiled):
+        torch.manual_seed(0)
+        model = wrap(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)))
+        start = int(model.state_dict()["1.num_batches_tracked"])
+        optimizer = create_optimizer("zo-adam", model, lr=0.05, seed=1)
+        for _ in range(3):
+            optimizer.step(lambda model=model: (model(x) ** 2).mean())  # type: ignore[misc]
+        assert int(model.state_dict()["1.num_batches_tracked"]) == start + 3
+        found.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)

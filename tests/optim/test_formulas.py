@@ -247,10 +247,48 @@ def test_normalized_slopes_leave_out_what_is_not_finite_and_do_not_know_the_scal
 def test_per_example_refuses_examples_that_meet() -> None:
     torch.manual_seed(0)
     model, x, y = nn.Linear(6, 3), torch.randn(8, 6), torch.randint(3, (8,))
-    with pytest.raises(TypeError, match="Examples interact"):
+    with pytest.raises(TypeError, match="they interact"):
         create_optimizer("zo-per-example", model, lr=0.1).step(
             lambda: F.cross_entropy(model(x), y, reduction="none") + 10 * model(x).mean()
         )
+
+
+@pytest.mark.parametrize("eps", [1e-3, 1e-4])
+@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["none", "triplet", "contrast", "rank", "standardised", "entropy", "scale"])
+def test_examples_that_meet_in_the_loss_are_found_whatever_the_loss(
+    kind: str, seed: int, size: int, eps: float
+) -> None:
+    torch.manual_seed(seed)
+    x, key = torch.randn(size, 12), torch.randn(size, 4)
+    model = nn.Sequential(nn.Linear(12, 32), nn.Tanh(), nn.Linear(32, 4))
+
+    def losses() -> torch.Tensor:
+        out = model(x)
+        plain = F.cross_entropy(out, key.argmax(1), reduction="none")
+        if kind == "triplet":
+            near, far = ((out - out.roll(by, 0)).square().sum(1) for by in (1, 2))
+            return F.relu(near - far + 1)
+        if kind == "contrast":
+            own = F.normalize(out)
+            return F.cross_entropy(2 * own @ own.T, torch.arange(size), reduction="none")
+        if kind == "rank":
+            return F.softplus(-(out[:, 0] - out[:, 0].mean()) * key[:, 0].sign())
+        if kind == "standardised":
+            return ((out - out.mean(0)) / out.std(0) - key).square().mean(1)
+        if kind == "entropy":
+            share = out.softmax(1).mean(0)
+            return plain + 0.1 * (share * share.log()).sum()
+        return plain / (1 + 0.1 * out.std()) if kind == "scale" else plain
+
+    optimizer = create_optimizer("zo-per-example", model, lr=1e-3, eps=eps, seed=seed)
+    if kind == "none":
+        optimizer.step(losses)
+        assert optimizer.forwards == 2 + 4
+        return
+    with pytest.raises(TypeError, match="interact"):
+        optimizer.step(losses)
 
 
 @pytest.mark.parametrize(("name", "estimator"), [("my-rmsprop", Backpropagation()), ("fo-mine", SPSA())])

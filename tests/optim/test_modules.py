@@ -110,3 +110,33 @@ def test_a_closure_that_calls_backward_is_told_so(name: str) -> None:
 
     with pytest.raises(TypeError, match=r"closure: it calls backward\(\); expected only the loss"):
         create_optimizer(name, model, lr=0.1).step(closure)
+
+
+@pytest.mark.parametrize(
+    "name", ["fo-sgd", "forward-grad", "zo-sgd", "zo-adam", "zo-rge", "zo-per-example", "es-cma", "zo-svrg"]
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_an_embeddings_padding_stays_as_torch_promises(name: str) -> None:
+    words, kinds = torch.tensor([[1, 2, 0, 0], [3, 0, 0, 0]]), torch.tensor([0, 1])
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 4, padding_idx=0), nn.Flatten(), nn.Linear(16, 2))
+    before = model[0].weight.detach().clone()
+    optimizer = create_optimizer(name, model, lr=0.01, queries=4)
+    for _ in range(3):
+        optimizer.step(
+            lambda: F.cross_entropy(model(words), kinds, reduction="none" if optimizer.per_example else "mean")
+        )
+    assert not model[0].weight[0].any()
+    assert (model[0].weight[1:4] != before[1:4]).any(1).all()
+
+
+def test_what_is_no_dense_tensor_or_shares_memory_is_refused() -> None:
+    sparse = nn.Parameter(torch.eye(3).to_sparse())
+    with pytest.raises(TypeError, match="layout sparse_coo; expected a dense tensor"):
+        create_optimizer("zo-sgd", [sparse], lr=0.1)
+
+    class Own(nn.Parameter): ...
+
+    shared = torch.zeros(4)
+    with pytest.raises(ValueError, match="shares memory with another one"):
+        create_optimizer("zo-sgd", [Own(shared), Own(shared[:2])], lr=0.1)

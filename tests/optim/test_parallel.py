@@ -126,6 +126,8 @@ def test_processes_that_would_drift_apart_are_told(group: Any) -> None:
         assert (
             found["wrapped"].startswith("TypeError: params: DistributedDataParallel") and ".module" in found["wrapped"]
         )
+        assert found["sharded"].startswith("TypeError: params: FullyShardedDataParallel keeps a part")
+        assert found["copied"].startswith("TypeError: params: DistributedDataParallel")
         for when in ("alone", "late"):
             assert "2 processes, and this optimizer has no executor: each process trains by itself" in found[when]
         assert "nothing" not in found and "one mini-batch" not in found

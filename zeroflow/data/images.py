@@ -41,6 +41,10 @@ def read_image(source: Path | bytes, name: str) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+_FEW_BITS = 14
+"""Of an image of 16 bits: so few are those of a camera's sensor, or of a dark image."""
+
+
 def _rgb(image: Image) -> Image:
     from PIL import Image
 
@@ -51,6 +55,12 @@ def _rgb(image: Image) -> Image:
         if 0 < wide.max() <= 0xFF:
             raise ValueError(
                 f"values of at most {wide.max()}, of which the upper 8 of 16 bits are 0; expected 16 bits, or a file of 8"
+            )
+        if 0 < (bits := int(wide.max()).bit_length()) <= _FEW_BITS:
+            warnings.warn(
+                f"16-bit images whose values take {bits} bits: their upper 8 are taken, so that no pixel is brighter than "
+                f"{wide.max() >> 8} of 255; if the camera has {bits} bits, scale the files to 16",
+                stacklevel=2,
             )
         return Image.fromarray((wide.astype(np.int64) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":

@@ -156,7 +156,8 @@ class EASE(Method):
         """Eq. 9-10: sum over spaces k of w[i, k] * cos(f_k(x), P[k, c]) for class c of task i; see ``reweight``."""
         if not self.options.reweight and not self.discriminants:
             return cosine(features.flatten(1), self._side_by_side().flatten(1))
-        total = features.new_zeros(len(features), self.tasks[-1].stop)
+        kind = torch.float64 if self.discriminants else features.dtype
+        total = features.new_zeros(len(features), self.tasks[-1].stop, dtype=kind)
         if self.options.frozen_space:
             weight = self.options.beta if self.options.reweight else 1.0
             total += weight * self._similar(features[:, 0], 0)
@@ -185,7 +186,7 @@ class EASE(Method):
         """Similarity of features ``[N, d]`` in a space to each class, ``[N, classes]``."""
         if self.discriminants:
             # Discriminants compare classes within one space only; posteriors are comparable across spaces.
-            return self.discriminants[space].scores(features).log_softmax(dim=1)
+            return self.discriminants[space].log_posteriors(features)
         return cosine(features, self.prototypes[space])
 
     def _weight(self, task: int, space: int) -> float:

@@ -84,9 +84,10 @@ class LwF(FineTuning):
             return losses
         heat = self.options.temperature
         logits = self.head(features)[:, : old.shape[1]]
-        target, answer = (old / heat).softmax(1), (logits / heat).log_softmax(1)
-        distance = F.kl_div(answer, target, reduction="none").sum(1)
-        return losses + self.options.alpha * heat**2 * distance
+        # In float64: at a large T the distance is a small difference of numbers that T^2 makes large.
+        target, answer = ((values.double() / heat).log_softmax(1) for values in (old, logits))
+        distance = F.kl_div(answer, target, reduction="none", log_target=True).sum(1)
+        return losses + (self.options.alpha * heat**2 * distance).to(losses)
 
 
 def _frozen(module: M, backbone: Backbone) -> M:

@@ -22,10 +22,11 @@ class Buffers:
     """A model's buffers, such as batch norm's statistics: restored after every evaluation, updated once a step.
 
     Modules move them in place or put another tensor in their place. Most never change. Those that did not change in one step
-    take no part in the steps after it, until they do change. One that was None, or changes its shape, is put in place whole.
+    take no part in the steps after it, until they do change; of a module in evaluation mode they are not looked at again. One that
+    was None, or changes its shape, is put in place whole.
 
     Args:
-        places: of all buffers.
+        places: of all buffers, of modules in training mode and in evaluation mode, in which few move (an observer's).
         still: those known not to change, the same in all processes; kept by the caller.
         alone: whether no other process, and no log, has to know what moves. Otherwise small buffers always take part.
 
@@ -37,9 +38,12 @@ class Buffers:
         self, places: Sequence[Place], still: set[tuple[int, str]] | None = None, *, alone: bool = True
     ) -> None:
         self._still, self._alone = set() if still is None else still, alone
-        there = [(place, tensor) for place in places if (tensor := place[0]._buffers[place[1]]) is not None]
+        # Others have to know how many numbers to expect: always those of modules in training mode.
+        looked_at = [p for p in places if p[0].training or (alone and _key(p) not in self._still)]
+        self._fixed = [] if alone else [place for place in places if not place[0].training]
+        there = [(place, tensor) for place in looked_at if (tensor := _at(place)) is not None]
         # What others have to know is numbers, of which a place without a tensor has none.
-        self._empty = [place for place in places if alone and place[0]._buffers[place[1]] is None]
+        self._empty = [p for p in looked_at if alone and p[0].training and _at(p) is None]
         self._tensors = [(place, tensor) for place, tensor in there if _key(place) not in self._still]
         self._quiet = [one for one in there if _key(one[0]) in self._still and one[1].numel() <= LARGE]
         self._seen = self._seen_moving = False  # in an evaluation of this step
@@ -65,16 +69,28 @@ class Buffers:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Restore buffers that change inside."""
+        """Restore buffers that change inside.
+
+        Raises:
+            ValueError: one of a module in evaluation mode changes, of which other processes or a log would have to know.
+        """
         before = [(place, tensor, tensor.clone()) for place, tensor in (*self._tensors, *self._quiet)]
+        fixed = _small(self._fixed)
         changed: list[Place] = []
         try:
             yield
             # Version counters do not tell: batch norm moves its statistics behind them.
             moved = (place for place, tensor, values in before if _changed(place, tensor, values))
             changed = [*self._found_others(before), *moved]
+            for place, tensor, values in fixed:
+                if _at(place) is not tensor or not torch.equal(tensor, values):
+                    raise ValueError(
+                        f"buffer {place[1]!r} of {type(place[0]).__name__} moves in an evaluation, and its module is in evaluation mode: "
+                        "neither a log nor other processes follow it then; put the module in training mode or keep the buffer still"
+                    )
         finally:
-            self._restore(before)
+            self._restore([*before, *fixed])
+            self._fixed = []  # one evaluation of a step tells
         self._seen, self._seen_moving = True, self._seen_moving or bool(changed)
         for one in [one for one in self._quiet if one[0] in changed]:
             self._still.discard(_key(one[0]))
@@ -100,9 +116,9 @@ class Buffers:
         Raises:
             ValueError: other processes or a log would have to know of it.
         """
-        found = {place: now for place in self._empty if (now := place[0]._buffers.get(place[1])) is not None}
+        found = {place: now for place in self._empty if (now := _at(place)) is not None}
         for place, tensor, _ in before:
-            now = place[0]._buffers.get(place[1])
+            now = _at(place)
             if now is not None and _now(place, tensor) is not now:
                 found[place] = now
                 if not self._alone:
@@ -153,13 +169,27 @@ class Buffers:
             module._buffers[name] = tensor
 
 
+def _at(place: Place) -> Tensor | None:
+    """The tensor in a place; a scripted module's buffers are no dictionary."""
+    module, name = place
+    return module._buffers[name] if name in module._buffers else None  # noqa: SIM401
+
+
+def _small(places: Sequence[Place]) -> list[tuple[Place, Tensor, Tensor]]:
+    """Tensors that are worth a look, with their values."""
+    found = ((place, _at(place)) for place in places)
+    return [
+        (place, tensor, tensor.clone()) for place, tensor in found if tensor is not None and tensor.numel() <= LARGE
+    ]
+
+
 def _key(place: Place) -> tuple[int, str]:
     return id(place[0]), place[1]
 
 
 def _now(place: Place, tensor: Tensor) -> Tensor:
     """The tensor that is in a place now, if it is one of the same kind."""
-    found = place[0]._buffers.get(place[1])
+    found = _at(place)
     same = found is not None and found.shape == tensor.shape and found.dtype == tensor.dtype
     return found if found is not None and same else tensor
 

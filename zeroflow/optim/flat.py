@@ -116,7 +116,7 @@ def _refuse_shared_memory(parameters: Sequence[nn.Parameter]) -> None:
     """Two parameters that share a number would each train it: the last one would win."""
     sharing: dict[tuple[int, torch.dtype], list[nn.Parameter]] = {}
     for parameter in parameters:
-        if parameter.numel() and type(parameter) is nn.Parameter and parameter.device.type != "meta":
+        if parameter.numel() and isinstance(parameter, nn.Parameter) and parameter.device.type != "meta":
             sharing.setdefault((parameter.untyped_storage().data_ptr(), parameter.dtype), []).append(parameter)
     for members in sharing.values():
         if len(members) == 1:

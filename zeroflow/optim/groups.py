@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, distributed, nn
 
 from zeroflow.optim.executor import Executor
+from zeroflow.optim.flat import FlatParameters
 
 Parameters = nn.Module | Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]] | Iterable[dict[str, Any]]
 
@@ -47,6 +49,9 @@ def parameter_groups(params: Parameters) -> list[dict[str, Any]]:
                     f"params: {name or 'a parameter'} is sharded (DTensor, as of FSDP); expected whole parameters: processes "
                     "share the work by executor=zeroflow.optim.parallel.DistributedExecutor()"
                 )
+            if parameter.layout is not torch.strided:
+                kind = str(parameter.layout).removeprefix("torch.")
+                raise TypeError(f"params: {name or 'a parameter'} has the layout {kind}; expected a dense tensor")
             if not parameter.requires_grad:
                 raise ValueError(f"params: {name or 'a parameter'} is frozen (requires_grad=False); leave it out")
             if id(parameter) in seen:
@@ -82,17 +87,21 @@ def check_processes(params: Parameters | None, executor: Executor | None) -> boo
         Whether there are several processes.
 
     Raises:
-        TypeError: a module wrapped by ``DistributedDataParallel``, in several processes.
+        TypeError: a module wrapped by ``DistributedDataParallel`` or ``FullyShardedDataParallel``, in several processes.
     """
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return False
     right = "executor=zeroflow.optim.parallel.DistributedExecutor()"
-    if isinstance(params, nn.Module) and any(
-        isinstance(m, nn.parallel.DistributedDataParallel) for m in params.modules()
-    ):
+    kinds = {_wrapped_by(m) for m in params.modules()} if isinstance(params, nn.Module) else set()
+    if "DistributedDataParallel" in kinds:
         raise TypeError(
             f"params: DistributedDataParallel adds up what backward() computes, and nothing here calls it; pass the module "
-            f"inside it (.module), and {right}"
+            f"inside it (.module), or one to which replicate() was not applied, and {right}"
+        )
+    if "FullyShardedDataParallel" in kinds:
+        raise TypeError(
+            f"params: FullyShardedDataParallel keeps a part of the parameters in each process, whose directions would be the same "
+            f"for all parts; expected whole parameters: processes share the work by {right}"
         )
     if executor is None:
         warnings.warn(
@@ -103,9 +112,56 @@ def check_processes(params: Parameters | None, executor: Executor | None) -> boo
     return True
 
 
+_WRAPPERS = {
+    "DistributedDataParallel": "DistributedDataParallel",
+    "DDP": "DistributedDataParallel",  # a base that ``replicate`` gives to a module's class
+    "FullyShardedDataParallel": "FullyShardedDataParallel",
+}
+
+
+def _wrapped_by(module: nn.Module) -> str | None:
+    """Which of torch's wrappers a module is; None for any other one."""
+    bases = (base.__name__ for base in type(module).__mro__ if base.__module__.startswith("torch."))
+    return next((_WRAPPERS[name] for name in bases if name in _WRAPPERS), None)
+
+
 def enable_checkpointing(module: nn.Module | None) -> None:
     """Enable activation checkpointing of a model, by its library's name for that."""
     for name in ("set_grad_checkpointing", "gradient_checkpointing_enable"):
         if callable(method := getattr(module, name, None)):
             method()
             return
+
+
+def trained_components(
+    module: nn.Module | None, flat: FlatParameters, mask: Tensor | None, *, exact: bool
+) -> Tensor | None:
+    """Components that a step trains as ones and zeros ``[d]``, None for all.
+
+    Args:
+        module: the parameters' own, where it is known.
+        flat: the parameters; those frozen since are not trained.
+        mask: of ``sparsity``, where there is one.
+        exact: whether the step has the exact gradient, which torch makes zero for an embedding's padding vector; without it, such
+            vectors are left out here.
+    """
+    padding = [] if exact or module is None else list(_padding_places(module, flat))
+    if all(p.requires_grad for p in flat.parameters) and not padding:
+        return mask
+    free = flat.filled(lambda p: float(p.requires_grad))
+    for place in padding:
+        free[place] = 0.0
+    return free if mask is None else free.mul_(mask)
+
+
+def _padding_places(module: nn.Module, flat: FlatParameters) -> Iterator[slice]:
+    """Where the vectors of a module's embeddings lie that stand for padding."""
+    places = {id(parameter): place for parameter, place in flat.slices()}
+    for part in module.modules():
+        if (
+            isinstance(part, nn.Embedding | nn.EmbeddingBag)
+            and part.padding_idx is not None
+            and id(part.weight) in places
+        ):
+            start = places[id(part.weight)].start + part.padding_idx * part.embedding_dim
+            yield slice(start, start + part.embedding_dim)

@@ -20,7 +20,14 @@ from zeroflow.optim.estimators import Backpropagation, Estimate, Estimator
 from zeroflow.optim.evaluator import Evaluator
 from zeroflow.optim.executor import Executor, LocalExecutor
 from zeroflow.optim.flat import FlatParameters
-from zeroflow.optim.groups import BEGINNING, Parameters, check_processes, enable_checkpointing, parameter_groups
+from zeroflow.optim.groups import (
+    BEGINNING,
+    Parameters,
+    check_processes,
+    enable_checkpointing,
+    parameter_groups,
+    trained_components,
+)
 from zeroflow.optim.objective import Memory, NonFiniteLoss, Objective, Perturbation
 from zeroflow.optim.precision import PrecisionWatch, check_eps, half_precision
 from zeroflow.optim.saving import OWN, Saving
@@ -38,8 +45,7 @@ class ThreeStepOptimizer(AskTell, Saving):
 
     Args:
         params: a module (its parameters that require gradients), parameters, named parameters, or groups of them. Given
-            a module, buffers in training mode (batch norm) see each mini-batch once a step instead of once an
-            evaluation.
+            a module, its buffers (batch norm's) see each mini-batch once a step instead of once an evaluation.
         composition: the three steps.
         queries: directions per step, q.
         eps: default perturbation size of a group. A group may have its own ``"eps"``; its key is then ``"eps_zo"``, since
@@ -166,7 +172,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         if self.steps in (0, method.first_order_steps) and self.inner.state:
             self.inner = self._rule()  # moments start anew
         estimator: Estimator = Backpropagation(self.checkpoint) if first_order else method.estimator
-        mask = self._trained()
+        mask = trained_components(self._module, self.flat, self._mask, exact=self.composition.is_exact(self.steps))
         objective = self._objective(closure, mask)
         estimate = estimator.estimate(objective, self.queries)
         objective.settle()
@@ -310,13 +316,6 @@ class ThreeStepOptimizer(AskTell, Saving):
         if half is not None and self.composition.estimator.uses_eps and self.composition.check_precision:
             check_eps(min(float(group["eps_zo"]) for group in self.param_groups), half)
 
-    def _trained(self) -> Tensor | None:
-        """Trained components as ones and zeros ``[d]``, None for all: the mask, and parameters frozen since."""
-        if all(p.requires_grad for p in self.flat.parameters):
-            return self._mask
-        free = self.flat.filled(lambda p: float(p.requires_grad))
-        return free if self._mask is None else free.mul_(self._mask)
-
     def _without_gradient(self, estimate: Estimate) -> frozenset[int]:
         frozen = {number for number, p in enumerate(self.flat.parameters) if not p.requires_grad}
         return frozenset(frozen | estimate.unused)
@@ -387,7 +386,7 @@ class ThreeStepOptimizer(AskTell, Saving):
 
     def _buffers(self) -> list[tuple[nn.Module, str]]:
         modules = () if self._module is None else self._module.modules()
-        return [(m, name) for m in modules if m.training for name in m._buffers]
+        return [(m, name) for m in modules for name in m._buffers.keys()]  # noqa: SIM118 (a scripted module's are no dictionary)
 
     def _eps(self) -> float | Tensor:
         sizes = {float(group["eps_zo"]) for group in self.param_groups}

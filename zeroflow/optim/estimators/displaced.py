@@ -28,13 +28,23 @@ class Displaced(TorchFunctionMode):
 
     A linear layer's weight costs one more product for all examples. Any other function of a parameter is evaluated by
     ``torch.vmap`` with a displaced copy for each example.
+
+    Args:
+        objective: of the step.
+        query: whose direction.
+        scale: of the displacement, in eps.
+        examples: of the whole mini-batch.
+        sides: 1 or -1 for each example of this process's slice, a factor of its displacement.
     """
 
-    def __init__(self, objective: Objective, query: int, scale: float, examples: int) -> None:
+    def __init__(
+        self, objective: Objective, query: int, scale: float, examples: int, sides: Tensor | None = None
+    ) -> None:
         super().__init__()
         flat, base = objective.flat, objective.direction(query) * objective.eps
         base.mul_(scale)
         self.signs = signs_of(objective, query, examples).only(objective.own(examples))
+        self.signs = self.signs if sides is None else self.signs.turned(sides)
         self.examples = self.signs.examples
         # Each parameter and its displacement before signs.
         self.parameters = {

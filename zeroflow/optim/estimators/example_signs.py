@@ -63,6 +63,18 @@ class Signs:
         other._drawn = {key: drawn[examples] for key, drawn in self._drawn.items()}
         return other
 
+    def turned(self, sides: Tensor) -> Signs:
+        """The same with each example's displacements times its side ``[N]``, 1 or -1."""
+        other = copy.copy(self)
+        other._drawn = {}
+        for parameter in self.flat.parameters:
+            drawn = self._drawn[id(parameter)].clone()
+            drawn[:, : len(parameter) if parameter.ndim == 2 else None] *= sides.to(drawn)[
+                :, None
+            ]  # of a matrix the rows
+            other._drawn[id(parameter)] = drawn
+        return other
+
     def weighted(self, parameter: Tensor, weights: Tensor) -> Tensor:
         """Sum over examples of ``weights`` ``[N]`` times signs, in the parameter's shape."""
         if parameter.ndim == 2:

@@ -32,13 +32,13 @@ class PerExample(Estimator):
     forward passes, by up to sqrt(N) in its cosine to the gradient.
 
     The closure returns the losses ``[N]`` (``reduction="none"``), and dimension 0 of the model's activations is the example.
-    Examples must not interact: no batch statistics. This is verified on one example for every new size of a mini-batch. A
-    closure that returns a single number gets plain SPSA along signs, with a warning.
+    Examples must not interact: no batch statistics. This is verified for every new size of a mini-batch: no loss may change while
+    other examples are displaced the other way, and the one that moves most must be that of its parameters. A closure that returns a single number gets plain SPSA along signs, with a warning.
 
     With ``normalize`` the g_n of a repetition are divided by their standard deviation over n (about their mean, with 1/N), so
     that lr does not depend on the scale of the loss or of eps; a single example keeps only its sign.
     Source: per-example directions of GRZO and EVA-0 (2026); ``normalize``: Tan et al. 2026 (GRZO, arXiv:2606.02857), whose lr
-    is 2 eps times the one here. Cost: 2q forward passes, and 3 more to count and verify a mini-batch of a new size (1 more
+    is 2 eps times the one here. Cost: 2q forward passes, and 4 more to count and verify a mini-batch of a new size (1 more
     where the size has been seen).
     """
 
@@ -86,6 +86,7 @@ class Census:
 
     examples: int | None = None
     verified: set[int] = field(default_factory=set)
+    _here: list[float] = field(default_factory=list)  # losses of this process's slice at theta, when they were counted
     _warned: bool = False
 
     def losses(self, objective: Objective, query: int, scale: float) -> Numbers:
@@ -125,7 +126,8 @@ class Census:
         answer = objective.call()
         objective.forwards += 1
         self.examples = objective.whole(len(answer)) if isinstance(answer, Tensor) and answer.ndim == 1 else 1
-        if not (isinstance(answer, Tensor) and answer.ndim == 1) and not self._warned:
+        self._here = answer.tolist() if isinstance(answer, Tensor) and answer.ndim == 1 else []
+        if not self._here and not self._warned:
             scalar(answer)
             self._warned = True
             warnings.warn(
@@ -135,26 +137,46 @@ class Census:
             )
 
     def _verify(self, objective: Objective, query: int) -> None:
-        """Compare the last example's loss from displaced evaluation with that of the whole mini-batch at its parameters.
+        """See whether examples are evaluated as the loss is meant: far from theta, where differences show.
 
-        Far from theta, so that a difference shows: both are the same function unless examples interact, or unless a
+        Half of them are displaced the other way: that changes no loss of the others, unless they interact. And the loss that
+        moved most is compared with that of the whole mini-batch at its parameters: both are the same function, unless a
         dimension that happens to have the batch's size was mistaken for the batch.
+
+        Raises:
+            TypeError: they are not.
         """
-        examples, far = self.examples or 1, 30.0
-        last = objective.own(examples).stop - 1
-        fast = _displaced(objective, query, far, examples)[last]
+        examples, eps = self.examples or 1, objective.eps
+        far = 30.0 if isinstance(eps, Tensor) else max(30.0, 0.03 / eps)
+        own = objective.own(examples)
+        sides = torch.randint(0, 2, (examples,), generator=torch.Generator().manual_seed(examples))[own] * 2 - 1
+
+        def displaced(sides: Tensor | None = None) -> Tensor:
+            objective.forwards += 1
+            return torch.tensor(_displaced(objective, query, far, examples, sides)[own], dtype=torch.float64)
+
+        fast, turned = displaced(), displaced(sides)
+        here = torch.tensor(self._here, dtype=torch.float64) if len(self._here) == len(fast) else torch.zeros_like(fast)
+        change, rounding = (fast - here).abs(), 1e-5 if objective.flat.half is None else 5e-2
+        met = (fast - turned).abs() > rounding * (1 + fast.abs()) + 1e-3 * change
+        if bool((met & (sides > 0) & fast.isfinite() & turned.isfinite()).any()):
+            raise TypeError(
+                "zo-per-example: the loss of an example changes with the parameters of others: they interact (batch statistics, "
+                "attention over dimension 0, negatives of the same mini-batch); take zo-sgd"
+            )
+        one = int(change.nan_to_num(0.0, 0.0).argmax())
         signs, place = signs_of(objective, query, examples), objective.direction(query).clone()
         for parameter, part in objective.flat.slices():
-            place[part] *= signs.full(parameter)[last].reshape(-1)
-        objective.move(Shift(far, vector=place * objective.eps))
-        slow = float(_several(objective, objective.call(), examples)[-1])
-        objective.forwards += 2
-        tolerance = 1e-3 if objective.flat.half is None else 5e-2
-        if math.isfinite(fast) and math.isfinite(slow) and abs(fast - slow) > tolerance * (1 + abs(slow)):
+            place[part] *= signs.full(parameter)[own.start + one].reshape(-1)
+        objective.move(Shift(far, vector=place * eps))
+        slow, found = float(_several(objective, objective.call(), examples)[one]), float(fast[one])
+        objective.forwards += 1
+        tolerance = (2e-4 if objective.flat.half is None else rounding) * (1 + abs(slow)) + 0.02 * float(change[one])
+        if math.isfinite(found) and math.isfinite(slow) and abs(found - slow) > tolerance:
             raise TypeError(
-                f"zo-per-example: with a direction of its own the last example's loss is {fast:.6g}, evaluated alone "
-                f"{slow:.6g}. Examples interact (batch statistics, attention over dimension 0), or a tensor that is no "
-                f"activation has the length of the mini-batch ({examples}); take zo-sgd or another batch size"
+                f"zo-per-example: with a direction of its own an example's loss is {found:.6g}, evaluated alone {slow:.6g}. "
+                "Examples interact (batch statistics, attention over dimension 0), or a tensor that is no activation has the "
+                f"length of the mini-batch ({examples}); take zo-sgd or another batch size"
             )
         self.verified.add(examples)
 
@@ -231,13 +253,13 @@ def _several(objective: Objective, answer: Tensor | float, examples: int) -> Ten
     return answer
 
 
-def _displaced(objective: Objective, query: int, scale: float, examples: int) -> Numbers:
+def _displaced(objective: Objective, query: int, scale: float, examples: int, sides: Tensor | None = None) -> Numbers:
     """Losses of all examples, each at its own theta + scale * eps * z_n; zero for those of other processes."""
     own = objective.own(examples)
     if objective.whole(own.stop - own.start) != examples:
         raise OtherSize((objective.whole(own.stop - own.start),))
     objective.move(HERE)
-    with Displaced(objective, query, scale, examples):
+    with Displaced(objective, query, scale, examples, sides):
         answer = objective.call()
     losses = torch.zeros(examples, dtype=torch.float64)
     losses[own] = _several(objective, answer, examples).as_subclass(Tensor).to(losses)
