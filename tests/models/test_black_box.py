@@ -61,9 +61,9 @@ def test_all_evaluations_of_a_step_travel_in_one_request(queries: int) -> None:
     box, plain = TrialConfig.from_dict({**config, "access": "black-box"}), TrialConfig.from_dict(config)
     found, white = run_trial(box, Placement(endpoint=ask)), run_trial(plain)
     assert ask.sizes.count(2 * queries * 8) == len(found.steps) == 3
-    assert ask.sizes[0] == 1, "the probe for the width"
+    assert ask.sizes[:2] == [1, 1], "the probe for the width, and that features are of the image alone"
     summary = found.summary
-    assert summary["requests"] == len(ask.sizes) - 1 and summary["queried_images"] == sum(ask.sizes[1:])
+    assert summary["requests"] == len(ask.sizes) - 2 and summary["queried_images"] == sum(ask.sizes[2:])
     assert summary["images_per_point"] == summary["queried_images"] / summary["avg"]
     np.testing.assert_allclose([s.loss for s in found.steps], [s.loss for s in white.steps], rtol=1e-5)
     np.testing.assert_array_equal(found.accuracy_matrix, white.accuracy_matrix)
@@ -319,7 +319,27 @@ def test_what_a_callable_raises_ends_the_cell_in_one_sentence(error: Exception, 
     message = rf"^black box test_black_box:.*failing: no .*answer.*: {type(error).__name__}: {error}$"
     with pytest.raises(EndpointError, match=message) as caught:
         run_trial(TrialConfig.from_dict({**PROMPTED, "access": "black-box"}), Placement(endpoint=failing))
-    assert caught.value.__cause__ is error and len(sizes) == images, "it is not asked again"
+    assert caught.value.__cause__ is error and len(sizes) == (1 if images == 1 else 3), "it is not asked again"
+
+
+@pytest.mark.parametrize("noise", ["dropout", "statistics", "none"])
+def test_a_callable_that_answers_differently_each_time_is_refused(noise: str) -> None:
+    """A model left in training mode: its accuracies would be those of its noise."""
+    ask, seen = Asked(), torch.zeros(())
+
+    def noisy(images: Tensor) -> Tensor:
+        features = ask(images)
+        if noise == "dropout":
+            return torch.nn.functional.dropout(features, 0.1)
+        seen.add_(noise == "statistics")
+        return features / (1 + seen)
+
+    config = TrialConfig.from_dict({**PROMPTED, "access": "black-box", "stop_after": 1, "epochs": 1})
+    if noise == "none":
+        assert run_trial(config, Placement(endpoint=noisy)).summary["avg"] > 0
+        return
+    with pytest.raises(ConfigError, match="other features for the same image when asked again, by up to"):
+        run_trial(config, Placement(endpoint=noisy))
 
 
 def test_a_callable_short_of_memory_says_so_itself() -> None:

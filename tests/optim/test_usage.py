@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -286,3 +287,21 @@ def test_states_of_others_are_refused() -> None:
         optimizer.load_state_dict(torch.optim.SGD(model.parameters(), lr=0.1).state_dict())
     with pytest.raises(ValueError, match="trained components"):
         optimizer.load_state_dict(create_optimizer("zo-sgd", nn.Linear(2, 2), lr=0.1).state_dict())
+
+
+@pytest.mark.parametrize("how", ["unfrozen", "replaced", "neither"])
+def test_parameters_that_come_later_are_told_once(how: str) -> None:
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(5, 3)
+    model[0].requires_grad_(False)
+    optimizer = create_optimizer("zo-sgd", model, lr=0.1)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for step in range(3):
+            optimizer.step(lambda: model(x).square().mean())
+            if step == 0 and how == "unfrozen":
+                model[0].requires_grad_(True)
+            if step == 0 and how == "replaced":
+                model[2] = nn.Linear(4, 1)
+    told = [str(each.message) for each in seen]
+    name = {"unfrozen": "0.weight, 0.bias;", "replaced": "2.weight, 2.bias;"}.get(how)
+    assert [f"does not train: {name}" in text for text in told] == ([True] if name else [])

@@ -278,4 +278,4 @@ def test_a_callable_is_asked_by_every_cell(passed: list[int]) -> None:
     for _ in range(2):
         passed.clear()
         found = cell({"endpoint": lambda images: backbone(images), "results": "/somewhere"}, access="black-box")
-        assert sum(passed) == 1 + IMAGES and found.summary["queried_images"] == IMAGES
+        assert sum(passed) == 2 + IMAGES and found.summary["queried_images"] == IMAGES

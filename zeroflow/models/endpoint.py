@@ -303,10 +303,22 @@ def _name_of(ask: Features) -> str:
 
 
 def _width_of(ask: Features, size: int) -> int:
-    """The number of features that a callable gives for one image."""
+    """The number of features that a callable gives for one image, and gives alike when it is asked again."""
+    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    first, second = (_checked_features(ask, image.clone()) for _ in range(2))
+    if first.isfinite().all() and not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max())):
+        raise ConfigError(
+            f"endpoint {_name_of(ask)}: other features for the same image when asked again, by up to "
+            f"{float((first - second).abs().max()):.3g}; expected a function of the image (a model in evaluation mode, no noise)"
+        )
+    return first.shape[1]
+
+
+def _checked_features(ask: Features, image: Tensor) -> Tensor:
+    """What a callable gives for one image: ``[1, width]``, float32."""
     with torch.no_grad():
         try:
-            probe = _called(ask, torch.zeros(1, 3, size, size))
+            probe = _called(ask, image)
         except EndpointError as error:
             raise EndpointError(f"black box {_name_of(ask)}: no answer to 1 image: {error}") from error.__cause__
     if not isinstance(probe, Tensor) or probe.ndim != 2 or len(probe) != 1 or probe.shape[1] < 1:
@@ -314,7 +326,7 @@ def _width_of(ask: Features, size: int) -> int:
         raise ConfigError(
             f"endpoint {_name_of(ask)}: 1 image gives {shape}; expected a tensor of shape (1, width), width >= 1"
         )
-    return probe.shape[1]
+    return probe.detach().float().cpu().clone()
 
 
 def open_black_box(

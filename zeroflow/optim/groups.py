@@ -154,6 +154,22 @@ def trained_components(
     return free if mask is None else free.mul_(mask)
 
 
+def warn_of_untrained(module: nn.Module | None, flat: FlatParameters) -> bool:
+    """Warn of parameters of the module that the optimizer was given which have come, or require gradients, since; whether it did."""
+    if module is None:
+        return False
+    known = set(map(id, flat.parameters))
+    others = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in known]
+    if others:
+        named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        warnings.warn(
+            f"the module has parameters that this optimizer was not given when it was made and does not train: {named}; "
+            "optimizer.add_param_group adds them",
+            stacklevel=5,
+        )
+    return bool(others)
+
+
 def _padding_places(module: nn.Module, flat: FlatParameters) -> Iterator[slice]:
     """Where the vectors of a module's embeddings lie that stand for padding."""
     places = {id(parameter): place for parameter, place in flat.slices()}

@@ -27,6 +27,7 @@ from zeroflow.optim.groups import (
     enable_checkpointing,
     parameter_groups,
     trained_components,
+    warn_of_untrained,
 )
 from zeroflow.optim.objective import Memory, NonFiniteLoss, Objective, Perturbation
 from zeroflow.optim.precision import PrecisionWatch, check_eps, half_precision
@@ -87,9 +88,11 @@ class ThreeStepOptimizer(AskTell, Saving):
         self.executor: Executor = executor or LocalExecutor()
         self._given = executor
         self._checked = check_processes(module or params, executor)  # again where processes come later
+        self._told_untrained = False  # whether parameters of the module were seen that are not trained
         self._agreed = False  # whether processes that share the work were seen to be alike
         self.steps = self.forwards = self.equivalents = self.skipped = 0
-        self._module = params if isinstance(params, nn.Module) else module
+        self._whole = params if isinstance(params, nn.Module) else None
+        self._module = module if self._whole is None else self._whole
         self._memory: dict[str, Any] = {}  # of the direction: part of the state
         self._adapted: dict[str, Any] = {}  # of the estimator: part of the state, in its own precision and place
         self._transient: dict[str, Any] = {}  # of the estimator: saves work, never changes a result
@@ -310,6 +313,7 @@ class ThreeStepOptimizer(AskTell, Saving):
             self._still.clear()
         self.flat.refresh()
         self._check_eps()
+        self._told_untrained = self._told_untrained or warn_of_untrained(self._whole, self.flat)
 
     def _check_eps(self) -> None:
         half = self.flat.half or self._half
