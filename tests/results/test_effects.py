@@ -221,6 +221,12 @@ def test_epochs_of_more_queries_and_queries_of_hybrid_runs_are_named(tmp_path: P
     }
 
 
+def test_an_optimizer_without_queries_has_hybrid_effects_too(tmp_path: Path) -> None:
+    hybrid = ({**SMALL, "optimizer": "zo-cge", "lr": 0.1, "epochs": 4, "hybrid_epochs": 2}, 52.0)
+    first = ({**SMALL, "lr": 0.1, "optimizer": "fo-sgd", "epochs": 4}, 50.0)
+    assert told(trials(tmp_path, hybrid, first), "hybrid") == {"ease: 2 + 2 zo-cge - 4 fo-sgd": (2.0, 1, "one seed")}
+
+
 def test_seeds_at_different_rates_make_no_pair(tmp_path: Path) -> None:
     hybrid = {**SMALL, "epochs": 4, "hybrid_epochs": 2}
     first = {**SMALL, "optimizer": "fo-sgd", "epochs": 4}

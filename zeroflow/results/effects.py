@@ -196,7 +196,7 @@ def _hybrid_effects(cells: Sequence[_Cell]) -> Iterator[Effect]:
         config = dict(zip(keys, kind, strict=True))
         method, name, epochs, exact, queries = kind
         base = "fo-adam" if "adam" in name else "fo-sgd"
-        several = f" q={queries}" if queries > 1 else ""
+        several = f" q={queries}" if (queries or 1) > 1 else ""
         # First order alone at the rate that the hybrid's exact gradients took.
         hybrid = _cells(cells, config, besides=lambda cell: (exact_lr(cell),))
         alone = {"method": method, "optimizer": base, "epochs": epochs}

@@ -33,7 +33,8 @@ class PerExample(Estimator):
 
     The closure returns the losses ``[N]`` (``reduction="none"``), and dimension 0 of the model's activations is the example.
     Examples must not interact: no batch statistics. This is verified for every new size of a mini-batch: no loss may change while
-    other examples are displaced the other way, and the one that moves most must be that of its parameters. A closure that returns a single number gets plain SPSA along signs, with a warning.
+    other examples are displaced the other way, and the one that moves most must be that of its parameters. A closure that returns a
+    single number gets plain SPSA along signs, with a warning.
 
     With ``normalize`` the g_n of a repetition are divided by their standard deviation over n (about their mean, with 1/N), so
     that lr does not depend on the scale of the loss or of eps; a single example keeps only its sign.
