@@ -305,8 +305,8 @@ def share_of_first_order(results: Path) -> str:
         worse = [name for name in forward if judged[method, name] == "loss"]
         gain, whole = forward[best].mean, exact[first].mean
         lines.append(
-            f"- {method}: first order gains {signed(exact[first])} points of Avg over SimpleCIL ({first}); the best forward-pass "
-            f"optimizer, {best}, {signed(forward[best])}"
+            f"- {method}: first order has {signed(exact[first])} points of Avg over SimpleCIL ({first}, {judged[method, first]}); the best forward-pass "
+            f"optimizer, {best}, {signed(forward[best])} ({judged[method, best]})"
             + (f", {100 * gain / whole:.0f} % of it" if whole > 0 and gain > 0 else "")
             + f". Of {len(forward)} forward-pass optimizers {len(gained)} gain ({', '.join(gained) or 'none'}), {len(worse)} lose "
             f"({', '.join(worse) or 'none'}), and {len(forward) - len(gained) - len(worse)} do not differ significantly from no training."

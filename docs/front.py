@@ -6,10 +6,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from findings import shift_gains, verdicts
+import pyarrow as pa
+from findings import LEVEL, shift_gains, verdicts
 
 from zeroflow.results import load
-from zeroflow.results.estimates import ROUNDING, Estimate
+from zeroflow.results.estimates import ROUNDING, Estimate, estimate
 from zeroflow.results.summary import Row, gradients, same_problem, summary
 
 STREAM = {"dataset": "quickdraw100-marker", "tasks": 10, "stop_after": 5, "class_order_seed": 1993, "validation": 0.0}
@@ -42,10 +43,15 @@ def kind(row: Row) -> str | None:
 
 
 @functools.cache
+def _trials(results: Path) -> pa.Table:
+    """All committed cells."""
+    return load(sorted(folder for folder in results.iterdir() if (folder / "trials").is_dir()), "trials")
+
+
+@functools.cache
 def best_rows(results: Path) -> tuple[dict[str, Row], list[Row]]:
     """The row with the highest Avg of every kind, the cheaper one where they are level, and all that were compared."""
-    stores = sorted(folder for folder in results.iterdir() if (folder / "trials").is_dir())
-    rows = summary(load(stores, "trials"))
+    rows = summary(_trials(results))
     usual = next(row for row in rows if row.is_baseline and _on_stream(row.config))
     compared = [row for row in rows if same_problem(row.config) == same_problem(usual.config) and row.avg]
     best = {}
@@ -100,11 +106,11 @@ def answer(results: Path) -> str:
     best, _ = best_rows(results)
     none, closed, first, few, many = (best[name] for name in KINDS[:5])
     return (
-        f"With only a few trained values, forward passes suffice here: {few.trainable_parameters:,.0f} values trained with "
-        f"{few.forward_passes:,.0f} forward passes reach {few.avg} % average accuracy, {_against(few, first)} the best first-order row "
-        f"({first.avg}) and {_against(few, closed)} the best classifier in closed form, which trains nothing ({closed.avg}). "
-        f"{many.trainable_parameters:,.0f} values trained with {many.forward_passes:,.0f} forward passes reach {many.avg}, {_against(many, none)} "
-        f"class means of frozen features, no training at all ({none.avg}). {_on_streams(results, few)}\n"
+        f"A few trained values are within reach of forward passes alone: {few.trainable_parameters:,.0f} values trained with "
+        f"{few.forward_passes:,.0f} forward passes reach {few.avg} % average accuracy, {_against(results, few, first)} the best first-order row "
+        f"({first.avg}) and {_against(results, few, closed)} the best classifier in closed form, which trains nothing ({closed.avg}). "
+        f"{many.trainable_parameters:,.0f} values trained with {many.forward_passes:,.0f} forward passes reach {many.avg}, "
+        f"{_against(results, many, none)} class means of frozen features, no training at all ({none.avg}). {_on_streams(results, few)}\n"
     )
 
 
@@ -122,19 +128,39 @@ def _on_streams(results: Path, row: Row) -> str:
     )
 
 
-def _against(one: Row, other: Row) -> str:
-    """Whether the intervals of two rows part them."""
-    difference = _avg(one).mean - _avg(other).mean
-    if abs(difference) <= ROUNDING + sum(_avg(row).half_width or 0.0 for row in (one, other)):
-        return "level with"
-    return "above" if difference > 0 else "below"
+def _against(results: Path, one: Row, other: Row) -> str:
+    """How a row lies to another one: by the t-test of their differences, seed by seed, at the 5 % level."""
+    difference = _difference(results, one, other)
+    single = difference.p_value is None  # one seed, or no spread
+    apart = abs(difference.mean) > ROUNDING if single else (difference.p_value or 0.0) < LEVEL
+    size = Estimate(abs(difference.mean), difference.half_width, difference.n)
+    return f"{size} points {'above' if difference.mean > 0 else 'below'}" if apart else "level with"
+
+
+def _difference(results: Path, one: Row, other: Row) -> Estimate:
+    """One row's Avg minus another's on their common seeds; or minus the only one that what trains nothing has."""
+    trials = _trials(results)
+    of = {
+        cell: (seed, avg)
+        for cell, seed, avg in zip(*(trials[name].to_pylist() for name in ("cell_id", "seed", "avg")), strict=True)
+    }
+    mine, theirs = (dict(of[cell] for cell in row.cells) for row in (one, other))
+    if len(theirs) == 1 and other.config["optimizer"] is None:
+        (constant,) = theirs.values()
+        theirs = dict.fromkeys(mine, constant)
+    return estimate([mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())])
 
 
 def adapters_at_home(results: Path) -> str:
     """What training adapters gains where backbone and stream share one domain, beside classifiers in closed form."""
     rows = [row for row in summary(load(results / "forward_only", "trials")) if row.config["dataset"] == "quickdraw100"]
-    none = next(row for row in rows if row.is_baseline)
-    told = [f"{_named(row)} {row.avg}, {_against(row, none)}" for row in _by_avg(rows) if not row.is_baseline]
+    none, trained = next(row for row in rows if row.is_baseline), [row for row in _by_avg(rows) if not row.is_baseline]
+    differences = [_difference(results, row, none) for row in trained]
+    told = []
+    for row, difference, verdict in zip(trained, differences, verdicts(differences), strict=True):
+        side = "above" if difference.mean > 0 else "below"
+        word = {"n.s.": "not significantly different", "-": f"{side} (one run)"}.get(verdict, side)
+        told.append(f"{_named(row)} {row.avg}, {word}")
     return f"The first five tasks, Avg in percent, against class means of frozen features ({none.avg}): {'; '.join(told)}.\n"
 
 

@@ -13,6 +13,25 @@ FLAGS = (
     "--disable-component-update", "--disable-sync", "--window-size=1200,1000",
 )  # fmt: skip
 
+CONTRAST = """
+const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+const light = (c) => c.slice(0, 3).map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const ground = (e) => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c[3] !== 0) return c; } return [255, 255, 255]; };
+return [...document.querySelectorAll("h1, h2, h3, p, li, th, td, button, label, summary, code")]
+  .filter((e) => e.offsetParent && e.textContent.trim()).map((e) => {
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
+    return [(a + 0.05) / (b + 0.05), `${e.tagName} ${e.className} ${e.textContent.slice(0, 30)}`];
+  }).filter(([ratio]) => ratio < 4.5);
+"""  # of WCAG 2.2, 1.4.3
+
+AXE = """
+const done = arguments[0];
+axe.run(document, {resultTypes: ["violations"]}).then((found) => done(
+    found.violations.filter((each) => ["serious", "critical"].includes(each.impact))
+        .map((each) => [each.id, each.help, each.nodes.slice(0, 3).map((node) => node.html.slice(0, 200))])));
+"""
+
 
 class Page:
     """An open report."""

@@ -219,7 +219,7 @@ def black_box(executor: Executor) -> dict[str, Any]:
     more = {"access": "black-box", "method": "finetune", "method_options": {"tune": "input-prompt"}}
     config = TrialConfig.from_dict({**TRIAL, "optimizer": "zo-sgd", "queries": 2, "lr": 1e-3, **more})
     summary = run_trial(config, Placement(endpoint=ask), executor=executor).summary
-    own.pop(0)  # to see how wide its answers are
+    del own[:2]  # to see how wide its answers are, and that they are alike
     return {"said": (summary["requests"], summary["queried_images"]), "own": (len(own), sum(own))}
 
 

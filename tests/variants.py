@@ -173,6 +173,31 @@ class SeedsFromBaseAndWorker(Mezo):
         super().__init__(model, seed + getattr(executor, "rank", 0), queries=queries, executor=executor)
 
 
+class SeedStandsStill(Mezo):
+    """The same directions in every step."""
+
+    def z(self, query: int, use: str = "perturbation") -> list[torch.Tensor]:
+        steps, self.steps = self.steps, 0
+        try:
+            return super().z(query, use)
+        finally:
+            self.steps = steps
+
+
+class OneDirectionForAllQueries(Mezo):
+    def z(self, query: int, use: str = "perturbation") -> list[torch.Tensor]:
+        return super().z(0, use)
+
+
+class SeedsAreSums(Mezo):
+    """The next step has the direction that the next seed has now."""
+
+    def z(self, query: int, use: str = "perturbation") -> list[torch.Tensor]:
+        seed = self.seed + self.steps + query
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in self.parameters]
+
+
 class SeedsInOrderOfEvaluation(Mezo):
     def __init__(self, model: nn.Module, seed: int, queries: int = 1, executor: Any = None) -> None:
         super().__init__(model, seed, queries=queries, executor=executor)

@@ -58,8 +58,46 @@ def test_rules_of_a_grid_compare() -> None:
     assert [(cell.epochs, cell.lr) for cell in parse_grid(content).cells] == [(10, 3e-3), (2, 3e-3), (2, 0.5)]
 
 
+def test_the_defaults_of_a_cells_own_optimizer_count() -> None:
+    content = {
+        "grid": [
+            {"method": "ease", "optimizer": "zo-sgd"},
+            {"method": "aper-adapter", "optimizer": "zo-sgd", "queries": [1, 4]},
+            {"method": "ease", "optimizer": "fo-sgd"},
+            {"method": "simplecil"},
+        ],
+        "settings": [
+            {"when": {"queries": 1}, "set": {"epochs": 1}},
+            {"when": {"queries": "!= 1", "method": ["ease", "aper-adapter"]}, "set": {"epochs": 2}},
+            {"when": {"eps": "> 0"}, "set": {"batch_size": 7}},
+        ],
+    }
+    cells = parse_grid(content).cells
+    assert [(cell.queries, cell.epochs, cell.batch_size) for cell in cells] == [
+        (1, 1, 7), (1, 1, 7), (4, 2, 7), (None, 2, 48), (None, None, None)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cell", "given", "said"),
+    [
+        ({"increments": [[50, 30, 20]]}, {"tasks": [5, 10]}, r"--set tasks=5: the cell has increments=\[50, 30, 20\]"),
+        (
+            {"fixed_class_order": "sorted"},
+            {"class_order_seed": 2},
+            "--set class_order_seed=2: the cell has fixed_class_order=sorted",
+        ),
+    ],
+)
+def test_what_the_command_line_sets_in_vain_is_refused(cell: dict[str, Any], given: dict[str, Any], said: str) -> None:
+    content = {"grid": [{"method": "simplecil", **cell}]}
+    with pytest.raises(ConfigError, match=said):
+        parse_grid(content, given)
+    assert parse_grid(content, {**given, **dict.fromkeys(cell)}).cells, "where the other key is set too"
+
+
 def test_a_setting_that_matches_no_cell_is_told(tmp_path: Path) -> None:
-    """A misspelled option, or the default of an optimizer that the cells do not name, would leave them as they are."""
+    """A misspelled option, or a value that no cell has, would leave them as they are."""
     (tmp_path / "shared.yaml").write_text(
         "grid: [{method: simplecil}]\nsettings: [{when: {optimizer: fo-adam}, set: {lr: 0.5}}]"
     )
@@ -69,7 +107,7 @@ def test_a_setting_that_matches_no_cell_is_told(tmp_path: Path) -> None:
         "settings:\n"
         "  - {when: {optimizer_options.momentun: 0.9}, set: {lr: 0.5}}\n"
         "  - {when: {optimizer: zo-sgd}, set: {lr: 0.25}}\n"
-        "  - {when: {queries: 1}, set: {lr: 0.125}}\n"
+        "  - {when: {queries: 7}, set: {lr: 0.125}}\n"
     )
     grid = load_grid(tmp_path / "own.yaml")
     assert [cell.lr for cell in grid.cells] == [0.25]
@@ -81,7 +119,7 @@ def test_a_setting_that_matches_no_cell_is_told(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     assert told == [
         f"{file}: settings[0] matches no cell: {{'optimizer_options.momentun': 0.9}}",
-        f"{file}: settings[2] matches no cell: {{'queries': 1}}",
+        f"{file}: settings[2] matches no cell: {{'queries': 7}}",
     ]
     (tmp_path / "outer.yaml").write_text("include: [own.yaml]")
     assert list(load_grid(tmp_path / "outer.yaml").idle) == told

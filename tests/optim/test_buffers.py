@@ -156,3 +156,17 @@ def test_a_scripted_models_buffers_are_put_back_too(compiled: Any) -> None:
         assert int(model.state_dict()["1.num_batches_tracked"]) == start + 3
         found.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_buffer_that_begins_to_move_in_evaluation_mode_is_noticed(replaced: bool) -> None:
+    model = Observed(replaced=replaced).eval()
+    optimizer = create_optimizer("zo-sgd", model, lr=0.0, seed=1, queries=3)
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    mean = 0.0
+    for step in range(4):
+        model.moves, model.seen = step >= 2, []
+        optimizer.step(lambda: (model(x) ** 2).mean())
+        assert len(set(model.seen)) == 1, model.seen
+        mean = 0.5 * mean + 0.5 * float(model.layer(x).detach().mean()) if model.moves else mean
+        assert float(model.mean) == pytest.approx(mean, abs=1e-6)

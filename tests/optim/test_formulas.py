@@ -253,6 +253,19 @@ def test_per_example_refuses_examples_that_meet() -> None:
         )
 
 
+def test_examples_that_meet_in_another_mode_alone_are_found_there() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 3)).eval()
+    x, y = torch.randn(32, 4), torch.randint(3, (32,))
+    optimizer = create_optimizer("zo-per-example", model, lr=1e-3)
+    for _ in range(2):
+        optimizer.step(lambda: F.cross_entropy(model(x), y, reduction="none"))
+    assert optimizer.forwards == 2 * 2 + 4
+    model.train()
+    with pytest.raises(TypeError, match="interact"):
+        optimizer.step(lambda: F.cross_entropy(model(x), y, reduction="none"))
+
+
 @pytest.mark.parametrize("eps", [1e-3, 1e-4])
 @pytest.mark.parametrize("size", [16, 64])
 @pytest.mark.parametrize("seed", range(3))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zeroflow.optim import create_optimizer
+from zeroflow.errors import ConfigError
+from zeroflow.optim import create_optimizer, tune
 
 
 class Conv1D(nn.Module):
@@ -140,3 +141,37 @@ def test_what_is_no_dense_tensor_or_shares_memory_is_refused() -> None:
     shared = torch.zeros(4)
     with pytest.raises(ValueError, match="shares memory with another one"):
         create_optimizer("zo-sgd", [Own(shared), Own(shared[:2])], lr=0.1)
+
+
+@pytest.mark.parametrize("name", ["zo-sgd", "forward-grad", "zo-cge"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_padding_vector_that_another_layer_reads_is_trained(name: str) -> None:
+    """Of a weight tied to a head the row has a gradient through the head."""
+    words, kinds = torch.tensor([[1, 2], [3, 0]]), torch.tensor([0, 4])
+    torch.manual_seed(0)
+    embedding, head = nn.Embedding(6, 4, padding_idx=0), nn.Linear(4, 6, bias=False)
+    head.weight = embedding.weight
+    model = nn.ModuleList([embedding, head])
+    optimizer = create_optimizer(name, model, lr=0.1, queries=24)
+    optimizer.step(lambda: F.cross_entropy(head(embedding(words).mean(1)), kinds))
+    assert embedding.weight[0].any()
+
+
+@pytest.mark.parametrize("name", ["fo-sgd", "zo-sgd"])
+def test_an_embedding_that_shortens_its_vectors_is_refused(name: str) -> None:
+    model = nn.Sequential(nn.Embedding(5, 4, max_norm=0.5), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(TypeError, match=r"0 has max_norm=0\.5, by which a forward pass shortens"):
+        create_optimizer(name, model, lr=0.1)
+    model[0].requires_grad_(False)
+    create_optimizer(name, model, lr=0.1)
+
+
+def test_a_group_that_is_to_be_maximised_later_is_refused_then_and_by_tune() -> None:
+    model, x = nn.Linear(3, 1), torch.randn(5, 3)
+    optimizer = create_optimizer("zo-sgd-conserve", model, lr=0.1)
+    optimizer.step(lambda: model(x).square().mean())
+    optimizer.param_groups[0]["maximize"] = True
+    with pytest.raises(ValueError, match="maximize=True of a group"):
+        optimizer.step(lambda: model(x).square().mean())
+    with pytest.raises(ConfigError, match="maximize=True: tune looks for the smallest loss"):
+        tune(lambda: -model(x).square().mean(), [{"params": list(model.parameters()), "maximize": True}], "zo-sgd")

@@ -30,12 +30,15 @@ from variants import (
     Mezo,
     MovesOnNaN,
     NoiseInOrderOfRegistration,
+    OneDirectionForAllQueries,
     OneDropoutMaskForEver,
     OtherNoiseForEachTensor,
     RestoresByArithmetic,
     RestoresOnlyWhenAllGoesWell,
+    SeedsAreSums,
     SeedsFromBaseAndWorker,
     SeedsInOrderOfEvaluation,
+    SeedStandsStill,
     SeedsTheCallersGenerator,
     Sphere,
     SphereWithoutItsFactor,
@@ -171,13 +174,29 @@ OWN_RULE = {"unbiased": False, "along": False, "resumes": False}
 ADAMM = {**OWN_RULE, "reference": reference("zo-adamm", betas=(0.9, 0.5))}
 CONSERVE = {**OWN_RULE, "keeps_best": True, "reference": reference("zo-adam-conserve", lr=0.5)}
 
-unbiased, along, masks, snapshots, keeping, restored, same, batch_norm, workers, order, formula, memory, resumes = (
-    CHECKS
-)
+(
+    unbiased,
+    along,
+    fresh,
+    masks,
+    snapshots,
+    keeping,
+    restored,
+    same,
+    batch_norm,
+    workers,
+    order,
+    formula,
+    memory,
+    resumes,
+) = CHECKS
 
 BROKEN = [
     (along, mezo(OtherNoiseForEachTensor), "last.bias.*re-seeds|re-seeds for each tensor"),
     (unbiased, mezo(OtherNoiseForEachTensor), "gradient"),
+    (fresh, mezo(SeedStandsStill), "does not advance"),
+    (fresh, mezo(partial(OneDirectionForAllQueries, queries=4), queries=4), "span 1 dimensions, expected 4"),
+    (fresh, mezo(SeedsAreSums), "sum of seed, step and query"),
     (order, mezo(NoiseInOrderOfRegistration), "order"),
     (unbiased, mezo(partial(ForgetsToDivideByQueries, queries=4)), "1/q forgotten"),
     (unbiased, mezo(StrayFactorMu), "stray factor mu"),
@@ -227,7 +246,7 @@ RIGHT = [
     (mezo(Mezo, reference=reference("zo-sgd")), None),
     (mezo(partial(Mezo, queries=3), queries=3, reference=reference("zo-sgd", queries=3)), None),
     (mezo(Masked, sparsity=0.1, unbiased=False, kept=1), None),
-    (mezo(Sphere, reference=reference("zo-rge", distribution="sphere")), [unbiased, along, formula]),
+    (mezo(Sphere, reference=reference("zo-rge", distribution="sphere")), [unbiased, along, fresh, formula]),
     (mezo(partial(Svrg, queries=2), queries=2, snapshot=True), [unbiased, along, snapshots]),
     (mezo(AdamKeepsBest), [keeping]),
     (mezo(partial(AdamKeepsBest, lr=0.5), **CONSERVE), [formula]),

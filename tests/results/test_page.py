@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from everything import cell, fill, landscape, simplecil
-from pages import CHROMIUM, DRIVER, FLAGS, Page
+from pages import AXE, CHROMIUM, CONTRAST, DRIVER, FLAGS, Page
 from places import ROOT
 
 from zeroflow.results import Store, figures, load
@@ -233,27 +233,43 @@ def test_a_figure_of_many_settings_shows_the_best_until_all_are_asked_for(
     title = "All settings beside each other"
     assert page.seen(title) == ["ease zo-adam lr=0.12", "ease zo-sgd lr=0.12", "simplecil"]
     place = f"#{page.figure(title)}"
-    assert "2 of 24 settings" in page.run(f"return document.querySelector('{place} .note').textContent")
+    assert note(page, place) == "2 of 24 settings: of each method and optimizer the one with the best Avg."
     page.click(f"{place} button.all")
     assert len(page.seen(title)) == 25
     page.click(f"{place} button.all")
     assert len(page.seen(title)) == 3 and page.complaints() == []
 
 
+def note(page: Page, place: str) -> str:
+    return str(page.run(f"return document.querySelector('{place} .note').textContent"))
+
+
+def test_the_best_of_what_passes_the_filters_are_shown_and_the_front_is_no_setting(
+    browser: Any, store: Store, tmp_path: Path
+) -> None:
+    """28 lines of two numbers of queries: the best four at one query are the worst at 16."""
+    names = [(method, name) for method in ("finetune", "replay", "lwf", "l2-sp") for name in OPTIMIZERS]
+    levels = {pair: 30.0 + number for number, pair in enumerate(names)}
+    fill(store, simplecil(50.0))
+    for (method, name), level in levels.items():
+        fill(
+            store, *(cell(level if q == 1 else 99.0 - level, method=method, optimizer=name, queries=q) for q in (1, 16))
+        )
+    page = Page(browser, write_report(store, tmp_path / "report.html"))
+    work, memory = f"#{page.figure('Accuracy against work')}", f"#{page.figure('Accuracy against memory')}"
+    page.click("#filters button[data-key=queries][data-value='1']")
+    best = sorted(levels, key=lambda pair: -levels[pair])[:24]
+    assert note(page, work) == "24 of 28 settings: those with the best Avg."
+    seen = page.seen("Accuracy against work")
+    assert {f"{method} {name}" for method, name in best} <= set(seen) and len(seen) == 25
+    assert note(page, memory).startswith("24 of 28 settings") and "Pareto front" in page.seen("Accuracy against memory")
+
+
 # What a keyboard and a screen reader need
 
 
-CONTRAST = """
-const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
-const light = (c) => c.slice(0, 3).map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-const ground = (e) => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c[3] !== 0) return c; } return [255, 255, 255]; };
-return [...document.querySelectorAll("h1, h2, h3, p, li, th, td, button, label, summary, code")]
-  .filter((e) => e.offsetParent && e.textContent.trim()).map((e) => {
-    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
-    return [(a + 0.05) / (b + 0.05), `${e.tagName} ${e.className} ${e.textContent.slice(0, 30)}`];
-  }).filter(([ratio]) => ratio < 4.5);
-"""  # of WCAG 2.2, 1.4.3
+OPTIMIZERS = ("zo-sgd", "zo-adam", "zo-rge", "zo-scd", "zo-sgd-sign", "zo-adam-sign", "zo-fzoo")
+"""Seven that take queries."""
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -287,14 +303,6 @@ def test_everything_to_press_has_a_name_and_every_table_its_headings(browser: An
         ".map((b) => b.textContent)"
     )
     assert small == [], "of WCAG 2.2, 2.5.8"
-
-
-AXE = """
-const done = arguments[0];
-axe.run(document, {resultTypes: ["violations"]}).then((found) => done(
-    found.violations.filter((each) => ["serious", "critical"].includes(each.impact))
-        .map((each) => [each.id, each.help, each.nodes.slice(0, 3).map((node) => node.html.slice(0, 200))])));
-"""
 
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1400), ("dark", 380)])

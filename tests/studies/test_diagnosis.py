@@ -69,11 +69,23 @@ def test_a_loss_that_never_changed_does_not_move(cell: dict[str, Any]) -> None:
     config = TrialConfig.from_dict(cell)
     for stored, said in (
         ([0.25] * 30, "does not move beyond its noise (0.0 standard errors down)"),
-        ([0.25] * 15 + [0.5] * 15, "does not move beyond its noise (-inf standard errors down)"),
-        ([0.5] * 15 + [0.25] * 15, "moves (inf standard errors down)"),
+        ([0.25] * 15 + [0.5] * 15, "rises: it diverges (inf standard errors up)"),
+        ([0.5] * 15 + [0.25] * 15, "falls (inf standard errors down)"),
     ):
         found = diagnose(config, losses=stored, directions=2, batches=2)
         assert said in found.sentences(config)[0]
+
+
+def test_slopes_along_tangents_have_no_eps_and_half_the_passes(cell: dict[str, Any]) -> None:
+    found = {
+        name: (config, diagnose(config, directions=3, batches=2))
+        for name in ("forward-grad", "zo-sgd")
+        for config in [TrialConfig.from_dict({**cell, "optimizer": name, "method_options": {"dropout": 0.0}})]
+    }
+    said = {name: " ".join(result.sentences(config)) for name, (config, result) in found.items()}
+    assert "eps=" in said["zo-sgd"] and "eps=" not in said["forward-grad"]
+    ours, theirs = (found[name][1].passes_for_one_percent for name in ("forward-grad", "zo-sgd"))
+    assert ours is not None and theirs is not None and theirs == pytest.approx(2 * ours, rel=0.2)
 
 
 def test_rounding_is_that_of_the_cells_own_precision(cell: dict[str, Any]) -> None:

@@ -50,7 +50,8 @@ def diagnose(results: str, cell: str, data_dir: str | None, directions: int, bat
     assert row is not None
     config = TrialConfig.from_dict(json.loads(row["config"]))
     steps = [step for step in store.load("steps", cells=found).to_pylist() if step["task"] == 0]
-    losses = [step["loss"] for step in sorted(steps, key=lambda step: step["step"])]
+    # A step without any finite loss was skipped.
+    losses = [step["loss"] for step in sorted(steps, key=lambda step: step["step"]) if step["loss"] is not None]
     result = examine(config, Placement(data_dir), losses, directions=directions, batches=batches)
     if as_json:
         click.echo(json.dumps({"cell_id": config.cell_id, **dataclasses.asdict(result)}, indent=1))

@@ -138,5 +138,16 @@ def _fits_one(value: Any, wanted: Any) -> bool:
 def look_up(values: Mapping[str, Any], key: str) -> Any:
     """A cell's value of a key, dotted or not, or the default where the cell does not say."""
     section, dot, option = key.partition(".")
-    value = values.get(section, _DEFAULTS[section])
+    value = values[section] if section in values else _default(values, section)
     return (value or {}).get(option) if dot else value
+
+
+def _default(values: Mapping[str, Any], key: str) -> Any:
+    """The default of a key; of an optimizer's settings its own."""
+    name, method = (values.get(part, _DEFAULTS[part]) for part in ("optimizer", "method"))
+    if key in ("lr", "eps", "queries") and name in optimizers.names() and method in methods.names():
+        info = optimizers.get(name)
+        used = {"eps": info.estimator.uses_eps, "queries": info.estimator.uses_queries}.get(key, True)
+        if used and methods.get(method).trains:
+            return {"lr": info.default_lr, "eps": info.default_eps, "queries": info.default_queries}[key]
+    return _DEFAULTS[key]

@@ -22,7 +22,7 @@ class Buffers:
     """A model's buffers, such as batch norm's statistics: restored after every evaluation, updated once a step.
 
     Modules move them in place or put another tensor in their place. Most never change. Those that did not change in one step
-    take no part in the steps after it, until they do change; of a module in evaluation mode they are not looked at again. One that
+    take no part in the steps after it, until they do change; of a module in evaluation mode one evaluation of a step tells. One that
     was None, or changes its shape, is put in place whole.
 
     Args:
@@ -31,6 +31,7 @@ class Buffers:
         alone: whether no other process, and no log, has to know what moves. Otherwise small buffers always take part.
 
     Attributes:
+        modes: whether the modules that have buffers are in training mode.
         settled: whether their values after this step are known.
     """
 
@@ -39,13 +40,15 @@ class Buffers:
     ) -> None:
         self._still, self._alone = set() if still is None else still, alone
         # Others have to know how many numbers to expect: always those of modules in training mode.
-        looked_at = [p for p in places if p[0].training or (alone and _key(p) not in self._still)]
+        looked_at = [place for place in places if alone or place[0].training]
+        self.modes = tuple(module.training for module, _ in places)
         self._fixed = [] if alone else [place for place in places if not place[0].training]
         there = [(place, tensor) for place in looked_at if (tensor := _at(place)) is not None]
         # What others have to know is numbers, of which a place without a tensor has none.
         self._empty = [p for p in looked_at if alone and p[0].training and _at(p) is None]
         self._tensors = [(place, tensor) for place, tensor in there if _key(place) not in self._still]
         self._quiet = [one for one in there if _key(one[0]) in self._still and one[1].numel() <= LARGE]
+        self._once = [place for place, _ in self._quiet if not place[0].training]
         self._seen = self._seen_moving = False  # in an evaluation of this step
         self._after: list[tuple[Tensor, Tensor]] = []
         self._moved: list[bool] = []
@@ -97,6 +100,7 @@ class Buffers:
             self._quiet.remove(one)
             self._tensors.append(one)
             self.settled = False
+        self._quiet = [one for one in self._quiet if one[0] not in self._once]
 
     @contextmanager
     def remembered(self) -> Iterator[None]:
@@ -167,6 +171,12 @@ class Buffers:
             tensor.detach().copy_(values)
         for (module, name), tensor in self._others.items():
             module._buffers[name] = tensor
+
+
+def places_of(module: nn.Module | None) -> list[Place]:
+    """All buffers of a module and of those in it."""
+    parts = () if module is None else module.modules()
+    return [(m, name) for m in parts for name in m._buffers.keys()]  # noqa: SIM118 (a scripted module's are no dictionary)
 
 
 def _at(place: Place) -> Tensor | None:

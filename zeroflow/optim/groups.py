@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -171,13 +172,26 @@ def warn_of_untrained(module: nn.Module | None, flat: FlatParameters) -> bool:
 
 
 def _padding_places(module: nn.Module, flat: FlatParameters) -> Iterator[slice]:
-    """Where the vectors of a module's embeddings lie that stand for padding."""
+    """Where the vectors of a module's embeddings lie that stand for padding; of a tied weight none, which others read too."""
     places = {id(parameter): place for parameter, place in flat.slices()}
+    users = Counter(id(p) for part in module.modules() for p in part._parameters.values() if p is not None)
     for part in module.modules():
-        if (
-            isinstance(part, nn.Embedding | nn.EmbeddingBag)
-            and part.padding_idx is not None
-            and id(part.weight) in places
-        ):
+        if not isinstance(part, nn.Embedding | nn.EmbeddingBag) or part.padding_idx is None:
+            continue
+        if id(part.weight) in places and users[id(part.weight)] == 1:
             start = places[id(part.weight)].start + part.padding_idx * part.embedding_dim
             yield slice(start, start + part.embedding_dim)
+
+
+def refuse_renormalised(module: nn.Module | None) -> None:
+    """Refuse embeddings that shorten their vectors in a forward pass: an evaluation leaves parameters as they are.
+
+    Raises:
+        TypeError: there is one that is trained.
+    """
+    for name, part in () if module is None else module.named_modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.max_norm is not None and part.weight.requires_grad:
+            raise TypeError(
+                f"params: {name or 'the module'} has max_norm={part.max_norm}, by which a forward pass shortens its vectors; "
+                "expected an embedding without it (shorten vectors after a step, or freeze it)"
+            )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zeroflow.optim import noise
 from zeroflow.optim.asking import AskTell, ToldLosses
-from zeroflow.optim.buffers import Buffers
+from zeroflow.optim.buffers import Buffers, places_of
 from zeroflow.optim.closure import Closure, several
 from zeroflow.optim.composition import Composition
 from zeroflow.optim.directions import Step
@@ -26,6 +26,7 @@ from zeroflow.optim.groups import (
     check_processes,
     enable_checkpointing,
     parameter_groups,
+    refuse_renormalised,
     trained_components,
     warn_of_untrained,
 )
@@ -84,6 +85,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         module: nn.Module | None = None,
     ) -> None:
         groups = parameter_groups(params)
+        refuse_renormalised(params if isinstance(params, nn.Module) else module)
         self.composition, self.queries, self.seed = composition, queries, seed
         self.executor: Executor = executor or LocalExecutor()
         self._given = executor
@@ -313,6 +315,7 @@ class ThreeStepOptimizer(AskTell, Saving):
             self._still.clear()
         self.flat.refresh()
         self._check_eps()
+        self.composition.check_maximize(self.param_groups, known="maximize" in self.defaults)
         self._told_untrained = self._told_untrained or warn_of_untrained(self._whole, self.flat)
 
     def _check_eps(self) -> None:
@@ -345,7 +348,7 @@ class ThreeStepOptimizer(AskTell, Saving):
             self.flat,
             self.executor,
             noise.closure_seed(directions.seed, self.steps, self.executor.shard),
-            buffers=Buffers(self._buffers(), self._still, alone=type(self.executor) is LocalExecutor),
+            buffers=Buffers(places_of(self._module), self._still, alone=type(self.executor) is LocalExecutor),
             around=self.around,
             ask=self._ask,
         )
@@ -387,10 +390,6 @@ class ThreeStepOptimizer(AskTell, Saving):
         self._symptoms.see(
             estimate.loss, estimate.differences(), lr=float(group["lr"]), eps=eps, rounding=self._rounding
         )
-
-    def _buffers(self) -> list[tuple[nn.Module, str]]:
-        modules = () if self._module is None else self._module.modules()
-        return [(m, name) for m in modules for name in m._buffers.keys()]  # noqa: SIM118 (a scripted module's are no dictionary)
 
     def _eps(self) -> float | Tensor:
         sizes = {float(group["eps_zo"]) for group in self.param_groups}

@@ -111,7 +111,7 @@ def tune(
         The chosen values, with all runs.
 
     Raises:
-        ConfigError: a name or option is unknown, or the budget is too small for one run.
+        ConfigError: a name or option is unknown, the budget is too small for one run, or the loss is to be maximised.
         ValueError: no loss was finite.
     """
     info = optimizers.get(name)
@@ -120,6 +120,10 @@ def tune(
         raise ConfigError(f"closure={closure!r}: expected a closure, or several, one for each mini-batch")
     params = params if isinstance(params, nn.Module) else parameter_groups(params)
     first = create_optimizer(name, params, lr=1.0, queries=queries, seed=seed, **options)
+    if any(group.get("maximize") for group in first.param_groups):
+        raise ConfigError(
+            "maximize=True: tune looks for the smallest loss; expected a closure that returns the negated loss"
+        )
     settings = {"queries": first.queries, "seed": seed, **options}
     search = _Search(info, closures, params, settings, first)
     probe = search.judges + (2 * DIRECTIONS * len(EPS) if search.chooses_eps else 0)

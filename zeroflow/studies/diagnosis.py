@@ -80,8 +80,15 @@ class Diagnosis:
         """The same in words, with what to do."""
         said = []
         if self.fallen is not None:
-            moves = "moves" if self.fallen > 2 else "does not move beyond its noise"
-            said.append(f"Stored steps: the loss of the first task {moves} ({self.fallen:.1f} standard errors down).")
+            size = f"{abs(self.fallen):.1f} standard errors {'down' if self.fallen >= 0 else 'up'}"
+            moves = (
+                "falls"
+                if self.fallen > 2
+                else "rises: it diverges"
+                if self.fallen < -2
+                else "does not move beyond its noise"
+            )
+            said.append(f"Stored steps: the loss of the first task {moves} ({size}).")
         said.append(
             f"{self._estimate(config)}; its cosine with the gradient is about {self.cosine:.3g}. "
             f"The gradient's length is {self.gradient:.3g}, the mini-batches' noise {self.batch_noise:.3g}."
@@ -94,7 +101,8 @@ class Diagnosis:
             + (", or float64" if config.dtype != "float64" else ""),
             "beyond curvature": "a tenth of it gives other slopes; take that",
         }[self.eps_is]
-        said.append(f"eps={self.eps:g} is {self.eps_is}: {what}.")
+        if optimizers.get(str(config.optimizer)).estimator.uses_eps:
+            said.append(f"eps={self.eps:g} is {self.eps_is}: {what}.")
         if self.largest_lr is None:
             said.append("Learning rate: no curvature was seen that limits it.")
         else:
@@ -175,7 +183,9 @@ def _found(config: TrialConfig, seen: _Seen, eps: float, dimensions: int, losses
     # From the wider ends: at the narrow ones rounding is as large as what is bent.
     second = statistics.fmean((up + down - 2 * seen.here[0]) / (10 * eps) ** 2 for up, down in seen.far)
     whole, loss = length2 + noise2, statistics.fmean(seen.here)
-    exact = optimizers.get(str(config.optimizer)).estimator.exact
+    info = optimizers.get(str(config.optimizer))
+    exact, differentiates = info.estimator.exact, info.estimator.differentiates
+    passes = queries if differentiates else 2 * queries  # of a step of zo-sgd, or of slopes along tangents
     kept = 1.0 if exact else queries / (queries + dimensions + 1)
     lr = 2 * queries * length2 / (whole * second) if second > 0 and whole and not exact else None
     gain = length2 * lr / 4 if lr else 0.0  # at half of the largest: lr |g|^2 / 2 with lr = largest / 2
@@ -193,7 +203,7 @@ def _found(config: TrialConfig, seen: _Seen, eps: float, dimensions: int, losses
         larger=larger,
         eps_is=_judged(seen.ends, smaller, getattr(torch, config.dtype)),
         largest_lr=lr,
-        passes_for_one_percent=max(2 * queries * abs(loss) / 100 / gain, 2.0 * queries) if gain > 0 else None,
+        passes_for_one_percent=max(passes * abs(loss) / 100 / gain, float(passes)) if gain > 0 else None,
         fallen=_fallen(losses),
     )
 

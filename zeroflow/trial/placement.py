@@ -35,7 +35,7 @@ class Placement:
         data_dir: folder of the data sets that are not embedded.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         threads: CPU threads of one process. Another number may change the last bits of a result.
-        evaluation_batch: images per forward pass outside training.
+        evaluation_batch: images per forward pass outside training; another value may change the last bits.
         loader_threads: that make mini-batches ahead of the step that needs them; 0: each is made when it is needed; None: 4 on
             a GPU, 0 on the CPU, whose cores have enough to do.
         cache_bytes: the most that decoded images of all data sets, and the most that features of frozen backbones, may take

@@ -40,7 +40,7 @@ class PerExample(Estimator):
     that lr does not depend on the scale of the loss or of eps; a single example keeps only its sign.
     Source: per-example directions of GRZO and EVA-0 (2026); ``normalize``: Tan et al. 2026 (GRZO, arXiv:2606.02857), whose lr
     is 2 eps times the one here. Cost: 2q forward passes, and 4 more to count and verify a mini-batch of a new size (1 more
-    where the size has been seen).
+    where the size has been seen), or once modules have changed their mode.
     """
 
     per_example: ClassVar[bool] = True
@@ -55,6 +55,7 @@ class PerExample(Estimator):
 
     def estimate(self, objective: Objective, queries: int) -> Estimate:
         census = objective.memory.setdefault("census", Census())
+        census.expect(objective.evaluator.buffers.modes)
 
         def evaluate(index: int) -> Numbers:
             extra = objective.forwards
@@ -89,6 +90,13 @@ class Census:
     verified: set[int] = field(default_factory=set)
     _here: list[float] = field(default_factory=list)  # losses of this process's slice at theta, when they were counted
     _warned: bool = False
+    _modes: tuple[bool, ...] = ()
+
+    def expect(self, modes: tuple[bool, ...]) -> None:
+        """Verify anew what was verified in other modes: batch statistics are those of a mini-batch in training mode alone."""
+        if modes != self._modes:
+            self._modes, self.examples = modes, None
+            self.verified.clear()
 
     def losses(self, objective: Objective, query: int, scale: float) -> Numbers:
         """Losses of all examples at theta + scale * eps * z_n, or the one loss of a mini-batch that has only one.

@@ -12,6 +12,8 @@ from zeroflow.optim.testing.subject import Subject
 CHECKS: Mapping[Callable[[Subject], None], Callable[[Subject], bool]] = {
     checks.check_estimate_is_unbiased: lambda s: s.unbiased,
     checks.check_update_lies_along_perturbations: lambda s: s.along,
+    # Of SVRG places beside the snapshot have the way there in common.
+    checks.check_directions_are_new_for_each_query_step_and_seed: lambda s: s.unbiased and s.along and not s.snapshot,
     checks.check_mask_holds_the_same_components_still_everywhere: lambda s: s.sparsity > 0,
     checks.check_snapshot_is_a_copy_and_both_estimates_share_directions: lambda s: s.snapshot,
     checks.check_keeps_the_best_and_forgets_rejected_moments: lambda s: s.keeps_best,

@@ -161,7 +161,7 @@ def draw_accuracy_against_forwards(
             meta={
                 "points": [keys(row) for row, _ in line],
                 "group": group,
-                "rank": max(number(each.mean) or 0.0 for each in estimates if each),
+                "ranks": [number(each.mean) for each in estimates if each],
             },
         )
     x = [passes for _, passes in spent if passes]

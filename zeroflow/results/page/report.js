@@ -43,12 +43,20 @@
     return {...trace, x: stays.map(([memory]) => memory), y: stays.map(([, avg]) => avg), visible: stays.length > 0};
   }
 
-  // Of too many groups the best of each method and optimizer, and of too many of those the best.
+  // Of too many groups the best of each method and optimizer, and of too many of those the best; and which these are, in words.
   function best(groups, limit) {
     const ranked = [...groups].sort((a, b) => (b.rank ?? -1) - (a.rank ?? -1));
-    if (ranked.length <= Math.min(FEW, limit)) return ranked;
+    if (ranked.length <= Math.min(FEW, limit)) return {few: ranked, said: ""};
     const seen = new Set(), name = (group) => (group.keys ? `${group.keys.method} ${group.keys.optimizer}` : group.group);
-    return ranked.filter((group) => !seen.has(name(group)) && seen.add(name(group))).slice(0, limit);
+    const each = ranked.filter((group) => !seen.has(name(group)) && seen.add(name(group))), few = each.slice(0, limit);
+    const which = each.length < ranked.length ? "of each method and optimizer the one with the best Avg" : "those with the best Avg";
+    const cut = each.length < ranked.length && few.length < each.length ? `, and of these the best ${few.length}` : "";
+    return {few, said: `${few.length} of ${ranked.length} settings: ${which}${cut}.`};
+  }
+
+  // The Avg by which a group is ranked: of several points that of the best one which passes.
+  function rankOf(own) {
+    return own.ranks ? Math.max(-1, ...own.ranks.filter((_, i) => passes(own.points[i]))) : own.rank;
   }
 
   // Which groups of marks are drawn: those that pass, of too many the best, or the one that is chosen.
@@ -57,7 +65,7 @@
     for (const {meta: own} of figure.spec.data) {
       if (!own) continue;
       const keys = own.front?.map(([,, point]) => point) ?? own.points ?? [own.keys];
-      if (keys.some(passes) && !found.has(own.group)) found.set(own.group, {...own, free: keys.some((k) => k.baseline)});
+      if (keys.some(passes) && !found.has(own.group)) found.set(own.group, {...own, rank: rankOf(own), free: Boolean(own.front) || keys.some((k) => k.baseline)});
     }
     let all = [...found.values()];
     figure.note.textContent = all.length || !figure.spec.data.some((t) => t.meta) ? "" : "Nothing here passes the filters.";
@@ -68,13 +76,13 @@
       select.value = all.some((g) => String(g.group) === before) && figure.asked ? before : String(first.group);
       all = all.filter((g) => String(g.group) === select.value);
     } else if (meta.limit) {
-      const counted = all.filter((g) => !g.free), few = best(counted, meta.limit);
+      const counted = all.filter((g) => !g.free), {few, said} = best(counted, meta.limit);
       figure.button.hidden = few.length === counted.length;
       figure.button.textContent = figure.whole ? "show the best alone" : `show all ${counted.length}`;
       if (!figure.button.hidden && !figure.whole) {
         const stay = new Set(few.map((g) => g.group));
         all = all.filter((g) => g.free || stay.has(g.group));
-        figure.note.textContent = `${few.length} of ${counted.length} settings, those with the best Avg.`;
+        figure.note.textContent = said;
       }
     }
     return new Set(all.map((g) => g.group));

@@ -10,6 +10,7 @@ from zeroflow.optim.testing.checks.side_effects import (
     check_resumes_bit_for_bit,
 )
 from zeroflow.optim.testing.checks.steps import (
+    check_directions_are_new_for_each_query_step_and_seed,
     check_estimate_is_unbiased,
     check_keeps_the_best_and_forgets_rejected_moments,
     check_mask_holds_the_same_components_still_everywhere,
@@ -20,6 +21,7 @@ from zeroflow.optim.testing.checks.steps import (
 
 __all__ = [
     "check_batch_statistics_move_once_a_step",
+    "check_directions_are_new_for_each_query_step_and_seed",
     "check_estimate_is_unbiased",
     "check_every_evaluation_sees_the_same_function",
     "check_keeps_the_best_and_forgets_rejected_moments",

@@ -86,6 +86,47 @@ def check_update_lies_along_perturbations(subject: Subject) -> None:
         )
 
 
+def check_directions_are_new_for_each_query_step_and_seed(subject: Subject, steps: int = 3) -> None:
+    """Directions of all queries, steps and neighbouring seeds differ: of a thousand components each, no cosine is beyond one half.
+
+    Independent ones have cosines of about 1 / sqrt(d) = 0.03. Catches a seed that does not advance, one direction for all
+    queries, and seeds that are sums: ``seed + step`` gives the next step the direction that the next seed has now.
+    """
+    found: dict[str, Tensor] = {}
+    for seed in (SEED, SEED + 1):
+        model, loss = regression(inputs=20, hidden=50)
+        optimizer, places = subject.build(model, seed), Places(model, loss)
+        for step in range(steps):
+            places.watch()
+            optimizer.step(places)
+            seen = places.matrix()
+            rank = int(torch.linalg.matrix_rank(seen / seen.norm(dim=1, keepdim=True), rtol=1e-5)) if len(seen) else 0
+            expect(
+                rank >= subject.queries,
+                f"places evaluated in step {step} span {rank} dimensions, expected {subject.queries}, one a query. Released "
+                "code: the same seed for all queries",
+            )
+            for number, direction in enumerate(_apart(seen)):
+                where = f"direction {number} of step {step}, seed {seed}"
+                for other, known in found.items():
+                    cosine = abs(float(direction @ known))
+                    expect(
+                        other.endswith(f"step {step}, seed {seed}") or cosine < 0.5,
+                        f"{where}, is {other} again (cosine {cosine:.3f}); expected new ones. Released code: a seed that does "
+                        "not advance, or that is a sum of seed, step and query",
+                    )
+                found[where] = direction
+
+
+def _apart(seen: Tensor) -> list[Tensor]:
+    """Unit vectors of displacements ``[m, d]``, without those that are another one's or its opposite."""
+    kept: list[Tensor] = []
+    for one in seen / seen.norm(dim=1, keepdim=True):
+        if all(abs(float(one @ other)) < 0.999 for other in kept):
+            kept.append(one)
+    return kept
+
+
 def check_mask_holds_the_same_components_still_everywhere(subject: Subject, steps: int = 5) -> None:
     """Of sparsity s a share s of the components never moves, neither in perturbations nor in updates; the same ones.
 
