@@ -138,17 +138,14 @@ def home() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.skipif(bool(why_not()), reason=str(why_not()))
-def test_the_page_from_up_to_down(home: Path) -> None:
-    checkout, bin_folder = home / "checkout", Path(sys.executable).parent
+def checked_out(home: Path) -> tuple[Path, str]:
+    """A checkout as a user edits it, and its commit: a grid of two small cells under the name of the big one."""
+    checkout = home / "checkout"
     checkout.mkdir()
     for name in ("zeroflow", "sweeps", "cluster"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__", "mount"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, checkout / name)
-    # What a user edits, and a grid of two small cells under the name of the big one.
     grid = checkout / "sweeps" / "full_grid.yaml"
     grid.write_text(GRID % "1")
     file = checkout / "cluster" / "onprem.yaml"
@@ -160,7 +157,12 @@ def test_the_page_from_up_to_down(home: Path) -> None:
         subprocess.run([*git, *command], check=True)
     commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     (checkout / "sweeps" / "quick.yaml").write_text(GRID % "2")  # not committed: goes along with an upload alone
+    return checkout, commit
 
+
+def with_ssh(home: Path) -> str:
+    """Keys, a server's settings and programs in a home; the path that finds them."""
+    bin_folder = Path(sys.executable).parent
     (home / ".ssh").mkdir(mode=0o700)
     for key in (home / "host_key", home / ".ssh" / "id_ed25519"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
@@ -177,6 +179,11 @@ def test_the_page_from_up_to_down(home: Path) -> None:
         (home / name).write_text(content.format(home=home, bin=bin_folder))
         (home / name).chmod(0o755)
     (home / "zeroflow-venv").symlink_to(bin_folder.parent)  # installed there already
+    return path.removeprefix(f"{shims}:")
+
+
+def script_of(home: Path) -> str:
+    """The page's commands, with this machine in place of the cluster."""
 
     def here(name: str) -> str:
         return textwrap.dedent(
@@ -186,7 +193,7 @@ def test_the_page_from_up_to_down(home: Path) -> None:
         )
 
     export, submit = here("submit").split("\n", 1)
-    script = SCRIPT.format(
+    return SCRIPT.format(
         onprem=here("onprem"),
         dashboard=here("dashboard"),
         export=export,
@@ -195,8 +202,12 @@ def test_the_page_from_up_to_down(home: Path) -> None:
         results=here("results"),
         down=here("down"),
     )
+
+
+def run_in_a_world(home: Path, script: str, path: str) -> tuple[int, str]:
+    """The exit status and the output of a script where addresses, processes and files are its own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON", "ZEROFLOW_"))}
-    kept["PATH"] = path.removeprefix(f"{shims}:")
+    kept["PATH"] = path
     environment = {
         **kept,
         "HOME": str(home),
@@ -222,9 +233,18 @@ def test_the_page_from_up_to_down(home: Path) -> None:
     finally:
         if world.poll() is None:
             os.killpg(world.pid, signal.SIGKILL)
-    output = log.read_text()
+    return world.returncode, log.read_text()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.skipif(bool(why_not()), reason=str(why_not()))
+def test_the_page_from_up_to_down(home: Path) -> None:
+    checkout, commit = checked_out(home)
+    path = with_ssh(home)
+    status, output = run_in_a_world(home, script_of(home), path)
     parts = {part.split("\n", 1)[0]: part.split("\n", 1)[1] for part in output.split("\n== ")[1:]}
-    assert world.returncode == 0, output
+    assert status == 0, output
 
     # One door, and its key.
     assert parts["listening-before"].split() == ["127.0.0.1:22"]
@@ -236,7 +256,7 @@ def test_the_page_from_up_to_down(home: Path) -> None:
         trials = zeroflow.results.load(home / "zeroflow-runs" / name, "trials").to_pylist()
         assert [t["git_commit"] for t in trials] == [expected.removesuffix("-dirty")], (trials, output)
         assert [t["class_order_seed"] for t in trials] == [seed]
-    cells = {config.cell_id for config in load_grid(grid).cells}
+    cells = {config.cell_id for config in load_grid(checkout / "sweeps" / "full_grid.yaml").cells}
     assert set(zeroflow.results.load(home / "zeroflow-runs" / "full_grid", "trials")["cell_id"].to_pylist()) == cells
     assert (checkout / "report.html").stat().st_size > 10_000
     token = (home / ".ray" / "auth_token").read_text()

@@ -108,6 +108,10 @@ def changed_folder(root: Path, random: Random) -> str:
         image.unlink()
         image.symlink_to(target)
         return f"{image.name} is a link to {target}"
+    return in_another_format(image, random)
+
+
+def in_another_format(image: Path, random: Random) -> str:
     mode, format_ = random.choice(
         (
             ("L", "PNG"),
@@ -212,79 +216,72 @@ def changed_parquet(root: Path, random: Random) -> str:
         file.rename(file.with_name(new)) if new else file.unlink()
         return f"{file.name}: {new!r} in its place"
     table = pq.read_table(file)
-    if kind == "labels":
-        values: list[Any] = random.choice(
-            (
-                [None] * len(table),
-                [-1] * len(table),
-                [7] * len(table),
-                [2.5] * len(table),
-                ["dog"] * len(table),
-                [True] * len(table),
-                [2**63 - 1] * len(table),
-                [float("nan")] * len(table),
-                [[1]] * len(table),
-                [0] * len(table),
-                ["1"] * len(table),
-                [b"\xff"] * len(table),
-            )
-        )
-        column = pa.array(values)
-        if random.random() < 0.3:
-            column = (
-                column.dictionary_encode() if not pa.types.is_nested(column.type) and values[0] is not None else column
-            )
-        table = table.set_column(1, "label", column)
-        what = f"labels {values[0]!r}"
-    elif kind == "images":
-        broken: list[Any] = [
-            None,
-            {"bytes": None, "path": "x.png"},
-            {"bytes": b"", "path": None},
-            {"bytes": b"no image", "path": None},
-        ]
-        bad, place = random.choice(broken), random.randrange(len(table))
-        rows = table["image"].to_pylist()
-        rows[place] = bad
-        table = table.set_column(0, "image", pa.array(rows, table.schema.field("image").type))
-        what = f"image {place}: {bad!r}"
-    elif kind == "column":
-        changes: dict[str, Callable[[], pa.Table]] = {
-            "image dropped": lambda: table.drop_columns("image"),
-            "label dropped": lambda: table.drop_columns("label"),
-            "renamed": lambda: table.rename_columns(["picture", "kind"]),
-            "a further one": lambda: table.append_column("coarse", pa.array([0] * len(table))),
-            "a further one called labels": lambda: table.append_column("labels", pa.array([0] * len(table))),
-            "twice": lambda: table.append_column("label", table["label"]),
-            "no rows": lambda: table.slice(0, 0),
-            "half of the rows": lambda: table.slice(0, len(table) // 2),
-            "binary": lambda: table.set_column(
-                0, "image", pa.array([row["bytes"] for row in table["image"].to_pylist()])
-            ),
-        }
-        what = random.choice(list(changes))
-        table = changes[what]()
-    else:
-        what = random.choice(
-            (
-                '"x"',
-                "[]",
-                '{"info": null}',
-                "{",
-                '{"info": {"features": []}}',
-                '{"info": {"features": {"label": 3}}}',
-                '{"info": {"features": {"label": {"_type": "ClassLabel", "names": 5}}}}',
-                '{"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a"]}}}}',
-                '{"info": {"features": {"label": {"_type": ["x"]}}}}',
-                "\xff",
-            )
-        )
-        for each in root.rglob("*.parquet") if random.random() < 0.5 else [file]:
-            changed = pq.read_table(each).replace_schema_metadata({"huggingface": what.encode("latin-1")})
-            pq.write_table(changed, each)
-        return f"metadata {what}"
-    pq.write_table(table, file)
+    if kind == "metadata":
+        return changed_metadata(root, file, random)
+    change = {"labels": with_other_labels, "images": with_a_broken_image, "column": with_other_columns}[kind]
+    what, changed = change(table, random)
+    pq.write_table(changed, file)
     return f"{file.name}: {what}"
+
+
+def with_other_labels(table: pa.Table, random: Random) -> tuple[str, pa.Table]:
+    value = random.choice((None, -1, 7, 2.5, "dog", True, 2**63 - 1, float("nan"), [1], 0, "1", b"\xff"))
+    column = pa.array([value] * len(table))
+    if random.random() < 0.3 and not pa.types.is_nested(column.type) and value is not None:
+        column = column.dictionary_encode()
+    return f"labels {value!r}", table.set_column(1, "label", column)
+
+
+def with_a_broken_image(table: pa.Table, random: Random) -> tuple[str, pa.Table]:
+    broken: list[Any] = [
+        None,
+        {"bytes": None, "path": "x.png"},
+        {"bytes": b"", "path": None},
+        {"bytes": b"no image", "path": None},
+    ]
+    bad, place = random.choice(broken), random.randrange(len(table))
+    rows = table["image"].to_pylist()
+    rows[place] = bad
+    images = pa.array(rows, table.schema.field("image").type)
+    return f"image {place}: {bad!r}", table.set_column(0, "image", images)
+
+
+def with_other_columns(table: pa.Table, random: Random) -> tuple[str, pa.Table]:
+    changes: dict[str, Callable[[], pa.Table]] = {
+        "image dropped": lambda: table.drop_columns("image"),
+        "label dropped": lambda: table.drop_columns("label"),
+        "renamed": lambda: table.rename_columns(["picture", "kind"]),
+        "a further one": lambda: table.append_column("coarse", pa.array([0] * len(table))),
+        "a further one called labels": lambda: table.append_column("labels", pa.array([0] * len(table))),
+        "twice": lambda: table.append_column("label", table["label"]),
+        "no rows": lambda: table.slice(0, 0),
+        "half of the rows": lambda: table.slice(0, len(table) // 2),
+        "binary": lambda: table.set_column(0, "image", pa.array([row["bytes"] for row in table["image"].to_pylist()])),
+    }
+    what = random.choice(list(changes))
+    return what, changes[what]()
+
+
+METADATA = (
+    '"x"',
+    "[]",
+    '{"info": null}',
+    "{",
+    '{"info": {"features": []}}',
+    '{"info": {"features": {"label": 3}}}',
+    '{"info": {"features": {"label": {"_type": "ClassLabel", "names": 5}}}}',
+    '{"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a"]}}}}',
+    '{"info": {"features": {"label": {"_type": ["x"]}}}}',
+    "\xff",
+)
+
+
+def changed_metadata(root: Path, file: Path, random: Random) -> str:
+    what = random.choice(METADATA)
+    for each in root.rglob("*.parquet") if random.random() < 0.5 else [file]:
+        changed = pq.read_table(each).replace_schema_metadata({"huggingface": what.encode("latin-1")})
+        pq.write_table(changed, each)
+    return f"metadata {what}"
 
 
 def rows_of(root: Path, split: str) -> list[tuple[Any, bytes]]:

@@ -35,20 +35,16 @@ def test_a_method_goes_on_to_the_same_bits(
 ) -> None:
     """Stopped within every task, and between the work at its end and the checkpoint of it."""
     build = methods.get(name).build
-    config = TrialConfig.from_dict(
-        {
-            **tiny_vit,
-            "dataset": some_drawings,
-            "tasks": 10,
-            "stop_after": 3,
-            "epochs": 2,
-            "batch_size": 10,
-            "lr": 1e-3,
-            "optimizer": optimizer,
-            "method": name,
-            "method_options": options,
-        }
-    )
+    small = {
+        **tiny_vit,
+        "dataset": some_drawings,
+        "tasks": 10,
+        "stop_after": 3,
+        "epochs": 2,
+        "batch_size": 10,
+        "lr": 1e-3,
+    }
+    config = TrialConfig.from_dict({**small, "optimizer": optimizer, "method": name, "method_options": options})
     losses, end_task, left, finished = build.losses, build.end_task, 10**9, 0
     stops: set[tuple[str, int]] = set()
     # Less than a task has, more than an epoch: steps of first order are saved by epoch.

@@ -206,6 +206,25 @@ def test_nobody_there_a_wrong_token_and_another_backbone_are_told(port: int, sta
         cell(port)
 
 
+def answers_at_once(url: str, images: torch.Tensor) -> list[str]:
+    """What eight that ask at once are told."""
+    answers: list[str] = []
+
+    def ask() -> None:
+        try:
+            HttpFeatures(url)(images)
+            answers.append("done")
+        except EndpointError as error:
+            answers.append(str(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
 @pytest.mark.ray
 def test_zeroflow_serve_answers_as_the_backbone_refuses_what_is_wrong_and_says_when_it_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -233,20 +252,7 @@ def test_zeroflow_serve_answers_as_the_backbone_refuses_what_is_wrong_and_says_w
                 HttpFeatures(url)(wrong)
         with pytest.raises(ConfigError, match="refused the token"):
             HttpFeatures(url, token="wrong").facts()
-        answers: list[str] = []
-
-        def ask() -> None:
-            try:
-                HttpFeatures(url)(images.repeat(8, 1, 1, 1))
-                answers.append("done")
-            except EndpointError as error:
-                answers.append(str(error))
-
-        threads = [threading.Thread(target=ask) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        answers = answers_at_once(url, images.repeat(8, 1, 1, 1))
         assert "done" in answers and "status 503 (its queue is full)" in answers, answers
         (replica,) = [
             p for p in psutil.Process(server.pid).children(recursive=True) if "ServeReplica" in p.cmdline()[0]

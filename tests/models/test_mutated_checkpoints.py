@@ -13,6 +13,25 @@ from mutations import Check, damaged, judged, numbers
 
 from zeroflow.models.factory import create_backbone
 
+KINDS = (
+    "nan",
+    "huge",
+    "half",
+    "bfloat",
+    "double",
+    "integer",
+    "complex",
+    "shape",
+    "lost",
+    "misspelt",
+    "further",
+    "prefix",
+    "head",
+    "empty",
+    "int8",
+    "strided",
+)
+
 
 def changed_state(state: dict[str, Any], random: Random) -> tuple[str, dict[Any, Any], dict[str, torch.Tensor] | None]:
     """A changed state, and the tensors that a model has to take from it; None: it must be refused."""
@@ -24,26 +43,7 @@ def changed_state(state: dict[str, Any], random: Random) -> tuple[str, dict[Any,
         return f"{name}: {what}", new, {**state, name: tensor.float()} if fits else None
 
     spoilt = value.clone()
-    kind = random.choice(
-        (
-            "nan",
-            "huge",
-            "half",
-            "bfloat",
-            "double",
-            "integer",
-            "complex",
-            "shape",
-            "lost",
-            "misspelt",
-            "further",
-            "prefix",
-            "head",
-            "empty",
-            "int8",
-            "strided",
-        )
-    )
+    kind = random.choice(KINDS)
     if kind in ("nan", "huge"):
         spoilt = spoilt.double()
         spoilt.view(-1)[random.randrange(spoilt.numel())] = {

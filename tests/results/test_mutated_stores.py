@@ -53,29 +53,30 @@ def rewritten(file: Path, table: pa.Table, random: Random) -> None:
         pq.write_table(table, file)
 
 
+KINDS = (
+    "damage",
+    "damage",
+    "damage",
+    "lost",
+    "beside",
+    "beside",
+    "temporary",
+    "copy",
+    "misnamed",
+    "version",
+    "column",
+    "older",
+    "clock",
+    "order",
+    "unfinished",
+)
+
+
 def changed_store(root: Path, random: Random) -> tuple[str, set[tuple[str, str]], set[str]]:
     """Change a store; what was done, the files that it destroyed (table, id), and columns that may differ now."""
     file = random.choice(sorted(root.glob("*/*.parquet")))
     table, id_ = file.parent.name, file.stem
-    kind = random.choice(
-        (
-            "damage",
-            "damage",
-            "damage",
-            "lost",
-            "beside",
-            "beside",
-            "temporary",
-            "copy",
-            "misnamed",
-            "version",
-            "column",
-            "older",
-            "clock",
-            "order",
-            "unfinished",
-        )
-    )
+    kind = random.choice(KINDS)
     if kind == "damage":
         what, data = damaged(file.read_bytes(), random)
         file.write_bytes(data)
