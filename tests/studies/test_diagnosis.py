@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
+from pyarrow import parquet as pq
 
 from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.cli import main
@@ -146,6 +148,12 @@ def test_the_command_reads_a_stored_cell_and_refuses_what_it_cannot_look_at(
     assert "eps=0.0001 is fine" in run.output and "Learning rate:" in run.output
     asked = CliRunner().invoke(main, ["diagnose", str(tmp_path), trained.cell_id, "--directions", "4", "--json"])
     assert json.loads(asked.output)["cell_id"] == trained.cell_id
+    file = tmp_path / "steps" / f"{trained.cell_id}.parquet"
+    steps = pa.concat_tables([pq.ParquetFile(file).read()] * 20)
+    skipped = pa.array([None, *steps["loss"].to_pylist()[1:]], pa.float64())
+    pq.write_table(steps.set_column(steps.column_names.index("loss"), "loss", skipped), file)
+    again = CliRunner().invoke(main, ["diagnose", str(tmp_path), trained.cell_id, "--directions", "4"])
+    assert again.exit_code == 0 and "the loss of the first task" in again.output, again.output
     for id_, said in ((untrained.cell_id, "trains nothing"), ("zz", "unknown cell")):
         refused = CliRunner().invoke(main, ["diagnose", str(tmp_path), id_])
         assert refused.exit_code == 2 and said in refused.output, refused.output
