@@ -204,6 +204,15 @@ def test_cells_of_other_kinds_say_nothing_about_an_estimate(store: Store) -> Non
     assert error is not None and error.cells == 2 and error.median == pytest.approx((19 + 0.95) / 2)
 
 
+def test_an_estimate_from_other_kinds_has_the_error_of_such_estimates(store: Store) -> None:
+    """Seeds of one optimizer are alike; a new one is estimated from the others, which are far apart."""
+    for seed in range(3):
+        finish(store, {"optimizer": "zo-adam", "seed": seed}, 0, 100)
+        finish(store, {"optimizer": "zo-sgd", "seed": seed}, 0, 200)
+    error = of(store, {"optimizer": "zo-sgd-sign"}).error
+    assert error is not None and error.cells == 6 and error.median == pytest.approx((1.0 + 0.5) / 2)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

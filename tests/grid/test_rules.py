@@ -94,6 +94,18 @@ def test_what_the_command_line_sets_in_vain_is_refused(cell: dict[str, Any], giv
     with pytest.raises(ConfigError, match=said):
         parse_grid(content, given)
     assert parse_grid(content, {**given, **dict.fromkeys(cell)}).cells, "where the other key is set too"
+    ((key, value),) = cell.items()
+    ruled = {
+        "grid": [{"method": "simplecil"}],
+        "settings": [{"when": {}, "set": {key: value[0] if key == "increments" else value}}],
+    }
+    with pytest.raises(ConfigError, match=said):
+        parse_grid(ruled, given)
+
+
+def test_what_the_command_line_says_like_the_cell_is_fine() -> None:
+    content = {"grid": [{"method": "simplecil", "increments": [[50, 30, 20]]}]}
+    assert parse_grid(content, {"tasks": 3, "class_order_seed": 7}).cells[0].tasks == 3
 
 
 def test_a_setting_that_matches_no_cell_is_told(tmp_path: Path) -> None:

@@ -338,7 +338,7 @@ def test_a_callable_that_answers_differently_each_time_is_refused(noise: str) ->
     if noise == "none":
         assert run_trial(config, Placement(endpoint=noisy)).summary["avg"] > 0
         return
-    with pytest.raises(ConfigError, match="other features for the same image when asked again, by up to"):
+    with pytest.raises(ConfigError, match="other features for the same image when asked again"):
         run_trial(config, Placement(endpoint=noisy))
 
 

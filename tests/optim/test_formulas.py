@@ -260,7 +260,7 @@ def test_examples_that_meet_in_another_mode_alone_are_found_there() -> None:
     optimizer = create_optimizer("zo-per-example", model, lr=1e-3)
     for _ in range(2):
         optimizer.step(lambda: F.cross_entropy(model(x), y, reduction="none"))
-    assert optimizer.forwards == 2 * 2 + 4
+    assert optimizer.forwards == 2 * 2 + 5
     model.train()
     with pytest.raises(TypeError, match="interact"):
         optimizer.step(lambda: F.cross_entropy(model(x), y, reduction="none"))
@@ -269,13 +269,16 @@ def test_examples_that_meet_in_another_mode_alone_are_found_there() -> None:
 @pytest.mark.parametrize("eps", [1e-3, 1e-4])
 @pytest.mark.parametrize("size", [16, 64])
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", ["none", "triplet", "contrast", "rank", "standardised", "entropy", "scale"])
+@pytest.mark.parametrize("kind", ["none", "triplet", "contrast", "rank", "standardised", "entropy", "scale", "even"])
 def test_examples_that_meet_in_the_loss_are_found_whatever_the_loss(
     kind: str, seed: int, size: int, eps: float
 ) -> None:
     torch.manual_seed(seed)
     x, key = torch.randn(size, 12), torch.randn(size, 4)
-    model = nn.Sequential(nn.Linear(12, 32), nn.Tanh(), nn.Linear(32, 4))
+    model, head = nn.Sequential(nn.Linear(12, 32), nn.Tanh(), nn.Linear(32, 4)), nn.Linear(4, 4, bias=False)
+    nn.init.zeros_(head.weight)
+    if kind == "even":
+        model.requires_grad_(False)
 
     def losses() -> torch.Tensor:
         out = model(x)
@@ -288,6 +291,10 @@ def test_examples_that_meet_in_the_loss_are_found_whatever_the_loss(
             return F.cross_entropy(2 * own @ own.T, torch.arange(size), reduction="none")
         if kind == "rank":
             return F.softplus(-(out[:, 0] - out[:, 0].mean()) * key[:, 0].sign())
+        if kind == "even":  # in the displacement of a head that is zero
+            return F.cross_entropy(
+                head(out) / (1e-3 + head(out).square().mean().sqrt()), key.argmax(1), reduction="none"
+            )
         if kind == "standardised":
             return ((out - out.mean(0)) / out.std(0) - key).square().mean(1)
         if kind == "entropy":
@@ -295,10 +302,10 @@ def test_examples_that_meet_in_the_loss_are_found_whatever_the_loss(
             return plain + 0.1 * (share * share.log()).sum()
         return plain / (1 + 0.1 * out.std()) if kind == "scale" else plain
 
-    optimizer = create_optimizer("zo-per-example", model, lr=1e-3, eps=eps, seed=seed)
+    optimizer = create_optimizer("zo-per-example", head if kind == "even" else model, lr=1e-3, eps=eps, seed=seed)
     if kind == "none":
         optimizer.step(losses)
-        assert optimizer.forwards == 2 + 4
+        assert optimizer.forwards == 2 + 5
         return
     with pytest.raises(TypeError, match="interact"):
         optimizer.step(losses)

@@ -48,7 +48,7 @@ from variants import (
     mezo,
 )
 
-from zeroflow.optim.testing import CHECKS, ConformanceError, Subject, run_conformance
+from zeroflow.optim.testing import CHECKS, ConformanceError, Subject, run_conformance, subject
 
 DOCUMENT = ROOT / "docs" / "conformance.md"
 
@@ -195,7 +195,7 @@ BROKEN = [
     (along, mezo(OtherNoiseForEachTensor), "last.bias.*re-seeds|re-seeds for each tensor"),
     (unbiased, mezo(OtherNoiseForEachTensor), "gradient"),
     (fresh, mezo(SeedStandsStill), "does not advance"),
-    (fresh, mezo(partial(OneDirectionForAllQueries, queries=4), queries=4), "span 1 dimensions, expected 4"),
+    (fresh, mezo(partial(OneDirectionForAllQueries, queries=4), queries=4), "along one direction for 4 queries"),
     (fresh, mezo(SeedsAreSums), "sum of seed, step and query"),
     (order, mezo(NoiseInOrderOfRegistration), "order"),
     (unbiased, mezo(partial(ForgetsToDivideByQueries, queries=4)), "1/q forgotten"),
@@ -252,6 +252,11 @@ RIGHT = [
     (mezo(partial(AdamKeepsBest, lr=0.5), **CONSERVE), [formula]),
     (mezo(Adamm, **ADAMM), [formula]),
 ]
+
+
+@pytest.mark.parametrize("queries", [8, 32])
+def test_coordinates_may_come_again(queries: int) -> None:
+    fresh(subject("zo-scd", queries=queries))
 
 
 @pytest.mark.slow

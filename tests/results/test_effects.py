@@ -235,6 +235,20 @@ def test_seeds_at_different_rates_make_no_pair(tmp_path: Path) -> None:
     assert told(trials(tmp_path, *cells), "hybrid") == {}, "no hybrid run has first order at its rate and seed"
 
 
+def test_a_label_says_nothing_that_holds_for_some_of_the_cells_alone(tmp_path: Path) -> None:
+    """Of two class orders at rates of their own."""
+    cells = [
+        ({**SMALL, "queries": q, "epochs": epochs, "class_order_seed": order, "lr": 0.1 * order}, 50.0 + q)
+        for epochs in (1, 2)
+        for order in (1, 2)
+        for q in (1, 8)
+    ]
+    assert set(told(trials(tmp_path, *cells), "figure5")) == {
+        "ease, zo-sgd: q = 8 - q = 1, epochs=1",
+        "ease, zo-sgd: q = 8 - q = 1, epochs=2",
+    }
+
+
 def test_differences_that_are_all_the_same_say_nothing_on_chance(tmp_path: Path) -> None:
     cells = [
         ({**SMALL, "optimizer": name, "seed": s}, 50.0 + s + (name == "zo-sgd"))

@@ -359,7 +359,7 @@ def test_every_optimizer_runs_a_trial_and_pays_what_it_says(name: str) -> None:
     result = run_trial(config)
     info = zeroflow.optim.optimizers.get(name)
     steps = 4  # 5 classes of 12 drawings in mini-batches of 16, the last one smaller
-    extra = {"zo-svrg": 2 * steps, "zo-per-example": 4 + 4}.get(
+    extra = {"zo-svrg": 2 * steps, "zo-per-example": 5 + 5}.get(
         name, 0
     )  # a snapshot; two sizes of mini-batches verified
     queries = config.queries or 1

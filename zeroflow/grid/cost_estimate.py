@@ -218,7 +218,12 @@ class Finished:
 
     def error(self) -> EstimateError | None:
         """How far off the estimates so far would have been, found by estimating each cell that they come from from the others."""
-        off = [kind.off(self._means) for kind in self._kinds if not self._asked.isdisjoint(_prefixes(kind.key))]
+        off = []
+        for prefix in self._asked:
+            alike = [kind for kind in self._kinds if kind.key[: len(prefix)] == prefix]
+            everyone = self._means[prefix]
+            # As the estimate of a kind comes from other kinds, so does that of each of these; of one kind alone, from other cells.
+            off += [kind.off(everyone - kind.sums) if len(alike) > 1 else kind.off_one_out(everyone) for kind in alike]
         found = np.concatenate([np.zeros(0), *off])
         if not len(found):
             return None
@@ -256,14 +261,21 @@ class _Kind:
         """Number of cells, sum of ``fixed``, sum of ``rate``."""
         return np.array([len(self.fixed), self.fixed.sum(), self.rate.sum()])
 
-    def off(self, sums: Mapping[tuple[Any, ...], Vector]) -> Vector:
-        """|estimate / actual - 1| of each cell, estimated from the others ``[n]``; empty if there are none."""
-        everyone = next((sums[prefix] for prefix in _prefixes(self.key) if sums[prefix][0] > 1), None)
+    def off(self, others: Vector) -> Vector:
+        """|estimate / actual - 1| of each cell ``[n]``, estimated from the ``sums`` of other kinds; empty if there are none."""
+        cells, fixed, rate = others
         actual = self.fixed + self.rate * self.units
-        if everyone is None or not actual.all():
+        if not cells or not actual.all():
             return np.zeros(0)
-        others, fixed, rate = everyone
-        guess = (fixed - self.fixed + (rate - self.rate) * self.units) / (others - 1)
+        return np.abs((fixed + rate * self.units) / cells / actual - 1)
+
+    def off_one_out(self, everyone: Vector) -> Vector:
+        """The same, each cell estimated from the others of its kind."""
+        cells, fixed, rate = everyone
+        actual = self.fixed + self.rate * self.units
+        if cells < 2 or not actual.all():
+            return np.zeros(0)
+        guess = (fixed - self.fixed + (rate - self.rate) * self.units) / (cells - 1)
         return np.abs(guess / actual - 1)
 
 

@@ -181,29 +181,25 @@ def _own_cells(
         parts = (_product(base, f"{where}: base"), _product(block, place), _product(changed, "--set"))
         for common, own, given in itertools.product(*map(list, parts)):
             values = _merged(common, own, given)
-            _check_given(values, given, place)
             for rule, (when, changes) in enumerate(rules, first):
                 if matches(values, when):
                     idle.pop(rule, None)
                     # What the command line says is put on top again: no file overrides it.
                     values = _merged(values, changes, given)
-            found.append((TrialConfig.from_dict(shared.fitting(values, block), where=place), values))
+            config = TrialConfig.from_dict(shared.fitting(values, block), where=place)
+            _check_given(config, given, place)
+            found.append((config, values))
     unmet = [f"{where}: settings[{rule}] matches no cell: {when}" for rule, when in idle.items() if rule >= 0]
     return found, shared, unmet
 
 
-_OVERRULED = {
-    "tasks": "increments", "base_classes": "increments", "class_order_seed": "fixed_class_order",
-}  # fmt: skip
-"""Keys that say nothing beside another one."""
-
-
-def _check_given(values: Mapping[str, Any], given: Mapping[str, Any], place: str) -> None:
+def _check_given(config: TrialConfig, given: Mapping[str, Any], place: str) -> None:
     """Refuse a key of the command line that changes nothing, since the cell has another one in its place."""
-    for key, other in _OVERRULED.items():
-        if key in given and other not in given and values.get(other) is not None:
+    for key, others in (("tasks", ("increments", "base_classes")), ("class_order_seed", ("fixed_class_order",))):
+        if key in given and given[key] != getattr(config, key):
+            other = next(name for name in (*others, key) if getattr(config, name) is not None)
             raise ConfigError(
-                f"{place}: --set {key}={given[key]}: the cell has {other}={values[other]}, which is in its place; set that"
+                f"{place}: --set {key}={given[key]}: the cell has {other}={getattr(config, other)}, which is in its place; set that"
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,31 @@ from zeroflow.optim.executor import Numbers
 Place = tuple[nn.Module, str]
 """A module and the name of a buffer of it."""
 
+
+@dataclass
+class Still:
+    """What an optimizer knows from step to step of buffers that do not move.
+
+    Attributes:
+        known: which.
+        values: of modules in evaluation mode: the tensor, its version and a copy of its values at that version.
+    """
+
+    known: set[tuple[int, str]] = field(default_factory=set)
+    values: dict[tuple[int, str], tuple[Tensor, int, Tensor]] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        self.known.clear()
+        self.values.clear()
+
+    def watched(self, place: Place, tensor: Tensor) -> tuple[Place, Tensor, int, Tensor]:
+        """A buffer of a module in evaluation mode with its values; they are copied again where it was changed since."""
+        kept = self.values.get(_key(place))
+        if kept is None or kept[0] is not tensor or kept[1] != tensor._version:
+            kept = self.values[_key(place)] = tensor, tensor._version, tensor.clone()
+        return place, *kept
+
+
 LARGE = 2**20
 """Numbers of a buffer that is no longer looked at once it was seen still: a table or a quantised weight, not a statistic."""
 
@@ -22,8 +48,8 @@ class Buffers:
     """A model's buffers, such as batch norm's statistics: restored after every evaluation, updated once a step.
 
     Modules move them in place or put another tensor in their place. Most never change. Those that did not change in one step
-    take no part in the steps after it, until they do change; of a module in evaluation mode one evaluation of a step tells. One that
-    was None, or changes its shape, is put in place whole.
+    take no part in the steps after it, until they do change; of modules in evaluation mode their versions tell, which costs nothing.
+    One that was None, or changes its shape, is put in place whole.
 
     Args:
         places: of all buffers, of modules in training mode and in evaluation mode, in which few move (an observer's).
@@ -35,20 +61,23 @@ class Buffers:
         settled: whether their values after this step are known.
     """
 
-    def __init__(
-        self, places: Sequence[Place], still: set[tuple[int, str]] | None = None, *, alone: bool = True
-    ) -> None:
-        self._still, self._alone = set() if still is None else still, alone
+    def __init__(self, places: Sequence[Place], still: Still | None = None, *, alone: bool = True) -> None:
+        still = Still() if still is None else still
+        self._still, self._alone = still.known, alone
         # Others have to know how many numbers to expect: always those of modules in training mode.
         looked_at = [place for place in places if alone or place[0].training]
         self.modes = tuple(module.training for module, _ in places)
-        self._fixed = [] if alone else [place for place in places if not place[0].training]
         there = [(place, tensor) for place in looked_at if (tensor := _at(place)) is not None]
         # What others have to know is numbers, of which a place without a tensor has none.
         self._empty = [p for p in looked_at if alone and p[0].training and _at(p) is None]
         self._tensors = [(place, tensor) for place, tensor in there if _key(place) not in self._still]
-        self._quiet = [one for one in there if _key(one[0]) in self._still and one[1].numel() <= LARGE]
-        self._once = [place for place, _ in self._quiet if not place[0].training]
+        quiet = [one for one in there if _key(one[0]) in self._still and one[1].numel() <= LARGE]
+        self._quiet = [one for one in quiet if one[0][0].training]
+        resting = [] if alone else [(p, tensor) for p in places if not p[0].training and (tensor := _at(p)) is not None]
+        resting += [one for one in quiet if not one[0][0].training]
+        self._resting = [
+            still.watched(*one) for one in resting if one[1].numel() <= LARGE and not one[1].is_inference()
+        ]
         self._seen = self._seen_moving = False  # in an evaluation of this step
         self._after: list[tuple[Tensor, Tensor]] = []
         self._moved: list[bool] = []
@@ -78,29 +107,43 @@ class Buffers:
             ValueError: one of a module in evaluation mode changes, of which other processes or a log would have to know.
         """
         before = [(place, tensor, tensor.clone()) for place, tensor in (*self._tensors, *self._quiet)]
-        fixed = _small(self._fixed)
         changed: list[Place] = []
         try:
             yield
-            # Version counters do not tell: batch norm moves its statistics behind them.
+            # Version counters do not tell of training mode: batch norm moves its statistics behind them.
             moved = (place for place, tensor, values in before if _changed(place, tensor, values))
             changed = [*self._found_others(before), *moved]
-            for place, tensor, values in fixed:
-                if _at(place) is not tensor or not torch.equal(tensor, values):
-                    raise ValueError(
-                        f"buffer {place[1]!r} of {type(place[0]).__name__} moves in an evaluation, and its module is in evaluation mode: "
-                        "neither a log nor other processes follow it then; put the module in training mode or keep the buffer still"
-                    )
         finally:
-            self._restore([*before, *fixed])
-            self._fixed = []  # one evaluation of a step tells
-        self._seen, self._seen_moving = True, self._seen_moving or bool(changed)
+            self._restore(before)
+            woken = self._woken()
+        self._seen, self._seen_moving = True, self._seen_moving or bool(changed or woken)
         for one in [one for one in self._quiet if one[0] in changed]:
-            self._still.discard(_key(one[0]))
             self._quiet.remove(one)
-            self._tensors.append(one)
-            self.settled = False
-        self._quiet = [one for one in self._quiet if one[0] not in self._once]
+            self._take_up(one)
+        for one in woken:
+            self._take_up(one)
+
+    def _take_up(self, one: tuple[Place, Tensor]) -> None:
+        """Let one that has begun to move take part."""
+        self._still.discard(_key(one[0]))
+        self._tensors.append(one)
+        self.settled = False
+
+    def _woken(self) -> list[tuple[Place, Tensor]]:
+        """Put back what an evaluation has moved of modules in evaluation mode; which these are."""
+        found = []
+        for one in [one for one in self._resting if _at(one[0]) is not one[1] or one[1]._version != one[2]]:
+            place, tensor, _, values = one
+            moved = _changed(place, tensor, values)
+            restore([(place, tensor, values)])
+            self._resting.remove(one)
+            if moved and not self._alone:
+                raise ValueError(
+                    f"buffer {place[1]!r} of {type(place[0]).__name__} moves in an evaluation, and its module is in evaluation mode: "
+                    "neither a log nor other processes follow it then; put the module in training mode or keep the buffer still"
+                )
+            found += [(place, tensor)] if moved else []
+        return found
 
     @contextmanager
     def remembered(self) -> Iterator[None]:
@@ -185,14 +228,6 @@ def _at(place: Place) -> Tensor | None:
     return module._buffers[name] if name in module._buffers else None  # noqa: SIM401
 
 
-def _small(places: Sequence[Place]) -> list[tuple[Place, Tensor, Tensor]]:
-    """Tensors that are worth a look, with their values."""
-    found = ((place, _at(place)) for place in places)
-    return [
-        (place, tensor, tensor.clone()) for place, tensor in found if tensor is not None and tensor.numel() <= LARGE
-    ]
-
-
 def _key(place: Place) -> tuple[int, str]:
     return id(place[0]), place[1]
 
@@ -205,7 +240,8 @@ def _now(place: Place, tensor: Tensor) -> Tensor:
 
 
 def _changed(place: Place, tensor: Tensor, values: Tensor) -> bool:
-    return not torch.equal(_now(place, tensor), values)
+    now = _now(place, tensor)
+    return not torch.equal(now, values) and not bool(((now == values) | ((now != now) & (values != values))).all())
 
 
 def restore(before: Sequence[tuple[Place, Tensor, Tensor]]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zeroflow.optim import noise
 from zeroflow.optim.asking import AskTell, ToldLosses
-from zeroflow.optim.buffers import Buffers, places_of
+from zeroflow.optim.buffers import Buffers, Still, places_of
 from zeroflow.optim.closure import Closure, several
 from zeroflow.optim.composition import Composition
 from zeroflow.optim.directions import Step
@@ -98,7 +98,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         self._memory: dict[str, Any] = {}  # of the direction: part of the state
         self._adapted: dict[str, Any] = {}  # of the estimator: part of the state, in its own precision and place
         self._transient: dict[str, Any] = {}  # of the estimator: saves work, never changes a result
-        self._still: set[tuple[int, str]] = set()  # buffers known not to move
+        self._still = Still()  # buffers known not to move
         self._told: ToldLosses | None = None
         self._candidates, self._asked_with = [], {}
         self._symptoms, self._rounding = Symptoms(), 0.0

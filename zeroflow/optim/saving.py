@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zeroflow.optim.asking import Candidate, ToldLosses
+from zeroflow.optim.buffers import Still
 from zeroflow.optim.composition import Composition
 from zeroflow.optim.directions.direction import FULL_FORWARDS
 from zeroflow.optim.flat import FlatParameters
@@ -62,7 +63,7 @@ class Saving(torch.optim.Optimizer):
     _memory: dict[str, Any]
     _adapted: dict[str, Any]
     _mask: Tensor | None
-    _still: set[tuple[int, str]]
+    _still: Still
     _told: ToldLosses | None
     _candidates: list[Candidate]
     _rule: Callable[[], torch.optim.Optimizer]
@@ -159,6 +160,6 @@ class Saving(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._still = set()
+        self._still = Still()
         if "flat" in state:
             self.flat.bind()

@@ -125,7 +125,7 @@ class Differences:
 
 def named(key: str, text: str) -> str:
     """A key's text in a label: ``lr=0.01``, ``ease``, ``momentum=0.9``; options have names of their own, but where all are default."""
-    alone = key in _NAMES or (key.endswith(("_options", "preprocessing", "later")) and text != DEFAULT)
+    alone = text != DEFAULT and (key in _NAMES or key.endswith(("_options", "preprocessing", "later")))
     return text if alone else f"{_SHORT.get(key, key)}={text}"
 
 

@@ -222,7 +222,7 @@ def _changes(
         paper: its number by metric; None: it says that there is a gain.
     """
     settings = list(_together(first, second))
-    labels = _labels([pairs[0][0] for pairs in settings]) or [""]
+    labels = _labels([[one for one, _ in pairs] for pairs in settings]) or [""]
     for pairs, label in zip(settings or [[]], labels, strict=True):
         for metric, number in paper.items():
             number = None if number is None else round(number, 4)  # published with two decimals
@@ -236,11 +236,17 @@ def _changes(
             yield Effect(own, metric, number, sign, estimate(found) if found else None, _filters(config))
 
 
-def _labels(cells: Sequence[_Cell]) -> list[str]:
-    """What tells settings of one change apart; empty for a single one."""
-    differences = Differences(cells)
-    telling = [key for key in CONFIG_KEYS if key not in ("seed", *_ORDERS) and differences.varies(key)]
-    return [differences.label(cell, telling) for cell in cells]
+def _labels(settings: Sequence[Sequence[_Cell]]) -> list[str]:
+    """What tells settings of one change apart, by keys that all cells of one share; empty for a single one."""
+    differences = Differences([cells[0] for cells in settings])
+    telling = [
+        key
+        for key in CONFIG_KEYS
+        if key not in ("seed", *_ORDERS)
+        and differences.varies(key)
+        and all(len({cell[key] for cell in cells}) == 1 for cells in settings)
+    ]
+    return [differences.label(cells[0], telling) for cells in settings]
 
 
 def _filters(config: Mapping[str, Any]) -> dict[str, str]:
@@ -293,7 +299,9 @@ def _together(*sides: _Cells) -> Iterator[list[tuple[_Cell, ...]]]:
         for order in orders:
             own = [side.get(setting, {}).get(order, []) for side in sides]
             by_seed = [{cell["seed"]: cell for cell in each} for each in own]
-            rates = [{tuple(cell[key] for key in _RATE) for cell in each} for each in own]
+            rates = [
+                {tuple(None if cell[key] == "{}" else cell[key] for key in _RATE) for cell in each} for each in own
+            ]
             if all(len(r) == 1 and len(s) == len(each) for r, s, each in zip(rates, by_seed, own, strict=True)):
                 seeds = sorted(set.intersection(*map(set, by_seed)))
                 found += [tuple(each[seed] for each in by_seed) for seed in seeds]

@@ -135,7 +135,11 @@ def order_table(rows: Sequence[Row]) -> Table:
         ],
         marks=[
             Mark(
-                each.rows[0].filters, each.problem if usual[each.problem[0]] == each.problem else (each.problem, number)
+                each.rows[0].filters,
+                each.problem[0],
+                groups={}
+                if usual[each.problem[0]] == each.problem
+                else {head: (each.problem, number) for head in ("Avg", "Last", "Fgt", "gain")},
             )
             for number, each in enumerate(found)
         ],

@@ -81,13 +81,7 @@ class Diagnosis:
         said = []
         if self.fallen is not None:
             size = f"{abs(self.fallen):.1f} standard errors {'down' if self.fallen >= 0 else 'up'}"
-            moves = (
-                "falls"
-                if self.fallen > 2
-                else "rises: it diverges"
-                if self.fallen < -2
-                else "does not move beyond its noise"
-            )
+            moves = "falls" if self.fallen > 2 else "rises" if self.fallen < -2 else "does not move beyond its noise"
             said.append(f"Stored steps: the loss of the first task {moves} ({size}).")
         said.append(
             f"{self._estimate(config)}; its cosine with the gradient is about {self.cosine:.3g}. "

@@ -34,7 +34,7 @@ class Displaced(TorchFunctionMode):
         query: whose direction.
         scale: of the displacement, in eps.
         examples: of the whole mini-batch.
-        sides: 1 or -1 for each example of this process's slice, a factor of its displacement.
+        sides: a factor of the displacement of each example of this process's slice.
     """
 
     def __init__(

@@ -64,7 +64,7 @@ class Signs:
         return other
 
     def turned(self, sides: Tensor) -> Signs:
-        """The same with each example's displacements times its side ``[N]``, 1 or -1."""
+        """The same with each example's displacements times its factor ``[N]``."""
         other = copy.copy(self)
         other._drawn = {}
         for parameter in self.flat.parameters:

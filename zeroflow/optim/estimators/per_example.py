@@ -33,13 +33,13 @@ class PerExample(Estimator):
 
     The closure returns the losses ``[N]`` (``reduction="none"``), and dimension 0 of the model's activations is the example.
     Examples must not interact: no batch statistics. This is verified for every new size of a mini-batch: no loss may change while
-    other examples are displaced the other way, and the one that moves most must be that of its parameters. A closure that returns a
+    half of the other examples stay at theta, and one must be that of its parameters. A closure that returns a
     single number gets plain SPSA along signs, with a warning.
 
     With ``normalize`` the g_n of a repetition are divided by their standard deviation over n (about their mean, with 1/N), so
     that lr does not depend on the scale of the loss or of eps; a single example keeps only its sign.
     Source: per-example directions of GRZO and EVA-0 (2026); ``normalize``: Tan et al. 2026 (GRZO, arXiv:2606.02857), whose lr
-    is 2 eps times the one here. Cost: 2q forward passes, and 4 more to count and verify a mini-batch of a new size (1 more
+    is 2 eps times the one here. Cost: 2q forward passes, and 5 more to count and verify a mini-batch of a new size (1 more
     where the size has been seen), or once modules have changed their mode.
     """
 
@@ -148,9 +148,10 @@ class Census:
     def _verify(self, objective: Objective, query: int) -> None:
         """See whether examples are evaluated as the loss is meant: far from theta, where differences show.
 
-        Half of them are displaced the other way: that changes no loss of the others, unless they interact. And the loss that
-        moved most is compared with that of the whole mini-batch at its parameters: both are the same function, unless a
-        dimension that happens to have the batch's size was mistaken for the batch.
+        Half of them are left at theta, then the other half: that changes no loss of the others, unless they interact (of a
+        dependence on one other example alone every second is seen). And one loss is compared with that of the whole mini-batch at
+        its parameters: both are the same function, unless a dimension that happens to have the batch's size was mistaken for
+        the batch.
 
         Raises:
             TypeError: they are not.
@@ -158,22 +159,26 @@ class Census:
         examples, eps = self.examples or 1, objective.eps
         far = 30.0 if isinstance(eps, Tensor) else max(30.0, 0.03 / eps)
         own = objective.own(examples)
-        sides = torch.randint(0, 2, (examples,), generator=torch.Generator().manual_seed(examples))[own] * 2 - 1
+        half = torch.randint(0, 2, (examples,), generator=torch.Generator().manual_seed(examples))[own]
 
         def displaced(sides: Tensor | None = None) -> Tensor:
             objective.forwards += 1
             return torch.tensor(_displaced(objective, query, far, examples, sides)[own], dtype=torch.float64)
 
-        fast, turned = displaced(), displaced(sides)
+        fast = displaced()
         here = torch.tensor(self._here, dtype=torch.float64) if len(self._here) == len(fast) else torch.zeros_like(fast)
-        change, rounding = (fast - here).abs(), 1e-5 if objective.flat.half is None else 5e-2
-        met = (fast - turned).abs() > rounding * (1 + fast.abs()) + 1e-3 * change
-        if bool((met & (sides > 0) & fast.isfinite() & turned.isfinite()).any()):
-            raise TypeError(
-                "zo-per-example: the loss of an example changes with the parameters of others: they interact (batch statistics, "
-                "attention over dimension 0, negatives of the same mini-batch); take zo-sgd"
-            )
-        one = int(change.nan_to_num(0.0, 0.0).argmax())
+        change, rounding = (fast - here).abs(), 3e-6 if objective.flat.half is None else 5e-2
+        for moved in (half, 1 - half):
+            alone = displaced(moved)
+            met = (fast - alone).abs() > rounding * (1 + fast.abs()) + 1e-4 * change
+            if bool((met & (moved > 0) & fast.isfinite() & alone.isfinite()).any()):
+                raise TypeError(
+                    "zo-per-example: the loss of an example changes with the parameters of others: they interact (batch statistics, "
+                    "attention over dimension 0, negatives of the same mini-batch); take zo-sgd"
+                )
+        # The one that moves most shows most; in half precision it is the one that rounding moves.
+        order = change.nan_to_num(0.0, 0.0).argsort()
+        one = int(order[-1 if objective.flat.half is None else len(order) // 2])
         signs, place = signs_of(objective, query, examples), objective.direction(query).clone()
         for parameter, part in objective.flat.slices():
             place[part] *= signs.full(parameter)[own.start + one].reshape(-1)

@@ -89,7 +89,8 @@ def check_update_lies_along_perturbations(subject: Subject) -> None:
 def check_directions_are_new_for_each_query_step_and_seed(subject: Subject, steps: int = 3) -> None:
     """Directions of all queries, steps and neighbouring seeds differ: of a thousand components each, no cosine is beyond one half.
 
-    Independent ones have cosines of about 1 / sqrt(d) = 0.03. Catches a seed that does not advance, one direction for all
+    Independent ones have cosines of about 1 / sqrt(d) = 0.03. Those of a few components (coordinates, single layers) are not
+    compared: they do meet. Catches a seed that does not advance, one direction for all
     queries, and seeds that are sums: ``seed + step`` gives the next step the direction that the next seed has now.
     """
     found: dict[str, Tensor] = {}
@@ -100,13 +101,15 @@ def check_directions_are_new_for_each_query_step_and_seed(subject: Subject, step
             places.watch()
             optimizer.step(places)
             seen = places.matrix()
-            rank = int(torch.linalg.matrix_rank(seen / seen.norm(dim=1, keepdim=True), rtol=1e-5)) if len(seen) else 0
+            if not len(seen) or float((seen != 0).double().mean()) < 0.5:
+                return
+            kept = _apart(seen)
             expect(
-                rank >= subject.queries,
-                f"places evaluated in step {step} span {rank} dimensions, expected {subject.queries}, one a query. Released "
-                "code: the same seed for all queries",
+                len(kept) > 1 or subject.queries < 3,
+                f"places evaluated in step {step} lie along one direction for {subject.queries} queries. Released code: the same seed "
+                "for all queries",
             )
-            for number, direction in enumerate(_apart(seen)):
+            for number, direction in enumerate(kept):
                 where = f"direction {number} of step {step}, seed {seed}"
                 for other, known in found.items():
                     cosine = abs(float(direction @ known))
