@@ -137,13 +137,16 @@ def _against(results: Path, one: Row, other: Row) -> str:
     return f"{size} points {'above' if difference.mean > 0 else 'below'}" if apart else "level with"
 
 
+@functools.cache
+def _averages(results: Path) -> dict[str, tuple[int, float]]:
+    """Seed and Avg of every committed cell."""
+    columns = (_trials(results)[name].to_pylist() for name in ("cell_id", "seed", "avg"))
+    return {cell: (seed, avg) for cell, seed, avg in zip(*columns, strict=True)}
+
+
 def _difference(results: Path, one: Row, other: Row) -> Estimate:
     """One row's Avg minus another's on their common seeds; or minus the only one that what trains nothing has."""
-    trials = _trials(results)
-    of = {
-        cell: (seed, avg)
-        for cell, seed, avg in zip(*(trials[name].to_pylist() for name in ("cell_id", "seed", "avg")), strict=True)
-    }
+    of = _averages(results)
     mine, theirs = (dict(of[cell] for cell in row.cells) for row in (one, other))
     if len(theirs) == 1 and other.config["optimizer"] is None:
         (constant,) = theirs.values()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from zeroflow.data import ImageDataset
@@ -102,3 +103,12 @@ def photo(height: int, width: int, seed: int = 0) -> Image.Image:
     pixels = np.array(soft).astype(int) + random.integers(-12, 13, (height, width, 3))
     pixels[height // 3 : height // 2, width // 4 : width // 2] = (250, 5, 40)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_pixels(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.Tensor:
+    """uint8 ``[channels, height, width]``."""
+    return torch.randint(0, 256, (channels, height, width), dtype=torch.uint8, generator=seeded(seed))

@@ -10,19 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_files import write_cifar
+from image_files import seeded, write_cifar
 
 from zeroflow.data import class_incremental, even_increments, load_dataset, transforms
 from zeroflow.errors import ConfigError
 
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 def test_cifar_reads_torchvisions_files(tmp_path: Path) -> None:

@@ -12,25 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import random_pixels
 from PIL import Image
 
 from zeroflow.data import class_incremental, datasets, image_folder, load_dataset, transforms
 from zeroflow.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("empty_cache")
+
+
 FOLDER_SETS = {"cub": 200, "imagenet-a": 200, "omnibenchmark": 300}
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (channels, height, width), dtype=torch.uint8, generator=seeded(seed))
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 # Image folders
@@ -164,7 +155,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes | str) -> N
     root = write_folder(tmp_path, ["a b"])
     path = root / "train" / "a b" / "1.png"
     whole = io.BytesIO()
-    Image.fromarray(photo(64, 64).permute(1, 2, 0).numpy()).save(whole, "png")
+    Image.fromarray(random_pixels(64, 64).permute(1, 2, 0).numpy()).save(whole, "png")
     path.write_bytes(whole.getvalue()[:5000] if isinstance(content, str) else content)
     dataset = image_folder("broken", root)
     with pytest.raises(ConfigError, match=r"1\.png: cannot be read as an image") as caught:

@@ -16,10 +16,7 @@ from zeroflow.data import class_incremental, load_dataset, transforms
 from zeroflow.data.parquet import ParquetSamples, parquet_images
 from zeroflow.errors import ConfigError
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,7 @@ from zeroflow.data import load_dataset
 from zeroflow.data.parquet import parquet_images
 from zeroflow.errors import ConfigError
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 def problems(root: Path) -> list[str]:

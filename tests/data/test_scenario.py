@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import random_pixels, seeded
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -25,18 +26,7 @@ from zeroflow.data.quickdraw import pretraining_classes, stream_classes
 from zeroflow.data.transforms import crop_box
 from zeroflow.errors import ConfigError
 
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (channels, height, width), dtype=torch.uint8, generator=seeded(seed))
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +190,17 @@ def test_a_class_without_samples_is_named() -> None:
 
 
 IMAGES = {
-    "a batch": torch.stack([photo(40, 30, seed=i) for i in range(6)]),
-    "a grey batch": torch.stack([photo(28, 28, 1, seed=i) for i in range(6)]),
-    "many sizes": [photo(20 + 9 * i, 60 - 7 * i, seed=i) for i in range(6)],
-    "grey and colour": [photo(33, 33, 1), photo(40, 35), photo(1, 1), photo(1, 300), photo(300, 2), photo(8, 8, 1)],
+    "a batch": torch.stack([random_pixels(40, 30, seed=i) for i in range(6)]),
+    "a grey batch": torch.stack([random_pixels(28, 28, 1, seed=i) for i in range(6)]),
+    "many sizes": [random_pixels(20 + 9 * i, 60 - 7 * i, seed=i) for i in range(6)],
+    "grey and colour": [
+        random_pixels(33, 33, 1),
+        random_pixels(40, 35),
+        random_pixels(1, 1),
+        random_pixels(1, 300),
+        random_pixels(300, 2),
+        random_pixels(8, 8, 1),
+    ],
 }
 
 
@@ -240,7 +237,7 @@ def test_training_batches_of_a_view_follow_the_generator(drawings: ImageDataset)
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (32, 32), (500, 333), (224, 224)])
 def test_photo_test_transforms_equal_torchvisions(height: int, width: int) -> None:
-    image = photo(height, width)
+    image = random_pixels(height, width)
     pipeline = [v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224)]
     # PILOT's ToTensor divides by 255; v2.ToDtype multiplies by 1/255, which differs in the last bit.
     expected = v2.Compose(pipeline)(image) / 255
@@ -251,7 +248,7 @@ def test_photo_test_transforms_equal_torchvisions(height: int, width: int) -> No
 
 
 def test_photo_test_transform_is_within_rounding_of_pillows() -> None:
-    image = photo(300, 400)
+    image = random_pixels(300, 400)
     pilots = v2.Compose(
         [v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(224), v2.PILToTensor()]
     )
@@ -261,9 +258,9 @@ def test_photo_test_transform_is_within_rounding_of_pillows() -> None:
 
 
 def test_a_crop_does_not_depend_on_the_other_images() -> None:
-    image, train = photo(50, 60), transforms.get("pilot").train
-    beside_small = train([photo(5, 100), image], 32, seeded(0))[1]
-    beside_large = train([photo(200, 200), image], 32, seeded(0))[1]
+    image, train = random_pixels(50, 60), transforms.get("pilot").train
+    beside_small = train([random_pixels(5, 100), image], 32, seeded(0))[1]
+    beside_large = train([random_pixels(200, 200), image], 32, seeded(0))[1]
     assert torch.equal(beside_small, beside_large)
 
 
@@ -272,7 +269,7 @@ def test_crop_boxes_fit_and_follow_the_published_distribution() -> None:
     boxes = np.array([crop_box(300, 400, tries, area=(0.05, 1.0), ratio=(3 / 4, 4 / 3)) for tries in draws])
     top, left, height, width = boxes.T
     assert top.min() >= 0 and left.min() >= 0 and (top + height).max() <= 300 and (left + width).max() <= 400
-    crop, image = v2.RandomResizedCrop(224, scale=(0.05, 1.0)), photo(300, 400)
+    crop, image = v2.RandomResizedCrop(224, scale=(0.05, 1.0)), random_pixels(300, 400)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         theirs = [crop.make_params([image]) for _ in range(4000)]

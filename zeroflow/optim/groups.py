@@ -173,13 +173,18 @@ def warn_of_untrained(module: nn.Module | None, flat: FlatParameters) -> bool:
 
 def _padding_places(module: nn.Module, flat: FlatParameters) -> Iterator[slice]:
     """Where the vectors of a module's embeddings lie that stand for padding; of a tied weight none, which others read too."""
+    embeddings = [
+        part
+        for part in module.modules()
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.padding_idx is not None
+    ]
+    if not embeddings:
+        return  # as of nearly all modules, in every step
     places = {id(parameter): place for parameter, place in flat.slices()}
     users = Counter(id(p) for part in module.modules() for p in part._parameters.values() if p is not None)
-    for part in module.modules():
-        if not isinstance(part, nn.Embedding | nn.EmbeddingBag) or part.padding_idx is None:
-            continue
+    for part in embeddings:
         if id(part.weight) in places and users[id(part.weight)] == 1:
-            start = places[id(part.weight)].start + part.padding_idx * part.embedding_dim
+            start = places[id(part.weight)].start + (part.padding_idx or 0) * part.embedding_dim
             yield slice(start, start + part.embedding_dim)
 
 

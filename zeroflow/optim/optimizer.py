@@ -85,7 +85,6 @@ class ThreeStepOptimizer(AskTell, Saving):
         module: nn.Module | None = None,
     ) -> None:
         groups = parameter_groups(params)
-        refuse_renormalised(params if isinstance(params, nn.Module) else module)
         self.composition, self.queries, self.seed = composition, queries, seed
         self.executor: Executor = executor or LocalExecutor()
         self._given = executor
@@ -95,6 +94,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         self.steps = self.forwards = self.equivalents = self.skipped = 0
         self._whole = params if isinstance(params, nn.Module) else None
         self._module = module if self._whole is None else self._whole
+        refuse_renormalised(self._module)
         self._memory: dict[str, Any] = {}  # of the direction: part of the state
         self._adapted: dict[str, Any] = {}  # of the estimator: part of the state, in its own precision and place
         self._transient: dict[str, Any] = {}  # of the estimator: saves work, never changes a result

@@ -69,9 +69,8 @@ class Signs:
         other._drawn = {}
         for parameter in self.flat.parameters:
             drawn = self._drawn[id(parameter)].clone()
-            drawn[:, : len(parameter) if parameter.ndim == 2 else None] *= sides.to(drawn)[
-                :, None
-            ]  # of a matrix the rows
+            rows = len(parameter) if parameter.ndim == 2 else None  # of a matrix: its columns' signs stay
+            drawn[:, :rows] *= sides.to(drawn)[:, None]
             other._drawn[id(parameter)] = drawn
         return other
 
