@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -253,17 +254,52 @@ def test_per_example_refuses_examples_that_meet() -> None:
         )
 
 
-def test_examples_that_meet_in_another_mode_alone_are_found_there() -> None:
+class Centred(nn.Module):
+    """Has no buffers, and takes the mean of the mini-batch away in training mode alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0) if self.training else x
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["module", "parameters"])
+@pytest.mark.parametrize("layer", [lambda: nn.BatchNorm1d(6, affine=False), Centred], ids=["norm", "centred"])
+def test_examples_that_meet_in_another_mode_alone_are_found_there(layer: Any, known: bool) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 3)).eval()
+    model = nn.Sequential(nn.Linear(4, 6), layer(), nn.Linear(6, 3)).eval()
     x, y = torch.randn(32, 4), torch.randint(3, (32,))
-    optimizer = create_optimizer("zo-per-example", model, lr=1e-3)
+    optimizer = create_optimizer("zo-per-example", model if known else list(model.parameters()), lr=1e-3)
     for _ in range(2):
         optimizer.step(lambda: F.cross_entropy(model(x), y, reduction="none"))
     assert optimizer.forwards == 2 * 2 + 5
     model.train()
     with pytest.raises(TypeError, match="interact"):
         optimizer.step(lambda: F.cross_entropy(model(x), y, reduction="none"))
+
+
+@pytest.mark.parametrize("as_criterion", [True, False])
+def test_examples_that_meet_in_another_loss_alone_are_found_there(as_criterion: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 6)
+    x, y = torch.randn(32, 4), torch.randint(6, (32,))
+
+    def plain(out: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(out, y, reduction="none")
+
+    def contrast(out: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(out @ out.T, torch.arange(32), reduction="none")
+
+    optimizer = create_optimizer("zo-per-example", model, lr=1e-3)
+    step = optimizer.step
+
+    def train(criterion: Any) -> None:
+        step(lambda: criterion(model(x)))
+
+    for _ in range(3):  # what was verified is not verified again, in whatever order
+        train(plain) if as_criterion else step(lambda: plain(model(x)))
+        step(lambda: (model(x) ** 2).sum(1))
+    assert optimizer.forwards == 6 * 2 + 2 * 5
+    with pytest.raises(TypeError, match="interact"):
+        train(contrast) if as_criterion else step(lambda: contrast(model(x)))
 
 
 @pytest.mark.parametrize("eps", [1e-3, 1e-4])

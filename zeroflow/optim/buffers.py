@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,68 +15,80 @@ Place = tuple[nn.Module, str]
 """A module and the name of a buffer of it."""
 
 
-@dataclass
-class Still:
-    """What an optimizer knows from step to step of buffers that do not move.
-
-    Attributes:
-        known: which.
-        values: of modules in evaluation mode: the tensor, its version and a copy of its values at that version.
-    """
-
-    known: set[tuple[int, str]] = field(default_factory=set)
-    values: dict[tuple[int, str], tuple[Tensor, int, Tensor]] = field(default_factory=dict)
-
-    def clear(self) -> None:
-        self.known.clear()
-        self.values.clear()
-
-    def watched(self, place: Place, tensor: Tensor) -> tuple[Place, Tensor, int, Tensor]:
-        """A buffer of a module in evaluation mode with its values; they are copied again where it was changed since."""
-        kept = self.values.get(_key(place))
-        if kept is None or kept[0] is not tensor or kept[1] != tensor._version:
-            kept = self.values[_key(place)] = tensor, tensor._version, tensor.clone()
-        return place, *kept
+Still = set[tuple[int, str]]
+"""Keys of buffers that are known not to move."""
 
 
 LARGE = 2**20
 """Numbers of a buffer that is no longer looked at once it was seen still: a table or a quantised weight, not a statistic."""
 
 
+class _AtRest:
+    """Buffers that were seen still, however many: their values are compared all at once.
+
+    By value: version counters tell neither of kernels that move statistics behind them nor of ``.data`` and numpy.
+    """
+
+    def __init__(self, ones: Sequence[tuple[Place, Tensor]]) -> None:
+        groups: dict[tuple[torch.dtype, torch.device], list[tuple[Place, Tensor]]] = {}
+        self._others: list[tuple[Place, Tensor, Tensor]] = []  # of kinds that cannot be put side by side
+        for place, tensor in ones:
+            if tensor.layout is torch.strided and not tensor.is_quantized:
+                groups.setdefault((tensor.dtype, tensor.device), []).append((place, tensor))
+            else:
+                self._others.append((place, tensor, tensor.clone()))
+        self._groups = [(group, _together(group)) for group in groups.values()]
+
+    def __iter__(self) -> Iterator[tuple[Place, Tensor, Tensor]]:
+        """Places, tensors and the values that they had."""
+        for group, before in self._groups:
+            parts = torch.split(before, [tensor.numel() for _, tensor in group])
+            yield from ((p, tensor, part.view(tensor.shape)) for (p, tensor), part in zip(group, parts, strict=True))
+        yield from self._others
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether any may have moved."""
+        replaced = any(_at(place) is not tensor for group, _ in self._groups for place, tensor in group)
+        return (
+            bool(self._others) or replaced or not all(torch.equal(_together(g), before) for g, before in self._groups)
+        )
+
+
+def _together(group: Sequence[tuple[Place, Tensor]]) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([tensor.reshape(-1) for _, tensor in group])
+
+
 class Buffers:
     """A model's buffers, such as batch norm's statistics: restored after every evaluation, updated once a step.
 
     Modules move them in place or put another tensor in their place. Most never change. Those that did not change in one step
-    take no part in the steps after it, until they do change; of modules in evaluation mode their versions tell, which costs nothing.
+    are only looked at in the steps after it, all together, until they do change.
     One that was None, or changes its shape, is put in place whole.
 
     Args:
         places: of all buffers, of modules in training mode and in evaluation mode, in which few move (an observer's).
-        still: those known not to change, the same in all processes; kept by the caller.
+        still: those known not to change, the same in all processes; kept by the caller from step to step.
         alone: whether no other process, and no log, has to know what moves. Otherwise small buffers always take part.
 
     Attributes:
-        modes: whether the modules that have buffers are in training mode.
         settled: whether their values after this step are known.
     """
 
     def __init__(self, places: Sequence[Place], still: Still | None = None, *, alone: bool = True) -> None:
-        still = Still() if still is None else still
-        self._still, self._alone = still.known, alone
+        self._still, self._alone = set() if still is None else still, alone
         # Others have to know how many numbers to expect: always those of modules in training mode.
         looked_at = [place for place in places if alone or place[0].training]
-        self.modes = tuple(module.training for module, _ in places)
         there = [(place, tensor) for place in looked_at if (tensor := _at(place)) is not None]
         # What others have to know is numbers, of which a place without a tensor has none.
         self._empty = [p for p in looked_at if alone and p[0].training and _at(p) is None]
         self._tensors = [(place, tensor) for place, tensor in there if _key(place) not in self._still]
-        quiet = [one for one in there if _key(one[0]) in self._still and one[1].numel() <= LARGE]
-        self._quiet = [one for one in quiet if one[0][0].training]
-        resting = [] if alone else [(p, tensor) for p in places if not p[0].training and (tensor := _at(p)) is not None]
-        resting += [one for one in quiet if not one[0][0].training]
-        self._resting = [
-            still.watched(*one) for one in resting if one[1].numel() <= LARGE and not one[1].is_inference()
-        ]
+        resting = [one for one in there if _key(one[0]) in self._still]
+        resting += (
+            [] if alone else [(p, tensor) for p in places if not p[0].training and (tensor := _at(p)) is not None]
+        )
+        self._rest = _AtRest([one for one in resting if one[1].numel() <= LARGE and not one[1].is_inference()])
         self._seen = self._seen_moving = False  # in an evaluation of this step
         self._after: list[tuple[Tensor, Tensor]] = []
         self._moved: list[bool] = []
@@ -106,43 +117,39 @@ class Buffers:
         Raises:
             ValueError: one of a module in evaluation mode changes, of which other processes or a log would have to know.
         """
-        before = [(place, tensor, tensor.clone()) for place, tensor in (*self._tensors, *self._quiet)]
-        changed: list[Place] = []
+        before = [(place, tensor, tensor.clone()) for place, tensor in self._tensors]
+        moved = False
         try:
             yield
-            # Version counters do not tell of training mode: batch norm moves its statistics behind them.
-            moved = (place for place, tensor, values in before if _changed(place, tensor, values))
-            changed = [*self._found_others(before), *moved]
+            moved = bool(self._found_others(before)) or any(_changed(*one) for one in before)
         finally:
             self._restore(before)
             woken = self._woken()
-        self._seen, self._seen_moving = True, self._seen_moving or bool(changed or woken)
-        for one in [one for one in self._quiet if one[0] in changed]:
-            self._quiet.remove(one)
-            self._take_up(one)
-        for one in woken:
-            self._take_up(one)
-
-    def _take_up(self, one: tuple[Place, Tensor]) -> None:
-        """Let one that has begun to move take part."""
-        self._still.discard(_key(one[0]))
-        self._tensors.append(one)
-        self.settled = False
+        self._seen, self._seen_moving = True, self._seen_moving or moved or bool(woken)
 
     def _woken(self) -> list[tuple[Place, Tensor]]:
-        """Put back what an evaluation has moved of modules in evaluation mode; which these are."""
-        found = []
-        for one in [one for one in self._resting if _at(one[0]) is not one[1] or one[1]._version != one[2]]:
-            place, tensor, _, values = one
-            moved = _changed(place, tensor, values)
-            restore([(place, tensor, values)])
-            self._resting.remove(one)
-            if moved and not self._alone:
-                raise ValueError(
-                    f"buffer {place[1]!r} of {type(place[0]).__name__} moves in an evaluation, and its module is in evaluation mode: "
-                    "neither a log nor other processes follow it then; put the module in training mode or keep the buffer still"
-                )
-            found += [(place, tensor)] if moved else []
+        """Put back what an evaluation has moved of those at rest, and let them take part from now on; which these are."""
+        if not self._rest.disturbed:
+            return []
+        before = list(self._rest)
+        try:
+            kinds = self._found_others(before)
+            found = [
+                (place, tensor) for place, tensor, values in before if place in kinds or _changed(place, tensor, values)
+            ]
+        finally:
+            restore(before)
+        if found and not self._alone:
+            (module, name), _ = found[0]
+            raise ValueError(
+                f"buffer {name!r} of {type(module).__name__} moves in an evaluation, and its module is in evaluation mode: "
+                "neither a log nor other processes follow it then; put the module in training mode or keep the buffer still"
+            )
+        if found:
+            self._still.difference_update(_key(place) for place, _ in found)
+            self._tensors += found
+            self._rest = _AtRest([(place, tensor) for place, tensor, _ in before if place not in dict(found)])
+            self.settled = False
         return found
 
     @contextmanager

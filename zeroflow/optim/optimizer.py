@@ -98,7 +98,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         self._memory: dict[str, Any] = {}  # of the direction: part of the state
         self._adapted: dict[str, Any] = {}  # of the estimator: part of the state, in its own precision and place
         self._transient: dict[str, Any] = {}  # of the estimator: saves work, never changes a result
-        self._still = Still()  # buffers known not to move
+        self._still: Still = set()  # buffers known not to move
         self._told: ToldLosses | None = None
         self._candidates, self._asked_with = [], {}
         self._symptoms, self._rounding = Symptoms(), 0.0

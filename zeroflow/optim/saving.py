@@ -160,6 +160,6 @@ class Saving(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._still = Still()
+        self._still = set()
         if "flat" in state:
             self.flat.bind()
