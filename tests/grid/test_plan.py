@@ -167,9 +167,19 @@ def test_workers_share_the_forward_passes_of_a_step(store: Store) -> None:
     assert of(store, {"optimizer": "fo-sgd"}, workers_per_trial=4).seconds == of(store, {"optimizer": "fo-sgd"}).seconds
 
 
-def test_a_row_without_training_seconds_is_all_fixed(store: Store) -> None:
-    finish(store, ZO, 30, None)
-    assert of(store, ZO | {"epochs": 20}).seconds == 30
+@pytest.mark.parametrize("unknown", [None, 0.0])
+def test_where_no_step_was_timed_all_of_a_cell_may_be_training(store: Store, unknown: float | None) -> None:
+    finish(store, ZO | {"epochs": 2}, 30, unknown)
+    assert of(store, ZO | {"epochs": 2, "seed": 1}).seconds == pytest.approx(30)
+    assert of(store, ZO | {"epochs": 20}).seconds == pytest.approx(300)
+
+
+def test_a_cell_that_trained_for_longer_than_it_took_tells_nothing(store: Store) -> None:
+    """Earlier versions lost the time before an interruption."""
+    finish(store, ZO, -20, 30)
+    assert of(store, ZO | {"seed": 1}).seconds is None
+    finish(store, ZO | {"seed": 2}, 10, 30)
+    assert of(store, ZO | {"seed": 1}).seconds == pytest.approx(40)
 
 
 # Their errors

@@ -19,6 +19,7 @@ import zeroflow.optim
 import zeroflow.results
 from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.results import rows
+from zeroflow.trial.trial import Trial
 
 SMALL = {"dataset": "some-drawings", "tasks": 4, "epochs": 2, "batch_size": 16}
 pytestmark = pytest.mark.usefixtures("some_drawings")
@@ -127,6 +128,49 @@ def test_an_interrupted_trial_goes_on_to_the_same_bits(
     twice = calls - needed
     # The step in flight at each stop; an epoch of 8 steps where steps are first-order.
     assert twice <= (calls // 17 + 1) * (8 if optimizer == "fo-sgd" or "hybrid_epochs" in more else 9)
+
+
+@pytest.mark.parametrize("optimizer", ["zo-sgd", "fo-sgd"])
+def test_an_interrupted_cell_has_taken_the_time_of_both_its_parts(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock on which nothing but a loss takes time, a second; the steps whose memory is measured have none of their own."""
+    config = TrialConfig.from_dict(
+        {**SMALL, "tasks": 2, "stop_after": 1, "method": "aper-adapter", "optimizer": optimizer}
+    )
+    now = 0.0
+    cls = zeroflow.methods.methods.get("aper-adapter").build
+    original, finish = cls.losses, Trial.finish_task
+
+    def slow(self, inputs):
+        nonlocal now
+        now += 1.0
+        return original(self, inputs)
+
+    def stopped(self, task) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(cls, "losses", slow)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    whole = run_trial(config).summary
+    monkeypatch.setattr(Trial, "finish_task", stopped)
+    with pytest.raises(Stopped):
+        run_trial(config, folder=tmp_path / "unfinished")
+    monkeypatch.setattr(Trial, "finish_task", finish)
+    now += 1000.0
+    resumed = run_trial(config, folder=tmp_path / "unfinished").summary
+    losses = {"zo-sgd": 2, "fo-sgd": 1}[optimizer] * 2 * 8  # two epochs of 120 drawings in mini-batches of 16
+    assert whole["training_seconds"] == resumed["training_seconds"] == losses
+    assert whole["seconds"] == resumed["seconds"] == losses
+    assert resumed["seconds_per_epoch"] == losses / 2
+
+
+def test_seconds_that_nothing_was_timed_of_are_unknown() -> None:
+    """One step a task: its memory is measured, which takes time of its own."""
+    values = {**SMALL, "tasks": 2, "epochs": 1, "batch_size": 120, "method": "aper-adapter", "optimizer": "zo-sgd"}
+    found = run_trial(TrialConfig.from_dict(values)).summary
+    assert found["training_seconds"] is None and found["seconds_per_epoch"] is None
+    assert found["seconds"] > 0 and found["forward_passes"] == 2
 
 
 @pytest.mark.slow

@@ -251,10 +251,9 @@ class _Kind:
     def of(cls, row: Mapping[str, Any]) -> _Kind:
         seconds, training = (np.array(row[name], dtype=float) for name in ("seconds", "training_seconds"))
         units = work(row) / _shared(row, row["workers"] or 1)
-        training = (
-            np.nan_to_num(training) if units else np.zeros_like(seconds)
-        )  # None is NaN: all of it counts as fixed
-        return cls(_key(row), units, seconds - training, training / (units or 1))
+        # Where no step was timed all of it may be training: for other epochs that is rather too much than too little.
+        known = np.where(np.nan_to_num(training) > 0, training, seconds) if units else np.zeros_like(seconds)
+        return cls(_key(row), units, seconds - known, known / (units or 1))
 
     @property
     def sums(self) -> Vector:
@@ -282,7 +281,9 @@ class _Kind:
 def _rows(trials: pa.Table) -> Iterator[dict[str, Any]]:
     """Finished cells by all that tells about them: their keys, with lists of seconds and the fewest forward passes."""
     keys = list(dict.fromkeys([*FEATURES, *_LAYOUT, "workers"]))
-    timed = trials.filter(pc.is_valid(trials["seconds"])).select(
+    # Earlier versions lost the time before an interruption: such cells took longer than they say.
+    whole = pc.less_equal(pc.coalesce(trials["training_seconds"], 0.0), trials["seconds"])
+    timed = trials.filter(pc.and_(pc.is_valid(trials["seconds"]), whole)).select(
         [*keys, "seconds", "training_seconds", "forward_passes"]
     )
     grouped = timed.group_by(keys).aggregate(

@@ -87,8 +87,13 @@ _TRIALS = [
     _column("peak_memory_bytes", _int, "peak memory of a training step", "bytes"),
     _column("trainable_parameters", _int, "parameters trained in one task"),
     _column("seconds", _float, "wall time of the whole cell", "seconds"),
-    _column("training_seconds", _float, "wall time of the training steps", "seconds"),
-    _column("seconds_per_epoch", _float, "training seconds per epoch; null: no training", "seconds"),
+    _column("training_seconds", _float, "wall time of the training steps; null: too few of them were timed", "seconds"),
+    _column(
+        "seconds_per_epoch",
+        _float,
+        "training seconds per epoch; null: no training, or too few steps were timed",
+        "seconds",
+    ),
     _column(
         "requests",
         _int,
@@ -159,7 +164,11 @@ _STEPS = [
     _column("step", _int, "step within the trial, from 0"),
     _column("loss", _float, "training loss at the step; null: not a number"),
     _column("lr", _float, "learning rate of the step"),
-    _column("seconds", _float, "seconds of the step without data loading; null: its memory was measured instead"),
+    _column(
+        "seconds",
+        _float,
+        "seconds of the step without data loading; null: its memory was measured, or a log gave it again",
+    ),
     _column("queries", _int, "directions of the step; null: the optimizer has none"),
 ]
 

@@ -149,6 +149,11 @@ class Checkpoints:
             torch.save(dict(content), packed)
             write_atomically(self.folder / f"{name}.pt", packed.getbuffer())
 
+    def tally(self, task: int) -> dict[str, Any] | None:
+        """What was measured of a task in hand and of the trial's time; None: nothing yet."""
+        known = self.load("tally")
+        return known if known and known["task"] == task else None
+
     def remove(self) -> None:
         """Delete the folder: the trial's result is safe elsewhere."""
         if self.first:

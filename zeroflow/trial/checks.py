@@ -8,6 +8,7 @@ from zeroflow.models.access import accesses
 from zeroflow.models.backbone import Backbone
 from zeroflow.models.probe import check_tuning
 from zeroflow.models.tuning import tunings
+from zeroflow.optim import optimizers
 from zeroflow.trial.config import TrialConfig
 
 
@@ -56,3 +57,16 @@ def check_shards(config: TrialConfig, shards: int) -> None:
             raise ConfigError(f"data shards larger than the batch: {shards} shards, batch_size={size}")
     if reason := config.uncut(shards):
         raise ConfigError(reason)
+
+
+def forward_only(config: TrialConfig) -> bool:
+    """Whether nothing in a cell needs a gradient of reverse mode: it runs under ``gradient_ban`` then."""
+    return trains_forward_only(config) and (not config.later or trains_forward_only(config.at(config.later["task"])))
+
+
+def trains_forward_only(config: TrialConfig) -> bool:
+    """The same of the tasks before a branch."""
+    if config.optimizer is None:
+        return True
+    exact = optimizers.get(config.optimizer).estimator.exact
+    return not (exact or config.hybrid_epochs or config.optimizer_options.get("hybrid"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 from zeroflow.methods import Method
 from zeroflow.models.endpoint import BlackBox
 from zeroflow.optim import Executor
-from zeroflow.trial.result import Step
 from zeroflow.trial.training import TaskTrainer
 
 
@@ -52,6 +51,7 @@ class Costs:
         peak_bytes: the most memory that a step of a task needed; where none is trained, a forward pass.
         classifier_bytes: what of it was the classifier, which grows with the stream.
         trainable_parameters: of the last task that was trained.
+        training_seconds: of all steps; None: too few were timed to know.
         seconds: from the beginning to the last finished task, time between interruption and resumption left out.
         asked: of a black box.
     """
@@ -62,6 +62,7 @@ class Costs:
     peak_bytes: int = 0
     classifier_bytes: int = 0
     trainable_parameters: int = 0
+    training_seconds: float | None = 0.0
     seconds: float = 0.0
     asked: Asked = Asked()
 
@@ -75,6 +76,8 @@ class Costs:
         self.forward_passes += prepared + evaluated * optimizer.forwards
         self.forward_equivalents += prepared + evaluated * optimizer.equivalents
         self.epochs += trainer.epochs
+        own, before = trainer.seconds, self.training_seconds
+        self.training_seconds = None if own is None or before is None else before + own
 
     def add_peak(self, peak_bytes: int, method: Method) -> None:
         """Remember a peak of memory if it is higher than those before."""
@@ -90,26 +93,25 @@ class Costs:
         self.forward_equivalents += math.ceil((method.images_worked - worked) / (batch_size or 1))
 
     def summary(
-        self, method: Method, steps: Sequence[Step], black_box: BlackBox | None, price_per_1000_images: float | None
+        self, method: Method, black_box: BlackBox | None, price_per_1000_images: float | None
     ) -> dict[str, Any]:
         """The costs as a result names them.
 
         Args:
             method: as it is at the end.
-            steps: all of the trial.
             black_box: that was asked; None: the backbone is none.
             price_per_1000_images: of the black box.
         """
         peak = self.peak_bytes + classifier_bytes(method) - self.classifier_bytes
-        unseen, training_seconds = method.backbone.unseen_bytes, _training_seconds(steps)
+        unseen, training = method.backbone.unseen_bytes, self.training_seconds
         costs = {
             "forward_passes": self.forward_passes,
             "forward_equivalents": self.forward_equivalents,
             "peak_memory_bytes": None if unseen is None else peak + unseen,
             "trainable_parameters": self.trainable_parameters,
             "seconds": self.seconds,
-            "training_seconds": training_seconds,
-            "seconds_per_epoch": training_seconds / self.epochs if self.epochs else None,
+            "training_seconds": training,
+            "seconds_per_epoch": None if training is None or not self.epochs else training / self.epochs,
         }
         if black_box is None:
             return costs
@@ -128,15 +130,11 @@ class Costs:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Costs:
         """The costs that ``state`` was made from."""
-        return cls(**{**state, "asked": Asked(**state["asked"])})
+        # Tasks that were kept before this was counted.
+        known = {"training_seconds": None, **state}
+        return cls(**{**known, "asked": Asked(**state["asked"])})
 
 
 def classifier_bytes(method: Method) -> int:
     """Bytes that the method's classifier keeps of what it has seen."""
     return sum(value.nbytes for value in method.classifier.buffers()) if method.own_classifier else 0
-
-
-def _training_seconds(steps: Sequence[Step]) -> float:
-    """Seconds of all steps; the few whose memory was measured count as the mean of the others."""
-    timed = [step.seconds for step in steps if step.seconds is not None]
-    return sum(timed) / len(timed) * len(steps) if timed else 0.0

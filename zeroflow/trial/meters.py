@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -31,6 +33,31 @@ class Stopwatch:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+@dataclass
+class Tally:
+    """What was measured of a task's steps, by whether they have an exact gradient; an interrupted task goes on with it.
+
+    Attributes:
+        peaks: the peak memory of a step, bytes; each is measured in one step, whose seconds mean nothing.
+        timed: how many steps were timed, and their seconds.
+    """
+
+    peaks: dict[bool, int] = field(default_factory=dict)
+    timed: dict[bool, tuple[int, float]] = field(default_factory=dict)
+
+    def add(self, exact: bool, seconds: float) -> None:
+        """Count a step that was timed."""
+        count, before = self.timed.get(exact, (0, 0.0))
+        self.timed[exact] = count + 1, before + seconds
+
+    def seconds(self, kinds: Iterable[bool]) -> float | None:
+        """Seconds of steps of these kinds, one that was not timed as the mean of its kind; None where none of a kind was."""
+        wanted = Counter(kinds)
+        if not wanted.keys() <= self.timed.keys():
+            return None
+        return sum(number * self.timed[kind][1] / self.timed[kind][0] for kind, number in wanted.items())
 
 
 def peak_memory(

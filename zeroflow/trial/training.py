@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
@@ -16,10 +17,13 @@ from zeroflow.trial.batches import LazyBatch, TaskBatches
 from zeroflow.trial.checkpoint import Checkpoints
 from zeroflow.trial.history import as_rows
 from zeroflow.trial.loading import Loader
-from zeroflow.trial.meters import Stopwatch, peak_memory
+from zeroflow.trial.meters import Stopwatch, Tally, peak_memory
 from zeroflow.trial.own_state import trained_modules
 from zeroflow.trial.probes import Watcher
 from zeroflow.trial.result import Probe, Step
+
+KEEP_EVERY = 2.0
+"""Seconds of work whose measures an interruption may lose: of its time, not of the work itself."""
 
 
 class TaskTrainer:
@@ -37,10 +41,11 @@ class TaskTrainer:
         probe: looks at the method between steps.
         loader_threads: that make mini-batches ahead.
         on_epoch: called with the number of an epoch before it.
+        elapsed: seconds of the trial until now, which an interrupted task is resumed with.
 
     Attributes:
         steps: that were made.
-        peaks: the peak memory of a step with an exact gradient (True) and of one without, bytes; each is measured in one step.
+        tally: what was measured of them.
     """
 
     def __init__(
@@ -57,19 +62,26 @@ class TaskTrainer:
         probe: Watcher | None = None,
         loader_threads: int = 0,
         on_epoch: Callable[[int], None] | None = None,
+        elapsed: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.method, self.optimizer, self.epochs, self.schedule = method, optimizer, epochs, schedule
         self.device, self.dtype, self.checkpoints, self.journal = device, dtype, checkpoints, journal
         self.probe, self.loader_threads, self.on_epoch = probe, loader_threads, on_epoch
+        self.elapsed, self._kept_at = elapsed, elapsed()
         self.steps: list[Step] = []
-        self.peaks: dict[bool, int] = {}
+        self.tally = Tally()
         self._due: dict[bool, tuple[int, int]] = {}
         self._watch = Stopwatch(device)
 
     @property
     def peak_bytes(self) -> int:
         """The most memory that a step needed; 0: none was made."""
-        return max(self.peaks.values(), default=0)
+        return max(self.tally.peaks.values(), default=0)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all steps; None: too few were timed to know."""
+        return self.tally.seconds(self.optimizer.composition.is_exact(number) for number in range(len(self.steps)))
 
     def train(self, batches: TaskBatches) -> None:
         """Visit all mini-batches in every epoch, or in those that are left of an interrupted task.
@@ -89,6 +101,7 @@ class TaskTrainer:
                     cosine.step()
                 if self.optimizer.first_order:
                     self._save(batches.task, epoch, cosine)
+        self._keep_tally(batches.task)
         if self.probe:
             self.probe.look(len(self.steps), last=True)
         if self.optimizer.skipped:
@@ -104,11 +117,17 @@ class TaskTrainer:
             if self.probe:
                 self.probe.look(len(self.steps))
             make = functools.partial(loader.due, epoch, number)
-            own, measured = rate * self.optimizer.composition.lr_factor(len(self.steps)), len(self.peaks)
+            own, measured = rate * self.optimizer.composition.lr_factor(len(self.steps)), len(self.tally.peaks)
             loss, seconds = self._step(make, len(positions), snapshot)
             self.steps.append(Step(task, epoch, len(self.steps), loss, own, seconds))
-            if self.checkpoints and len(self.peaks) > measured:
-                self.checkpoints.save("peaks", {"task": task, "peaks": self.peaks})  # the log has losses alone
+            if len(self.tally.peaks) > measured or self.elapsed() > self._kept_at + KEEP_EVERY:
+                self._keep_tally(task)
+
+    def _keep_tally(self, task: int) -> None:
+        """Save what was measured: a log has losses alone."""
+        self._kept_at = self.elapsed()
+        if self.checkpoints:
+            self.checkpoints.save("tally", {"task": task, **vars(self.tally), "elapsed": self._kept_at})
 
     def _step(
         self, make: Callable[[], list[Tensor]], samples: int, snapshot: Sequence[Closure]
@@ -149,13 +168,14 @@ class TaskTrainer:
         """Loss and seconds of a step; no seconds for those whose memory is measured."""
         exact = self.optimizer.composition.is_exact(len(self.steps))
         first, size = self._due.get(exact, (0, samples))
-        if exact not in self.peaks and len(self.steps) >= first and samples == size:
+        if exact not in self.tally.peaks and len(self.steps) >= first and samples == size:
             held = [*self.optimizer.held(), *(part for part in batch if part is not None)]
-            loss, self.peaks[exact] = peak_memory(step, self.method, self.device, held=held)
+            loss, self.tally.peaks[exact] = peak_memory(step, self.method, self.device, held=held)
             return loss, None
         before = self._watch.seconds
         with self._watch.running():
             loss = step()
+        self.tally.add(exact, self._watch.seconds - before)
         return loss, self._watch.seconds - before
 
     def _snapshot(self, batches: TaskBatches) -> list[Closure]:
@@ -186,9 +206,8 @@ class TaskTrainer:
 
     def _resume(self, task: int, cosine: torch.optim.lr_scheduler.LRScheduler) -> int:
         """Take over the last saved epoch of this task; the number of the epoch to begin with."""
-        known = self.checkpoints.load("peaks") if self.checkpoints else None
-        if known is not None and known["task"] == task:
-            self.peaks = known["peaks"]
+        if known := self.checkpoints.tally(task) if self.checkpoints else None:
+            self.tally = Tally(known["peaks"], known["timed"])
         saved = self.checkpoints.load("epoch") if self.checkpoints else None
         if saved is None or saved["task"] != task:
             return 0

@@ -31,13 +31,12 @@ from zeroflow.optim import (
     ThreeStepOptimizer,
     create_optimizer,
     gradient_ban,
-    optimizers,
 )
 from zeroflow.progress import Progress, silent
 from zeroflow.trial import own_state, randomness
 from zeroflow.trial.batches import TaskBatches
 from zeroflow.trial.checkpoint import Checkpoints, DataFacts, KeptTasks
-from zeroflow.trial.checks import check_shards, check_tunable
+from zeroflow.trial.checks import check_shards, check_tunable, forward_only, trains_forward_only
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.costs import Asked, Costs
 from zeroflow.trial.evaluation import DeviceBatches, Evaluation, Inputs
@@ -101,18 +100,6 @@ def run_trial(
             return Trial(config, placement, executor, checkpoints, kept, on_stage, on_progress).run()
         finally:
             executor.together = None  # it may run other cells after this one
-
-
-def forward_only(config: TrialConfig) -> bool:
-    """Whether nothing in a cell needs a gradient of reverse mode: it runs under ``gradient_ban`` then."""
-    return _forward_only(config) and (not config.later or _forward_only(config.at(config.later["task"])))
-
-
-def _forward_only(config: TrialConfig) -> bool:
-    if config.optimizer is None:
-        return True
-    exact = optimizers.get(config.optimizer).estimator.exact
-    return not (exact or config.hybrid_epochs or config.optimizer_options.get("hybrid"))
 
 
 class Trial:
@@ -198,7 +185,9 @@ class Trial:
         if saved:
             self.history, self.costs = History.of(saved["history"]), Costs.of(saved["costs"])
             self._take_up(self.method, self.history.stages, saved["method"])
-        self._seconds_before, self._asked_before = self.costs.seconds, self.costs.asked
+        tally = self.checkpoints.tally(self.history.stages) if self.checkpoints else None
+        self._seconds_before = tally["elapsed"] if tally else self.costs.seconds
+        self._asked_before = self.costs.asked
         self._report("", self.history.stages)
 
     def begin_task(self, task: Task) -> Mapping[str, nn.Parameter]:
@@ -241,7 +230,7 @@ class Trial:
         optimizer = self._optimizer(trainable, batches, journal or self.executor)
         self.method.set_grad_checkpointing(optimizer.checkpoint)
         trainer = self._trainer(task, optimizer, journal)
-        with gradient_ban() if _forward_only(self.config.at(task.index)) else nullcontext():
+        with gradient_ban() if trains_forward_only(self.config.at(task.index)) else nullcontext():
             trainer.train(batches)
         if journal:
             journal.close()
@@ -271,7 +260,7 @@ class Trial:
         if self.black_box:
             self.costs.asked = self._asked_before + Asked.by_all(self.black_box, self.frozen.reused, self.executor)
         self.history.stages = task.index + 1
-        self.costs.seconds = self._seconds_before + time.perf_counter() - self._began
+        self.costs.seconds = self.elapsed()
         last = self.config.later.get("task") == task.index + 2
         kept = self.kept if last or self.placement.keep_tasks else None
         if self.checkpoints or kept:
@@ -284,6 +273,10 @@ class Trial:
         if self.on_stage:
             self.on_stage(task.index, self.history.accuracy[0], self.test_samples)
         self._report(f"task {task.index + 1} of {len(self.scenario.tasks)}", task.index + 1)
+
+    def elapsed(self) -> float:
+        """Seconds of the trial until now, time between interruption and resumption left out."""
+        return self._seconds_before + time.perf_counter() - self._began
 
     def result(self) -> TrialResult:
         """What came out, what it cost, and where it came from."""
@@ -300,7 +293,7 @@ class Trial:
             class_names=self.scenario.class_names,
             steps=steps,
             probes=self.history.probes,
-            costs=self.costs.summary(self.method, steps, self.black_box, price),
+            costs=self.costs.summary(self.method, self.black_box, price),
             provenance=provenance(self.device, {"threads": self.placement.threads}),
             confusion=self.history.confusion(np.cumsum(self.task_classes).tolist()),
             named=self.data.named,
@@ -380,6 +373,7 @@ class Trial:
             journal=journal,
             loader_threads=self.placement.loaders(),
             on_epoch=report,
+            elapsed=self.elapsed,
             probe=FunctionValues.of(config, self.method, tasks[: task.index + 1], self.images),
         )
 
