@@ -62,12 +62,17 @@ class Sweep:
         self._seen |= found
         return found
 
-    def named(self, *names: str) -> list[int]:
-        """Ids of processes that call themselves so, or that run a program of Ray's of that name."""
+    def named(self, *names: str) -> dict[str, list[int]]:
+        """By name: ids of processes that call themselves so, or that run a program of Ray's of that name."""
         found = self.below().items()
-        starts = tuple(f"ray::{name}" for name in names)
-        programs = tuple(f"/core/src/ray/{name}" for name in names)
-        return [pid for pid, title in found if title.startswith(starts) or title.partition(" ")[0].endswith(programs)]
+        return {
+            name: [
+                pid
+                for pid, title in found
+                if title.startswith(f"ray::{name}") or title.partition(" ")[0].endswith(f"/core/src/ray/{name}")
+            ]
+            for name in names
+        }
 
     def output(self) -> str:
         self.log.seek(0)
@@ -104,11 +109,11 @@ def logged(out: Path) -> int:
     return sum(log.stat().st_size for log in out.glob("unfinished/*/task-*.losses"))
 
 
-def wait_for(condition, seconds: float = 240) -> None:
+def wait_for(condition, seconds: float = 240, *, every: float = 0.05) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 def rows_of(out: Path) -> dict[str, tuple]:

@@ -175,7 +175,7 @@ def test_a_sweep_opens_no_door_and_writes_no_secret(tmp_path: Path, monkeypatch:
     try:
         while sweep.poll() is None and time.monotonic() < deadline:
             seen |= listening(sweep.pid)
-            time.sleep(0.5)
+            time.sleep(1.0)
     finally:
         sweep.kill()
     said = (tmp_path / "log").read_text()

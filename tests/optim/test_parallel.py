@@ -6,6 +6,7 @@ One group of processes is started for each number of them, and does everything t
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,13 @@ pytestmark = pytest.mark.slow  # processes of their own
 def group(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[list[dict[str, Any]], Path]]:
     """``group(size)``: what each of so many processes found, and the folder they wrote in."""
     known: dict[int, tuple[list[dict[str, Any]], Path]] = {}
+    multiprocessing.set_forkserver_preload(["processes"])
 
     def found(size: int) -> tuple[list[dict[str, Any]], Path]:
         if size not in known:
             folder = tmp_path_factory.mktemp(f"of{size}")
-            torch.multiprocessing.spawn(process, (size, str(folder)), nprocs=size)
+            # Forked from one process that has imported all of it and done nothing else.
+            torch.multiprocessing.start_processes(process, (size, str(folder)), nprocs=size, start_method="forkserver")
             known[size] = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)], folder
         return known[size]
 

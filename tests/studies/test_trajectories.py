@@ -52,7 +52,10 @@ def test_the_minima_of_two_parameters_are_where_they_are_said_to_be() -> None:
 
 
 @pytest.mark.slow
-def test_backpropagation_and_forward_passes_learn_one_task_forget_it_for_the_next_and_balance_both() -> None:
+def test_backpropagation_and_forward_passes_learn_one_task_forget_it_for_the_next_and_balance_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TwoParameters, "side", 3)
     found = study(TwoParameters(), NINE)
     ends = {}
     for run, objective, task, _, point in found.looks:
@@ -89,7 +92,8 @@ def test_a_path_of_gradient_descent_is_that_of_an_independent_one() -> None:
 def adapter(some_drawings: str) -> Iterator[Study]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Adapter, "side", 3)
-        yield adapter_study(cells("fo-sgd", "zo-sgd", epochs=1), Placement(device="cpu"))
+        patch.setattr(Adapter, "patience", 3)
+        yield adapter_study(cells("fo-sgd", "zo-sgd", epochs=1, batch_size=60), Placement(device="cpu"))
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_a_cell_that_its_claimant_never_finishes_is_taken_over(tmp_path) -> None
     sweep = Sweep(file, out)
     wait_for(lambda: any(s.get("elsewhere") == 1 and s["done"] == 1 for s in sweeps(Store(out))))
     assert Store(out).done() == {first.cell_id}
-    (idle,) = sweep.named("ImplicitFunc")
+    ((idle,),) = sweep.named("ImplicitFunc").values()
     os.kill(idle, signal.SIGKILL)
     holder.kill()
     said = sweep.wait()

@@ -120,7 +120,7 @@ def test_a_node_that_joins_is_used_and_what_a_killed_one_was_at_goes_on_there(no
         return sum(len(store.storage.read(f"unfinished/{name}") or b"") for name in names)
 
     try:
-        wait_for(lambda: copied() > 1000)
+        wait_for(lambda: copied() > 1000, every=0.3)
         nodes.say("add", "second")
         doors = listening(nodes.process.pid)
         assert {"gcs_server", "raylet"} <= {name for name, _ in doors}
@@ -172,7 +172,7 @@ def test_a_cell_goes_on_from_the_store_on_a_machine_that_has_never_seen_it(s3: s
         files = store.files(f"unfinished/{name}")
         return sum(len(data) for file_name, data in files if file_name.endswith(".losses"))
 
-    wait_for(lambda: lost.poll() is not None or copied() > 1000)
+    wait_for(lambda: lost.poll() is not None or copied() > 1000, every=0.3)
     lost.kill()
     lost.wait()
     logged = copied()

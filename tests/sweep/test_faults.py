@@ -77,7 +77,7 @@ def test_random_kills_lose_no_cell_and_no_bit(planned: Sequence[str], tmp_path) 
         started.append(sweep)
         while sweep.process.poll() is None:
             time.sleep(chance.uniform(0.5, 2.0))
-            alive = {"sweep": [sweep.process.pid], **{name: sweep.named(name) for name in (*VICTIMS, *RAY_ITSELF)}}
+            alive = {"sweep": [sweep.process.pid], **sweep.named(*VICTIMS, *RAY_ITSELF)}
             kind = next((kind for kind in planned if alive[kind]), None)
             # Something has begun: a sweep that is killed at once again and again gets nowhere.
             if kind is None or not alive["ImplicitFunc"] or sweep.process.poll() is not None:
@@ -122,7 +122,7 @@ def test_a_sweep_whose_ray_dies_ends_with_one_sentence(program: str, tmp_path) -
     file.write_text(LONG_CELL)
     sweep = Sweep(file, out)
     wait_for(lambda: logged(out) >= 240 or sweep.process.poll() is not None)
-    (pid,) = sweep.named(program)
+    ((pid,),) = sweep.named(program).values()
     os.kill(pid, signal.SIGKILL)
     said = sweep.wait(30)
     assert sweep.process.returncode == 1 and len(RAY_DIED.findall(said)) == 1 and "Traceback" not in said, said
@@ -137,7 +137,7 @@ def test_a_killed_sweep_is_gone_on_with_from_its_log(tmp_path) -> None:
     sweep = Sweep(file, out)
     wait_for(lambda: logged(out) >= 2000 or sweep.process.poll() is not None)
     # Whoever kills all of it kills the cell's process too, which would else go on until Ray misses the sweep.
-    everything = [sweep.process.pid, *sweep.named("ImplicitFunc")]
+    everything = [sweep.process.pid, *sweep.named("ImplicitFunc")["ImplicitFunc"]]
     for pid in everything:
         os.kill(pid, signal.SIGKILL)
     sweep.wait()

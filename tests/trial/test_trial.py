@@ -204,26 +204,27 @@ def test_a_stream_of_a_data_set_that_is_not_known_before_is_checked_on_opening(s
 @pytest.mark.parametrize(
     ("method", "optimizer", "forwards"),
     [
-        ("ease", "zo-sgd", 64),
+        ("ease", "zo-sgd", 32),
         ("aper-adapter", "fo-sgd", 8),
         ("aper-adapter", "forward-grad", 8),
     ],
 )
 def test_the_same_configuration_gives_the_same_bits(method: str, optimizer: str, forwards: int) -> None:
-    config = TrialConfig.from_dict({**SMALL, "method": method, "optimizer": optimizer})
+    values = {**SMALL, "stop_after": 2, "method": method, "optimizer": optimizer}
+    config = TrialConfig.from_dict(values)
     first = run_trial(config)
     torch.rand(7), np.random.rand(3)  # whatever else draws random numbers must not matter
     second = run_trial(config)
     assert [step.loss for step in first.steps] == [step.loss for step in second.steps]
     np.testing.assert_array_equal(first.accuracy_matrix, second.accuracy_matrix)
     assert first.summary["forward_passes"] == forwards
-    other = run_trial(TrialConfig.from_dict({**SMALL, "method": method, "optimizer": optimizer, "seed": 1}))
-    assert [step.loss for step in first.steps] != [step.loss for step in other.steps]
+    other = run_trial(TrialConfig.from_dict({**values, "stop_after": 1, "seed": 1}))
+    assert first.steps[0].loss != other.steps[0].loss
 
 
 @pytest.mark.slow
 def test_first_order_training_learns_the_first_task() -> None:
-    config = {**SMALL, "method": "aper-adapter", "optimizer": "fo-sgd", "epochs": 20, "lr": 0.5}
+    config = {**SMALL, "method": "aper-adapter", "optimizer": "fo-sgd", "epochs": 20, "lr": 0.5, "stop_after": 1}
     steps = run_trial(TrialConfig.from_dict(config)).steps
     assert np.mean([s.loss for s in steps[-4:]]) < np.mean([s.loss for s in steps[:4]]) - 0.1
 
@@ -270,7 +271,9 @@ def test_the_memory_meter_counts_every_tensor_once() -> None:
 def test_memory_of_forward_passes_is_far_below_that_of_backpropagation() -> None:
     peaks = {
         optimizer: run_trial(
-            TrialConfig.from_dict({**SMALL, "method": "aper-adapter", "optimizer": optimizer, "batch_size": 24})
+            TrialConfig.from_dict(
+                {**SMALL, "stop_after": 1, "method": "aper-adapter", "optimizer": optimizer, "batch_size": 24}
+            )
         ).summary["peak_memory_bytes"]
         for optimizer in ("zo-sgd", "fo-sgd")
     }
@@ -351,10 +354,10 @@ def test_scores_of_too_few_classes_are_no_accuracy(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zeroflow.optim.list_optimizers())
-def test_every_optimizer_runs_a_trial_and_pays_what_it_says(name: str) -> None:
+def test_every_optimizer_runs_a_trial_and_pays_what_it_says(name: str, tiny_vit: dict) -> None:
     options = {"separable": True} if name == "es-cma" else {}  # too many parameters for a full covariance matrix
     config = TrialConfig.from_dict(
-        {**SMALL, "method": "aper-adapter", "optimizer": name, "epochs": 1, "optimizer_options": options}
+        {**SMALL, **tiny_vit, "method": "aper-adapter", "optimizer": name, "epochs": 1, "optimizer_options": options}
     )
     result = run_trial(config)
     info = zeroflow.optim.optimizers.get(name)
@@ -372,7 +375,7 @@ def test_every_optimizer_runs_a_trial_and_pays_what_it_says(name: str) -> None:
 def test_checkpointing_gives_the_same_steps_for_less_memory() -> None:
     """More blocks than one remember: the activations of the largest are what stays."""
     plain, checkpointed = (
-        run_trial(TrialConfig.from_dict({**SMALL, "method": "ease", "optimizer": name, "lr": 0.1}))
+        run_trial(TrialConfig.from_dict({**SMALL, "method": "ease", "optimizer": name, "lr": 0.1, "stop_after": 1}))
         for name in ("fo-sgd", "fo-sgd-checkpoint")
     )
     assert [step.loss for step in plain.steps] == [step.loss for step in checkpointed.steps]
