@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from PIL import Image
 
 from zeroflow.data import ImageDataset
+from zeroflow.data.images import read_image
 
 
 def write_cifar(data_dir: Path, **replaced: object) -> Path:
@@ -103,6 +105,33 @@ def photo(height: int, width: int, seed: int = 0) -> Image.Image:
     pixels = np.array(soft).astype(int) + random.integers(-12, 13, (height, width, 3))
     pixels[height // 3 : height // 2, width // 4 : width // 2] = (250, 5, 40)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def write_birds(data_dir: Path) -> Path:
+    """Folder ``birds`` of photos of many sizes and colour modes: 3 classes of 4 training and 3 test images."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 4), ("test", 3)):
+        for label, name in enumerate(("Ä b", "owl", "wren")):
+            folder = data_dir / "birds" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                height, width = 40 + 7 * i + label, 61 - 5 * i
+                image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+                mode = ("RGB", "L", "CMYK", "RGB")[i]
+                image.convert(mode).save(folder / f"{i} é.JPG", quality=95)
+    return data_dir
+
+
+def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the image files that are decoded from now on."""
+    names: list[str] = []
+
+    def counted(source: Path, name: str) -> torch.Tensor:
+        names.append(name)
+        return read_image(source, name)
+
+    monkeypatch.setattr("zeroflow.data.folders.read_image", counted)
+    return names
 
 
 def seeded(seed: int) -> torch.Generator:
