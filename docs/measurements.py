@@ -26,12 +26,15 @@ def data_loading() -> str:
     rows = [(row["way"], row["threads"], row["images_per_second"], row["times_torchvision"]) for row in found["ways"]]
     columns = [*words("images"), "threads", Column("per second", ".0f"), Column("times torchvision", ".2f")]
     height, width = found["pixels"]
+    # Measured since cached images have them.
+    spent = found.get("checksum_microseconds")
+    checked = f"; the checksum of a cached image takes {spent:.0f} microseconds whenever it is read" if spent else ""
     return "\n".join(
         [
             markdown_grid(Table.of(columns, [first, *rows])),
             "",
             f"Training crops of JPEG files of {width} x {height} pixels, {found['kib_per_file']:.0f} KiB, in memory; the first "
-            f"opening, which checks and decodes all, takes {found['first_opening_images_per_second']:.0f} a second. "
+            f"opening, which checks and decodes all, takes {found['first_opening_images_per_second']:.0f} a second{checked}. "
             f"`{found['command']}`; {found['device']}, {found['cpus']} CPU cores, torch {found['torch_version']}; "
             f"commit {commit_of(found)}.",
             "",

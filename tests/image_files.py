@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from PIL import Image
 
 from zeroflow.data import ImageDataset
+from zeroflow.data.images import read_image
 
 
 def write_cifar(data_dir: Path, **replaced: object) -> Path:
@@ -88,6 +92,51 @@ def reds(dataset: ImageDataset, part: str = "train") -> list[int]:
     return [int(image[0, 0, 0]) for image in samples.images(np.arange(len(samples.labels)))]
 
 
+def png_of_16_bits(values: np.ndarray) -> bytes:
+    """A PNG of values ``[H, W, C]``: grey, grey with opacity, colours, or colours with opacity."""
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    written = [struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
+def tiff(
+    values: np.ndarray, photometric: int, *, planes: bool = False, packed: bool = False, **tags: tuple[int, ...]
+) -> bytes:
+    """A TIFF of integers ``[H, W, C]`` of any width, sign and byte order.
+
+    Args:
+        values: their type is that of the file.
+        photometric: 0: 0 is white; 1: 0 is black; 2: RGB; 5: CMYK.
+        planes: one channel after the other.
+        packed: compressed.
+        tags: others, by number, such as ``t338=(2,)``.
+    """
+    height, width, channels = values.shape
+    order = ">" if values.dtype.str[0] == ">" else "<"
+    parts = [plane.tobytes() for plane in np.moveaxis(values, -1, 0)] if planes else [values.tobytes()]
+    parts = [zlib.compress(part) if packed else part for part in parts]
+    signed = 2 if values.dtype.kind == "i" else 1
+    own: dict[int, Sequence[int]] = {
+        256: [width], 257: [height], 258: [8 * values.dtype.itemsize] * channels, 259: [8 if packed else 1], 262: [photometric],
+        273: [0] * len(parts), 277: [channels], 278: [height], 279: [len(part) for part in parts], 284: [2 if planes else 1],
+        339: [signed] * channels, **{int(name[1:]): value for name, value in tags.items()},
+    }  # fmt: skip
+    after = 8 + 2 + 12 * len(own) + 4  # where values begin that do not fit into their entry, all of 4 bytes
+    begin = after + sum(4 * len(value) for value in own.values() if len(value) > 1)
+    own[273] = [begin + sum(map(len, parts[:i])) for i in range(len(parts))]
+    entries, more = b"", b""
+    for tag, value in sorted(own.items()):
+        entries += struct.pack(f"{order}HHI", tag, 4, len(value))
+        entries += struct.pack(f"{order}I", value[0] if len(value) == 1 else after + len(more))
+        more += struct.pack(f"{order}{len(value)}I", *value) if len(value) > 1 else b""
+    magic = b"MM\0*" if order == ">" else b"II*\0"
+    directory = struct.pack(f"{order}IH", 8, len(own)) + entries + struct.pack(f"{order}I", 0)
+    return magic + directory + more + b"".join(parts)
+
+
 IMAGENET = {
     "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bicubic", "crop_pct": 0.875,
     "crop_mode": "center",
@@ -103,6 +152,33 @@ def photo(height: int, width: int, seed: int = 0) -> Image.Image:
     pixels = np.array(soft).astype(int) + random.integers(-12, 13, (height, width, 3))
     pixels[height // 3 : height // 2, width // 4 : width // 2] = (250, 5, 40)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def write_birds(data_dir: Path) -> Path:
+    """Folder ``birds`` of photos of many sizes and colour modes: 3 classes of 4 training and 3 test images."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 4), ("test", 3)):
+        for label, name in enumerate(("Ä b", "owl", "wren")):
+            folder = data_dir / "birds" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                height, width = 40 + 7 * i + label, 61 - 5 * i
+                image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+                mode = ("RGB", "L", "CMYK", "RGB")[i]
+                image.convert(mode).save(folder / f"{i} é.JPG", quality=95)
+    return data_dir
+
+
+def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the image files that are decoded from now on."""
+    names: list[str] = []
+
+    def counted(source: Path, name: str) -> torch.Tensor:
+        names.append(name)
+        return read_image(source, name)
+
+    monkeypatch.setattr("zeroflow.data.folders.read_image", counted)
+    return names
 
 
 def seeded(seed: int) -> torch.Generator:

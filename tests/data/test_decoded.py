@@ -12,16 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import count_decoding, write_birds
 from PIL import Image
 
 from zeroflow.data import ImageDataset, Transform, class_incremental, load_dataset, prefetched, transforms
 from zeroflow.data import decoded as decoded_images
 from zeroflow.data.decoded import DecodedSamples
 from zeroflow.data.folders import FileSamples
-from zeroflow.data.images import read_image
 from zeroflow.errors import ConfigError
-
-CLASSES = ("Ä b", "owl", "wren")
 
 
 @pytest.fixture(autouse=True)
@@ -32,33 +30,11 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """Photos of many sizes and colour modes: 3 classes of 4 training and 3 test images."""
-    random = np.random.default_rng(0)
-    for part, count in (("train", 4), ("test", 3)):
-        for label, name in enumerate(CLASSES):
-            folder = tmp_path / "data" / "birds" / part / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                height, width = 40 + 7 * i + label, 61 - 5 * i
-                image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
-                mode = ("RGB", "L", "CMYK", "RGB")[i]
-                image.convert(mode).save(folder / f"{i} é.JPG", quality=95)
-    return tmp_path / "data"
+    return write_birds(tmp_path / "data")
 
 
 def opened(data_dir: Path, **how: int) -> ImageDataset:
     return load_dataset("folder:birds", data_dir, **how)
-
-
-def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    names: list[str] = []
-
-    def counted(source: Path, name: str) -> torch.Tensor:
-        names.append(name)
-        return read_image(source, name)
-
-    monkeypatch.setattr("zeroflow.data.folders.read_image", counted)
-    return names
 
 
 def batches(dataset: ImageDataset, transform: str, threads: int) -> list[torch.Tensor]:
@@ -195,17 +171,6 @@ def test_changed_files_are_checked_and_decoded_anew(data_dir: Path, cache: Path,
     everything = np.arange(len(expected.train.labels))
     pairs = zip(dataset.train.images(everything), expected.train.images(everything), strict=True)
     assert isinstance(dataset.train, DecodedSamples) and all(torch.equal(a, b) for a, b in pairs)
-
-
-def test_a_damaged_cache_is_made_anew(data_dir: Path, cache: Path) -> None:
-    opened(data_dir)
-    for pixels in (cache / "decoded").glob("*/pixels"):
-        os.truncate(pixels, 100)
-    dataset = opened(data_dir)
-    assert isinstance(dataset.train, DecodedSamples)
-    assert torch.equal(
-        dataset.train.images(np.array([11]))[0], opened(data_dir, cache_bytes=0).train.images(np.array([11]))[0]
-    )
 
 
 @pytest.mark.parametrize("limit", [0, 1, 80_000])

@@ -60,15 +60,28 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     assert [int(i[0, 0, 0]) for i in dataset.train.images(np.array([5, 0, 3, 2]))] == [5, 0, 3, 2]
 
 
-def test_a_test_split_is_preferred_to_validation(tmp_path: Path) -> None:
-    write_both_parquet(tmp_path)
-    write_parquet(
-        tmp_path / "data" / "validation-00000-of-00001.parquet",
-        [90, 91, 92],
-        [0, 1, 2],
-        metadata=features({"label": NAMES}),
-    )
-    assert reds(parquet_images("three", tmp_path), "test") == [20, 21, 22]
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train-00000-of-00002.PARQUET", "TEST.Parquet"),
+        ("a/b/c/d/e/f/train-0-of-2.parquet", "a/b/c/d/e/f/test.parquet"),
+    ],
+)
+def test_files_in_any_case_and_at_any_depth_are_read(tmp_path: Path, train: str, test: str) -> None:
+    write_both_parquet(tmp_path, train, test)
+    second = train.replace("00000-of", "00001-of").replace("0-of-2", "1-of-2").lower()
+    write_parquet(tmp_path / second, [30], [1], metadata=features({"label": NAMES}))
+    dataset = parquet_images("far", tmp_path)
+    assert sorted(reds(dataset)) == [10, 11, 12, 13, 14, 30] and reds(dataset, "test") == [20, 21, 22]
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    root = write_both_parquet(tmp_path / "set", "train/0.parquet", "../elsewhere/0.parquet")
+    (root / "test").symlink_to(tmp_path / "elsewhere")
+    (root / "train" / "back").symlink_to(root)
+    (tmp_path / "elsewhere" / "itself").symlink_to(tmp_path / "elsewhere")
+    dataset = parquet_images("linked", root)
+    assert reds(dataset) == [10, 11, 12, 13, 14] and reds(dataset, "test") == [20, 21, 22]
 
 
 @pytest.mark.parametrize(

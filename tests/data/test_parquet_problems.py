@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -117,6 +118,72 @@ def test_a_file_of_no_known_split_is_told(tmp_path: Path) -> None:
     write_parquet(tmp_path / "data" / "extra-00000-of-00001.parquet", [1], [0])
     assert problems(tmp_path) == [
         "data/extra-00000-of-00001.parquet: of no known split; expected train, test or validation in its name or its folder's"
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["train_b.parq", "train_b.arrow", "data/train_c.parquet.zst", "a/b/c/d/e/train.PQ", "rows.tar.gz", "test/0.png"],
+)
+def test_files_that_would_be_left_out_are_told(tmp_path: Path, name: str) -> None:
+    write_both_parquet(tmp_path)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"?")
+    kind = Path(name).suffix.lower()
+    (found,) = problems(tmp_path)
+    assert found.endswith(
+        f": 1 files would be left out: 1 x {kind}, {name} for one; images are in .parquet files; convert them, or put "
+        "them elsewhere"
+    )
+
+
+def test_what_data_sets_of_the_hub_have_beside_their_files_is_not_told(tmp_path: Path) -> None:
+    write_both_parquet(tmp_path)
+    for name in (
+        "README.md", "LICENSE", "LICENSE.txt", "dataset_infos.json", "data/metadata.jsonl", "birds.py", ".gitattributes",
+        ".cache/huggingface/download/data/train-00000-of-00001.parquet.metadata", ".git/objects/pack/a.pack", "classes.csv",
+        "assets/examples.png", "thumbnail.JPG", "logo.svg", "explore.ipynb", "CITATION.cff", "_SUCCESS", "data/.train.parquet.crc",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"?")
+    assert len(parquet_images("hub", tmp_path).train.labels) == 5
+
+
+@pytest.mark.parametrize("name", ["validation", "valid/0", "data/dev-0-of-1", "val.PARQUET"])
+def test_a_validation_split_beside_a_test_split_is_told(tmp_path: Path, name: str) -> None:
+    """As a folder ``val`` beside ``train`` and ``test`` is."""
+    write_both_parquet(tmp_path)
+    name = name if name.endswith("PARQUET") else f"{name}.parquet"
+    write_parquet(tmp_path / name, [90, 91, 92], [0, 1, 2], metadata=features({"label": NAMES}))
+    (found,) = problems(tmp_path)
+    assert found.endswith(
+        f": 1 files of the validation split would be left out, {name} for one, for train and test are read; put them elsewhere"
+    )
+
+
+def test_files_far_below_others_of_their_split_are_told(tmp_path: Path) -> None:
+    write_both_parquet(tmp_path)
+    write_parquet(tmp_path / "a/b/c/d/e/train_b.parquet", [1], [1], metadata=features({"label": NAMES}))
+    (found,) = problems(tmp_path)
+    assert found.endswith(": files of the train split in several folders: a/b/c/d/e, data; name one of them")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    write_both_parquet(tmp_path)
+    (tmp_path / "more").mkdir(mode=0)
+    assert problems(tmp_path) == ["more: Permission denied"]
+
+
+def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    write_both_parquet(tmp_path)
+    (tmp_path / "data" / "train-00001-of-00002.PARQUET").symlink_to("gone.parquet")
+    (tmp_path / "data" / "test-00000-of-00001.parquet").unlink()
+    (tmp_path / "data" / "test-00000-of-00001.parquet").symlink_to("gone.parquet")
+    found = problems(tmp_path)
+    assert found[:2] == [
+        f"data/{name}: no file, or a link that leads nowhere"
+        for name in ("test-00000-of-00001.parquet", "train-00001-of-00002.PARQUET")
     ]
 
 

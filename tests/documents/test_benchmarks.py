@@ -162,6 +162,7 @@ def test_loading_of_data_is_timed_each_way(tmp_path: Path) -> None:
     assert {"command", "device", "cpus", "torch_version", "git_commit"} <= result.keys()
     assert {row["way"] for row in result["ways"]} == {"decoding", "cached"} and result["ways"][0]["threads"] == 0
     assert all(row["images_per_second"] > 0 and row["times_torchvision"] > 0 for row in result["ways"])
+    assert result["checksum_microseconds"] > 0
     assert 40 < result["kib_per_file"] < 160, "about as large as photos of that many pixels"
     program = PROGRAM.split("for name")[0] + "print(generate.BLOCKS['data-loading']())"
     assert "| cached | 0 |" in printed("-c", program, tmp_path, cwd=ROOT)

@@ -4,6 +4,9 @@ The first time that files are opened, every image is decoded: all unreadable one
 the pixels of the others are written to one file, ``$XDG_CACHE_HOME/zeroflow/decoded/<key>/pixels``, which all processes map into
 memory. The key covers the files' paths, sizes, times and the decoder's version, so changed files are checked again. Where the
 pixels do not fit, or the cache is not writable, images are decoded on every access: slower, same bits.
+
+Every image has a checksum in ``places.npy``, compared with the pixels whenever they are read, and the places have one in
+``checksum``, compared when they are opened. What is not as it was written is decoded anew from its file.
 """
 
 from __future__ import annotations
@@ -11,13 +14,16 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import io
 import os
 import shutil
+import threading
 import time
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
@@ -33,6 +39,7 @@ from zeroflow.errors import ConfigError, all_at_once
 CHUNK = 16  # images that a thread decodes at a time
 SAMPLED = 32  # images whose size tells that of all
 UNUSED_SECONDS = 7 * 86400  # after which decoded images make room for others
+VERSION = 3  # of what a file is decoded to, and of how that is kept; another one knows nothing of this one's
 
 
 @runtime_checkable
@@ -59,7 +66,7 @@ def fingerprint(files: Iterable[Path], *words: object) -> str:
     import PIL
     from PIL import features
 
-    digest = hashlib.sha256(repr((2, PIL.__version__, features.version("libjpeg_turbo"), words)).encode())
+    digest = hashlib.sha256(repr((VERSION, PIL.__version__, features.version("libjpeg_turbo"), words)).encode())
     for path in files:
         found = path.stat()
         name = os.fsencode(os.path.abspath(path))  # noqa: PTH100 (links stay as they are named)
@@ -69,30 +76,52 @@ def fingerprint(files: Iterable[Path], *words: object) -> str:
 
 @dataclass(frozen=True, eq=False)
 class DecodedSamples:
-    """Decoded images in a memory-mapped file, read from disk on access.
+    """Decoded images in a memory-mapped file, read from disk on access; what is damaged there is decoded anew.
 
     Attributes:
         pixels: uint8, one image after the other, each ``[H, W, C]``.
-        places: int64 ``[N, 4]``: first byte, C, H and W of each image.
-        labels: int64 ``[N]``.
-        key: fingerprint of the files that they were decoded from.
+        places: int64 ``[N, 5]``: first byte, C, H and W of each image, and the ``checksum`` of its pixels.
+        source: the samples that they were decoded from.
+        folder: where they lie; its name is the fingerprint of the source.
     """
 
     pixels: Tensor
     places: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    key: str
+    source: EncodedSamples
+    folder: Path
+    _damaged: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        return self.source.labels
 
     def identity(self) -> str:
         """Fingerprint of the samples that they were decoded from."""
-        return self.key
+        return self.folder.name
 
     def images(self, indices: npt.NDArray[np.int64]) -> list[Tensor]:
         found = []
-        for first, channels, height, width in self.places[indices].tolist():
-            image = self.pixels[first : first + channels * height * width].view(height, width, channels)
-            found.append(image.permute(2, 0, 1).clone())  # transforms may work in place
+        for index, (first, channels, height, width, expected) in zip(
+            indices, self.places[indices].tolist(), strict=True
+        ):
+            # What is compared is the copy: the file may change. And transforms may work in place.
+            own = self.pixels[first : first + channels * height * width].clone()
+            if zlib.crc32(own.numpy().data) == expected:
+                found.append(own.view(height, width, channels).permute(2, 0, 1))
+            else:
+                self._give_up()
+                found += self.source.images(np.array([index]))
         return found
+
+    def _give_up(self) -> None:
+        """Tell, once, that the cache is damaged, and take its checksum: whoever opens these images next makes it anew."""
+        if not self._damaged.is_set():
+            self._damaged.set()
+            warnings.warn(
+                f"{self.folder}: not as it was written; what is damaged is decoded anew from its file", stacklevel=3
+            )
+            with suppress(OSError):
+                (self.folder / "checksum").unlink()
 
 
 def prepared(
@@ -119,7 +148,9 @@ def prepared(
     with _locked(cache / "verified" / f"{key}.lock") as locked:
         if cache_bytes and (found := _open(folder, samples)):  # another process has made it meanwhile
             return found
-        checked = int(stamp.read_text()) if stamp.is_file() else None
+        if cache_bytes and locked:
+            shutil.rmtree(folder, ignore_errors=True)  # of another size, or damaged: it would take the new one's room
+        checked = _size_when_checked(stamp)
         fits = locked and _make_room(folder.parent, _estimate(samples) if checked is None else checked, cache_bytes)
         if checked is not None and not fits:
             return samples
@@ -133,7 +164,7 @@ def prepared(
         if locked:
             with suppress(OSError):
                 new = stamp.with_suffix(".new")
-                new.write_text(str(places[:, 1:].prod(axis=1).sum()))
+                new.write_text(str(places[:, 1:4].prod(axis=1).sum()))
                 new.replace(stamp)
     return (_open(folder, samples) if kept else None) or samples
 
@@ -143,11 +174,25 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zeroflow"
 
 
+def checksum(image: Tensor) -> int:
+    """CRC-32 of an image's pixels, uint8 ``[C, H, W]``, in the order in which they are kept."""
+    return zlib.crc32(image.permute(1, 2, 0).contiguous().numpy().data)
+
+
+def _checksum_of_places(key: str, content: bytes) -> str:
+    # With the key, so that the places of other images are no right ones.
+    return hashlib.sha256(key.encode() + content).hexdigest()
+
+
 def _open(folder: Path, samples: EncodedSamples) -> DecodedSamples | None:
+    """The decoded images; None where there are none, or their places are not as they were written."""
     try:
-        places = np.load(folder / "places.npy")
+        content = (folder / "places.npy").read_bytes()
+        if (folder / "checksum").read_text() != _checksum_of_places(folder.name, content):
+            return None
+        places = np.load(io.BytesIO(content))
         size = (folder / "pixels").stat().st_size
-        if len(places) != len(samples.labels) or size != places[-1, 0] + places[-1, 1:].prod():
+        if len(places) != len(samples.labels) or size != places[-1, 0] + places[-1, 1:4].prod():
             return None
         with suppress(OSError):
             os.utime(folder)  # when it was last used
@@ -155,7 +200,15 @@ def _open(folder: Path, samples: EncodedSamples) -> DecodedSamples | None:
         pixels = torch.from_file(str(folder / "pixels"), shared=False, size=size, dtype=torch.uint8)
     except (OSError, ValueError, RuntimeError, IndexError):
         return None
-    return DecodedSamples(pixels, places, samples.labels, folder.name)
+    return DecodedSamples(pixels, places, samples, folder)
+
+
+def _size_when_checked(stamp: Path) -> int | None:
+    """Bytes of the decoded images, as they were found when all were right; None: they have not been checked."""
+    try:
+        return int(stamp.read_text())
+    except (OSError, ValueError):  # the latter after a power cut
+        return None
 
 
 @contextmanager
@@ -231,10 +284,14 @@ class _Draft:
             if self.file:
                 self.file.flush()
                 os.fsync(self.file.fileno())
-                with (self.draft / "places.npy").open("wb") as file:
-                    np.save(file, places)
-                    file.flush()
-                    os.fsync(file.fileno())
+                content = io.BytesIO()
+                np.save(content, places)
+                said = _checksum_of_places(self.folder.name, content.getvalue()).encode()
+                for name, data in (("places.npy", content.getvalue()), ("checksum", said)):
+                    with (self.draft / name).open("wb") as file:
+                        file.write(data)
+                        file.flush()
+                        os.fsync(file.fileno())
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self.draft.rename(self.folder)
                 return True
@@ -249,13 +306,17 @@ class _Draft:
 
 
 def _decode_all(samples: EncodedSamples, threads: int, draft: _Draft | None) -> npt.NDArray[np.int64]:
-    """Decode every image, into the draft if there is one; returns their places, or raises ``ConfigError`` with all problems."""
+    """Decode every image, into the draft if there is one; returns ``DecodedSamples.places``.
 
-    def decode(first: int) -> list[Tensor | ConfigError]:
-        found: list[Tensor | ConfigError] = []
+    Raises:
+        ConfigError: with the problems of all images that cannot be read.
+    """
+
+    def decode(first: int) -> list[tuple[Tensor, int] | ConfigError]:
+        found: list[tuple[Tensor, int] | ConfigError] = []
         for index in range(first, min(first + CHUNK, len(samples.labels))):
             try:
-                found += samples.images(np.array([index]))
+                found += [(image, checksum(image)) for image in samples.images(np.array([index]))]
             except ConfigError as error:
                 found.append(error)
         return found
@@ -263,11 +324,12 @@ def _decode_all(samples: EncodedSamples, threads: int, draft: _Draft | None) -> 
     places, problems, end = [], [], 0
     makers = (functools.partial(decode, first) for first in range(0, len(samples.labels), CHUNK))
     for images in prefetched(makers, threads):
-        for image in images:
-            if isinstance(image, ConfigError):
-                problems.append(str(image))
+        for one in images:
+            if isinstance(one, ConfigError):
+                problems.append(str(one))
                 continue
-            places.append((end, *image.shape))
+            image, said = one
+            places.append((end, *image.shape, said))
             end += image.numel()
             if draft and not problems:
                 draft.write(image)

@@ -20,16 +20,13 @@ from torch import Tensor
 from zeroflow.data.archives import Archive
 from zeroflow.data.dataset import DatasetInfo, ImageDataset, datasets, inside_data_dir, root_of, unlike
 from zeroflow.data.decoded import fingerprint
+from zeroflow.data.entries import BESIDE, entries_of, is_dir, is_file
 from zeroflow.data.images import read_image
 from zeroflow.errors import all_at_once
 
 PARTS = ("train", "test")
 # torchvision.datasets.folder.IMG_EXTENSIONS.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".webp", ".tif", ".tiff"})
-# What may lie beside images without being one: notes, annotations, what file managers leave. docs/data.md lists them.
-BESIDE = frozenset(
-    {".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".html", ".pdf", ".db", ".ini", ".py", ".log"}
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +114,10 @@ def image_folder(name: str, root: str | Path, classes: int | None = None) -> Ima
 
 def _beside_parts(root: Path, problems: list[str]) -> list[str]:
     """Problems with what would be left out beside the two parts."""
-    entries = [entry for entry in _entries(root, problems) if entry.name not in PARTS]
+    entries = [entry for entry in entries_of(root, problems) if entry.name not in PARTS]
     found = []
     for entry in entries:
-        images = _images_below(Path(entry.path), problems) if _is_dir(entry) else []
+        images = _images_below(Path(entry.path), problems) if is_dir(entry) else []
         if images or _names_image(entry):
             what = f"a folder of {len(images)} images" if images else "an image"
             found.append(
@@ -131,28 +128,28 @@ def _beside_parts(root: Path, problems: list[str]) -> list[str]:
 
 def _images_by_class(folder: Path, problems: list[str]) -> dict[str, list[Path]]:
     """The images of one part; appends to ``problems``."""
-    entries = _entries(folder, problems)
-    loose = [entry for entry in entries if _names_image(entry) and not _is_dir(entry)]
+    entries = entries_of(folder, problems)
+    loose = [entry for entry in entries if _names_image(entry) and not is_dir(entry)]
     if loose:
         problems.append(
             f"{folder}: {len(loose)} images are in it instead of in a class folder, such as {loose[0].name}"
         )
     problems += _unknown(folder, entries)
-    return {entry.name: _images(Path(entry.path), problems) for entry in entries if _is_dir(entry)}
+    return {entry.name: _images(Path(entry.path), problems) for entry in entries if is_dir(entry)}
 
 
 def _images(folder: Path, problems: list[str]) -> list[Path]:
-    entries = _entries(folder, problems)
+    entries = entries_of(folder, problems)
     images = [entry for entry in entries if _names_image(entry)]
-    problems += [f"{entry.path}: no file, or a link that leads nowhere" for entry in images if not _is_file(entry)]
+    problems += [f"{entry.path}: no file, or a link that leads nowhere" for entry in images if not is_file(entry)]
     if not images:
-        deeper = [e.path for e in entries if _is_dir(e) and any(map(_names_image, _entries(Path(e.path), problems)))]
+        deeper = [e.path for e in entries if is_dir(e) and any(map(_names_image, entries_of(Path(e.path), problems)))]
         there = f"; they are one folder too deep, in {deeper[0]}" if deeper else ""
-        kinds = Counter(Path(entry.name).suffix or entry.name for entry in entries if _is_file(entry))
+        kinds = Counter(Path(entry.name).suffix or entry.name for entry in entries if is_file(entry))
         others = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(3))
         problems.append(f"{folder}: no images{there}{f'; it holds {others}' if others else ''}")
         return []
-    if deeper := [path for entry in entries if _is_dir(entry) for path in _images_below(Path(entry.path), problems)]:
+    if deeper := [path for entry in entries if is_dir(entry) for path in _images_below(Path(entry.path), problems)]:
         problems.append(
             f"{folder}: {len(deeper)} images lie in folders below it and would be left out, {deeper[0]} for one"
         )
@@ -162,7 +159,7 @@ def _images(folder: Path, problems: list[str]) -> list[Path]:
 
 def _images_below(folder: Path, problems: list[str]) -> list[str]:
     """The images in a folder, recursively."""
-    entries = _entries(folder, problems)
+    entries = entries_of(folder, problems)
     here = [entry.path for entry in entries if _names_image(entry)]
     # No link to a folder is followed: it may lead back.
     deeper = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -186,7 +183,7 @@ def _there_twice(root: Path, found: Mapping[str, Mapping[str, list[Path]]]) -> l
 
 def _unknown(folder: Path, entries: list[os.DirEntry[str]]) -> list[str]:
     """Problems with files that are neither images nor known companions of them."""
-    names = [Path(entry.name) for entry in entries if _is_file(entry) and not _names_image(entry)]
+    names = [Path(entry.name) for entry in entries if is_file(entry) and not _names_image(entry)]
     kinds = Counter(name.suffix.lower() for name in names if name.suffix and name.suffix.lower() not in BESIDE)
     if not kinds:
         return []
@@ -195,32 +192,6 @@ def _unknown(folder: Path, entries: list[os.DirEntry[str]]) -> list[str]:
     return [
         f"{folder}: {kinds.total()} files would be left out: {found}; images are {known}; convert them, or put them elsewhere"
     ]
-
-
-def _entries(folder: Path, problems: list[str]) -> list[os.DirEntry[str]]:
-    """Sorted entries of a folder without hidden ones; entries cache their kind."""
-    try:
-        with os.scandir(folder) as found:
-            return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        problems.append(f"{folder}: {error.strerror}")
-        return []
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder, or a link to one; a link that leads nowhere or to itself is none."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    """The same for files."""
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
 
 
 def _names_image(entry: os.DirEntry[str]) -> bool:

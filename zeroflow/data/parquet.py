@@ -1,17 +1,14 @@
 """Images in Parquet files in the layout of Hugging Face data sets: ``dataset: parquet:NAME`` opens ``<data_dir>/NAME``.
 
 The split of a file is in its name (``data/train-00000-of-00002.parquet``) or in its folder's (``test/0.parquet``), as in the
-``datasets`` library. Without a test split, validation takes its place. The image column is a struct with ``bytes``, or plain
+``datasets`` library (``parquet_files``). Without a test split, validation takes its place. The image column is a struct with ``bytes``, or plain
 binary; labels are class numbers with names in the schema's Hugging Face metadata, or any integers or strings.
 ``parquet:NAME#COLUMN`` names the label column where it is ambiguous.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -26,16 +23,10 @@ from torch import Tensor
 from zeroflow.data.dataset import DatasetInfo, ImageDataset, datasets, inside_data_dir, root_of, unlike
 from zeroflow.data.decoded import fingerprint
 from zeroflow.data.images import read_image
+from zeroflow.data.parquet_files import files_of_splits
 from zeroflow.errors import ConfigError, all_at_once, unknown
 
-# The words by which the ``datasets`` library knows splits (datasets/data_files.py).
-WORDS = {
-    "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
-    "validation": "validation", "valid": "validation", "dev": "validation", "val": "validation",
-}  # fmt: skip
 IMAGE_NAMES, LABEL_NAMES = ("image", "img"), ("label", "labels")
-SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet")
-DEPTH = 4  # folders below a data set's own in which files are looked for
 CACHED_BYTES = 2 * 2**30  # of row groups that have been read and may be asked for again
 
 
@@ -113,12 +104,13 @@ def parquet_images(name: str, root: str | Path, label_column: str | None = None)
 
     Raises:
         ConfigError: the message lists all problems: a split without files, a file with no or an ambiguous split, a missing or
-            unreadable file, several sets of shards, a column that is missing, ambiguous or another one in the other split,
+            unreadable file, files that would be left out (a validation split beside a test split, for one), several sets of
+            shards, a column that is missing, ambiguous or another one in the other split,
             equal class names, a row without a class, a class without images in one split.
     """
     root = Path(root)
     problems: list[str] = []
-    files = _splits(root, problems)
+    files = files_of_splits(root, problems)
     parts: list[_Split] = []
     for part in ("train", "test"):
         split = "validation" if part == "test" and "test" not in files else part
@@ -183,97 +175,6 @@ class _Split:
             return []
         image, label, names = columns
         return [cls(f"{files[0].parent}, {split} split", groups, image, label, values, names)]
-
-
-def _splits(root: Path, problems: list[str]) -> dict[str, list[Path]]:
-    """The Parquet files of each split, sorted by name; appends to ``problems``."""
-    splits: dict[str, list[Path]] = {}
-    for folder, folders, files in os.walk(root, followlinks=True):
-        depth = len(Path(folder).relative_to(root).parts)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and depth < DEPTH)
-        for name in sorted(files):
-            path = Path(folder, name)
-            if path.suffix != ".parquet" or name.startswith("."):
-                continue
-            if split := _split_of(path.relative_to(root)):
-                splits.setdefault(split, []).append(path)
-            else:
-                problems.append(
-                    f"{path}: of no known split; expected train, test or validation in its name or its folder's"
-                )
-    problems += [
-        f"{other}: the same file as {path}, a link; expected the images of the test split"
-        for path in splits.get("train", [])
-        for split in splits.keys() - {"train"}
-        for other in splits[split]
-        if path.samefile(other)
-    ]
-    for split, paths in splits.items():
-        places = sorted({path.parent for path in paths})
-        if len(places) > 1:
-            problems.append(
-                f"{root}: files of the {split} split in several folders: {', '.join(map(str, places))}; name one of them"
-            )
-        problems += _shard_problems(paths)
-    if not problems:
-        problems += _copies(splits)
-    return splits
-
-
-def _copies(splits: dict[str, list[Path]]) -> list[str]:
-    """Files with the same bytes: images would count twice, or be trained on and tested."""
-    sizes: dict[int, list[Path]] = {}
-    problems = []
-    for path in (path for split in sorted(splits, key=lambda split: split != "train") for path in splits[split]):
-        sizes.setdefault(path.stat().st_size, []).append(path)
-    for alike in sizes.values():
-        seen: dict[bytes, Path] = {}
-        for path in alike if len(alike) > 1 else ():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").digest()
-            if (first := seen.setdefault(digest, path)) is not path and not path.samefile(first):
-                problems.append(f"{path}: a copy of {first}; expected every image once")
-    return problems
-
-
-def _shard_problems(paths: Sequence[Path]) -> list[str]:
-    """Problems with a split's files: one is missing, or there are several sets, which would hold images twice."""
-    sets: dict[tuple[Path, str], list[tuple[Path, re.Match[str]]]] = {}
-    for path in paths:
-        if match := SHARD.fullmatch(path.name):
-            sets.setdefault((path.parent, match[1]), []).append((path, match))
-    problems: list[str] = []
-    for (folder, prefix), shards in sorted(sets.items()):
-        (first, match), digits = shards[0], shards[0][1][3]
-        if other := next((path for path, match in shards if int(match[3]) != int(digits)), None):
-            problems.append(f"{other}: of another number of shards than {first}; expected one set of shards")
-            continue
-        if (whole := folder / f"{prefix}.parquet") in paths:
-            problems.append(f"{whole}: beside {first}; expected one file or one set of shards")
-        there: dict[int, Path] = {}
-        for path, match in shards:
-            if (same := there.setdefault(int(match[2]), path)) != path:
-                problems.append(f"{path}: has the shard number of {same}; expected one set of shards")
-        problems += [
-            f"{folder / f'{prefix}-{i:0{len(digits)}d}-of-{digits}.parquet'}: no such file, though others of these {int(digits)} "
-            "are there"
-            for i in range(int(digits))
-            if i not in there
-        ]
-    plain = [path for path in paths if not SHARD.fullmatch(path.name)]
-    for named in [path for path in plain if path.stem.lower() in WORDS]:
-        others = [path for path in plain if path.parent == named.parent and path != named]
-        problems += [f"{path}: beside {named}; expected one file or one set of shards" for path in others]
-    return problems
-
-
-def _split_of(path: Path) -> str | None:
-    """The split in the name of a file, or else of the nearest folder that has one."""
-    for part in (path.stem, *reversed(path.parent.parts)):
-        for word in re.split("[^a-z]+", part.lower()):
-            if word in WORDS:
-                return WORDS[word]
-    return None
 
 
 def _columns(schema: Any, label_column: str | None) -> tuple[str, str, tuple[str, ...] | None]:
