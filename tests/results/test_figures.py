@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow.compute as pc
 import pytest
@@ -12,6 +14,7 @@ from zeroflow.results.effects import effects
 from zeroflow.results.estimates import estimate
 from zeroflow.results.schema import CONFIG_KEYS
 from zeroflow.results.summary import Row, summary
+from zeroflow.trial.result import Probe
 
 
 def rows_of(store: Store, dataset: str = "quickdraw100") -> list[Row]:
@@ -172,12 +175,41 @@ def test_function_values_average_over_seeds_and_break_between_tasks(full: Store)
     ease = next(
         v for v in figures.function_values(rows_of(full), full.load("probes")) if v.row.config["method"] == "ease"
     )
-    assert (ease.steps, ease.starts) == ((0, 5, 10, 15), (0, 10))
+    assert (ease.steps, ease.tasks) == ((0, 5, 10, 15), (0, 0, 1, 1))
     assert ease.old[:2] == (None, None), "at first there is no old task"
     assert ease.old[2] is not None and ease.old[2].mean == 3.0 and ease.old[2].half_width == pytest.approx(HALF_WIDTH)
     assert [point.mean for point in ease.new if point] == [3.0, 2.5, 2.0, 1.5]
     (new,) = (t for t in figures.draw_function_values([ease]).data if t.name == "new task")
     assert tuple(new.x) == (0, 5, None, 10, 15, None)
+
+
+def looked_at(store: Store, looks: dict[tuple[int, int], float], *, seeds: int = 2) -> list[figures.FunctionValues]:
+    """Function values of one row whose probes saw the losses of ``looks``, by task and step, and more by 1 with every seed."""
+    for seed in range(seeds):
+        probes = [Probe(task, step, "function_value", None, loss + seed) for (task, step), loss in looks.items()]
+        fill(store, dataclasses.replace(cell(seed=seed), probes=probes))
+    return figures.function_values(rows_of(store), store.load("probes"))
+
+
+def test_function_values_of_a_task_reach_to_its_end_where_the_next_one_starts(store: Store) -> None:
+    """The last look of a task and the first one of the next are at the same step."""
+    looks = {(0, 0): 9.0, (0, 50): 5.0, (0, 100): 3.0, (1, 100): 8.0, (1, 200): 4.0, (2, 200): 7.0}
+    *_, band, line = figures.draw_function_values(looked_at(store, looks)).data
+    assert tuple(line.x) == (0, 50, 100, None, 100, 200, None, 200, None)
+    assert tuple(line.y) == (9.5, 5.5, 3.5, None, 8.5, 4.5, None, 7.5, None)
+    assert tuple(band.x) == (0, 50, 100, 100, 50, 0, None, 100, 200, 200, 100, None, 200, 200, None)
+
+
+def test_points_of_fewer_seeds_than_their_line_say_so(store: Store) -> None:
+    (values,) = looked_at(store, {(0, 0): 1.0, (0, 50): 2.0})
+    lost = dataclasses.replace(values, new=(values.new[0], estimate([2.0])))
+    texts = [figures.draw_function_values([each]).data[-1].text for each in (values, lost)]
+    whole = "1.50 ± 6.35 nats"
+    assert texts == [(whole, "2.50 ± 6.35 nats", ""), (whole, "2.00 nats, 1 of 2 seeds", "")]
+    (curve,) = figures.stage_curves(rows_of(store), store.load("stages"))
+    lost_stage = dataclasses.replace(curve, accuracy=(curve.accuracy[0], estimate([60.0])))
+    line = figures.draw_stage_curves([lost_stage]).data[-1]
+    assert (line.text, line.hovertemplate) == (("80.00 ± 0.00 %", "60.00 %, 1 of 2 seeds"), "%{x} classes: %{text}")
 
 
 def test_surfaces_and_runs_come_back_as_they_were_written(store: Store) -> None:

@@ -185,10 +185,10 @@ def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
     """Bars of peak memory and of wall time, a pair per row (Table 2)."""
     found = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.1)  # room for the numbers behind the bars
     quantities = [
-        ("peak memory of a training step (MiB)", "peak_memory", BLUE, "/"),
-        ("wall time of a cell (s)", "seconds", ORANGE, ""),
+        ("peak memory of a training step", "MiB", "peak_memory", BLUE, "/"),
+        ("wall time of a cell", "s", "seconds", ORANGE, ""),
     ]
-    for column, (unit, quantity, color, pattern) in enumerate(quantities, start=1):
+    for column, (name, unit, quantity, color, pattern) in enumerate(quantities, start=1):
         for group, row in enumerate(rows):
             value = getattr(row, quantity)
             found.add_bar(
@@ -202,10 +202,10 @@ def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
                 marker=_bar(color, pattern),
                 textposition="outside",
                 cliponaxis=False,
-                hovertemplate="%{y}: %{text}<extra></extra>",
+                hovertemplate=f"%{{y}}: %{{text}} {unit}<extra></extra>",
                 meta=meta(row, group),
             )
-        found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
+        found.update_xaxes(title=f"{name} ({unit})", rangemode="tozero", row=1, col=column)
     found.update_yaxes(autorange="reversed", type="category")
     found.update_layout(barmode="overlay", bargap=0.25)
     return arranged(found, title, height=110, rows=len(rows), limit=40, min_width=room(rows) + 360).update_layout(
@@ -356,7 +356,7 @@ def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs")
                 marker=_bar(color, pattern),
                 textposition="outside",
                 cliponaxis=False,
-                hovertemplate="%{y}: %{text}",
+                hovertemplate="%{y}: %{text} times",
             )
         found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
     found.update_yaxes(autorange="reversed", type="category")
