@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zeroflow.results.differences import USUAL, Differences
-from zeroflow.results.estimates import ROUNDING, Estimate, estimate
+from zeroflow.results.estimates import ROUNDING, Estimate, measured
 from zeroflow.results.published import DATASETS, ENHANCED, METRICS, ORDER, agrees, cells_once, published, rows
 from zeroflow.results.schema import CONFIG_KEYS
 from zeroflow.results.summary import problem_names, same_problem
@@ -233,7 +233,7 @@ def _changes(
                 if one[metric] is not None and other[metric] is not None
             ]
             own = ", ".join(filter(None, [name, label]))
-            yield Effect(own, metric, number, sign, estimate(found) if found else None, _filters(config))
+            yield Effect(own, metric, number, sign, measured(found), _filters(config))
 
 
 def _labels(settings: Sequence[Sequence[_Cell]]) -> list[str]:

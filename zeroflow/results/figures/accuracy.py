@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from plotly.subplots import make_subplots
 
-from zeroflow.results.estimates import Estimate, estimate
+from zeroflow.results.estimates import Estimate, estimate, measured
 from zeroflow.results.figures.style import (
     BLACK,
     SEQUENTIAL,
@@ -239,7 +239,7 @@ def last_task_accuracy(rows: Sequence[Row], accuracy: pa.Table) -> list[Dot]:
     for cell, line in last.items():
         if cell in owner and line["accuracy"] is not None:
             values[owner[cell]].append(line["accuracy"])
-    return [Dot(row, estimate(own)) for row, own in zip(rows, values, strict=True) if own]
+    return [Dot(row, value) for row, own in zip(rows, values, strict=True) if (value := measured(own)) is not None]
 
 
 def draw_last_task_accuracy(dots: Sequence[Dot], title: str = "Accuracy on the last task") -> go.Figure:
