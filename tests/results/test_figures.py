@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from everything import CONFUSION, HALF_WIDTH, cell, fill, landscape, seeds, simplecil
@@ -96,6 +97,30 @@ def test_tuned_rates_along_a_line_are_allowed_and_several_for_a_point_are_not(st
     fill(store, *(cell(optimizer="zo-sgd", queries=q, lr=0.3) for q in (1, 4)))
     (line,) = figures.against_queries(rows_of(store))
     assert line.label == "ease zo-sgd lr=0.3" and line.x == (1, 4), "rates that were tried at one number only stay out"
+
+
+def test_rates_that_read_alike_in_six_digits_make_lines_of_their_own(store: Store) -> None:
+    for level, lr in ((50.0, 10**-2.5), (60.0, 0.00316228)):
+        fill(store, *(cell(level + q, optimizer="zo-sgd", queries=q, lr=lr) for q in (1, 4)))
+    rows = rows_of(store)
+    lines = figures.against_queries(rows)
+    found = {line.label: (line.x, [row.avg.mean for row in line.rows if row.avg]) for line in lines}
+    assert found == {
+        "ease zo-sgd lr=0.003162278": ((1, 4), [46.0, 49.0]),
+        "ease zo-sgd lr=0.00316228": ((1, 4), [56.0, 59.0]),
+    }
+    assert len({row.label for row in rows}) == 4
+    renamed = [dataclasses.replace(row, shown={**row.shown, "lr": "0.00316228"}) for row in rows]
+    assert len(figures.against_queries(renamed)) == 2, "whatever they are called"
+
+
+def test_null_and_what_says_the_same_are_on_one_line(store: Store) -> None:
+    """Older files have null where others have no hybrid epochs and the usual loss."""
+    fill(store, *(cell(optimizer="zo-sgd", queries=q) for q in (1, 4)))
+    one, four = rows_of(store)
+    older = dataclasses.replace(four, config={**four.config, "hybrid_epochs": None, "loss": "cross-entropy"})
+    (line,) = figures.against_queries([one, older])
+    assert line.x == (1, 4)
 
 
 def test_settings_on_another_stream_are_no_rivals(store: Store) -> None:
@@ -222,6 +247,18 @@ def test_surfaces_and_runs_come_back_as_they_were_written(store: Store) -> None:
     runs = figures.trajectories(store.load("trajectories"))
     assert len(runs) == 4 * 2 * 2 and runs[0].label == "fo-sgd" and runs[-1].label == "zo-sgd q=8"
     assert runs[0].steps == tuple(range(0, 101, 5)) and (runs[0].x[0], runs[0].y[0]) == (0.0, 2.0)
+
+
+def test_runs_whose_rates_read_alike_in_six_digits_have_names_of_their_own() -> None:
+    trajectories, _ = landscape()
+    lines = [
+        line | {"lr": lr}
+        for line in trajectories.to_pylist()
+        if line["optimizer"] == "fo-sgd"
+        for lr in (10**-2.5, 0.00316228)
+    ]
+    runs = figures.trajectories(pa.Table.from_pylist(lines, schema=trajectories.schema))
+    assert {run.label for run in runs} == {"fo-sgd lr=0.003162278", "fo-sgd lr=0.00316228"}
 
 
 def test_the_animation_ends_where_the_still_figure_is(full: Store) -> None:

@@ -192,6 +192,17 @@ def same_problem(config: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(config[key] for key in PROBLEM)
 
 
+_NULL = {"hybrid_epochs": 0, "validation": 0, **USUAL}
+"""What says no more than null, which older files have."""
+
+
+def setting(config: Mapping[str, Any], *, without: Sequence[str] = ()) -> tuple[Any, ...]:
+    """The values of a configuration's keys but for some, with null for what says no more than that."""
+    return tuple(
+        None if value in ("", "{}", _NULL.get(key)) else value for key, value in config.items() if key not in without
+    )
+
+
 def problem_names(configs: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], str]:
     """The problems of some configurations of one data set, in their order, by what tells them apart; of a single one nothing."""
     differences = Differences(configs)

@@ -25,7 +25,7 @@ from zeroflow.results.figures.style import (
     numbers,
     room,
 )
-from zeroflow.results.summary import Row, problem_names, same_problem
+from zeroflow.results.summary import Row, problem_names, same_problem, setting
 
 _MOST = 24  # settings in a figure
 _TUNED = ("lr", "eps")  # chosen anew for every number of queries
@@ -58,10 +58,11 @@ def against_queries(rows: Sequence[Row]) -> list[Line]:
 
 
 def _grouped(rows: Sequence[Row], without: Sequence[str]) -> list[list[Row]]:
-    lines: dict[tuple[str, tuple[Any, ...]], list[Row]] = {}
+    """Rows that agree in all keys but some, by number of queries; they are told by their values, however those are written."""
+    lines: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row.avg is not None:
-            lines.setdefault((row.name(without=without), same_problem(row.config)), []).append(row)
+            lines.setdefault(setting(row.config, without=without), []).append(row)
     return [sorted(line, key=lambda row: row.config["queries"]) for line in lines.values()]
 
 
@@ -139,7 +140,8 @@ def draw_accuracy_against_forwards(
         if row.avg is not None and passes:
             kind = (row.config["method"], row.config["optimizer"], row.shown.get("later", "-"))
             problem = same_problem(row.config)
-            lines.setdefault((*kind, streams[problem], problem), []).append((row, passes))
+            of = problem, row.config["later"]  # by their values, however those are written
+            lines.setdefault((*kind, streams[problem], of), []).append((row, passes))
     free = [row for row, passes in spent if passes == 0 and row.avg is not None]
     names = [" ".join(text for text in kind[:-1] if text not in (None, "", "-")) for kind in lines]
     found = figure(title, names=[*names, *map(_named, free)], limit=_MOST)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from plotly.subplots import make_subplots
 
-from zeroflow.results.differences import as_text, short_number
+from zeroflow.results.differences import as_text, numbers_of
 from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.figures.style import (
     BLACK,
@@ -121,10 +121,15 @@ def trajectories(table: pa.Table) -> list[Run]:
 
 def _apart(key: tuple[object, ...], keys: Iterable[tuple[object, ...]]) -> str:
     """Learning rate, eps and options of a run, where others of its optimizer and queries on its landscape have other ones."""
-    twins = [other[5:] for other in keys if other[:3] == key[:3]]
-    options, lr, eps = (value if len({twin[i] for twin in twins}) > 1 else None for i, value in enumerate(key[5:]))
-    named = [f"{name}={short_number(value)}" for name, value in (("lr", lr), ("eps", eps)) if isinstance(value, float)]
-    more = as_text("optimizer_options", options) if options else "-"
+    names = ("optimizer_options", "lr", "eps")
+    twins = [dict(zip(names, other[5:], strict=True)) for other in keys if other[:3] == key[:3]]
+    own = dict(zip(names, key[5:], strict=True))
+    options, lr, eps = (own[name] if len({twin[name] for twin in twins}) > 1 else None for name in names)
+    numbers = numbers_of(twins)
+    named = [
+        f"{name}={as_text(name, value, numbers)}" for name, value in (("lr", lr), ("eps", eps)) if value is not None
+    ]
+    more = as_text("optimizer_options", options, numbers) if options else "-"
     return " ".join(part for part in [*named, more] if part != "-")
 
 
