@@ -90,6 +90,16 @@ def test_searches_of_one_name_say_what_tells_them_apart(some_drawings: str, tmp_
     assert [row.setting for row in search_rows(rows[:1])] == [""]
 
 
+def test_searches_that_agree_in_six_digits_have_names_of_their_own(some_drawings: str, tmp_path: Path) -> None:
+    store, rows = Store(tmp_path), []
+    for momentum in (0.9, 0.90000001):
+        plan = planned(some_drawings, None, {"optimizer": "zo-sgd", MOMENTUM: momentum}, lr=[0.1])
+        for config in plan.candidates.cells:
+            made_up(store, config, 50, 1.0, n=100)
+        rows += found_by(store, plan).rows
+    assert sorted(row.setting for row in search_rows(rows)) == ["momentum=0.9", "momentum=0.90000001"]
+
+
 def test_a_failed_first_candidate_leaves_the_standard_error_as_it_is(some_drawings: str, tmp_path: Path) -> None:
     store, plan = Store(tmp_path), three_tries(some_drawings)
     first, second, third = plan.candidates.cells

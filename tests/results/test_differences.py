@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 from typing import Any
 
 import pytest
 
-from zeroflow.results.differences import Differences
+from zeroflow.results.differences import Differences, short_number
 from zeroflow.results.schema import CONFIG_KEYS
 
 OPTIONS = ("method_options", "classifier_options", "optimizer_options")
@@ -80,6 +81,50 @@ def test_an_option_that_one_data_set_alone_has_is_told_of_that() -> None:
     row = {"method": "ease", "optimizer": "fo-sgd"}
     rows = [config(dataset="cub", **row), config(dataset="marker", **row, method_options={"scale": 1.0})]
     assert Differences(rows).shared() == ["scale=1 (marker ease fo-sgd)"]
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_numbers_that_differ_read_differently_and_alone_as_short_as_ever(seed: int) -> None:
+    generator = random.Random(seed)
+    values = {10 ** generator.uniform(-9, 9) for _ in range(5)}
+    for value in list(values):  # as near as six digits see, and nearer
+        values |= {float(f"{value:.6g}"), float(f"{value:.9g}"), math.nextafter(value, 0), value * (1 + 4e-7)}
+    assert len({short_number(value, values) for value in values}) == len(values)
+    for value in values:
+        assert float(short_number(value, [value, 2 * value])) == float(f"{value:g}")
+
+
+@pytest.mark.parametrize("numbers", [(1.049999e-2, 1.05e-2), (1.234564, 1.2345649, 1.234565, 1.2345651)])
+def test_two_numbers_that_only_a_longer_name_makes_alike_are_told_apart(numbers: tuple[float, ...]) -> None:
+    assert len({short_number(value, numbers) for value in numbers}) == len(numbers)
+
+
+HALF_DECADE = 10**-2.5
+"""Agrees with 0.00316228 in six digits."""
+
+
+def test_settings_that_agree_in_six_digits_have_names_of_their_own() -> None:
+    row = {"dataset": "cub", "method": "ease", "optimizer": "zo-sgd", "eps": 0.001}
+    rates = [config(**row, lr=lr) for lr in (HALF_DECADE, 0.00316228, 0.1)]
+    apart = Differences(rates)
+    assert apart.varies("lr")
+    assert [apart.text("lr", each) for each in rates] == ["0.003162278", "0.00316228", "0.1"]
+    assert apart.label(rates[0], ["method", "lr"]) == "ease lr=0.003162278"
+    options = [config(**row, optimizer_options={"momentum": value}) for value in (0.9, 0.90000001)]
+    apart = Differences(options)
+    assert [apart.text("optimizer_options", each) for each in options] == ["momentum=0.9", "momentum=0.90000001"]
+    later = [config(**row, later=json.dumps({"task": 2, "lr": lr})) for lr in (HALF_DECADE, 0.00316228)]
+    apart = Differences(later)
+    texts = [apart.text("later", each) for each in later]
+    assert texts == ["from task 2: lr=0.003162278", "from task 2: lr=0.00316228"]
+
+
+def test_options_that_no_row_shows_are_told_in_as_many_digits_as_tell_them_apart() -> None:
+    rows = [
+        config(dataset="cub", method=method, optimizer="fo-sgd", method_options={"scale": scale})
+        for method, scale in (("ease", 0.1), ("finetune", 0.1 + 1e-9))
+    ]
+    assert Differences(rows).shared() == ["scale=0.1 (ease)", "scale=0.100000001 (finetune)"]
 
 
 def test_an_option_that_differs_in_another_method_is_told_all_the_same() -> None:

@@ -258,6 +258,35 @@ def test_a_label_says_nothing_that_holds_for_some_of_the_cells_alone(tmp_path: P
     }
 
 
+@pytest.mark.parametrize(
+    ("paper", "gains", "verdict"),
+    [
+        (0.0025, (-1.0, -1.1, -1.2), "tie"),
+        (-0.0049, (1.0, 1.1, 1.2), "tie"),
+        (0.0051, (-1.0, -1.1, -1.2), "no"),
+        (0.0051, (1.0, 1.1, 1.2), "yes"),
+        (0.0025, (1.0,), "one seed"),
+        (1.0, (0.004, 0.0041, 0.0042), "tie"),
+        (1.0, (-0.5, 0.5, 0.1), "n.s."),
+    ],
+)
+def test_what_is_shown_as_zero_has_no_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paper: float, gains: tuple[float, ...], verdict: str
+) -> None:
+    def row(method: str, optimizer: str, _: str) -> published.Published:
+        values = dict.fromkeys(published.METRICS, 50.0 + (paper if optimizer == "zo-sgd" else 0.0))
+        return published.Published("table1", (), {}, values)
+
+    monkeypatch.setattr("zeroflow.results.effects.published", row)
+    cells = [
+        ({**SMALL, "optimizer": name, "seed": seed}, 50.0 + gain * (name == "zo-sgd"))
+        for seed, gain in enumerate(gains)
+        for name in ("fo-sgd", "zo-sgd")
+    ]
+    found = next(e for e in effects("table1", trials(tmp_path, *cells)) if e.name == "ease: zo-sgd - fo-sgd")
+    assert found.paper == pytest.approx(paper) and found.verdict == verdict
+
+
 def test_differences_that_are_all_the_same_say_nothing_on_chance(tmp_path: Path) -> None:
     cells = [
         ({**SMALL, "optimizer": name, "seed": s}, 50.0 + s + (name == "zo-sgd"))

@@ -79,6 +79,36 @@ def test_every_mark_says_what_it_is_filtered_by(full: Store) -> None:
         json.dumps(figure.to_plotly_json(), allow_nan=False)
 
 
+@pytest.mark.slow
+def test_hovering_says_the_unit_of_the_axis(full: Store) -> None:
+    """Differences are in points, not in percent of anything."""
+    stands = {"nats": "nats", "points": "points", "points, less is better": "points", "%": "%", "MiB": "MiB", "s": "s"}
+    panels = {"ranking": "x", "costs": "x", "effects": "x"}
+    for name, figure in drawn(full):
+        if name not in (
+            "stages",
+            "last",
+            "ranking",
+            "queries",
+            "costs",
+            "history",
+            "sparsity",
+            "hybrid",
+            "values",
+            "effects",
+        ):
+            continue
+        side = panels.get(name, "x" if name == "last" else "y")
+        for trace in figure.data:
+            if trace.hoverinfo == "skip" or not trace.hovertemplate:
+                continue
+            axis = figure.layout[f"{side}axis{(trace[f'{side}axis'] or side)[1:]}"]
+            unit = stands[re.search(r"\((.+)\)$", axis.title.text)[1]]
+            texts = [text for text in trace.text or [""] if text]
+            said = trace.hovertemplate.removesuffix("<extra></extra>").replace("%{text}", texts[0] if texts else "")
+            assert said.endswith(f" {unit}"), (name, said)
+
+
 def test_lines_differ_without_colour_and_families_share_one() -> None:
     found = [look(number, "zo-sgd") for number in range(24)]
     assert len({(each.dash, each.marker) for each in found}) == 24

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from everything import CONFUSION, HALF_WIDTH, cell, fill, landscape, seeds, simplecil
@@ -12,6 +15,7 @@ from zeroflow.results.effects import effects
 from zeroflow.results.estimates import estimate
 from zeroflow.results.schema import CONFIG_KEYS
 from zeroflow.results.summary import Row, summary
+from zeroflow.trial.result import Probe
 
 
 def rows_of(store: Store, dataset: str = "quickdraw100") -> list[Row]:
@@ -95,6 +99,30 @@ def test_tuned_rates_along_a_line_are_allowed_and_several_for_a_point_are_not(st
     assert line.label == "ease zo-sgd lr=0.3" and line.x == (1, 4), "rates that were tried at one number only stay out"
 
 
+def test_rates_that_read_alike_in_six_digits_make_lines_of_their_own(store: Store) -> None:
+    for level, lr in ((50.0, 10**-2.5), (60.0, 0.00316228)):
+        fill(store, *(cell(level + q, optimizer="zo-sgd", queries=q, lr=lr) for q in (1, 4)))
+    rows = rows_of(store)
+    lines = figures.against_queries(rows)
+    found = {line.label: (line.x, [row.avg.mean for row in line.rows if row.avg]) for line in lines}
+    assert found == {
+        "ease zo-sgd lr=0.003162278": ((1, 4), [46.0, 49.0]),
+        "ease zo-sgd lr=0.00316228": ((1, 4), [56.0, 59.0]),
+    }
+    assert len({row.label for row in rows}) == 4
+    renamed = [dataclasses.replace(row, shown={**row.shown, "lr": "0.00316228"}) for row in rows]
+    assert len(figures.against_queries(renamed)) == 2, "whatever they are called"
+
+
+def test_null_and_what_says_the_same_are_on_one_line(store: Store) -> None:
+    """Older files have null where others have no hybrid epochs and the usual loss."""
+    fill(store, *(cell(optimizer="zo-sgd", queries=q) for q in (1, 4)))
+    one, four = rows_of(store)
+    older = dataclasses.replace(four, config={**four.config, "hybrid_epochs": None, "loss": "cross-entropy"})
+    (line,) = figures.against_queries([one, older])
+    assert line.x == (1, 4)
+
+
 def test_settings_on_another_stream_are_no_rivals(store: Store) -> None:
     fill(store, cell(80.0, optimizer="zo-sgd", memory=3.0), cell(75.0, optimizer="fo-sgd", queries=None, memory=9.0))
     fill(
@@ -172,12 +200,41 @@ def test_function_values_average_over_seeds_and_break_between_tasks(full: Store)
     ease = next(
         v for v in figures.function_values(rows_of(full), full.load("probes")) if v.row.config["method"] == "ease"
     )
-    assert (ease.steps, ease.starts) == ((0, 5, 10, 15), (0, 10))
+    assert (ease.steps, ease.tasks) == ((0, 5, 10, 15), (0, 0, 1, 1))
     assert ease.old[:2] == (None, None), "at first there is no old task"
     assert ease.old[2] is not None and ease.old[2].mean == 3.0 and ease.old[2].half_width == pytest.approx(HALF_WIDTH)
     assert [point.mean for point in ease.new if point] == [3.0, 2.5, 2.0, 1.5]
     (new,) = (t for t in figures.draw_function_values([ease]).data if t.name == "new task")
     assert tuple(new.x) == (0, 5, None, 10, 15, None)
+
+
+def looked_at(store: Store, looks: dict[tuple[int, int], float], *, seeds: int = 2) -> list[figures.FunctionValues]:
+    """Function values of one row whose probes saw the losses of ``looks``, by task and step, and more by 1 with every seed."""
+    for seed in range(seeds):
+        probes = [Probe(task, step, "function_value", None, loss + seed) for (task, step), loss in looks.items()]
+        fill(store, dataclasses.replace(cell(seed=seed), probes=probes))
+    return figures.function_values(rows_of(store), store.load("probes"))
+
+
+def test_function_values_of_a_task_reach_to_its_end_where_the_next_one_starts(store: Store) -> None:
+    """The last look of a task and the first one of the next are at the same step."""
+    looks = {(0, 0): 9.0, (0, 50): 5.0, (0, 100): 3.0, (1, 100): 8.0, (1, 200): 4.0, (2, 200): 7.0}
+    *_, band, line = figures.draw_function_values(looked_at(store, looks)).data
+    assert tuple(line.x) == (0, 50, 100, None, 100, 200, None, 200, None)
+    assert tuple(line.y) == (9.5, 5.5, 3.5, None, 8.5, 4.5, None, 7.5, None)
+    assert tuple(band.x) == (0, 50, 100, 100, 50, 0, None, 100, 200, 200, 100, None, 200, 200, None)
+
+
+def test_points_of_fewer_seeds_than_their_line_say_so(store: Store) -> None:
+    (values,) = looked_at(store, {(0, 0): 1.0, (0, 50): 2.0})
+    lost = dataclasses.replace(values, new=(values.new[0], estimate([2.0])))
+    texts = [figures.draw_function_values([each]).data[-1].text for each in (values, lost)]
+    whole = "1.50 ± 6.35 nats"
+    assert texts == [(whole, "2.50 ± 6.35 nats", ""), (whole, "2.00 nats, 1 of 2 seeds", "")]
+    (curve,) = figures.stage_curves(rows_of(store), store.load("stages"))
+    lost_stage = dataclasses.replace(curve, accuracy=(curve.accuracy[0], estimate([60.0])))
+    line = figures.draw_stage_curves([lost_stage]).data[-1]
+    assert (line.text, line.hovertemplate) == (("80.00 ± 0.00 %", "60.00 %, 1 of 2 seeds"), "%{x} classes: %{text}")
 
 
 def test_surfaces_and_runs_come_back_as_they_were_written(store: Store) -> None:
@@ -190,6 +247,18 @@ def test_surfaces_and_runs_come_back_as_they_were_written(store: Store) -> None:
     runs = figures.trajectories(store.load("trajectories"))
     assert len(runs) == 4 * 2 * 2 and runs[0].label == "fo-sgd" and runs[-1].label == "zo-sgd q=8"
     assert runs[0].steps == tuple(range(0, 101, 5)) and (runs[0].x[0], runs[0].y[0]) == (0.0, 2.0)
+
+
+def test_runs_whose_rates_read_alike_in_six_digits_have_names_of_their_own() -> None:
+    trajectories, _ = landscape()
+    lines = [
+        line | {"lr": lr}
+        for line in trajectories.to_pylist()
+        if line["optimizer"] == "fo-sgd"
+        for lr in (10**-2.5, 0.00316228)
+    ]
+    runs = figures.trajectories(pa.Table.from_pylist(lines, schema=trajectories.schema))
+    assert {run.label for run in runs} == {"fo-sgd lr=0.003162278", "fo-sgd lr=0.00316228"}
 
 
 def test_the_animation_ends_where_the_still_figure_is(full: Store) -> None:

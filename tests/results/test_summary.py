@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 
+import pyarrow as pa
 import pytest
 from everything import fill
 from small_results import cell, simplecil
@@ -12,6 +14,7 @@ from small_results import cell, simplecil
 from zeroflow.results import Store
 from zeroflow.results.estimates import estimate
 from zeroflow.results.summary import render_markdown, render_text, summary
+from zeroflow.results.tables import make_tables
 
 
 def test_the_interval_is_students() -> None:
@@ -20,6 +23,34 @@ def test_the_interval_is_students() -> None:
     # The 97.5 % quantile of Student's t with 2 degrees of freedom, from a table; the standard deviation is 1.
     assert found.half_width == pytest.approx(4.302652729911275 / math.sqrt(3), rel=1e-9)
     assert estimate([5.0]).half_width is None and str(estimate([5.0])) == "5.00"
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_has_no_mean_in_any_order(odd: float) -> None:
+    for values in itertools.permutations([1.0, 5.0, odd]):
+        found = estimate(values)
+        assert math.isnan(found.mean) and (found.half_width, found.p_value, found.n) == (None, None, 3)
+        assert str(found) == "-"
+    assert str(estimate([odd])) == "-"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_seed_without_a_finite_number_leaves_its_row_without_one(store: Store, place: int) -> None:
+    fill(store, *(cell(80.0, seed=seed, optimizer="zo-sgd") for seed in range(3)), simplecil(70.0))
+    trials = store.load("trials")
+    lines = trials.to_pylist()
+    zeroth = sorted((line for line in lines if line["method"] == "ease"), key=lambda line: line["seed"])
+    zeroth[place] |= {"avg": math.nan, "seconds": math.inf}
+    rows = summary(pa.Table.from_pylist(lines, schema=trials.schema))
+    assert rows[1].avg is None and rows[1].vs_simplecil is None and rows[1].seconds is None
+    text = render_text(rows)
+    assert re.search(r"zo-sgd +1 +3 +- +70\.00 ± 0\.00 .* - +700 +12,000 +3\.0 +-$", text.splitlines()[3]), text
+    assert "nan" not in text and "inf" not in text
+    (cells,) = (
+        t for t in make_tables({"trials": pa.Table.from_pylist(lines, schema=trials.schema)}) if t.name == "cells"
+    )
+    avg = cells.headings.index("avg")
+    assert sorted(line.cells[avg].text for line in cells.lines) == ["-", "65.00", "75.00", "75.00"]
 
 
 def test_the_summary_averages_over_seeds_and_compares_with_simplecil(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -88,6 +89,36 @@ def test_slopes_along_tangents_have_no_eps_and_half_the_passes(cell: dict[str, A
     assert "eps=" in said["zo-sgd"] and "eps=" not in said["forward-grad"]
     ours, theirs = (found[name][1].passes_for_one_percent for name in ("forward-grad", "zo-sgd"))
     assert ours is not None and theirs is not None and theirs == pytest.approx(2 * ours, rel=0.2)
+
+
+def test_passes_of_a_step_are_the_optimizers_own(cell: dict[str, Any]) -> None:
+    """With one-sided differences q + 1, with two-sided ones 2 q; of an estimate that is not looked at those of zo-sgd."""
+    found = {}
+    for name in ("zo-rge", "zo-sgd", "zo-per-example"):
+        config = {**cell, "optimizer": name, "queries": 4, "method_options": {"dropout": 0.0}}
+        found[name] = diagnose(TrialConfig.from_dict(config), directions=3, batches=2).passes_for_one_percent
+    assert found["zo-sgd"] and found["zo-rge"] == pytest.approx(found["zo-sgd"] * 5 / 8)
+    assert found["zo-per-example"] == pytest.approx(found["zo-sgd"])
+
+
+def test_a_rate_is_held_against_the_bound_of_plain_steps_by_cells_with_plain_steps_alone(cell: dict[str, Any]) -> None:
+    config = TrialConfig.from_dict({**cell, "method_options": {"dropout": 0.0}})
+    found = dataclasses.replace(diagnose(config, directions=2, batches=2), largest_lr=0.5)
+    for changed, plain in (
+        ({}, True),
+        ({"optimizer": "zo-rge"}, True),
+        ({"optimizer_options": {"momentum": 0.0, "max_skipped": 3}}, True),
+        ({"optimizer_options": {"momentum": 0.9}}, False),
+        ({"optimizer_options": {"history": 0.2}}, False),
+        ({"optimizer_options": {"combine": "span"}}, False),
+        ({"hybrid_epochs": 1}, False),
+        ({"optimizer": "zo-adam"}, False),
+        ({"optimizer": "zo-sgd-sign"}, False),
+        ({"optimizer": "zo-sgd-conserve"}, False),
+        ({"optimizer": "zo-cge"}, False),
+    ):
+        (said,) = (s for s in found.sentences(dataclasses.replace(config, **changed)) if s.startswith("Learning rate"))
+        assert ("this cell has 0.01" in said) == plain, changed
 
 
 def test_rounding_is_that_of_the_cells_own_precision(cell: dict[str, Any]) -> None:

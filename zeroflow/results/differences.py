@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
+
+from zeroflow.results.schema import CONFIG_KEYS
 
 # A key that only follows others (every optimizer its own learning rate) tells no rows apart and gets no column.
 _FOLLOWS = {
@@ -46,6 +49,10 @@ _LONG = 16
 """Characters of a list of labels that are shown, and what tells it from others that begin alike."""
 
 Config = Mapping[str, Any]
+Numbers = Mapping[str, Collection[float]]
+"""By name of a key or an option, the different numbers among which one is to be told from the others."""
+
+_NONE: Numbers = MappingProxyType({})
 
 
 class Differences:
@@ -57,6 +64,7 @@ class Differences:
 
     def __init__(self, configs: Sequence[Config]) -> None:
         self.configs = configs
+        self._numbers = numbers_of(configs)
         self._apart = {
             key: {group: _apart(key, own) for group, own in _groups(key, configs).items()} for key in _OWNERS
         }
@@ -79,9 +87,10 @@ class Differences:
         if key == "loss" and config["optimizer"] is None:
             return "-"  # nothing is trained
         if key not in _OWNERS:
-            return as_text(key, config[key])
+            return as_text(key, config[key], self._numbers)
         own = _read(config, key)
-        return _options({name: own.get(name, DEFAULT) for name in self._apart[key][_group(key, config)]}) or "-"
+        shown = {name: own.get(name, DEFAULT) for name in self._apart[key][_group(key, config)]}
+        return _options(shown, self._numbers) or "-"
 
     def label(self, config: Config, keys: Sequence[str]) -> str:
         """A name by what some keys say: ``ease lr=0.01 stop_after=default``."""
@@ -96,7 +105,7 @@ class Differences:
                 shown = self._apart[key][_group(key, config)]
                 for name, value in _read(config, key).items():
                     if name not in shown:
-                        holders.setdefault(_option(name, value), []).append(config)
+                        holders.setdefault(_option(name, value, self._numbers), []).append(config)
             for option, own in holders.items():
                 together.setdefault(self._whose(owner, own), []).append(option)
         return [f"{' '.join(options)} ({names})" for names, options in together.items()]
@@ -174,30 +183,57 @@ def _apart(key: str, configs: Sequence[Config]) -> list[str]:
     return [name for name in values if name in apart]
 
 
-def as_text(key: str, value: Any) -> str:
-    """A key's value as a reader sees it."""
+def numbers_of(configs: Iterable[Config]) -> dict[str, set[float]]:
+    """The different numbers of each key, and of each option by its name alone; those of ``later`` count with the keys they change."""
+    found: dict[str, set[float]] = {}
+    for key, value in {(key, config[key]) for config in configs for key in CONFIG_KEYS if config.get(key) is not None}:
+        read = json.loads(value or "{}") if _holds_options(key) else {key: value}
+        for name, number in read.items():
+            if isinstance(number, float):
+                found.setdefault(name, set()).add(number)
+    return found
+
+
+def _holds_options(key: str) -> bool:
+    return key == "later" or key.endswith(("_options", "preprocessing"))
+
+
+def as_text(key: str, value: Any, numbers: Numbers = _NONE) -> str:
+    """A key's value as a reader sees it.
+
+    Args:
+        key: its name.
+        value: as rows of the table ``trials`` have it.
+        numbers: what numbers of keys and options are told from; see ``numbers_of``.
+    """
     if key == "later" and value:
         changes = json.loads(value)
-        return f"from task {changes.pop('task')}: {_options(changes)}"
-    if key.endswith(("_options", "preprocessing")):
-        value = _options(json.loads(value or "{}")) or None
+        return f"from task {changes.pop('task')}: {_options(changes, numbers)}"
+    if _holds_options(key):
+        value = _options(json.loads(value or "{}"), numbers) or None
     if key == "hybrid_epochs":
         value = value or None  # no epoch is none, as in older files
     if value is None and key in USUAL:
         return USUAL[key]
     if key == "fixed_class_order" and value and len(value) > _LONG:
         value = f"{value[:_LONG]}... {hashlib.sha256(value.encode()).hexdigest()[:6]}]"
-    return "-" if value is None else short_number(value) if isinstance(value, float) else str(value)
+    return (
+        "-" if value is None else short_number(value, numbers.get(key, ())) if isinstance(value, float) else str(value)
+    )
 
 
-def short_number(value: float) -> str:
-    """A number as people write it: ``0``, ``0.05``, ``1e6``, ``1e-5``."""
-    return re.sub(r"e([+-])0*", lambda found: "e" + found[1].strip("+"), f"{value:g}")
+def short_number(value: float, beside: Iterable[float] = ()) -> str:
+    """A number as people write it: ``0``, ``0.05``, ``1e6``, ``1e-5``; in six digits, or as many as tell it from others ``beside`` it."""
+    digits = 6
+    # All others count at each length, for two may read alike with a digit more that did not before. 17 tell any two apart.
+    while digits < 17 and any(f"{o:.{digits}g}" == f"{value:.{digits}g}" for o in beside if o != value):
+        digits += 1
+    return re.sub(r"e([+-])0*", lambda found: "e" + found[1].strip("+"), f"{value:.{digits}g}")
 
 
-def _options(options: Mapping[str, Any]) -> str:
-    return " ".join(_option(name, value) for name, value in options.items())
+def _options(options: Mapping[str, Any], numbers: Numbers) -> str:
+    return " ".join(_option(name, value, numbers) for name, value in options.items())
 
 
-def _option(name: str, value: Any) -> str:
-    return f"{name}={short_number(value) if isinstance(value, float) else value}"
+def _option(name: str, value: Any, numbers: Numbers) -> str:
+    return f"{name}={short_number(value, numbers.get(name, ())) if isinstance(value, float) else value}"

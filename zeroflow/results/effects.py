@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zeroflow.results.differences import USUAL, Differences
-from zeroflow.results.estimates import ROUNDING, Estimate, estimate
+from zeroflow.results.estimates import ROUNDING, Estimate, measured
 from zeroflow.results.published import DATASETS, ENHANCED, METRICS, ORDER, agrees, cells_once, published, rows
 from zeroflow.results.schema import CONFIG_KEYS
 from zeroflow.results.summary import problem_names, same_problem
@@ -37,7 +37,7 @@ class Effect:
         name: of the change; where it was made at several settings, with what tells those apart.
         metric: avg, last or fgt.
         paper: percentage points; None: the paper has no number.
-        expected: the paper's sign, +1 or -1; 0: no claim.
+        expected: the paper's sign, +1 or -1; 0: its number is shown as 0.00, and claims none.
         ours: None where not measured.
         filters: method, optimizer and queries of the setting with the change.
     """
@@ -53,14 +53,18 @@ class Effect:
     def verdict(self) -> str:
         """Whether ours has the paper's sign: ``n.s.`` where the 95 % interval holds 0, ``one seed`` where there is none.
 
-        ``no spread``: all pairs have the same difference, which no interval can be made of.
+        ``tie``: what is shown of the paper's number, or of ours, is 0.00, which has no sign. ``no spread``: all pairs have the same difference, which no interval can be made of.
         """
         if self.ours is None:
             return "not measured"
         if self.ours.half_width is None:
             return "one seed"
-        if not self.expected or abs(self.ours.mean) <= self.ours.half_width + ROUNDING:
+        if not self.expected:
+            return "tie"
+        if abs(self.ours.mean) <= self.ours.half_width + ROUNDING:
             return "n.s."
+        if not round(self.ours.mean, 2):
+            return "tie"
         if not self.ours.half_width:
             return "no spread"
         return "yes" if self.ours.mean * self.expected > 0 else "no"
@@ -226,14 +230,15 @@ def _changes(
     for pairs, label in zip(settings or [[]], labels, strict=True):
         for metric, number in paper.items():
             number = None if number is None else round(number, 4)  # published with two decimals
-            sign = 1 if number is None else int(math.copysign(1, number)) if number else 0
+            shown = 1.0 if number is None else round(number, 2)  # what a reader cannot see is no claim
+            sign = int(math.copysign(1, shown)) if shown else 0
             found = [
                 one[metric] - other[metric]
                 for one, other in pairs
                 if one[metric] is not None and other[metric] is not None
             ]
             own = ", ".join(filter(None, [name, label]))
-            yield Effect(own, metric, number, sign, estimate(found) if found else None, _filters(config))
+            yield Effect(own, metric, number, sign, measured(found), _filters(config))
 
 
 def _labels(settings: Sequence[Sequence[_Cell]]) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scipy import special  # of which ``scipy.stats`` loads much more than is needed here
@@ -13,7 +14,10 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``n`` seeds and the half width of its 95 % t-interval, None for a single one."""
+    """A mean over ``n`` seeds and the half width of its 95 % t-interval, None for a single one.
+
+    The mean is NaN, without an interval, where a value is not finite: no number can be told of them.
+    """
 
     mean: float
     half_width: float | None
@@ -28,6 +32,8 @@ class Estimate:
         return float(2 * special.stdtr(self.n - 1, -abs(t)))
 
     def __str__(self) -> str:
+        if math.isnan(self.mean):
+            return "-"
         return f"{self.mean:.2f}" + ("" if self.half_width is None else f" ± {self.half_width:.2f}")
 
 
@@ -39,12 +45,21 @@ def t_quantile(freedom: float) -> float:
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and 95 % t-interval of at least one value; values that differ by rounding alone have an interval of width 0."""
     n, mean = len(values), sum(values) / len(values)
+    if not math.isfinite(mean):  # as it is, in any order, if one of them is not
+        return Estimate(math.nan, None, n)
     if n == 1:
         return Estimate(mean, None, n)
     if max(values) - min(values) <= ROUNDING * max(1.0, abs(mean)):
         return Estimate(values[0], 0.0, n)
     deviation = (sum((value - mean) ** 2 for value in values) / (n - 1)) ** 0.5
     return Estimate(mean, t_quantile(n - 1) * deviation / n**0.5, n)
+
+
+def measured(values: Iterable[float | None]) -> Estimate | None:
+    """The estimate of those values that there are; None where there are none, or where one is not finite: both are missing."""
+    there = [value for value in values if value is not None]
+    found = estimate(there) if there else None
+    return None if found is None or math.isnan(found.mean) else found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

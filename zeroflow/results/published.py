@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from zeroflow.results.differences import USUAL, Differences, named
-from zeroflow.results.estimates import Estimate, estimate
+from zeroflow.results.estimates import Estimate, measured
 from zeroflow.results.schema import CONFIG_KEYS
 
 METRICS = ("avg", "last", "fgt")
@@ -176,12 +176,9 @@ def settings(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _comparison(row: Published, config: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Comparison:
-    measured = {
-        metric: estimate(values)
-        for metric in row.values
-        if (values := [cell[metric] for cell in cells if cell[metric] is not None])
-    }
-    return Comparison(row, config, tuple(cell["cell_id"] for cell in cells), measured)
+    found = {metric: measured(cell[metric] for cell in cells) for metric in row.values}
+    ours = {metric: value for metric, value in found.items() if value is not None}
+    return Comparison(row, config, tuple(cell["cell_id"] for cell in cells), ours)
 
 
 def cells_once(trials: pa.Table) -> list[dict[str, Any]]:

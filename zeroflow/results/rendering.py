@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,10 +45,11 @@ class Column:
     left: bool = False
 
     def cell(self, value: Any) -> Cell:
-        """A value as it is shown; ``-`` for None."""
+        """A value as it is shown; ``-`` for None, and for what is no number."""
         if isinstance(value, Cell):
             return value
-        if value is None:
+        number = value.mean if isinstance(value, Estimate) else value
+        if number is None or (isinstance(number, float) and math.isnan(number)):
             return Cell("-")
         if isinstance(value, Estimate):
             return Cell(_estimated(value, self.format or ".2f"), value.mean, value.half_width)

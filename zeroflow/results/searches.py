@@ -81,7 +81,11 @@ def _apart(row: SearchRow, rows: Sequence[SearchRow]) -> str:
     others = [_flat(other.config) for other in rows if all(other.config.get(k) == row.config.get(k) for k in _NAMED)]
     own = _flat(row.config)
     telling = [key for other in others for key in own.keys() | other.keys() if own.get(key) != other.get(key)]
-    return " ".join(f"{key.rpartition('.')[2]}={_short(own.get(key, DEFAULT))}" for key in sorted(set(telling)))
+    parts = []
+    for key in sorted(set(telling)):
+        beside = [value for other in others if isinstance(value := other.get(key), float)]
+        parts.append(f"{key.rpartition('.')[2]}={_short(own.get(key, DEFAULT), beside)}")
+    return " ".join(parts)
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,8 +200,8 @@ def render_searches(rows: Sequence[SearchRow]) -> str:
     return f"{markdown_grid(Table.of(words(*heads), values), padded=True)}\n\n{SEARCH_LEGEND}\n"
 
 
-def _short(value: Any) -> str:
-    return short_number(value) if isinstance(value, float) else str(value)
+def _short(value: Any, beside: Iterable[float] = ()) -> str:
+    return short_number(value, beside) if isinstance(value, float) else str(value)
 
 
 def _general(value: float | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from zeroflow.results.differences import DEFAULT, USUAL, Differences, named
-from zeroflow.results.estimates import Estimate, estimate
+from zeroflow.results.estimates import Estimate, measured
 from zeroflow.results.rendering import EXPLICIT, Cell, Column, Mark, Table, escape_bars, markdown_grid, text_grid
 from zeroflow.results.schema import CONFIG_KEYS, SCHEMAS
 
@@ -170,9 +170,9 @@ def _row(
         shown=shown,
         unnamed=unnamed,
         cells=tuple(trial["cell_id"] for trial in trials),
-        avg=_estimate(trials, "avg"),
-        last=_estimate(trials, "last"),
-        fgt=_estimate(trials, "fgt"),
+        avg=measured(trial["avg"] for trial in trials),
+        last=measured(trial["last"] for trial in trials),
+        fgt=measured(trial["fgt"] for trial in trials),
         vs_simplecil=gain,
         trainable_parameters=_mean(trials, "trainable_parameters"),
         forward_passes=_mean(trials, "forward_passes"),
@@ -182,19 +182,25 @@ def _row(
     )
 
 
-def _estimate(trials: list[dict[str, Any]], name: str) -> Estimate | None:
-    values = [trial[name] for trial in trials if trial[name] is not None]
-    return estimate(values) if values else None
-
-
 def _mean(trials: list[dict[str, Any]], name: str) -> float | None:
-    found = _estimate(trials, name)
+    found = measured(trial[name] for trial in trials)
     return found.mean if found else None
 
 
 def same_problem(config: Mapping[str, Any]) -> tuple[Any, ...]:
     """What two configurations must have in common for their accuracies to be compared."""
     return tuple(config[key] for key in PROBLEM)
+
+
+_NULL = {"hybrid_epochs": 0, "validation": 0, **USUAL}
+"""What says no more than null, which older files have."""
+
+
+def setting(config: Mapping[str, Any], *, without: Sequence[str] = ()) -> tuple[Any, ...]:
+    """The values of a configuration's keys but for some, with null for what says no more than that."""
+    return tuple(
+        None if value in ("", "{}", _NULL.get(key)) else value for key, value in config.items() if key not in without
+    )
 
 
 def problem_names(configs: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], str]:

@@ -210,7 +210,7 @@ def _effects(trials: pa.Table) -> Table:
         title="What one change does, ours beside the paper's",
         notes=[
             "Percentage points; ours: mean over seeds, in each class order, paired, ± half width of the 95 % t-interval; n: pairs. "
-            "same sign: n.s. where that interval holds 0, no spread where all pairs have the same difference."
+            "same sign: n.s. where that interval holds 0, tie where the paper's or ours is shown as 0.00, no spread where all pairs have the same difference."
         ],
         marks=[Mark({"dataset": dataset, **effect.filters}) for dataset, _, effect in found],
     )

@@ -24,7 +24,11 @@ from zeroflow.errors import ConfigError
 from zeroflow.methods import MiniBatch
 from zeroflow.models.access import accesses
 from zeroflow.optim import LocalExecutor, optimizers
+from zeroflow.optim.directions import Identity
+from zeroflow.optim.estimators import RGE, SPSA, ForwardGradient
 from zeroflow.optim.estimators.estimator import RandomSlopes
+from zeroflow.optim.factory import OptimizerInfo
+from zeroflow.optim.updates import Plain
 from zeroflow.trial import randomness
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.placement import Placement, limited_threads
@@ -32,6 +36,9 @@ from zeroflow.trial.trial import Trial
 
 EPS = 1e-3
 """Looked at for optimizers without an eps of their own."""
+
+_HARMLESS = frozenset(("max_skipped", "check_precision"))
+"""Options that change no step."""
 
 _DISAGREE = 0.5
 """Relative difference of slopes from which on one of two eps is wrong."""
@@ -126,7 +133,22 @@ class Diagnosis:
 
 
 def _plain(config: TrialConfig) -> bool:
-    return config.optimizer in ("zo-sgd", "forward-grad", "zo-rge")
+    """Whether a cell's steps are those of plain SGD along the estimate that was looked at, which the bound on lr holds for."""
+    info = optimizers.get(str(config.optimizer))
+    changed = {name for name, value in config.optimizer_options.items() if value != info.options.get(name)}
+    return (
+        type(info.estimator) in (SPSA, RGE, ForwardGradient)  # others of their kind take coordinates or low ranks
+        and info.rule is torch.optim.SGD
+        and (type(info.direction), type(info.update)) == (Identity, Plain)
+        and not config.hybrid_epochs
+        and changed <= _HARMLESS
+    )
+
+
+def _looked_at(name: str) -> OptimizerInfo:
+    """The optimizer whose estimate is looked at: the one of the name, or ``zo-sgd`` where its slopes are of another kind."""
+    info = optimizers.get(name)
+    return info if isinstance(info.estimator, RandomSlopes) else optimizers.get("zo-sgd")
 
 
 @torch.no_grad()
@@ -178,8 +200,7 @@ def _found(config: TrialConfig, seen: _Seen, eps: float, dimensions: int, losses
     second = statistics.fmean((up + down - 2 * seen.here[0]) / (10 * eps) ** 2 for up, down in seen.far)
     whole, loss = length2 + noise2, statistics.fmean(seen.here)
     info = optimizers.get(str(config.optimizer))
-    exact, differentiates = info.estimator.exact, info.estimator.differentiates
-    passes = queries if differentiates else 2 * queries  # of a step of zo-sgd, or of slopes along tangents
+    exact, passes = info.estimator.exact, _looked_at(info.name).forwards(queries)
     kept = 1.0 if exact else queries / (queries + dimensions + 1)
     lr = 2 * queries * length2 / (whole * second) if second > 0 and whole and not exact else None
     gain = length2 * lr / 4 if lr else 0.0  # at half of the largest: lr |g|^2 / 2 with lr = largest / 2

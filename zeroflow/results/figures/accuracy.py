@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from plotly.subplots import make_subplots
 
-from zeroflow.results.estimates import Estimate, estimate
+from zeroflow.results.estimates import Estimate, estimate, measured
 from zeroflow.results.figures.style import (
     BLACK,
     SEQUENTIAL,
@@ -21,6 +21,7 @@ from zeroflow.results.figures.style import (
     escape,
     figure,
     half_widths,
+    hovered,
     looks,
     meta,
     number,
@@ -69,7 +70,16 @@ def draw_stage_curves(curves: Sequence[Curve], title: str = "Accuracy along the 
     """A line per row over the classes seen, with the 95 % t-interval over seeds as a band."""
     found = figure(title, names=[curve.label for curve in curves][:_MOST_LINES], limit=_MOST_LINES)
     for group, (curve, look) in enumerate(zip(curves, looks([curve.row for curve in curves]), strict=True)):
-        add_curve(found, curve.classes, curve.accuracy, escape(curve.label), look, meta(curve.row, group), "classes")
+        add_curve(
+            found,
+            curve.classes,
+            curve.accuracy,
+            escape(curve.label),
+            look,
+            meta(curve.row, group),
+            "%",
+            curve.row.seeds,
+        )
     found.update_xaxes(title="classes seen (number)")
     found.update_yaxes(title="accuracy on all classes seen (%)")
     return found
@@ -83,8 +93,20 @@ def add_curve(
     look: Look,
     carried: Mapping[str, object],
     unit: str,
+    seeds: int,
 ) -> None:
-    """Draw a line with its interval as a band, where there is one."""
+    """Draw a line over the classes seen with its interval as a band, where there is one.
+
+    Args:
+        found: where.
+        x: numbers of classes.
+        y: as many estimates.
+        name: of the line, escaped.
+        look: of the line.
+        carried: what a page must know of the line, see ``meta``.
+        unit: of the estimates, ``%`` or ``points``.
+        seeds: of the line; a point of fewer says so.
+    """
     if any(point.half_width is not None for point in y):
         low = [point.mean - (point.half_width or 0.0) for point in y]
         high = [point.mean + (point.half_width or 0.0) for point in y]
@@ -109,8 +131,8 @@ def add_curve(
         mode="lines+markers",
         line=look.line,
         marker=look.point(),
-        text=[str(point) for point in y],
-        hovertemplate=f"%{{x}} {unit}: %{{text}} %",
+        text=[hovered(point, unit, seeds) for point in y],
+        hovertemplate="%{x} classes: %{text}",
         meta=carried,
     )
 
@@ -217,7 +239,7 @@ def last_task_accuracy(rows: Sequence[Row], accuracy: pa.Table) -> list[Dot]:
     for cell, line in last.items():
         if cell in owner and line["accuracy"] is not None:
             values[owner[cell]].append(line["accuracy"])
-    return [Dot(row, estimate(own)) for row, own in zip(rows, values, strict=True) if own]
+    return [Dot(row, value) for row, own in zip(rows, values, strict=True) if (value := measured(own)) is not None]
 
 
 def draw_last_task_accuracy(dots: Sequence[Dot], title: str = "Accuracy on the last task") -> go.Figure:

@@ -25,7 +25,7 @@ from zeroflow.results.figures.style import (
     numbers,
     room,
 )
-from zeroflow.results.summary import Row, problem_names, same_problem
+from zeroflow.results.summary import Row, problem_names, same_problem, setting
 
 _MOST = 24  # settings in a figure
 _TUNED = ("lr", "eps")  # chosen anew for every number of queries
@@ -58,10 +58,11 @@ def against_queries(rows: Sequence[Row]) -> list[Line]:
 
 
 def _grouped(rows: Sequence[Row], without: Sequence[str]) -> list[list[Row]]:
-    lines: dict[tuple[str, tuple[Any, ...]], list[Row]] = {}
+    """Rows that agree in all keys but some, by number of queries; they are told by their values, however those are written."""
+    lines: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row.avg is not None:
-            lines.setdefault((row.name(without=without), same_problem(row.config)), []).append(row)
+            lines.setdefault(setting(row.config, without=without), []).append(row)
     return [sorted(line, key=lambda row: row.config["queries"]) for line in lines.values()]
 
 
@@ -139,7 +140,8 @@ def draw_accuracy_against_forwards(
         if row.avg is not None and passes:
             kind = (row.config["method"], row.config["optimizer"], row.shown.get("later", "-"))
             problem = same_problem(row.config)
-            lines.setdefault((*kind, streams[problem], problem), []).append((row, passes))
+            of = problem, row.config["later"]  # by their values, however those are written
+            lines.setdefault((*kind, streams[problem], of), []).append((row, passes))
     free = [row for row, passes in spent if passes == 0 and row.avg is not None]
     names = [" ".join(text for text in kind[:-1] if text not in (None, "", "-")) for kind in lines]
     found = figure(title, names=[*names, *map(_named, free)], limit=_MOST)
@@ -185,10 +187,10 @@ def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
     """Bars of peak memory and of wall time, a pair per row (Table 2)."""
     found = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.1)  # room for the numbers behind the bars
     quantities = [
-        ("peak memory of a training step (MiB)", "peak_memory", BLUE, "/"),
-        ("wall time of a cell (s)", "seconds", ORANGE, ""),
+        ("peak memory of a training step", "MiB", "peak_memory", BLUE, "/"),
+        ("wall time of a cell", "s", "seconds", ORANGE, ""),
     ]
-    for column, (unit, quantity, color, pattern) in enumerate(quantities, start=1):
+    for column, (name, unit, quantity, color, pattern) in enumerate(quantities, start=1):
         for group, row in enumerate(rows):
             value = getattr(row, quantity)
             found.add_bar(
@@ -202,10 +204,10 @@ def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
                 marker=_bar(color, pattern),
                 textposition="outside",
                 cliponaxis=False,
-                hovertemplate="%{y}: %{text}<extra></extra>",
+                hovertemplate=f"%{{y}}: %{{text}} {unit}<extra></extra>",
                 meta=meta(row, group),
             )
-        found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
+        found.update_xaxes(title=f"{name} ({unit})", rangemode="tozero", row=1, col=column)
     found.update_yaxes(autorange="reversed", type="category")
     found.update_layout(barmode="overlay", bargap=0.25)
     return arranged(found, title, height=110, rows=len(rows), limit=40, min_width=room(rows) + 360).update_layout(
@@ -356,7 +358,7 @@ def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs")
                 marker=_bar(color, pattern),
                 textposition="outside",
                 cliponaxis=False,
-                hovertemplate="%{y}: %{text}",
+                hovertemplate="%{y}: %{text} times",
             )
         found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
     found.update_yaxes(autorange="reversed", type="category")

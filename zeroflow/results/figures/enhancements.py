@@ -71,7 +71,7 @@ def draw_option_curves(lines: Sequence[OptionLine], option: str, title: str = ""
     found = make_subplots(cols=3, horizontal_spacing=0.09)
     for group, line in enumerate(lines):
         own = look(group, line.rows[0].config["optimizer"])
-        for column, metric in enumerate(("avg", "last", "fgt"), start=1):
+        for column, (metric, unit) in enumerate({"avg": "%", "last": "%", "fgt": "points"}.items(), start=1):
             points: list[Estimate | None] = [getattr(row, metric) for row in line.rows]
             found.add_scatter(
                 x=list(line.x),
@@ -84,14 +84,14 @@ def draw_option_curves(lines: Sequence[OptionLine], option: str, title: str = ""
                 marker=own.point(),
                 error_y={"array": half_widths(points), "color": own.color, "thickness": 1.5},
                 text=[str(each) for each in points],
-                hovertemplate="%{x}: %{text}",
+                hovertemplate=f"%{{x}}: %{{text}} {unit}",
                 meta={"points": [keys(row) for row in line.rows], "group": group},
                 row=1,
                 col=column,
             )
-    for column, unit in enumerate(("Avg (%)", "Last (%)", "Fgt (points)"), start=1):
+    for column, axis in enumerate(("Avg (%)", "Last (%)", "Fgt (points)"), start=1):
         found.update_xaxes(title=SHARES[option] if column == 2 else None, row=1, col=column)
-        found.update_yaxes(title={"text": unit, "standoff": 4}, row=1, col=column)
+        found.update_yaxes(title={"text": axis, "standoff": 4}, row=1, col=column)
     return arranged(
         found, title or f"Accuracy against {option}", height=340, names=[line.label for line in lines], min_width=700
     )
@@ -188,7 +188,14 @@ def draw_hybrid_gains(gains: Sequence[Gain], title: str = "Hybrid training again
         config = gain.row.config
         own = look(group, config["optimizer"])
         add_curve(
-            found, gain.classes, gain.difference, escape(name), own, {"keys": keys(gain.row), "group": group}, "classes"
+            found,
+            gain.classes,
+            gain.difference,
+            escape(name),
+            own,
+            {"keys": keys(gain.row), "group": group},
+            "points",
+            max(point.n for point in gain.difference),
         )
     found.add_hline(y=0, line={"color": "#888", "width": 1})
     found.update_xaxes(title="classes seen (number)")
@@ -199,6 +206,7 @@ def draw_hybrid_gains(gains: Sequence[Gain], title: str = "Hybrid training again
 def draw_comparisons(comparisons: Sequence[Comparison], metric: str = "avg", title: str = "") -> go.Figure:
     """Ours beside the paper's: a line per row that was run, from the published value to ours with its 95 % t-interval."""
     shown = [found for found in comparisons if metric in found.ours and metric in found.published.values]
+    unit = "points" if metric == "fgt" else "%"
     found = _dumbbells(
         title or f"{metric.capitalize()}: ours beside the paper's",
         [
@@ -210,8 +218,9 @@ def draw_comparisons(comparisons: Sequence[Comparison], metric: str = "avg", tit
             )
             for each, setting in zip(shown, settings(shown), strict=True)
         ],
+        unit,
     )
-    found.update_xaxes(title=f"{metric.capitalize()} ({'points' if metric == 'fgt' else '%'})")
+    found.update_xaxes(title=f"{metric.capitalize()} ({unit})")
     return found
 
 
@@ -224,6 +233,7 @@ def draw_effects(effects: Sequence[Effect], metric: str = "avg", title: str = ""
     found = _dumbbells(
         title or f"What changes {metric.capitalize()}: ours beside the paper's",
         [(each.name, each.paper, each.ours, dict(each.filters)) for each in shown if each.ours is not None],
+        "points",
     )
     found.add_vline(x=0, line={"color": "#888", "width": 1})
     found.update_xaxes(title=f"change of {metric.capitalize()} (points)")
@@ -237,7 +247,7 @@ def _filters(config: Mapping[str, object]) -> dict[str, str]:
     }
 
 
-def _dumbbells(title: str, lines: Sequence[tuple[str, float | None, Estimate, dict[str, str]]]) -> go.Figure:
+def _dumbbells(title: str, lines: Sequence[tuple[str, float | None, Estimate, dict[str, str]]], unit: str) -> go.Figure:
     found = figure(title, height=110, rows=len(lines), names=["paper", "ours"], min_width=560)
     names = [escape(name) for name, *_ in lines]
     points = [carried for *_, carried in lines]
@@ -247,7 +257,7 @@ def _dumbbells(title: str, lines: Sequence[tuple[str, float | None, Estimate, di
         mode="markers",
         name="paper",
         marker={"symbol": "diamond-open", "color": BLUE, "size": 10, "line": {"width": 2}},
-        hovertemplate="%{y}: %{x:.2f}",
+        hovertemplate=f"%{{y}}: %{{x:.2f}} {unit}",
         meta={"points": points, "group": 0},
     )
     found.add_scatter(
@@ -258,7 +268,7 @@ def _dumbbells(title: str, lines: Sequence[tuple[str, float | None, Estimate, di
         marker={"symbol": "circle", "color": ORANGE, "size": 9},
         error_x={"array": half_widths([ours for _, _, ours, _ in lines]), "color": ORANGE, "thickness": 1.5},
         text=[str(ours) for _, _, ours, _ in lines],
-        hovertemplate="%{y}: %{text}",
+        hovertemplate=f"%{{y}}: %{{text}} {unit}",
         meta={"points": points, "group": 1},
     )
     found.update_yaxes(autorange="reversed", type="category")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from plotly.subplots import make_subplots
 
-from zeroflow.results.differences import as_text, short_number
+from zeroflow.results.differences import as_text, numbers_of
 from zeroflow.results.estimates import Estimate, estimate
 from zeroflow.results.figures.style import (
     BLACK,
@@ -21,6 +21,7 @@ from zeroflow.results.figures.style import (
     arranged,
     escape,
     figure,
+    hovered,
     look,
     meta,
     number,
@@ -120,10 +121,15 @@ def trajectories(table: pa.Table) -> list[Run]:
 
 def _apart(key: tuple[object, ...], keys: Iterable[tuple[object, ...]]) -> str:
     """Learning rate, eps and options of a run, where others of its optimizer and queries on its landscape have other ones."""
-    twins = [other[5:] for other in keys if other[:3] == key[:3]]
-    options, lr, eps = (value if len({twin[i] for twin in twins}) > 1 else None for i, value in enumerate(key[5:]))
-    named = [f"{name}={short_number(value)}" for name, value in (("lr", lr), ("eps", eps)) if isinstance(value, float)]
-    more = as_text("optimizer_options", options) if options else "-"
+    names = ("optimizer_options", "lr", "eps")
+    twins = [dict(zip(names, other[5:], strict=True)) for other in keys if other[:3] == key[:3]]
+    own = dict(zip(names, key[5:], strict=True))
+    options, lr, eps = (own[name] if len({twin[name] for twin in twins}) > 1 else None for name in names)
+    numbers = numbers_of(twins)
+    named = [
+        f"{name}={as_text(name, value, numbers)}" for name, value in (("lr", lr), ("eps", eps)) if value is not None
+    ]
+    more = as_text("optimizer_options", options, numbers) if options else "-"
     return " ".join(part for part in [*named, more] if part != "-")
 
 
@@ -291,13 +297,16 @@ def _levels(loss: Matrix) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class FunctionValues:
-    """Mean loss of old and new tasks of a row at each step, over its seeds; a task starts at each of ``starts``."""
+    """Mean loss of old and new tasks of a row at each look, over its seeds.
+
+    ``tasks`` and ``steps``: number of the task and of the stream's step, by look; a task's first step is the last one of the task before.
+    """
 
     row: Row
+    tasks: tuple[int, ...]
     steps: tuple[int, ...]
     old: tuple[Estimate | None, ...]
     new: tuple[Estimate | None, ...]
-    starts: tuple[int, ...]
 
 
 def function_values(rows: Sequence[Row], probes: pa.Table) -> list[FunctionValues]:
@@ -318,10 +327,10 @@ def function_values(rows: Sequence[Row], probes: pa.Table) -> list[FunctionValue
     found = []
     for row, own in zip(rows, seen, strict=True):
         places = sorted(own)
-        starts = [step for i, (task, step) in enumerate(places) if i == 0 or places[i - 1][0] != task]
         old, new = (tuple(estimate(v) if (v := own[place][i]) else None for place in places) for i in (0, 1))
         if places:
-            found.append(FunctionValues(row, tuple(step for _, step in places), old, new, tuple(starts)))
+            tasks, steps = zip(*places, strict=True)
+            found.append(FunctionValues(row, tasks, steps, old, new))
     return found
 
 
@@ -345,7 +354,7 @@ def draw_function_values(
                 points = [(each.steps[i], point) for i in task if (point := losses[i]) is not None]
                 x += [*(step for step, _ in points), None]
                 y += [*(number(point.mean) for _, point in points), None]
-                texts += [*(str(point) for _, point in points), ""]
+                texts += [*(hovered(point, "nats", each.row.seeds) for _, point in points), ""]
                 ends = [(step, point.mean, point.half_width) for step, point in points if point.half_width is not None]
                 around[0].extend([*(step for step, *_ in ends), *(step for step, *_ in reversed(ends)), None])
                 around[1].extend(numbers([*(m + w for _, m, w in ends), *(m - w for _, m, w in reversed(ends)), None]))
@@ -370,7 +379,7 @@ def draw_function_values(
                 line=own.line,
                 marker=own.point(4),
                 text=texts,
-                hovertemplate="step %{x}: %{text} nats",
+                hovertemplate="step %{x}: %{text}",
                 **common,
             )
     found.update_yaxes(title="loss, old tasks (nats)", row=1, col=1)
@@ -380,10 +389,8 @@ def draw_function_values(
 
 
 def _tasks(values: FunctionValues) -> list[list[int]]:
-    """Indices of the steps of each task."""
-    found: list[list[int]] = []
-    for i, step in enumerate(values.steps):
-        if step in values.starts:
-            found.append([])
-        found[-1].append(i)
-    return found
+    """Indices of the looks of each task."""
+    found: dict[int, list[int]] = {}
+    for i, task in enumerate(values.tasks):
+        found.setdefault(task, []).append(i)
+    return list(found.values())

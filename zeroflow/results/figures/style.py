@@ -143,6 +143,11 @@ def half_widths(estimates: Sequence[Estimate | None]) -> list[float | None]:
     return [None if found is None or found.half_width is None else number(found.half_width) for found in estimates]
 
 
+def hovered(point: Estimate, unit: str, seeds: int) -> str:
+    """A point of a line of so many ``seeds`` in words, with the number of its own where not all of them have a value there."""
+    return f"{point} {unit}" + (f", {point.n} of {seeds} seeds" if point.n < seeds else "")
+
+
 def number(value: float | None) -> float | None:
     """Five digits: more cannot be seen, and a page of many figures is carried around."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
