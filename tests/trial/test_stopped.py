@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("some_drawings")
 
 
 @pytest.mark.slow
-def test_a_stream_that_stops_early_is_the_beginning_of_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {**SMALL, "method": "ease", "optimizer": "zo-sgd", "epochs": 1}
+def test_a_stream_that_stops_early_is_the_beginning_of_the_whole_one(tiny_vit: dict) -> None:
+    config = {**SMALL, **tiny_vit, "method": "ease", "optimizer": "zo-sgd", "epochs": 1}
     whole, part = (run_trial(TrialConfig.from_dict({**config, "stop_after": n})) for n in (None, 2))
     for name in ("accuracy_matrix", "task_incremental", "domain_incremental"):
         np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[:2, :2])
@@ -39,7 +39,7 @@ def test_a_stream_that_stops_early_is_the_beginning_of_the_whole_one(monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["zo-sgd", "zo-per-example", "zo-adam-conserve"])
-def test_peak_memory_is_the_same_after_an_interruption(optimizer: str, tmp_path: Path) -> None:
+def test_peak_memory_is_the_same_after_an_interruption(optimizer: str, tiny_vit: dict, tmp_path: Path) -> None:
     class Stopped(Exception): ...
 
     def on_progress(what: str, done: int, total: int) -> None:
@@ -47,7 +47,7 @@ def test_peak_memory_is_the_same_after_an_interruption(optimizer: str, tmp_path:
             raise Stopped
 
     config = TrialConfig.from_dict(
-        {**SMALL, "method": "aper-adapter", "optimizer": optimizer, "stop_after": 1, "batch_size": 25}
+        {**SMALL, **tiny_vit, "method": "aper-adapter", "optimizer": optimizer, "stop_after": 1, "batch_size": 25}
     )
     with pytest.raises(Stopped):
         run_trial(config, folder=tmp_path, on_progress=on_progress)
@@ -132,11 +132,11 @@ def test_an_interrupted_trial_goes_on_to_the_same_bits(
 
 @pytest.mark.parametrize("optimizer", ["zo-sgd", "fo-sgd"])
 def test_an_interrupted_cell_has_taken_the_time_of_both_its_parts(
-    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    optimizer: str, tiny_vit: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a clock on which nothing but a loss takes time, a second; the steps whose memory is measured have none of their own."""
     config = TrialConfig.from_dict(
-        {**SMALL, "tasks": 2, "stop_after": 1, "method": "aper-adapter", "optimizer": optimizer}
+        {**SMALL, **tiny_vit, "tasks": 2, "stop_after": 1, "method": "aper-adapter", "optimizer": optimizer}
     )
     now = 0.0
     cls = zeroflow.methods.methods.get("aper-adapter").build
@@ -165,9 +165,17 @@ def test_an_interrupted_cell_has_taken_the_time_of_both_its_parts(
     assert resumed["seconds_per_epoch"] == losses / 2
 
 
-def test_seconds_that_nothing_was_timed_of_are_unknown() -> None:
+def test_seconds_that_nothing_was_timed_of_are_unknown(tiny_vit: dict) -> None:
     """One step a task: its memory is measured, which takes time of its own."""
-    values = {**SMALL, "tasks": 2, "epochs": 1, "batch_size": 120, "method": "aper-adapter", "optimizer": "zo-sgd"}
+    values = {
+        **SMALL,
+        **tiny_vit,
+        "tasks": 2,
+        "epochs": 1,
+        "batch_size": 120,
+        "method": "aper-adapter",
+        "optimizer": "zo-sgd",
+    }
     found = run_trial(TrialConfig.from_dict(values)).summary
     assert found["training_seconds"] is None and found["seconds_per_epoch"] is None
     assert found["seconds"] > 0 and found["forward_passes"] == 2
