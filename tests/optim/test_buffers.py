@@ -185,3 +185,43 @@ def test_a_buffer_that_begins_to_move_in_evaluation_mode_is_noticed(how: str) ->
         assert len(set(model.seen)) == 1, model.seen
         mean = 0.5 * mean + 0.5 * float(model.layer(x).detach().mean()) if model.moves else mean
         assert float(model.mean) == pytest.approx(mean, abs=1e-6)
+
+
+class Masked(nn.Module):
+    """A layer behind a buffer, which it changes once it is told how."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 1)
+        self.register_buffer("mask", mask)
+        self.change: Any = lambda mask: mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mask = self.change(self.mask)
+        return self.layer(x) + (self.mask.to_dense() if self.mask.layout is not torch.strided else self.mask).sum()
+
+
+CONSTANT = {
+    "expanded": lambda: torch.ones(1, 4).expand(4, 4),
+    "sparse": lambda: torch.eye(4).to_sparse(),
+    "csr": lambda: torch.eye(4).to_sparse_csr(),
+    "large": lambda: torch.zeros(2**20 + 1),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", CONSTANT)
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_a_buffer_that_cannot_be_put_back_may_stand_still_and_is_refused_once_it_moves(
+    kind: str, training: bool
+) -> None:
+    model, x = Masked(CONSTANT[kind]()).train(training), torch.ones(8, 4)
+    optimizer = create_optimizer("zo-sgd", model, lr=0.01)
+    for _ in range(3):
+        optimizer.step(lambda: (model(x) ** 2).mean())
+    model.change = (lambda mask: mask.add_(1)) if kind == "large" else (lambda mask: 2 * mask)
+    before = model.mask
+    with pytest.raises(ValueError, match=r"buffer 'mask' of Masked, .* begins to move: it is too large"):
+        optimizer.step(lambda: (model(x) ** 2).mean())
+    assert model.mask is before

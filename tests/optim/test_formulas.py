@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -276,30 +278,64 @@ def test_examples_that_meet_in_another_mode_alone_are_found_there(layer: Any, kn
         optimizer.step(lambda: F.cross_entropy(model(x), y, reduction="none"))
 
 
-@pytest.mark.parametrize("as_criterion", [True, False])
-def test_examples_that_meet_in_another_loss_alone_are_found_there(as_criterion: bool) -> None:
+class Loss(nn.Module):
+    """Of logits; with ``meets`` those of all examples are compared with each other."""
+
+    def __init__(self, meets: bool = False) -> None:
+        super().__init__()
+        self.meets = meets
+
+    def forward(self, out: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(out @ out.T if self.meets else out, torch.arange(len(out)) % 6, reduction="none")
+
+
+class Trainer:
+    def __init__(self, model: nn.Module, x: torch.Tensor, criterion: nn.Module) -> None:
+        self.model, self.x, self.criterion = model, x, criterion
+
+    def __call__(self) -> torch.Tensor:
+        return self.criterion(self.model(self.x))
+
+
+WAYS: dict[str, Callable[[nn.Module, torch.Tensor, nn.Module], Callable[[], torch.Tensor]]] = {
+    "closure": lambda model, x, criterion: lambda: criterion(model(x)),
+    "partial": lambda model, x, criterion: functools.partial(Trainer.__call__, Trainer(model, x, criterion)),
+    "method": lambda model, x, criterion: Trainer(model, x, criterion).__call__,
+    "object": Trainer,
+    "list": lambda model, x, criterion: lambda several=[criterion]: several[0](model(x)),  # type: ignore[misc]
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_examples_that_meet_in_another_loss_alone_are_found_there(way: str) -> None:
+    """However the loss comes into the closure, and if each step has one of its own; what was verified is not verified again."""
     torch.manual_seed(0)
-    model = nn.Linear(4, 6)
-    x, y = torch.randn(32, 4), torch.randint(6, (32,))
-
-    def plain(out: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(out, y, reduction="none")
-
-    def contrast(out: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(out @ out.T, torch.arange(32), reduction="none")
-
+    model, x = nn.Linear(4, 6), torch.randn(32, 4)
     optimizer = create_optimizer("zo-per-example", model, lr=1e-3)
-    step = optimizer.step
-
-    def train(criterion: Any) -> None:
-        step(lambda: criterion(model(x)))
-
-    for _ in range(3):  # what was verified is not verified again, in whatever order
-        train(plain) if as_criterion else step(lambda: plain(model(x)))
-        step(lambda: (model(x) ** 2).sum(1))
+    for _ in range(3):
+        optimizer.step(WAYS[way](model, x, Loss()))
+        optimizer.step(lambda: (model(x) ** 2).sum(1))
     assert optimizer.forwards == 6 * 2 + 2 * 5
     with pytest.raises(TypeError, match="interact"):
-        train(contrast) if as_criterion else step(lambda: contrast(model(x)))
+        optimizer.step(WAYS[way](model, x, Loss(meets=True)))
+
+
+def test_modes_that_change_between_steps_or_inside_cost_nothing() -> None:
+    torch.manual_seed(0)
+    model, teacher, x = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.1)), nn.Dropout(), torch.randn(32, 4)
+    optimizer = create_optimizer("zo-per-example", model, lr=1e-3)
+
+    def losses() -> torch.Tensor:
+        model.train()
+        teacher.eval()
+        found = F.cross_entropy(model(x), teacher(x).argmax(1), reduction="none")
+        teacher.train()
+        return found
+
+    for _ in range(4):
+        optimizer.step(losses)
+        model.eval()
+    assert optimizer.forwards == 4 * 2 + 5
 
 
 @pytest.mark.parametrize("eps", [1e-3, 1e-4])

@@ -20,7 +20,7 @@ Still = set[tuple[int, str]]
 
 
 LARGE = 2**20
-"""Numbers of a buffer that is no longer looked at once it was seen still: a table or a quantised weight, not a statistic."""
+"""Numbers of a buffer that is refused to move once it was seen still: a table or a quantised weight, not a statistic."""
 
 
 class _AtRest:
@@ -31,12 +31,8 @@ class _AtRest:
 
     def __init__(self, ones: Sequence[tuple[Place, Tensor]]) -> None:
         groups: dict[tuple[torch.dtype, torch.device], list[tuple[Place, Tensor]]] = {}
-        self._others: list[tuple[Place, Tensor, Tensor]] = []  # of kinds that cannot be put side by side
         for place, tensor in ones:
-            if tensor.layout is torch.strided and not tensor.is_quantized:
-                groups.setdefault((tensor.dtype, tensor.device), []).append((place, tensor))
-            else:
-                self._others.append((place, tensor, tensor.clone()))
+            groups.setdefault((tensor.dtype, tensor.device), []).append((place, tensor))
         self._groups = [(group, _together(group)) for group in groups.values()]
 
     def __iter__(self) -> Iterator[tuple[Place, Tensor, Tensor]]:
@@ -44,15 +40,12 @@ class _AtRest:
         for group, before in self._groups:
             parts = torch.split(before, [tensor.numel() for _, tensor in group])
             yield from ((p, tensor, part.view(tensor.shape)) for (p, tensor), part in zip(group, parts, strict=True))
-        yield from self._others
 
     @property
     def disturbed(self) -> bool:
         """Whether any may have moved."""
         replaced = any(_at(place) is not tensor for group, _ in self._groups for place, tensor in group)
-        return (
-            bool(self._others) or replaced or not all(torch.equal(_together(g), before) for g, before in self._groups)
-        )
+        return replaced or not all(torch.equal(_together(group), before) for group, before in self._groups)
 
 
 def _together(group: Sequence[tuple[Place, Tensor]]) -> Tensor:
@@ -80,15 +73,17 @@ class Buffers:
         self._still, self._alone = set() if still is None else still, alone
         # Others have to know how many numbers to expect: always those of modules in training mode.
         looked_at = [place for place in places if alone or place[0].training]
-        there = [(place, tensor) for place in looked_at if (tensor := _at(place)) is not None]
+        there = [(p, tensor) for p in looked_at if (tensor := _at(p)) is not None and _can_follow(tensor)]
         # What others have to know is numbers, of which a place without a tensor has none.
         self._empty = [p for p in looked_at if alone and p[0].training and _at(p) is None]
         self._tensors = [(place, tensor) for place, tensor in there if _key(place) not in self._still]
         resting = [one for one in there if _key(one[0]) in self._still]
-        resting += (
-            [] if alone else [(p, tensor) for p in places if not p[0].training and (tensor := _at(p)) is not None]
-        )
-        self._rest = _AtRest([one for one in resting if one[1].numel() <= LARGE and not one[1].is_inference()])
+        others = [] if alone else [p for p in places if not p[0].training]
+        resting += [(p, tensor) for p in others if (tensor := _at(p)) is not None and _can_follow(tensor)]
+        self._rest = _AtRest([one for one in resting if one[1].numel() <= LARGE])
+        fixed = [one for one in resting if one[1].numel() > LARGE]
+        fixed += [(p, t) for p in places if (t := _at(p)) is not None and not (_can_follow(t) or t.is_inference())]
+        self._fixed = [(place, tensor, tensor._version) for place, tensor in fixed]
         self._seen = self._seen_moving = False  # in an evaluation of this step
         self._after: list[tuple[Tensor, Tensor]] = []
         self._moved: list[bool] = []
@@ -115,7 +110,8 @@ class Buffers:
         """Restore buffers that change inside.
 
         Raises:
-            ValueError: one of a module in evaluation mode changes, of which other processes or a log would have to know.
+            ValueError: one of a module in evaluation mode changes, of which other processes or a log would have to know; or one
+                that cannot be followed.
         """
         before = [(place, tensor, tensor.clone()) for place, tensor in self._tensors]
         moved = False
@@ -126,6 +122,18 @@ class Buffers:
             self._restore(before)
             woken = self._woken()
         self._seen, self._seen_moving = True, self._seen_moving or moved or bool(woken)
+        self._check_fixed()
+
+    def _check_fixed(self) -> None:
+        for (module, name), tensor, version in self._fixed:
+            now = _at((module, name))
+            if now is not tensor:
+                module._buffers[name] = tensor
+            if tensor._version != version or (now is not None and now is not tensor and not _equal(now, tensor)):
+                raise ValueError(
+                    f"buffer {name!r} of {type(module).__name__}, {tuple(tensor.shape)}, begins to move: it is too large to be put "
+                    "back after every evaluation, or of a kind that cannot be; keep it still, or write it outside of the closure"
+                )
 
     def _woken(self) -> list[tuple[Place, Tensor]]:
         """Put back what an evaluation has moved of those at rest, and let them take part from now on; which these are."""
@@ -233,6 +241,21 @@ def _at(place: Place) -> Tensor | None:
     """The tensor in a place; a scripted module's buffers are no dictionary."""
     module, name = place
     return module._buffers[name] if name in module._buffers else None  # noqa: SIM401
+
+
+def _can_follow(tensor: Tensor) -> bool:
+    """Whether its values can be compared and written: not those of expanded, sparse, quantised and such tensors."""
+    strange = tensor.is_quantized or tensor.is_meta or tensor.is_nested or tensor.is_conj() or tensor.is_inference()
+    if tensor.layout is not torch.strided or strange:
+        return False
+    return all(stride or size <= 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    try:
+        return torch.equal(first, second)
+    except (RuntimeError, NotImplementedError):  # sparse ones cannot be compared
+        return False
 
 
 def _key(place: Place) -> tuple[int, str]:

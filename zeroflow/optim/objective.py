@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -266,9 +266,19 @@ class Objective:
             moved = torch.add(base, self.direction(shift.query), alpha=shift.scale * self.eps)
         self.flat.show(moved)
 
-    def call(self, differentiates: bool = False) -> Tensor | float:
-        """The closure's own answer at the model's parameters, under this step's dropout masks; buffers do not move."""
-        return self.evaluator.call(self.closure, differentiates)
+    def call(self, differentiates: bool = False, within: AbstractContextManager[Any] | None = None) -> Tensor | float:
+        """The closure's own answer at the model's parameters, under this step's dropout masks; buffers do not move.
+
+        Args:
+            differentiates: whether it is differentiated along a direction.
+            within: is entered around the closure alone.
+        """
+
+        def inside() -> Tensor | float:
+            with within or nullcontext():
+                return self.closure()
+
+        return self.evaluator.call(self.closure if within is None else inside, differentiates)
 
     def mean(self, answer: Tensor | float) -> Tensor | float:
         """A closure's answer with losses of single examples reduced to their mean."""

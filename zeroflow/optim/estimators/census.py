@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import CellType
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch import Tensor
 
-from zeroflow.optim.closure import Closure, Slice, scalar
+from zeroflow.optim.closure import scalar
 from zeroflow.optim.estimators.displaced import Displaced, OtherSize
 from zeroflow.optim.estimators.example_signs import signs_of
 from zeroflow.optim.executor import Numbers
@@ -30,33 +23,29 @@ class Census:
     Attributes:
         examples: number in the last mini-batch, also where this process evaluates a slice of it; 1 where the closure returns
             a single number; None before the first.
-        verified: closures, as what tells them apart, and sizes of mini-batches.
+        verified: ``Displaced.program`` and size of mini-batches; None for the program: a log or other processes answer for it.
     """
 
     examples: int | None = None
-    verified: set[tuple[Hashable, int]] = field(default_factory=set)
-    _closure: Hashable = None
+    verified: set[tuple[int | None, int]] = field(default_factory=set)
     _here: list[float] = field(default_factory=list)  # losses of this process's slice at theta, when they were counted
     _warned: bool = False
-    _modes: WeakKeyDictionary[nn.Module, bool] = field(default_factory=WeakKeyDictionary)
 
     def __reduce__(self) -> tuple[type[Census], tuple[()]]:
-        """A copy, or another process, verifies by itself: what is known here hangs on this process's objects."""
+        """A copy, or another process, verifies by itself: programs are told by this process's objects."""
         return Census, ()
-
-    def expect(self, closure: Closure) -> None:
-        """Forget what was verified in other modes: examples that meet in batch statistics do so in training mode alone."""
-        self._closure = _identity(closure)
-        if any(module.training != mode for module, mode in self._modes.items()):
-            self._modes.clear()
-            self.verified.clear()
-        if all(known != self._closure for known, _ in self.verified):
-            self.examples = None
 
     def found(self, examples: int) -> None:
         """Remember how many losses all processes together have found."""
         self.examples = examples
-        self.verified.add((self._closure, examples))
+        if all(size != examples for _, size in self.verified):
+            self.verified.add((None, examples))
+
+    def _knows(self, program: int, examples: int) -> bool:
+        if (None, examples) in self.verified:
+            self.verified.discard((None, examples))
+            self.verified.add((program, examples))
+        return (program, examples) in self.verified
 
     def losses(self, objective: Objective, query: int, scale: float) -> Numbers:
         """Losses of all examples at theta + scale * eps * z_n, or the one loss of a mini-batch that has only one.
@@ -76,9 +65,13 @@ class Census:
                 if self.examples == 1:
                     objective.move(Shift(scale, query))
                     return (objective.share * scalar(_several(objective, objective.call(), 1)),)
-                if (self._closure, self.examples) not in self.verified:
+                losses, program = _displaced(objective, query, scale, self.examples)
+                if not self._knows(program, self.examples):
+                    if not counted:
+                        self._count(objective)
                     self._verify(objective, query)
-                return _displaced(objective, query, scale, self.examples)
+                    self.verified.add((program, self.examples))
+                return losses
             except OtherSize as error:
                 found, self.examples = error, None
             except (TypeError, RuntimeError, ValueError, IndexError):
@@ -92,8 +85,7 @@ class Census:
 
     def _count(self, objective: Objective) -> None:
         objective.move(HERE)
-        with self._noted_modes():
-            answer = objective.call()
+        answer = objective.call()
         objective.forwards += 1
         self.examples = objective.whole(len(answer)) if isinstance(answer, Tensor) and answer.ndim == 1 else 1
         self._here = answer.tolist() if isinstance(answer, Tensor) and answer.ndim == 1 else []
@@ -105,15 +97,6 @@ class Census:
                 'of it (plain SPSA); return a loss for each example, such as cross_entropy(..., reduction="none")',
                 stacklevel=2,
             )
-
-    @contextmanager
-    def _noted_modes(self) -> Iterator[None]:
-        """Note of all modules that are called inside whether they are in training mode."""
-        note = register_module_forward_pre_hook(lambda module, _: self._modes.update({module: module.training}))
-        try:
-            yield
-        finally:
-            note.remove()
 
     def _verify(self, objective: Objective, query: int) -> None:
         """See whether examples are evaluated as the loss is meant: far from theta, where differences show.
@@ -133,7 +116,8 @@ class Census:
 
         def displaced(sides: Tensor | None = None) -> Tensor:
             objective.forwards += 1
-            return torch.tensor(_displaced(objective, query, far, examples, sides)[own], dtype=torch.float64)
+            losses, _ = _displaced(objective, query, far, examples, sides)
+            return torch.tensor(losses[own], dtype=torch.float64)
 
         fast = displaced()
         here = torch.tensor(self._here, dtype=torch.float64) if len(self._here) == len(fast) else torch.zeros_like(fast)
@@ -162,25 +146,6 @@ class Census:
                 "Examples interact (batch statistics, attention over dimension 0), or a tensor that is no activation has the "
                 f"length of the mini-batch ({examples}); take zo-sgd or another batch size"
             )
-        self.found(examples)
-
-
-def _identity(closure: Any, depth: int = 3) -> Hashable:
-    """What tells one closure from another: its code, and the code or modules that it closes over; not a mini-batch."""
-    while isinstance(closure, Slice | functools.partial):
-        closure = closure.closure if isinstance(closure, Slice) else closure.func
-    if isinstance(closure, nn.Module):
-        return id(closure)
-    function = getattr(closure, "__func__", closure)
-    cells = [inside for cell in getattr(function, "__closure__", None) or () if callable(inside := _content(cell))]
-    return getattr(function, "__code__", type(function)), *(_identity(inside, depth - 1) for inside in cells if depth)
-
-
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # a name that has no value yet
-        return None
 
 
 def _several(objective: Objective, answer: Tensor | float, examples: int) -> Tensor:
@@ -196,14 +161,16 @@ def _several(objective: Objective, answer: Tensor | float, examples: int) -> Ten
     return answer
 
 
-def _displaced(objective: Objective, query: int, scale: float, examples: int, sides: Tensor | None = None) -> Numbers:
-    """Losses of all examples, each at its own theta + scale * eps * z_n; zero for those of other processes."""
+def _displaced(
+    objective: Objective, query: int, scale: float, examples: int, sides: Tensor | None = None
+) -> tuple[Numbers, int]:
+    """Losses of all examples, each at its own theta + scale * eps * z_n, zero for those of other processes, and the program."""
     own = objective.own(examples)
     if objective.whole(own.stop - own.start) != examples:
         raise OtherSize((objective.whole(own.stop - own.start),))
     objective.move(HERE)
-    with Displaced(objective, query, scale, examples, sides):
-        answer = objective.call()
+    displaced = Displaced(objective, query, scale, examples, sides)
+    answer = objective.call(within=displaced)
     losses = torch.zeros(examples, dtype=torch.float64)
     losses[own] = _several(objective, answer, examples).as_subclass(Tensor).to(losses)
-    return tuple(losses.tolist())
+    return tuple(losses.tolist()), displaced.program

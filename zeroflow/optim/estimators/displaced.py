@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -35,12 +35,17 @@ class Displaced(TorchFunctionMode):
         scale: of the displacement, in eps.
         examples: of the whole mini-batch.
         sides: a factor of the displacement of each example of this process's slice.
+
+    Attributes:
+        program: changes with the functions of torch that were called while it was active, in their order, and with what they were
+            told besides tensors and sizes: it tells one loss from another, and batch norm's modes.
     """
 
     def __init__(
         self, objective: Objective, query: int, scale: float, examples: int, sides: Tensor | None = None
     ) -> None:
         super().__init__()
+        self.program = 0
         flat, base = objective.flat, objective.direction(query) * objective.eps
         base.mul_(scale)
         self.signs = signs_of(objective, query, examples).only(objective.own(examples))
@@ -53,6 +58,7 @@ class Displaced(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.program = hash((self.program, func, *_switches(func, args), *_switches(func, kwargs.values())))
         if func is F.linear and self._is_parameter(args[1] if len(args) > 1 else kwargs.get("weight")):
             return self._linear(*args, **kwargs)
         if func is torch.addmm and not kwargs and (rows := self._rows(*args)) is not None:
@@ -165,6 +171,14 @@ _ASKS_ONLY = {
     Tensor.stride, Tensor.element_size, Tensor.__len__, Tensor.type, torch.is_floating_point,
 }  # fmt: skip
 """Functions that return a property of a tensor that displacement does not change."""
+
+
+def _switches(func: Any, values: Iterable[Any]) -> Iterator[Any]:
+    """What of a function's arguments says how it computes: flags, names and dimensions; indices and numbers change with the data."""
+    for value in values:
+        small = isinstance(value, int) and -8 <= value <= 8 and func is not Tensor.__getitem__
+        if small or value is None or isinstance(value, bool | str):
+            yield value
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

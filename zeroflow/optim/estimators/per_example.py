@@ -31,16 +31,16 @@ class PerExample(Estimator):
     forward passes, by up to sqrt(N) in its cosine to the gradient.
 
     The closure returns the losses ``[N]`` (``reduction="none"``), and dimension 0 of the model's activations is the example.
-    Examples must not interact: no batch statistics. This is verified for every new size of a mini-batch, every new closure (its
-    code, and the functions and modules that it closes over) and whenever a module has changed its mode: no loss may change while
-    half of the other examples stay at theta, and one must be that of its parameters. A closure that returns a
+    Examples must not interact: no batch statistics. This is verified for every new size of a mini-batch, and once other
+    functions of torch are called than before, or in another mode (another loss, batch statistics): no loss may change while half of
+    the other examples stay at theta, and one must be that of its parameters. A closure that returns a
     single number gets plain SPSA along signs, with a warning.
 
     With ``normalize`` the g_n of a repetition are divided by their standard deviation over n (about their mean, with 1/N), so
     that lr does not depend on the scale of the loss or of eps; a single example keeps only its sign.
     Source: per-example directions of GRZO and EVA-0 (2026); ``normalize``: Tan et al. 2026 (GRZO, arXiv:2606.02857), whose lr
     is 2 eps times the one here. Cost: 2q forward passes, and 5 more to count and verify a mini-batch of a new size (1 more
-    where the size has been seen), another closure, or modules that have changed their mode.
+    where the size has been seen), or of another loss or mode.
     """
 
     per_example: ClassVar[bool] = True
@@ -55,7 +55,6 @@ class PerExample(Estimator):
 
     def estimate(self, objective: Objective, queries: int) -> Estimate:
         census = objective.memory.setdefault("census", Census())
-        census.expect(objective.closure)
 
         def evaluate(index: int) -> Numbers:
             extra = objective.forwards
