@@ -174,12 +174,13 @@ def test_where_no_step_was_timed_all_of_a_cell_may_be_training(store: Store, unk
     assert of(store, ZO | {"epochs": 20}).seconds == pytest.approx(300)
 
 
-def test_a_cell_that_trained_for_longer_than_it_took_tells_nothing(store: Store) -> None:
+def test_a_cell_that_trained_for_longer_than_it_took_tells_of_its_passes_alone(store: Store) -> None:
     """Earlier versions lost the time before an interruption."""
     finish(store, ZO, -20, 30)
     assert of(store, ZO | {"seed": 1}).seconds is None
-    finish(store, ZO | {"seed": 2}, 10, 30)
-    assert of(store, ZO | {"seed": 1}).seconds == pytest.approx(40)
+    finish(store, ZO | {"queries": 2}, 10, 30, 4000)
+    found = of(store, ZO | {"seed": 1})
+    assert found.seconds == pytest.approx(10 + 15) and found.forward_passes == 2000 and found.exact_passes
 
 
 # Their errors
@@ -192,6 +193,18 @@ def test_errors_are_those_of_leaving_one_out(store: Store) -> None:
     # 55 for 40, 50 for 50, 45 for 60.
     assert error is not None and error.cells == 3
     assert (error.median, error.ninth_decile) == (pytest.approx(0.25), pytest.approx(0.25 + 0.8 * 0.125))
+
+
+def test_every_earlier_cell_counts_once_in_the_errors(store: Store) -> None:
+    """Of cells that are estimated from their own kind and others from all kinds together."""
+    for seed, training in enumerate([30, 40, 50]):
+        finish(store, ZO | {"seed": seed}, 10, training)
+    wanted = [TrialConfig.from_dict(ZO | change) for change in ({"seed": 3}, {"queries": 16})]
+    alone, both = (
+        estimate_costs(cells, store.load("trials"), lambda config: CellPlacement()).error
+        for cells in (wanted[:1], wanted)
+    )
+    assert alone == both and alone is not None and alone.cells == 3
 
 
 def test_errors_scale_by_work_and_leave_out_what_has_no_like(store: Store) -> None:

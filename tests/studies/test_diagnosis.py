@@ -101,6 +101,18 @@ def test_passes_of_a_step_are_the_optimizers_own(cell: dict[str, Any]) -> None:
     assert found["zo-per-example"] == pytest.approx(found["zo-sgd"])
 
 
+def test_the_bound_on_the_rate_is_that_of_a_bowl(cell: dict[str, Any]) -> None:
+    """L = h |x|^2 / 2 in d dimensions: a step falls on average below 2 / (h (1 + (d + 1) / q)), whose trace is h d.
+
+    With few values and 64 queries that is not 64 times as much as with one.
+    """
+    few = {**cell, "method": "aper-input-filter", "method_options": {}, "batch_size": 60}
+    found = {q: diagnose(TrialConfig.from_dict({**few, "queries": q}), directions=20, batches=2) for q in (1, 4, 64)}
+    for queries, one in found.items():
+        h, d = one.curvature / one.parameters, one.parameters
+        assert one.batch_noise == 0 and one.largest_lr == pytest.approx(2 / (h * (1 + (d + 1) / queries)))
+
+
 def test_a_rate_is_held_against_the_bound_of_plain_steps_by_cells_with_plain_steps_alone(cell: dict[str, Any]) -> None:
     config = TrialConfig.from_dict({**cell, "method_options": {"dropout": 0.0}})
     found = dataclasses.replace(diagnose(config, directions=2, batches=2), largest_lr=0.5)

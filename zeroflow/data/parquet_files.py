@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ WORDS = {
 }  # fmt: skip
 SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.(?i:parquet)")
 # What data sets of the hub have beside what images may have: more notes, and pictures of their cards.
-NOTES = BESIDE | {".jsonl", ".ipynb", ".rst", ".bib", ".cff", ".toml", ".sh"}
+NOTES = BESIDE | {".jsonl", ".ipynb", ".rst", ".bib", ".cff", ".toml", ".sh", ".lock", ".crc", ".pyc"}
 PICTURES = SUFFIXES | {".gif", ".svg"}
 
 
@@ -46,10 +47,10 @@ def files_of_splits(root: Path, problems: list[str]) -> dict[str, list[Path]]:
         for other in splits[split]
         if path.samefile(other)
     ]
-    if "test" in splits and (unused := splits.get("validation")):
-        problems.append(
-            f"{root}: {len(unused)} files of the validation split would be left out, {unused[0]} for one, for train and "
-            "test are read; put them elsewhere"
+    if "test" in splits and (unused := splits.pop("validation", [])):
+        warnings.warn(
+            f"{root}: {len(unused)} files of the validation split are not used, {unused[0]} for one: train and test are",
+            stacklevel=2,
         )
     for split, paths in splits.items():
         places = sorted({path.parent for path in paths})

@@ -183,8 +183,8 @@ class Finished:
         self._passes: dict[tuple[Any, ...], float] = defaultdict(lambda: math.inf)
         for row in _rows(trials):
             kind = _Kind.of(row)
-            self._kinds.append(kind)
-            for prefix in _prefixes(kind.key):
+            self._kinds += [kind] if len(kind.fixed) else []
+            for prefix in _prefixes(kind.key) if len(kind.fixed) else ():
                 self._means[prefix] += kind.sums
             if row["forward_passes"] and (unit := _passes(row)):
                 for key in _step_keys(row):
@@ -218,12 +218,15 @@ class Finished:
 
     def error(self) -> EstimateError | None:
         """How far off the estimates so far would have been, found by estimating each cell that they come from from the others."""
-        off = []
-        for prefix in self._asked:
+        off, seen = [], set()
+        # The likest ones first: each cell counts once, by the estimate from those that are most like it.
+        for prefix in sorted(self._asked, key=len, reverse=True):
             alike = [kind for kind in self._kinds if kind.key[: len(prefix)] == prefix]
             everyone = self._means[prefix]
-            # As the estimate of a kind comes from other kinds, so does that of each of these; of one kind alone, from other cells.
-            off += [kind.off(everyone - kind.sums) if len(alike) > 1 else kind.off_one_out(everyone) for kind in alike]
+            for kind in (kind for kind in alike if id(kind) not in seen):
+                # As the estimate of a kind comes from other kinds, so does that of each of these; of one alone, from other cells.
+                off.append(kind.off(everyone - kind.sums) if len(alike) > 1 else kind.off_one_out(everyone))
+                seen.add(id(kind))
         found = np.concatenate([np.zeros(0), *off])
         if not len(found):
             return None
@@ -250,7 +253,9 @@ class _Kind:
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> _Kind:
         seconds, training = (np.array(row[name], dtype=float) for name in ("seconds", "training_seconds"))
-        units = work(row) / _shared(row, row["workers"] or 1)
+        # Earlier versions lost the time before an interruption: such cells took longer than they say.
+        whole = ~(training > seconds)
+        seconds, training, units = seconds[whole], training[whole], work(row) / _shared(row, row["workers"] or 1)
         # Where no step was timed all of it may be training: for other epochs that is rather too much than too little.
         known = np.where(np.nan_to_num(training) > 0, training, seconds) if units else np.zeros_like(seconds)
         return cls(_key(row), units, seconds - known, known / (units or 1))
@@ -281,9 +286,7 @@ class _Kind:
 def _rows(trials: pa.Table) -> Iterator[dict[str, Any]]:
     """Finished cells by all that tells about them: their keys, with lists of seconds and the fewest forward passes."""
     keys = list(dict.fromkeys([*FEATURES, *_LAYOUT, "workers"]))
-    # Earlier versions lost the time before an interruption: such cells took longer than they say.
-    whole = pc.less_equal(pc.coalesce(trials["training_seconds"], 0.0), trials["seconds"])
-    timed = trials.filter(pc.and_(pc.is_valid(trials["seconds"]), whole)).select(
+    timed = trials.filter(pc.is_valid(trials["seconds"])).select(
         [*keys, "seconds", "training_seconds", "forward_passes"]
     )
     grouped = timed.group_by(keys).aggregate(

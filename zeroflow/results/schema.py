@@ -167,7 +167,7 @@ _STEPS = [
     _column(
         "seconds",
         _float,
-        "seconds of the step without data loading; null: its memory was measured, or a log gave it again",
+        "seconds of the step without data loading; null: its memory was measured, a log gave it again, or the file is older",
     ),
     _column("queries", _int, "directions of the step; null: the optimizer has none"),
 ]

@@ -61,7 +61,8 @@ class Diagnosis:
         smaller: relative difference between slopes at eps and at a tenth of it.
         larger: relative difference between slopes at eps and at ten times eps.
         eps_is: ``"fine"``, ``"in rounding noise"`` or ``"beyond curvature"``.
-        largest_lr: of plain SGD steps that lower the loss in expectation; None: no limit was seen.
+        largest_lr: of plain SGD steps that lower the loss in expectation, if its curvature is the same in all directions: 2 q d /
+            (q + d + 1) |gradient|^2 / (curvature (|gradient|^2 + batch_noise^2)), d = ``parameters``; None: no limit was seen.
         passes_for_one_percent: forward passes that lower the loss by 1 % at half of it; None: no way was seen.
         fallen: stored loss of the first tenth of the first task's steps minus that of the last, over its noise; None: there are
             too few steps.
@@ -109,7 +110,8 @@ class Diagnosis:
         else:
             own = f"; this cell has {config.lr:g}" if config.lr and _plain(config) else ""
             said.append(
-                f"Learning rate: steps of plain SGD lower the loss in expectation below {self.largest_lr:.3g}{own}."
+                f"Learning rate: steps of plain SGD lower the loss in expectation below {self.largest_lr:.3g}, if "
+                f"it bends alike in all directions{own}."
             )
         if self.largest_lr is None and self.gradient:
             said.append("Cost: without curvature none can be given.")
@@ -202,7 +204,8 @@ def _found(config: TrialConfig, seen: _Seen, eps: float, dimensions: int, losses
     info = optimizers.get(str(config.optimizer))
     exact, passes = info.estimator.exact, _looked_at(info.name).forwards(queries)
     kept = 1.0 if exact else queries / (queries + dimensions + 1)
-    lr = 2 * queries * length2 / (whole * second) if second > 0 and whole and not exact else None
+    # An estimate's own e^T H e is tr H |g|^2 ((1 + 1/q) / d + 1/q) in expectation where H bends alike in all directions.
+    lr = 2 * length2 * dimensions * kept / (whole * second) if second > 0 and whole and not exact else None
     gain = length2 * lr / 4 if lr else 0.0  # at half of the largest: lr |g|^2 / 2 with lr = largest / 2
     return Diagnosis(
         parameters=dimensions,
