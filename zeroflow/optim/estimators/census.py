@@ -23,7 +23,7 @@ class Census:
     Attributes:
         examples: number in the last mini-batch, also where this process evaluates a slice of it; 1 where the closure returns
             a single number; None before the first.
-        verified: ``Displaced.program`` and size of mini-batches; None for the program: a log or other processes answer for it.
+        verified: ``Displaced.program`` and size of mini-batches; with None in its place a log or other processes answer for it.
     """
 
     examples: int | None = None
