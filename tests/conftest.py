@@ -41,9 +41,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A cache of a test's own, with nothing in it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of a test's own, with nothing in it; its folder, which is not there yet."""
+    home = tmp_path_factory.mktemp("home") / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    return home / "zeroflow"
 
 
 @pytest.fixture(scope="session")

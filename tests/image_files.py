@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zeroflow.data import ImageDataset
+from zeroflow.data import ImageDataset, load_dataset
 from zeroflow.data.images import read_image
 
 
@@ -167,6 +167,11 @@ def write_birds(data_dir: Path) -> Path:
                 mode = ("RGB", "L", "CMYK", "RGB")[i]
                 image.convert(mode).save(folder / f"{i} é.JPG", quality=95)
     return data_dir
+
+
+def opened(data_dir: Path, **how: int) -> ImageDataset:
+    """The birds that ``write_birds`` wrote."""
+    return load_dataset("folder:birds", data_dir, **how)
 
 
 def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:

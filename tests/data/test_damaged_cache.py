@@ -8,27 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_files import count_decoding, write_birds
+from image_files import count_decoding, opened, write_birds
 
-from zeroflow.data import ImageDataset, load_dataset
+from zeroflow.data import ImageDataset
 from zeroflow.data import decoded as decoded_images
 from zeroflow.data.dataset import Samples
 from zeroflow.data.decoded import DecodedSamples
 
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "zeroflow"
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     return write_birds(tmp_path / "data")
-
-
-def opened(data_dir: Path, **how: int) -> ImageDataset:
-    return load_dataset("folder:birds", data_dir, **how)
 
 
 def kept(samples: Samples) -> Path:
@@ -37,9 +29,9 @@ def kept(samples: Samples) -> Path:
     return decoded_images.cache_folder() / "decoded" / samples.identity()
 
 
-def test_a_damaged_cache_is_made_anew(data_dir: Path, cache: Path) -> None:
+def test_a_damaged_cache_is_made_anew(data_dir: Path, empty_cache: Path) -> None:
     opened(data_dir)
-    for pixels in (cache / "decoded").glob("*/pixels"):
+    for pixels in (empty_cache / "decoded").glob("*/pixels"):
         os.truncate(pixels, 100)
     dataset = opened(data_dir)
     assert isinstance(dataset.train, DecodedSamples)
@@ -85,7 +77,7 @@ def wrong(dataset: ImageDataset, expected: ImageDataset) -> list[int]:
 @pytest.mark.parametrize("opened_before", [False, True])
 @pytest.mark.parametrize("what", PIXELS)
 def test_damaged_pixels_are_decoded_anew(
-    data_dir: Path, monkeypatch, cache: Path, what: str, opened_before: bool
+    data_dir: Path, monkeypatch, empty_cache: Path, what: str, opened_before: bool
 ) -> None:
     dataset, expected = opened(data_dir), opened(data_dir, cache_bytes=0)
     damage(kept(dataset.train), what)
@@ -133,12 +125,12 @@ def test_places_that_are_not_as_they_were_written_are_not_used(data_dir: Path, m
     assert names == []
 
 
-def test_what_another_version_has_decoded_is_not_used(data_dir: Path, monkeypatch, cache: Path) -> None:
+def test_what_another_version_has_decoded_is_not_used(data_dir: Path, monkeypatch, empty_cache: Path) -> None:
     opened(data_dir)
     monkeypatch.setattr(decoded_images, "VERSION", decoded_images.VERSION - 1)
     names = count_decoding(monkeypatch)
     opened(data_dir)
-    assert len(set(names)) == 21 and len(list((cache / "decoded").iterdir())) == 4
+    assert len(set(names)) == 21 and len(list((empty_cache / "decoded").iterdir())) == 4
 
 
 def test_a_damaged_cache_makes_room_for_the_new_one(data_dir: Path) -> None:
@@ -148,16 +140,16 @@ def test_a_damaged_cache_makes_room_for_the_new_one(data_dir: Path) -> None:
     assert isinstance(opened(data_dir, cache_bytes=whole + 10_000).train, DecodedSamples)
 
 
-def test_a_torn_note_of_what_was_checked_is_no_note(data_dir: Path, monkeypatch, cache: Path) -> None:
+def test_a_torn_note_of_what_was_checked_is_no_note(data_dir: Path, monkeypatch, empty_cache: Path) -> None:
     opened(data_dir, cache_bytes=0)
-    for stamp in (cache / "verified").glob("*[!k]"):
+    for stamp in (empty_cache / "verified").glob("*[!k]"):
         stamp.write_text("")
     names = count_decoding(monkeypatch)
     assert len(opened(data_dir, cache_bytes=0).train.labels) == 12 and len(set(names)) == 21
 
 
 @pytest.mark.slow
-def test_damaged_pixels_reach_neither_a_result_nor_kept_features(data_dir: Path, cache: Path) -> None:
+def test_damaged_pixels_reach_neither_a_result_nor_kept_features(data_dir: Path, empty_cache: Path) -> None:
     from zeroflow import Placement, TrialConfig, run_trial
 
     settings = {"dataset": "folder:birds", "transform": "plain", "tasks": 3, "method": "simplecil"}
@@ -167,7 +159,7 @@ def test_damaged_pixels_reach_neither_a_result_nor_kept_features(data_dir: Path,
         damage(kept(samples), "every other byte")
     with pytest.warns(UserWarning, match="not as it was written"):
         first = run_trial(config, Placement(str(data_dir)))
-    assert list(cache.glob("features/*/*.safetensors"))
+    assert list(empty_cache.glob("features/*/*.safetensors"))
     for found in (first, run_trial(config, Placement(str(data_dir)))):
         np.testing.assert_array_equal(found.accuracy_matrix, expected.accuracy_matrix)
         np.testing.assert_array_equal(found.confusion[-1], expected.confusion[-1])

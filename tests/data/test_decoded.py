@@ -12,29 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_files import count_decoding, write_birds
+from image_files import count_decoding, opened, write_birds
 from PIL import Image
 
-from zeroflow.data import ImageDataset, Transform, class_incremental, load_dataset, prefetched, transforms
+from zeroflow.data import ImageDataset, Transform, class_incremental, prefetched, transforms
 from zeroflow.data import decoded as decoded_images
 from zeroflow.data.decoded import DecodedSamples
 from zeroflow.data.folders import FileSamples
 from zeroflow.errors import ConfigError
 
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "zeroflow"
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     return write_birds(tmp_path / "data")
-
-
-def opened(data_dir: Path, **how: int) -> ImageDataset:
-    return load_dataset("folder:birds", data_dir, **how)
 
 
 def batches(dataset: ImageDataset, transform: str, threads: int) -> list[torch.Tensor]:
@@ -85,7 +77,7 @@ def test_memory_order_of_images_reaches_no_network(data_dir: Path) -> None:
 
 @pytest.mark.slow
 def test_results_of_a_trial_depend_neither_on_the_cache_nor_on_its_state(
-    data_dir: Path, monkeypatch, cache: Path
+    data_dir: Path, monkeypatch, empty_cache: Path
 ) -> None:
     from zeroflow import Placement, TrialConfig, run_trial
 
@@ -100,7 +92,7 @@ def test_results_of_a_trial_depend_neither_on_the_cache_nor_on_its_state(
         }
     )
     first = run_trial(config, Placement(str(data_dir)))
-    assert list((cache / "decoded").glob("*/pixels"))
+    assert list((empty_cache / "decoded").glob("*/pixels"))
     second = run_trial(config, Placement(str(data_dir)))
     monkeypatch.setattr(decoded_images, "_make_room", lambda *_: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(data_dir / "other cache"))
@@ -115,13 +107,13 @@ def test_results_of_a_trial_depend_neither_on_the_cache_nor_on_its_state(
 
 
 @pytest.mark.slow
-def test_every_image_is_decoded_once_and_then_served_to_all(data_dir: Path, monkeypatch, cache: Path) -> None:
+def test_every_image_is_decoded_once_and_then_served_to_all(data_dir: Path, monkeypatch, empty_cache: Path) -> None:
     names = count_decoding(monkeypatch)
     monkeypatch.setattr(decoded_images, "SAMPLED", 1)
     dataset = opened(data_dir)
     # Besides all images once, one of each part for the size of all.
     assert len(names) == 21 + 2 and len(set(names)) == 21
-    sizes = [path.stat().st_size for path in sorted((cache / "decoded").glob("*/pixels"))]
+    sizes = [path.stat().st_size for path in sorted((empty_cache / "decoded").glob("*/pixels"))]
     expected = [
         sum(i.numel() for i in part.images(np.arange(len(part.labels)))) for part in (dataset.train, dataset.test)
     ]
@@ -143,7 +135,7 @@ def test_writing_into_an_image_reaches_nobody_else(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["content", "size", "time", "neither", "name", "new", "gone"])
-def test_changed_files_are_checked_and_decoded_anew(data_dir: Path, cache: Path, change: str) -> None:
+def test_changed_files_are_checked_and_decoded_anew(data_dir: Path, empty_cache: Path, change: str) -> None:
     opened(data_dir)
     path = data_dir / "birds" / "train" / "owl" / "1 é.JPG"
     if change == "content":
@@ -166,7 +158,7 @@ def test_changed_files_are_checked_and_decoded_anew(data_dir: Path, cache: Path,
     else:
         path.unlink()
     dataset = opened(data_dir)
-    assert len(list((cache / "decoded").iterdir())) == 3, "training images of before and of now, test images"
+    assert len(list((empty_cache / "decoded").iterdir())) == 3, "training images of before and of now, test images"
     expected = opened(data_dir, cache_bytes=0)
     everything = np.arange(len(expected.train.labels))
     pairs = zip(dataset.train.images(everything), expected.train.images(everything), strict=True)
@@ -175,37 +167,39 @@ def test_changed_files_are_checked_and_decoded_anew(data_dir: Path, cache: Path,
 
 @pytest.mark.parametrize("limit", [0, 1, 80_000])
 def test_where_the_limit_leaves_no_room_images_are_decoded_when_needed(
-    data_dir: Path, monkeypatch, cache: Path, limit: int
+    data_dir: Path, monkeypatch, empty_cache: Path, limit: int
 ) -> None:
     dataset = opened(data_dir, cache_bytes=limit)  # 80,000 bytes hold the test part alone
     kept = [isinstance(part, DecodedSamples) for part in (dataset.train, dataset.test)]
     assert kept == [False, limit == 80_000]
-    assert len(list(cache.glob("decoded/*"))) == sum(kept)
+    assert len(list(empty_cache.glob("decoded/*"))) == sum(kept)
     names = count_decoding(monkeypatch)
     opened(data_dir, cache_bytes=limit)
     assert names == [], "checked twice"
 
 
-def test_decoded_images_that_nobody_uses_make_room(data_dir: Path, cache: Path) -> None:
+def test_decoded_images_that_nobody_uses_make_room(data_dir: Path, empty_cache: Path) -> None:
     opened(data_dir)
-    size = sum(path.stat().st_size for path in (cache / "decoded").glob("*/pixels"))
-    before = set((cache / "decoded").iterdir())
+    size = sum(path.stat().st_size for path in (empty_cache / "decoded").glob("*/pixels"))
+    before = set((empty_cache / "decoded").iterdir())
     (data_dir / "birds" / "train" / "owl" / "0 é.JPG").unlink()
     assert isinstance(opened(data_dir, cache_bytes=size + 10_000).train, FileSamples), "used a moment ago"
     for folder in before:
         os.utime(folder, (0, 0))
     dataset = opened(data_dir, cache_bytes=size + 10_000)
     assert isinstance(dataset.train, DecodedSamples) and isinstance(dataset.test, DecodedSamples)
-    assert len(before & set((cache / "decoded").iterdir())) == 1, "the training images of before make room, no more"
+    assert len(before & set((empty_cache / "decoded").iterdir())) == 1, (
+        "the training images of before make room, no more"
+    )
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(data_dir: Path, cache: Path) -> None:
-    cache.parent.write_text("a file where the folder should be")
+def test_a_cache_that_cannot_be_written_is_done_without(data_dir: Path, empty_cache: Path) -> None:
+    empty_cache.parent.write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="images are checked again"):
         assert isinstance(opened(data_dir).train, FileSamples)
 
 
-def test_a_full_disk_leaves_nothing_behind(data_dir: Path, monkeypatch, cache: Path) -> None:
+def test_a_full_disk_leaves_nothing_behind(data_dir: Path, monkeypatch, empty_cache: Path) -> None:
     def full(self, image) -> None:
         with self._guarded():
             raise OSError(28, "No space left on device")
@@ -213,20 +207,20 @@ def test_a_full_disk_leaves_nothing_behind(data_dir: Path, monkeypatch, cache: P
     monkeypatch.setattr(decoded_images._Draft, "write", full)
     with pytest.warns(UserWarning, match="No space left on device: images are decoded whenever they are needed"):
         dataset = opened(data_dir)
-    assert isinstance(dataset.train, FileSamples) and list((cache / "decoded").iterdir()) == []
-    assert len(list((cache / "verified").glob("*[!k]"))) == 2
+    assert isinstance(dataset.train, FileSamples) and list((empty_cache / "decoded").iterdir()) == []
+    assert len(list((empty_cache / "verified").glob("*[!k]"))) == 2
 
 
-def test_what_a_killed_process_left_is_no_cache(data_dir: Path, cache: Path) -> None:
+def test_what_a_killed_process_left_is_no_cache(data_dir: Path, empty_cache: Path) -> None:
     key = FileSamples.identity(opened(data_dir, cache_bytes=0).train)
-    left = cache / "decoded" / f".{key}"
+    left = empty_cache / "decoded" / f".{key}"
     left.mkdir(parents=True)
     (left / "pixels").write_bytes(b"half of it")
     assert isinstance(opened(data_dir).train, DecodedSamples) and not left.exists()
 
 
 @pytest.mark.slow
-def test_processes_that_start_together_make_one_cache(data_dir: Path, cache: Path) -> None:
+def test_processes_that_start_together_make_one_cache(data_dir: Path, empty_cache: Path) -> None:
     code = (
         "import sys, zeroflow.data.folders as f; real = f.read_image\n"
         "def counted(*a): print('decoded'); return real(*a)\n"
@@ -238,13 +232,13 @@ def test_processes_that_start_together_make_one_cache(data_dir: Path, cache: Pat
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     lines = [line for run in runs for line in run.communicate(timeout=60)[0].splitlines()]
     assert lines.count("DecodedSamples") == 2 and lines.count("decoded") == 21 + 2
-    assert len(list((cache / "decoded").iterdir())) == 2
+    assert len(list((empty_cache / "decoded").iterdir())) == 2
 
 
 # Checks
 
 
-def test_all_unreadable_images_of_both_parts_are_told_before_training(data_dir: Path, cache: Path) -> None:
+def test_all_unreadable_images_of_both_parts_are_told_before_training(data_dir: Path, empty_cache: Path) -> None:
     root = data_dir / "birds"
     cut, empty, text = (root / path for path in ("train/owl/0 é.JPG", "train/wren/3 é.JPG", "test/Ä b/1 é.JPG"))
     cut.write_bytes(cut.read_bytes()[:-300])
@@ -258,7 +252,7 @@ def test_all_unreadable_images_of_both_parts_are_told_before_training(data_dir: 
         assert lines[3] == "data set 'folder:birds', test: images that cannot be read:"
         for line, path in zip([*lines[1:3], *lines[4:]], (cut, empty, text), strict=True):
             assert line.startswith(f"  {path}: cannot be read as an image: ")
-        assert not list(cache.glob("decoded/*")) and not list(cache.glob("verified/*[!k]"))
+        assert not list(empty_cache.glob("decoded/*")) and not list(empty_cache.glob("verified/*[!k]"))
 
 
 def test_of_very_many_problems_some_are_shown_and_all_are_counted(data_dir: Path) -> None:

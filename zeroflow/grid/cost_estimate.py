@@ -183,9 +183,10 @@ class Finished:
         self._passes: dict[tuple[Any, ...], float] = defaultdict(lambda: math.inf)
         for row in _rows(trials):
             kind = _Kind.of(row)
-            self._kinds += [kind] if len(kind.fixed) else []
-            for prefix in _prefixes(kind.key) if len(kind.fixed) else ():
-                self._means[prefix] += kind.sums
+            if len(kind.fixed):  # of the others the time is not known, only the passes
+                self._kinds.append(kind)
+                for prefix in _prefixes(kind.key):
+                    self._means[prefix] += kind.sums
             if row["forward_passes"] and (unit := _passes(row)):
                 for key in _step_keys(row):
                     self._passes[key] = min(self._passes[key], row["forward_passes"] / unit)

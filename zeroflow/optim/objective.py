@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -273,12 +273,14 @@ class Objective:
             differentiates: whether it is differentiated along a direction.
             within: is entered around the closure alone.
         """
+        if within is None:
+            return self.evaluator.call(self.closure, differentiates)
 
         def inside() -> Tensor | float:
-            with within or nullcontext():
+            with within:
                 return self.closure()
 
-        return self.evaluator.call(self.closure if within is None else inside, differentiates)
+        return self.evaluator.call(inside, differentiates)
 
     def mean(self, answer: Tensor | float) -> Tensor | float:
         """A closure's answer with losses of single examples reduced to their mean."""
