@@ -115,11 +115,11 @@ def test_rates_that_read_alike_in_six_digits_make_lines_of_their_own(store: Stor
 
 
 def test_null_and_what_says_the_same_are_on_one_line(store: Store) -> None:
-    """Older files have null where others have no hybrid epochs and the usual loss."""
+    """Other tools may name the usual loss."""
     fill(store, *(cell(optimizer="zo-sgd", queries=q) for q in (1, 4)))
     one, four = rows_of(store)
-    older = dataclasses.replace(four, config={**four.config, "hybrid_epochs": None, "loss": "cross-entropy"})
-    (line,) = figures.against_queries([one, older])
+    named = dataclasses.replace(four, config={**four.config, "loss": "cross-entropy"})
+    (line,) = figures.against_queries([one, named])
     assert line.x == (1, 4)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from everything import fill
 from small_results import cell, simplecil
 
-from zeroflow.results import Store
+from zeroflow.results import Store, pack
 from zeroflow.results.estimates import estimate
 from zeroflow.results.summary import render_markdown, render_text, summary
 from zeroflow.results.tables import make_tables
@@ -64,6 +67,23 @@ def test_the_summary_averages_over_seeds_and_compares_with_simplecil(store: Stor
     assert (zeroth.forward_passes, zeroth.peak_memory, zeroth.seconds) == (12_000, 3.0, 4.5)
     assert list(zeroth.shown) == ["method", "optimizer", "queries"]
     assert zeroth.label == "ease zo-sgd"
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_seeds_of_an_older_version_are_of_the_same_setting(store: Store, is_packed: bool) -> None:
+    """Its files have no columns for what was added since, and a sweep goes on from them."""
+    fill(store, *(cell(70.0 + seed, optimizer="zo-sgd", seed=seed) for seed in range(3)))
+    added = ["hybrid_epochs", "validation", "loss", "later"]
+    for file in sorted(Path(store.root).glob("trials/*.parquet"))[:2]:
+        table = pq.read_table(file)
+        config = {key: value for key, value in json.loads(table["config"][0].as_py()).items() if key not in added}
+        where = table.column_names.index("config")
+        pq.write_table(table.set_column(where, "config", [[json.dumps(config)]]).drop_columns(added), file)
+    if is_packed:
+        pack(store)
+    (row,) = summary(store.load("trials"))
+    assert row.seeds == 3 and row.avg == estimate([65.0, 66.0, 67.0])
+    assert store.load("trials", ["hybrid_epochs"])["hybrid_epochs"].to_pylist() == [0, 0, 0]
 
 
 def test_simplecil_leads_every_data_set_and_rows_are_sorted(store: Store) -> None:

@@ -298,9 +298,7 @@ def _rows(trials: pa.Table) -> Iterator[dict[str, Any]]:
     for row in grouped.rename_columns(renamed).to_pylist():
         later = json.loads(row["later"] or "{}")
         if {row["optimizer"], later.get("optimizer")} <= known:
-            # Null in the rows of a store that is older than the column.
-            exact, share = row["hybrid_epochs"] or 0, row["validation"] or 0.0
-            yield row | {"hybrid_epochs": exact, "validation": share, "later": later}
+            yield row | {"later": later}
 
 
 def _key(cell: Mapping[str, Any]) -> tuple[Any, ...]:

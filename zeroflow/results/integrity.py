@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zeroflow.results.schema import CONFIG_KEYS
+from zeroflow.results.schema import CONFIG_KEYS, OLDER
 from zeroflow.trial.config import cell_id_of
 from zeroflow.trial.keys.values import as_json
 
@@ -26,6 +26,14 @@ def without_contradictions(trials: pa.Table, root: str) -> pa.Table:
     named = "; ".join(f"{cell}: {wrong}" for cell, wrong in changed.items())
     warnings.warn(f"left out cells of {root} that were changed after they were written: {named}", stacklevel=3)
     return trials.filter(pc.invert(pc.is_in(trials["cell_id"], pa.array(list(changed)))))
+
+
+def as_today(trials: pa.Table) -> pa.Table:
+    """The same rows, with the keys of configurations that older files lack: seeds of both are of one setting."""
+    for key, value in OLDER.items():
+        if (column := trials.schema.get_field_index(key)) >= 0:
+            trials = trials.set_column(column, trials.schema.field(column), pc.fill_null(trials[key], value))
+    return trials
 
 
 def contradictions(trials: pa.Table) -> dict[str, str]:

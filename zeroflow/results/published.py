@@ -185,7 +185,6 @@ def cells_once(trials: pa.Table) -> list[dict[str, Any]]:
     """Rows by seed, each cell once, with the null of older files for what they did not know yet."""
     found: dict[str, dict[str, Any]] = {}
     for row in trials.select([*CONFIG_KEYS, "cell_id", *METRICS]).sort_by("seed").to_pylist():
-        row["validation"], row["hybrid_epochs"] = row["validation"] or 0.0, row["hybrid_epochs"] or 0
         row["checkpoint"] = None if row["checkpoint"] == "hub" else row["checkpoint"]
         row |= {key: None for key in _UNSET if row[key] in ("", "{}", USUAL.get(key))}
         found.setdefault(row["cell_id"], row)

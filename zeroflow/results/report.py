@@ -82,7 +82,7 @@ def read(*results: Store | str | Path, on_progress: Progress = silent) -> Result
     for root, name in names.items():
         notes = [note.replace(root, name) for note in notes]
     trials = tables["trials"]
-    tested = trials.filter(pc.equal(pc.fill_null(trials["validation"], 0.0), 0.0))
+    tested = trials.filter(pc.equal(trials["validation"], 0.0))
     if 0 < len(tested) < len(trials):
         notes.append(
             f"{len(trials) - len(tested)} more cells were judged on held-out training samples, to choose settings; a report of "

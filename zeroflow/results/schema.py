@@ -1,6 +1,6 @@
 """The columns of every table, declared: never inferred from values, so that all files of a table are alike.
 
-A column may be added at any time (older files then read as null). ``SCHEMA_VERSION`` rises only when a column changes
+A column may be added at any time (older files then read as null, a key of the configuration as ``OLDER`` says). ``SCHEMA_VERSION`` rises only when a column changes
 its meaning or type. Every column carries its description, and its unit if it has one, as metadata of the field;
 ``markdown`` writes them out.
 """
@@ -45,7 +45,7 @@ _CONFIG = [
     _column("queries", _int, "directions per step; null: the optimizer has none"),
     _column("schedule", _text, "learning rate schedule within a task"),
     _column("epochs", _int, "epochs per task"),
-    _column("hybrid_epochs", _int, "epochs, from the first, that took the exact gradient; null: none"),
+    _column("hybrid_epochs", _int, "epochs, from the first, that took the exact gradient"),
     _column("batch_size", _int, "samples per step"),
     _column("seed", _int, "seed of initial values, batch order, augmentation and directions"),
     _column("probe_every", _int, "steps between two looks at function values; null: none"),
@@ -64,6 +64,9 @@ _CONFIG = [
 
 CONFIG_KEYS = tuple(column.name for column in _CONFIG)
 """The configuration's keys, in the order of the columns."""
+
+OLDER = {"validation": 0.0, "hybrid_epochs": 0}
+"""What was so before there was a key for it: the null of older files means this."""
 
 _TRIALS = [
     _CELL,

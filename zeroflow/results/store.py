@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.results import agreement, packed, parquet
 from zeroflow.results.claims import Claims
-from zeroflow.results.integrity import without_contradictions
+from zeroflow.results.integrity import as_today, without_contradictions
 from zeroflow.results.packed import PackedTable
 from zeroflow.results.schema import SCHEMA_VERSION, SCHEMAS
 from zeroflow.results.storage import File, Storage, open_storage
@@ -246,7 +246,7 @@ class Store:
             )
         if table == "trials" and "schema_version" in rows.column_names:
             self._check_version(rows["schema_version"])
-        return without_contradictions(rows, self.root) if table == "trials" else rows
+        return as_today(without_contradictions(rows, self.root)) if table == "trials" else rows
 
     def loose(self, table: str) -> list[File]:
         """The files of a table that hold one cell each (one search, one landscape), whole or not, by name."""

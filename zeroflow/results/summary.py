@@ -118,7 +118,7 @@ def gradients(config: Mapping[str, Any]) -> str:
         options = json.loads(options) if isinstance(options, str) else options
         if str(part["optimizer"]).startswith("fo-") or part["hybrid_epochs"] or options.get("hybrid"):
             found.add("exact")
-        if not str(part["optimizer"]).startswith("fo-") and (part["hybrid_epochs"] or 0) < part["epochs"]:
+        if not str(part["optimizer"]).startswith("fo-") and part["hybrid_epochs"] < part["epochs"]:
             found.add("forward")
     return "both" if len(found) > 1 else next(iter(found), "none")
 
@@ -192,14 +192,10 @@ def same_problem(config: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(config[key] for key in PROBLEM)
 
 
-_NULL = {"hybrid_epochs": 0, "validation": 0, **USUAL}
-"""What says no more than null, which older files have."""
-
-
 def setting(config: Mapping[str, Any], *, without: Sequence[str] = ()) -> tuple[Any, ...]:
     """The values of a configuration's keys but for some, with null for what says no more than that."""
     return tuple(
-        None if value in ("", "{}", _NULL.get(key)) else value for key, value in config.items() if key not in without
+        None if value in ("", "{}", USUAL.get(key)) else value for key, value in config.items() if key not in without
     )
 
 
