@@ -159,6 +159,16 @@ def test_the_passes_that_a_trial_reports_went_through_the_backbone(
     assert summary["forward_equivalents"] == expected
 
 
+def test_the_values_trained_are_those_of_the_task_that_trains_the_most(tiny_vit: dict[str, Any]) -> None:
+    """Generative replay trains all in the first task, and its head alone in the others."""
+    own = {**SMALL, **tiny_vit, "method": "generative-replay", "optimizer": "zo-sgd", "epochs": 1}
+    first, all_three = (
+        run_trial(TrialConfig.from_dict({**own, "stop_after": tasks})).summary["trainable_parameters"]
+        for tasks in (1, 3)
+    )
+    assert first == all_three > 5 * 32 * 3 + 1, "more than the head of the last task"
+
+
 def test_an_optimizer_names_all_that_it_keeps() -> None:
     d = 4
     vectors = {"fo-sgd": 1, "zo-sgd": 1, "zo-svrg": 2, "zo-adam": 3}  # the masters; a snapshot; two moments

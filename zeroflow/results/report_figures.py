@@ -182,7 +182,7 @@ def _costs(rows: list[Row]) -> Iterator[Entry]:
     if any(row.peak_memory is not None for row in rows):
         yield Entry(
             "What it costs",
-            "Peak memory of a training step, none where nothing is trained, and wall time of a whole cell; means over seeds.",
+            "Peak memory of a training step with what the classifier keeps, none where nothing is trained, and wall time of a whole cell; means over seeds.",
             figures.draw_costs(rows),
         )
         yield Entry(

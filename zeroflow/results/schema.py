@@ -82,13 +82,19 @@ _TRIALS = [
     _column("last_task_incremental", _float, "last with the task of every sample told", "percent"),
     _column("avg_domain_incremental", _float, "avg of the place within the task; null: unequal tasks", "percent"),
     _column("last_domain_incremental", _float, "last of the place within the task; null: unequal tasks", "percent"),
-    _column("final_loss", _float, "training loss of the last step; null: no step, or not a number"),
+    _column("final_loss", _float, "training loss of the last step, see steps; null: no step, or not a number"),
     _column("forward_passes", _int, "forward passes of a batch in training, over all tasks"),
     _column(
         "forward_equivalents", _int, "work of training in forward passes: a backward pass counts 2; null: not counted"
     ),
-    _column("peak_memory_bytes", _int, "peak memory of a training step", "bytes"),
-    _column("trainable_parameters", _int, "parameters trained in one task"),
+    _column(
+        "peak_memory_bytes",
+        _int,
+        "peak memory of a training step, of a forward pass where nothing is trained; with what the classifier keeps at the end of the "
+        "stream",
+        "bytes",
+    ),
+    _column("trainable_parameters", _int, "values trained in a task, in the one that trains the most"),
     _column("seconds", _float, "wall time of the whole cell", "seconds"),
     _column("training_seconds", _float, "wall time of the training steps; null: too few of them were timed", "seconds"),
     _column(
@@ -165,7 +171,7 @@ _STEPS = [
     _column("task", _int, "number of the task, from 0"),
     _column("epoch", _int, "epoch within the task, from 0"),
     _column("step", _int, "step within the trial, from 0"),
-    _column("loss", _float, "training loss at the step; null: not a number"),
+    _column("loss", _float, "training loss at the step, without backpropagation the mean of those near its parameters; null: not a number"),
     _column("lr", _float, "learning rate of the step"),
     _column(
         "seconds",

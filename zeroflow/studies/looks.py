@@ -61,10 +61,11 @@ class Look:
     def title(self) -> str:
         backbones = ", ".join(dict.fromkeys(config.backbone for config in self.cells))
         how = self.preprocessing or "not normalised"
-        return f"{self.cells[0].dataset}, transform {self.transform}, {self.size} pixels, {how}; for {backbones}"
+        title = f"{self.cells[0].dataset}, transform {self.transform}, {self.size} pixels, {how}; for {backbones}"
+        return title + (f"; tasks and seed of the first of {len(self.cells)} cells" if len(self.cells) > 1 else "")
 
     def numbers(self) -> list[str]:
-        """A line for each part: the smallest number, mean, standard deviation and largest of each channel of all its images."""
+        """A line for each part: the smallest number, mean, standard deviation and largest of each channel of the images shown."""
         lines = []
         for number, part in enumerate(PARTS):
             channels = torch.stack([shown.pixels for task in self.tasks for shown in task[number]]).transpose(0, 1)
@@ -72,7 +73,7 @@ class Look:
                 f"{name} min {c.min():.3f}, mean {c.mean():.3f}, std {c.std():.3f}, max {c.max():.3f}"
                 for name, c in zip(("red", "green", "blue"), channels.double(), strict=True)
             ]
-            lines.append(f"{part}: {'; '.join(told)}")
+            lines.append(f"{part}, {channels.shape[1]} images: {'; '.join(told)}")
         return lines
 
     def mapped_back(self, shown: Shown) -> Tensor:

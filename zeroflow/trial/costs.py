@@ -50,7 +50,7 @@ class Costs:
         epochs: that were trained, in all tasks.
         peak_bytes: the most memory that a step of a task needed; where none is trained, a forward pass.
         classifier_bytes: what of it was the classifier, which grows with the stream.
-        trainable_parameters: of the last task that was trained.
+        trainable_parameters: of the task that trained the most.
         training_seconds: of all steps; None: too few were timed to know.
         seconds: from the beginning to the last finished task, time between interruption and resumption left out.
         asked: of a black box.
@@ -70,7 +70,7 @@ class Costs:
         """Add what a task's training has cost."""
         steps, optimizer = len(trainer.steps), trainer.optimizer
         self.add_peak(trainer.peak_bytes, method)
-        self.trainable_parameters = optimizer.flat.size
+        self.trainable_parameters = max(self.trainable_parameters, optimizer.flat.size)
         prepared, evaluated = method.passes()
         prepared *= steps + optimizer.full_forwards  # once a step, and in every evaluation of a snapshot
         self.forward_passes += prepared + evaluated * optimizer.forwards

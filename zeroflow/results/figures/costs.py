@@ -187,7 +187,7 @@ def draw_costs(rows: Sequence[Row], title: str = "What it costs") -> go.Figure:
     """Bars of peak memory and of wall time, a pair per row (Table 2)."""
     found = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.1)  # room for the numbers behind the bars
     quantities = [
-        ("peak memory of a training step", "MiB", "peak_memory", BLUE, "/"),
+        ("peak memory, step and classifier", "MiB", "peak_memory", BLUE, "/"),
         ("wall time of a cell", "s", "seconds", ORANGE, ""),
     ]
     for column, (name, unit, quantity, color, pattern) in enumerate(quantities, start=1):
@@ -298,7 +298,7 @@ def draw_trade_off(points: Sequence[TradeOff], title: str = "Accuracy against me
             hovertemplate=f"{point.memory:,.1f} MiB: {point.row.avg} %",
             meta=meta(point.row, point.number),
         )
-    found.update_xaxes(title="peak memory of a training step (MiB)")
+    found.update_xaxes(title="peak memory of a training step, with the classifier (MiB)")
     found.update_yaxes(title="Avg (%)")
     return found
 
