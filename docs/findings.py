@@ -201,7 +201,7 @@ def _counted(judged: Mapping[str, Sequence[str]]) -> str:
                 f"{head}: of {len(tested)} rows {', '.join(f'{tested.count(each)} {word}' for each, word in words.items())}"
             )
     text = "; ".join(parts)
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+    return f"{text[:1].upper()}{text[1:]}".rstrip(".") + "." if text else ""
 
 
 def source(results: Path, name: str) -> str:
