@@ -164,6 +164,23 @@ def test_svrgs_full_loss_is_the_mean_over_all_examples_whatever_the_mini_batches
     )
 
 
+def test_svrg_takes_a_snapshot_anew_for_a_layer_that_thaws() -> None:
+    """At a snapshot the estimate is that of zo-sgd; along directions that left the layer out it would be none of its gradient."""
+    found = []
+    for name in ("zo-svrg", "zo-sgd"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+        x = torch.randn(8, 4, dtype=torch.float64)
+        optimizer = create_optimizer(name, model, lr=0.1, queries=4, seed=3)
+        for frozen in (True, False):
+            model[0].requires_grad_(not frozen)
+            optimizer.step(lambda model=model, x=x: model(x).square().mean())
+        found.append((optimizer.flat.vector.clone(), optimizer.forwards))
+    (svrg, made), (plain, _) = found
+    torch.testing.assert_close(svrg, plain, rtol=0, atol=1e-11)
+    assert made == 2 * 3 * 8
+
+
 def test_svrg_takes_no_snapshot_of_a_loss_that_is_not_finite() -> None:
     weight = nn.Parameter(torch.ones(3))
     optimizer = create_optimizer("zo-svrg", [weight], lr=0.01, queries=2, seed=1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -152,6 +154,35 @@ def test_an_optimizer_made_in_inference_mode_works_outside_and_the_other_way_aro
             optimizer.load_state_dict(saved)
         optimizer.step(loss)
         assert torch.equal(flat(model), expected)
+
+
+COMPILED = """
+import torch
+from torch import nn
+from zeroflow.optim import create_optimizer
+
+torch.manual_seed(0)
+x, losses = torch.randn(16, 4), []
+model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+compiled = torch.compile(model)
+optimizer = create_optimizer("zo-sgd", model, lr=0.0, eps=1e-9, queries=2)
+
+def closure():
+    losses.append(compiled(x).square().mean())
+    return losses[-1]
+
+returned = optimizer.step(closure)
+assert optimizer.forwards == len(losses) == 5, len(losses)
+torch.testing.assert_close(returned.float(), losses[-1], rtol=1e-6, atol=0)
+torch.testing.assert_close(torch.stack(losses[1:]), losses[1].expand(4), rtol=1e-6, atol=0)
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_model_has_one_dropout_mask_in_a_step_from_the_first_on() -> None:
+    """In a process of its own: what compiles once has its first evaluation made twice ever after."""
+    run = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_closure_may_draw_from_numpys_and_pythons_generators() -> None:

@@ -81,7 +81,10 @@ def test_a_page_shows_classes_pixels_and_numbers(birds: Path) -> None:
     test = np.stack([np.array(photo(98, 98, seed)) for seed in (0, 10, 11, 2, 12, 13)])
     numbers = (test / 255 - np.array(IMAGENET["mean"])) / np.array(IMAGENET["std"])
     red = numbers[..., 0]
-    assert f"test, 6 images: red min {red.min():.3f}, mean {red.mean():.3f}, std" in page and f"max {red.max():.3f}" in page
+    assert (
+        f"test, 6 images: red min {red.min():.3f}, mean {red.mean():.3f}, std" in page
+        and f"max {red.max():.3f}" in page
+    )
     assert f"mean {red.mean():.3f}" in done.output and "center crop 1" in done.output
 
 

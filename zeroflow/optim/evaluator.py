@@ -40,7 +40,7 @@ class Evaluator:
         seed: of dropout masks and whatever else a closure draws.
         buffers: the model's, which evaluations must not move; default: it has none.
         around: what the caller has switched on, for closures.
-        ask: calls a closure, ``ask(closure)``.
+        ask: calls a closure, ``ask(closure)``; None: it has to be asked once more.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Evaluator:
         *,
         buffers: Buffers | None = None,
         around: Surroundings | None = None,
-        ask: Callable[[Closure], Tensor | float] | None = None,
+        ask: Callable[[Closure], Tensor | float | None] | None = None,
     ) -> None:
         self.flat, self.executor, self.buffers = flat, executor, buffers or Buffers([])
         self._seed, self._around = seed, around or Surroundings()
@@ -64,9 +64,12 @@ class Evaluator:
 
     def call(self, closure: Closure, differentiates: bool = False) -> Tensor | float:
         """The closure's answer at the model's parameters as they are; buffers do not move."""
-        self.seed()
-        with explained(), self._around.entered(differentiates), self.buffers.restored():
-            return self._ask(closure)
+        answer = None
+        while answer is None:
+            self.seed()
+            with explained(), self._around.entered(differentiates), self.buffers.restored():
+                answer = self._ask(closure)
+        return answer
 
     def settle(self, part: Part) -> bool:
         """Find out what buffers become when the mini-batch is seen once, as in a first-order step; see ``finish``.

@@ -31,7 +31,7 @@ from zeroflow.optim.groups import (
     warn_of_untrained,
 )
 from zeroflow.optim.objective import Memory, NonFiniteLoss, Objective, Perturbation
-from zeroflow.optim.precision import PrecisionWatch, check_eps, half_precision
+from zeroflow.optim.precision import check_eps, watched
 from zeroflow.optim.saving import OWN, Saving
 from zeroflow.optim.surroundings import Surroundings, undisturbed
 from zeroflow.optim.symptoms import Symptoms
@@ -356,18 +356,17 @@ class ThreeStepOptimizer(AskTell, Saving):
         memory = Memory(self._transient, self._adapted)
         return Objective(closure, evaluator, perturbation, memory, per_example=estimator.per_example)
 
-    def _ask(self, closure: Closure) -> Tensor | float:
-        """Evaluate the closure; the first time, check that eps is not too small for the precision of the loss."""
-        if self._watched:
-            answer = closure()
-            if isinstance(answer, Tensor) and answer.is_floating_point():
-                self._rounding = torch.finfo(answer.dtype).eps
-            return answer
-        watch = PrecisionWatch()
-        with watch:
-            answer = closure()
-        self._watched, self._half = True, watch.half or half_precision(answer)
-        self._check_eps()
+    def _ask(self, closure: Closure) -> Tensor | float | None:
+        """Evaluate the closure; the first time, see what precision it computes in. None: ask it once more, another forward pass."""
+        if not self._watched:
+            first, self._half = watched(closure)
+            self._watched = True
+            self._check_eps()
+            self.forwards, self.equivalents = self.forwards + (first is None), self.equivalents + (first is None)
+            return first
+        answer = closure()
+        if isinstance(answer, Tensor) and answer.is_floating_point():
+            self._rounding = torch.finfo(answer.dtype).eps
         return answer
 
     def _only_creates_state(self) -> bool:

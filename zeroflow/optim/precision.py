@@ -7,6 +7,7 @@ walks at random, without any error. So a smaller eps is refused.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zeroflow.errors import ConfigError
+from zeroflow.optim.closure import Closure
 
 _HALF = (torch.bfloat16, torch.float16)
 _PRODUCTS = ("mm", "mv", "dot", "linear", "conv", "attention", "embedding", "rnn", "lstm", "gru")
@@ -36,6 +38,19 @@ class PrecisionWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if half_precision(first) is not None and any(part in func.__name__ for part in _PRODUCTS):
             self.half = half_precision(first)
         return result
+
+
+def watched(closure: Closure) -> tuple[Tensor | float | None, torch.dtype | None]:
+    """A closure's answer, and the half precision that it computes in, if it does.
+
+    The answer is None where ``torch.compile`` may have a part in it: under a watch what is compiled falls back to torch's own kernels,
+    which draw other random numbers, so that its dropout masks are not those of the evaluations that follow.
+    """
+    with PrecisionWatch() as watch:
+        answer = closure()
+    # A module that ``torch.compile`` loads, and that importing torch or timm does not.
+    compiled = "torch._inductor.compile_fx" in sys.modules
+    return None if compiled else answer, watch.half or half_precision(answer)
 
 
 def half_precision(value: Any) -> torch.dtype | None:

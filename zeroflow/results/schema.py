@@ -171,7 +171,11 @@ _STEPS = [
     _column("task", _int, "number of the task, from 0"),
     _column("epoch", _int, "epoch within the task, from 0"),
     _column("step", _int, "step within the trial, from 0"),
-    _column("loss", _float, "training loss at the step, without backpropagation the mean of those near its parameters; null: not a number"),
+    _column(
+        "loss",
+        _float,
+        "training loss at the step, without backpropagation the mean of those near its parameters; null: not a number",
+    ),
     _column("lr", _float, "learning rate of the step"),
     _column(
         "seconds",

@@ -21,7 +21,7 @@ class SVRG(Direction):
     """estimate_B(theta; u) - estimate_B(snapshot; u) + estimate_full(snapshot; u').
 
     The same directions u in both estimates on the mini-batch B; every ``snapshot_every`` steps theta is copied and the full
-    estimate is made anew, over all closures of ``optimizer.step(closure, full=...)`` or over this step's mini-batch where
+    estimate is made anew (so it is when other components may move than then), over all closures of ``optimizer.step(closure, full=...)`` or over this step's mini-batch where
     none are given. Closures count equally, ``Slice``s by their samples, as a mean over all examples does. Only the slopes are kept,
     the directions u' are regenerated; one along which a closure had no finite loss is left out of the full estimate.
 
@@ -48,6 +48,8 @@ class SVRG(Direction):
     def __call__(self, vector: Tensor, step: Step) -> Tensor:
         objective, memory, now = step.objective, step.memory, step.estimate
         assert isinstance(now, Slopes)
+        if memory.get("snapshot_free", free := _sums(objective.directions.free)) != free:
+            memory.pop("snapshot", None)  # its slopes are along other components
         if "snapshot" not in memory or objective.step - memory["snapshot_step"] >= self.snapshot_every:
             self._take(step)
         if "snapshot" not in memory:
@@ -86,7 +88,13 @@ class SVRG(Direction):
             return
         step.memory["snapshot"] = objective.theta.clone()
         step.memory["snapshot_step"], step.memory["snapshot_eps"] = objective.step, objective.eps
+        step.memory["snapshot_free"] = _sums(objective.directions.free)
         step.memory["full_slopes"] = {
             query: sum(weight * slopes[query] for weight, slopes in zip(weights, found, strict=True)) / sum(weights)
             for query in everywhere
         }
+
+
+def _sums(free: Tensor | None) -> list[int]:
+    """What tells positions of components from others, without keeping them."""
+    return [] if free is None else [len(free), int(free.sum()), int((free * free).sum())]
