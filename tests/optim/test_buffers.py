@@ -225,3 +225,48 @@ def test_a_buffer_that_cannot_be_put_back_may_stand_still_and_is_refused_once_it
     with pytest.raises(ValueError, match=r"buffer 'mask' of Masked, .* begins to move: it is too large"):
         optimizer.step(lambda: (model(x) ** 2).mean())
     assert model.mask is before
+
+
+@pytest.mark.parametrize("kind", ["expanded", "large"])
+def test_writing_past_the_version_of_a_buffer_that_cannot_be_put_back_is_noticed(kind: str) -> None:
+    """An observer's codebook, say, that begins to learn: it would learn in every evaluation of a step."""
+    model, x = Masked(CONSTANT[kind]()), torch.ones(8, 4)
+    optimizer = create_optimizer("zo-sgd", model, lr=0.01)
+    optimizer.step(lambda: (model(x) ** 2).mean())
+
+    def moved(mask: Tensor) -> Tensor:
+        version = mask._version
+        mask.numpy()[...] += 1
+        assert mask._version == version
+        return mask
+
+    model.change = moved
+    with pytest.raises(ValueError, match=r"buffer 'mask' of Masked, .* begins to move: it is too large"):
+        for _ in range(2):
+            optimizer.step(lambda: (model(x) ** 2).mean())
+
+
+def test_buffers_made_in_inference_mode_move_once_a_step() -> None:
+    found = []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+            optimizer = create_optimizer("zo-sgd", model, lr=0.1, queries=4)
+            x = torch.randn(16, 3)
+            losses = [float(optimizer.step(lambda model=model, x=x: model(x).square().mean())) for _ in range(3)]  # type: ignore[misc]
+            assert int(model[1].num_batches_tracked) == 3
+            found.append((losses, model[1].running_mean.tolist()))
+    assert found[0] == found[1]
+
+
+def test_a_buffer_in_another_memory_format_moves_as_its_like() -> None:
+    found = []
+    for format_ in (torch.contiguous_format, torch.channels_last):
+        model = Masked(torch.ones(1, 2, 3, 4).contiguous(memory_format=format_))
+        model.change = lambda mask: mask.mul_(2)
+        optimizer = create_optimizer("zo-sgd", model, lr=0.01)
+        for _ in range(2):
+            optimizer.step(lambda model=model: (model(torch.ones(8, 4)) ** 2).mean())  # type: ignore[misc]
+        found.append(model.mask.flatten().tolist())
+    assert found[0] == found[1] == [4.0] * 24

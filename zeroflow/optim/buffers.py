@@ -23,6 +23,10 @@ LARGE = 2**20
 """Numbers of a buffer that is refused to move once it was seen still: a table or a quantised weight, not a statistic."""
 
 
+SAMPLED = 4096
+"""Numbers of a large buffer that are looked at to see whether it moves."""
+
+
 class _AtRest:
     """Buffers that were seen still, however many: their values are compared all at once.
 
@@ -82,8 +86,8 @@ class Buffers:
         resting += [(p, tensor) for p in others if (tensor := _at(p)) is not None and _can_follow(tensor)]
         self._rest = _AtRest([one for one in resting if one[1].numel() <= LARGE])
         fixed = [one for one in resting if one[1].numel() > LARGE]
-        fixed += [(p, t) for p in places if (t := _at(p)) is not None and not (_can_follow(t) or t.is_inference())]
-        self._fixed = [(place, tensor, tensor._version) for place, tensor in fixed]
+        fixed += [(p, t) for p in places if (t := _at(p)) is not None and not _can_follow(t)]
+        self._fixed = [(place, tensor, _fingerprint(tensor)) for place, tensor in fixed]
         self._seen = self._seen_moving = False  # in an evaluation of this step
         self._after: list[tuple[Tensor, Tensor]] = []
         self._moved: list[bool] = []
@@ -125,11 +129,11 @@ class Buffers:
         self._check_fixed()
 
     def _check_fixed(self) -> None:
-        for (module, name), tensor, version in self._fixed:
+        for (module, name), tensor, before in self._fixed:
             now = _at((module, name))
             if now is not tensor:
                 module._buffers[name] = tensor
-            if tensor._version != version or (now is not None and now is not tensor and not _equal(now, tensor)):
+            if _fingerprint(tensor) != before or (now is not None and now is not tensor and not _equal(now, tensor)):
                 raise ValueError(
                     f"buffer {name!r} of {type(module).__name__}, {tuple(tensor.shape)}, begins to move: it is too large to be put "
                     "back after every evaluation, or of a kind that cannot be; keep it still, or write it outside of the closure"
@@ -213,7 +217,7 @@ class Buffers:
         for (place_of, tensor), flag in zip(self._tensors, moved, strict=True):
             size = len(_real(tensor))
             if flag:
-                after = torch.empty_like(tensor)
+                after = torch.empty_like(tensor, memory_format=torch.contiguous_format)
                 (torch.view_as_real(after) if after.is_complex() else after).view(-1).copy_(
                     values[place : place + size]
                 )
@@ -226,7 +230,7 @@ class Buffers:
     def release(self) -> None:
         """Set the buffers to the recorded values."""
         for tensor, values in self._after:
-            tensor.detach().copy_(values)
+            _write(tensor, values)
         for (module, name), tensor in self._others.items():
             module._buffers[name] = tensor
 
@@ -245,10 +249,32 @@ def _at(place: Place) -> Tensor | None:
 
 def _can_follow(tensor: Tensor) -> bool:
     """Whether its values can be compared and written: not those of expanded, sparse, quantised and such tensors."""
-    strange = tensor.is_quantized or tensor.is_meta or tensor.is_nested or tensor.is_conj() or tensor.is_inference()
-    if tensor.layout is not torch.strided or strange:
-        return False
-    return all(stride or size <= 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return not _is_strange(tensor) and all(
+        stride or size <= 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
+
+
+def _is_strange(tensor: Tensor) -> bool:
+    kinds = tensor.is_quantized or tensor.is_meta or tensor.is_nested or tensor.is_conj()
+    return kinds or tensor.layout is not torch.strided
+
+
+def _fingerprint(tensor: Tensor) -> tuple[int, bytes]:
+    """Changes when a tensor is written to: a version, which ``.data`` and numpy pass by, and some of its values."""
+    version = 0 if tensor.is_inference() else tensor._version
+    if _is_strange(tensor):
+        return version, b""
+    seen = tensor.detach()
+    for dimension, stride in enumerate(tensor.stride()):
+        seen = (
+            seen if stride or not tensor.numel() else seen.narrow(dimension, 0, 1)
+        )  # an expanded one holds these numbers alone
+    seen = seen.permute([dimension for _, dimension in sorted((-stride, d) for d, stride in enumerate(seen.stride()))])
+    if not seen.is_contiguous():
+        return version, b""
+    some = seen.view(-1)[:: max(1, seen.numel() // SAMPLED)]
+    copied = torch.empty(len(some), dtype=some.dtype).copy_(some)
+    return version, bytes(copied.view(torch.uint8).numpy())
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
@@ -278,6 +304,11 @@ def restore(before: Sequence[tuple[Place, Tensor, Tensor]]) -> None:
     """Put tensors back into their places, with the values that they had."""
     for (module, name), tensor, values in before:
         module._buffers[name] = tensor
+        _write(tensor, values)
+
+
+def _write(tensor: Tensor, values: Tensor) -> None:
+    with torch.inference_mode(tensor.is_inference()):  # elsewhere nobody may write to a tensor that was made in it
         tensor.detach().copy_(values)
 
 
