@@ -174,8 +174,13 @@ _ASKS_ONLY = {
 
 
 def _switches(func: Any, values: Iterable[Any]) -> Iterator[Any]:
-    """What of a function's arguments says how it computes: flags, names and dimensions; indices and numbers change with the data."""
+    """What of a function's arguments says how it computes: flags, names, dimensions, and whether a factor is 0.
+
+    Indices and other numbers change with the data.
+    """
     for value in values:
+        if isinstance(value, float):
+            yield value == 0.0  # the weight of a term that begins later
         small = isinstance(value, int) and -8 <= value <= 8 and func is not Tensor.__getitem__
         if small or value is None or isinstance(value, bool | str):
             yield value

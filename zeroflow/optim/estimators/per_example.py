@@ -32,8 +32,9 @@ class PerExample(Estimator):
 
     The closure returns the losses ``[N]`` (``reduction="none"``), and dimension 0 of the model's activations is the example.
     Examples must not interact: no batch statistics. This is verified for every new size of a mini-batch, and once other
-    functions of torch are called than before, or in another mode (another loss, batch statistics): no loss may change while half of
-    the other examples stay at theta, and one must be that of its parameters. A closure that returns a
+    functions of torch are called than before, or in another mode (another loss, batch statistics), or with a Python number that
+    was 0: no loss may change while half of the other examples stay at theta, and one must be that of its parameters. Not looked at is
+    what tensors hold: a mask or a weight, in a tensor, that lets examples meet later. A closure that returns a
     single number gets plain SPSA along signs, with a warning.
 
     With ``normalize`` the g_n of a repetition are divided by their standard deviation over n (about their mean, with 1/N), so
