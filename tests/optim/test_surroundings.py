@@ -7,6 +7,7 @@ import copy
 import random
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -154,6 +155,33 @@ def test_an_optimizer_made_in_inference_mode_works_outside_and_the_other_way_aro
             optimizer.load_state_dict(saved)
         optimizer.step(loss)
         assert torch.equal(flat(model), expected)
+
+
+def test_steps_of_two_threads_at_once_are_warned_of() -> None:
+    """They share the generators that dropout masks come from."""
+    both, found = threading.Barrier(2, timeout=60), []
+
+    def train() -> None:
+        model = nn.Linear(2, 1)
+        optimizer = create_optimizer("zo-sgd", model, lr=0.1)
+
+        def closure() -> Tensor:
+            if len(found) < 2:
+                found.append(both.wait())
+            return model(torch.ones(4, 2)).square().mean()
+
+        optimizer.step(closure)
+
+    with pytest.warns(UserWarning, match="two threads of this process make steps at the same time"):
+        threads = [threading.Thread(target=train) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found[:] = [0, 0]
+        train()
 
 
 COMPILED = """

@@ -10,6 +10,8 @@ Where evaluations run is an ``Executor``'s business.
 from __future__ import annotations
 
 import random
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -182,10 +184,31 @@ class Evaluator:
         device = self.flat.vector.device
         forget_copies()
         python, numpy = random.getstate(), np.random.get_state()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _only_thread():
             try:
                 yield
             finally:
                 random.setstate(python)
                 np.random.set_state(numpy)
                 self.flat.show()
+
+
+_inside: list[int] = []
+"""Threads that evaluate now."""
+
+
+@contextmanager
+def _only_thread() -> Iterator[None]:
+    """Warn where another thread evaluates at the same time: both seed the generators that all threads of a process share."""
+    own = threading.get_ident()
+    _inside.append(own)
+    if any(other != own for other in _inside):
+        warnings.warn(
+            "two threads of this process make steps at the same time. If their closures draw random numbers (dropout), evaluations of "
+            "a step may see different ones, and slopes are wrong: make one step at a time, or take a process for each optimizer",
+            stacklevel=4,
+        )
+    try:
+        yield
+    finally:
+        _inside.remove(own)
