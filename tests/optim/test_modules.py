@@ -143,6 +143,14 @@ def test_what_is_no_dense_tensor_or_shares_memory_is_refused() -> None:
         create_optimizer("zo-sgd", [Own(shared), Own(shared[:2])], lr=0.1)
 
 
+def test_lazy_and_expanded_parameters_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"1\.weight has no shape yet, .* run the module once"):
+        create_optimizer("zo-sgd", nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(1)), lr=0.1)
+    expanded = nn.Parameter(torch.ones(1, 3).expand(2, 3))
+    with pytest.raises(TypeError, match="a parameter is expanded"):
+        create_optimizer("zo-sgd", [expanded], lr=0.1)
+
+
 @pytest.mark.parametrize("name", ["zo-sgd", "forward-grad", "zo-cge"])
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_padding_vector_that_another_layer_reads_is_trained(name: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.parameter import is_lazy
 
 from zeroflow.optim.executor import Executor
 from zeroflow.optim.flat import FlatParameters
@@ -45,14 +46,7 @@ def parameter_groups(params: Parameters) -> list[dict[str, Any]]:
                 raise TypeError(
                     f"params: expected floating-point parameters, found {f'{name} of ' if name else ''}{found}"
                 )
-            if hasattr(parameter, "device_mesh"):
-                raise TypeError(
-                    f"params: {name or 'a parameter'} is sharded (DTensor, as of FSDP); expected whole parameters: processes "
-                    "share the work by executor=zeroflow.optim.parallel.DistributedExecutor()"
-                )
-            if parameter.layout is not torch.strided:
-                kind = str(parameter.layout).removeprefix("torch.")
-                raise TypeError(f"params: {name or 'a parameter'} has the layout {kind}; expected a dense tensor")
+            _refuse_strange(name or "a parameter", parameter)
             if not parameter.requires_grad:
                 raise ValueError(f"params: {name or 'a parameter'} is frozen (requires_grad=False); leave it out")
             if id(parameter) in seen:
@@ -72,6 +66,24 @@ def parameter_groups(params: Parameters) -> list[dict[str, Any]]:
                     f"params: {key}={value!r} of a group: expected a number {'>=' if key == 'lr' else '>'} 0"
                 )
     return groups
+
+
+def _refuse_strange(name: str, parameter: Tensor) -> None:
+    """Refuse a parameter that is not one tensor with a number of its own for every component."""
+    if hasattr(parameter, "device_mesh"):
+        raise TypeError(
+            f"params: {name} is sharded (DTensor, as of FSDP); expected whole parameters: processes share the work by "
+            "executor=zeroflow.optim.parallel.DistributedExecutor()"
+        )
+    if is_lazy(parameter):
+        raise TypeError(f"params: {name} has no shape yet, as its module is lazy; run the module once before")
+    if parameter.layout is not torch.strided:
+        kind = str(parameter.layout).removeprefix("torch.")
+        raise TypeError(f"params: {name} has the layout {kind}; expected a dense tensor")
+    if any(not stride and size > 1 for stride, size in zip(parameter.stride(), parameter.shape, strict=True)):
+        raise TypeError(
+            f"params: {name} is expanded, so that several components are one number; expected a tensor of its own"
+        )
 
 
 BEGINNING = (
