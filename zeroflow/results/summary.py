@@ -217,8 +217,8 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 LEGEND = (
     "q: queries per step. n: seeds. Avg, Last, Fgt: percent, ± half width of the 95 % t-interval over seeds.",
-    "gain: Avg minus SimpleCIL's. values: trained in a task. forwards: in training. MiB: peak memory of a training step, with what "
-    "the classifier keeps.",
+    "gain: Avg minus SimpleCIL's. values: trained in a task. forwards: in training.",
+    "MiB: peak memory of a training step, with what the classifier keeps.",
     "seconds: of a whole cell, imports and features that later cells of a process find included.",
 )
 
