@@ -6,8 +6,6 @@ import copy
 import dataclasses
 import json
 import pickle
-import re
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
 from places import ROOT
 
 from zeroflow.cli import main
-from zeroflow.errors import ConfigError
 from zeroflow.grid.cell_placement import CellPlacement
 from zeroflow.grid.cost_estimate import CostEstimate, estimate_costs
 from zeroflow.grid.grid_file import load_grid, parse_grid
-from zeroflow.grid.plan import check_results, make_plan
+from zeroflow.grid.plan import make_plan
 from zeroflow.results import Store
 from zeroflow.results.rows import failure, tables
 from zeroflow.trial.config import TrialConfig
@@ -156,6 +152,29 @@ def test_an_optimizer_beyond_its_formula_counts_for_itself_alone(store: Store) -
     finish(store, ZO)
     assert of(store, {"optimizer": "zo-svrg", "epochs": 20}).forward_passes == 10_000
     assert of(store, {"optimizer": "zo-adam"}).forward_passes == 2000
+
+
+@pytest.mark.parametrize(
+    "exact", [{"optimizer_options": {"hybrid": 200}}, {"later": {"task": 2, "optimizer_options": {"hybrid": 200}}}]
+)
+def test_steps_with_the_exact_gradient_say_nothing_about_cells_without(store: Store, exact: dict[str, Any]) -> None:
+    """Such a cell makes fewer passes than its formula, and another number of seconds for each of them."""
+    finish(store, ZO | exact, 10, 400, 1800)
+    alone = of(store, ZO)  # better than nothing, and said to be an estimate
+    assert alone.seconds is not None and alone.forward_passes == 1800 and not alone.exact_passes
+    finish(store, ZO)
+    for other, seconds, passes in (
+        ({"seed": 1}, 50, 2000),
+        ({"class_order_seed": 3}, 50, 2000),
+        ({"queries": 4}, 10 + 160, 8000),
+        ({"optimizer": "zo-sgd-conserve"}, 10 + 100, 5000),
+        ({"optimizer": "fo-sgd"}, 10 + 60, 1000),
+        ({"optimizer_options": {"momentum": 0.5}}, 50, 2000),
+    ):
+        found = of(store, ZO | other)
+        assert (found.seconds, found.forward_passes) == (pytest.approx(seconds), passes), other
+    own = of(store, ZO | exact | {"seed": 1})
+    assert (own.seconds, own.forward_passes, own.exact_passes) == (pytest.approx(410), 1800, True)
 
 
 def test_workers_share_the_forward_passes_of_a_step(store: Store) -> None:
@@ -354,44 +373,3 @@ def test_an_id_once_asked_for_is_no_part_of_a_configuration() -> None:
     assert asked == fresh and repr(asked) == repr(fresh) and dataclasses.asdict(asked) == dataclasses.asdict(fresh)
     assert dataclasses.replace(asked, seed=1).cell_id == TrialConfig.from_dict(ZO | {"seed": 1}).cell_id != kept
     assert pickle.loads(pickle.dumps(asked)).cell_id == copy.copy(asked).cell_id == fresh.cell_id == kept
-
-
-# YAML as people write it
-
-
-@pytest.mark.parametrize("place", [".", "runs/one", "link"])
-def test_results_among_the_data_are_refused_before_anything_runs(place: str, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    (tmp_path / "link").symlink_to(data)
-    results = tmp_path / "link" / "runs" if place == "link" else data / place
-    command = ["run", "--set", "method=simplecil", "--results", str(results), "--data-dir", str(data)]
-    done = CliRunner().invoke(main, command)
-    assert done.exit_code == 2 and f"in the folder of the data sets, {data}" in done.output
-    assert not list(data.iterdir())
-
-
-def test_a_disk_without_room_for_the_cells_is_refused_with_the_numbers(tmp_path: Path, monkeypatch) -> None:
-    total = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: total._replace(free=3 * 2**20))
-    check_results(Store(tmp_path / "few"), 32, None)
-    with pytest.raises(
-        ConfigError, match=r"few': 3\.0 MiB of the disk are free, expected 3\.1 MiB or more for 33 cells"
-    ):
-        check_results(Store(tmp_path / "few"), 33, None)
-
-
-def test_images_of_a_folder_are_counted_by_split_and_class(tmp_path: Path) -> None:
-    for part, counts in (("train", {"a": 3, "b": 5}), ("test", {"a": 2, "b": 2})):
-        for name, count in counts.items():
-            (tmp_path / "data" / "own" / part / name).mkdir(parents=True)
-            for number in range(count):
-                colour = (number, ord(name), 99 * (part == "train" or number > 0))
-                Image.new("RGB", (8, 8), colour).save(tmp_path / "data" / "own" / part / name / f"{number}.png")
-    (tmp_path / "grid.yaml").write_text("grid: [{dataset: folder:own, method: simplecil, tasks: 2}]\n")
-    command = ["plan", "--grid", str(tmp_path / "grid.yaml"), "--results", str(tmp_path / "out")]
-    run = CliRunner().invoke(main, [*command, "--data-dir", str(tmp_path / "data")])
-    assert run.exit_code == 0, run.output
-    assert "folder:own: 2 classes; train 8 images, 3 to 5 a class; test 4 images, 2 a class" in run.output
-    twice = re.findall(r"2 test images are training images too, byte for byte, such as \S+/test/a/1.png", run.output)
-    assert len(twice) == 1, run.output

@@ -8,7 +8,8 @@ the longest run of ``FEATURES``, in their order, that any finished cell has in c
 
 Forward passes are exact once a cell with the same ``FEATURES`` and class order has finished. From one of other epochs, of another
 optimizer or number of queries they follow in proportion and by the optimizers' formulas: an estimate, and said to be one, since what
-a method passes once a task, a snapshot and the steps of ``hybrid`` do not grow so.
+a method passes once a task, a snapshot and the steps of ``hybrid`` do not grow so. As no formula has those steps, cells with them tell
+of others only what no cell without them does.
 """
 
 from __future__ import annotations
@@ -178,18 +179,12 @@ class Finished:
         devices = pc.unique(trials["device"]).to_pylist()
         self.gpus = float(any(device and not device.startswith("cpu") for device in devices))
         """GPUs of a worker that is to use what there is."""
-        self._kinds: list[_Kind] = []
-        self._means: dict[tuple[Any, ...], Vector] = defaultdict(lambda: np.zeros(3))
-        self._passes: dict[tuple[Any, ...], float] = defaultdict(lambda: math.inf)
+        rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         for row in _rows(trials):
-            kind = _Kind.of(row)
-            if len(kind.fixed):  # of the others the time is not known, only the passes
-                self._kinds.append(kind)
-                for prefix in _prefixes(kind.key):
-                    self._means[prefix] += kind.sums
-            if row["forward_passes"] and (unit := _passes(row)):
-                for key in _step_keys(row):
-                    self._passes[key] = min(self._passes[key], row["forward_passes"] / unit)
+            rows[_has_exact_steps(row)].append(row)
+        # Those without come last: where there are any, they take the place of those with such steps.
+        self._alike = {**_alike(rows[True]), **_alike(rows[False])}
+        self._passes = {**_least_passes(rows[True]), **_least_passes(rows[False])}
         self._likest: dict[tuple[Any, ...], tuple[float, float] | None] = {}
         self._asked: set[tuple[Any, ...]] = set()
 
@@ -197,11 +192,11 @@ class Finished:
         """Seconds of a cell on ``workers`` processes; None: nothing to go by."""
         key = _key(cell)
         if key not in self._likest:
-            likest = next((prefix for prefix in _prefixes(key) if prefix in self._means), None)
+            likest = next((prefix for prefix in _prefixes(key) if prefix in self._alike), None)
             if likest is None:
                 self._likest[key] = None
             else:
-                cells, fixed, rate = self._means[likest]
+                cells, fixed, rate = _sums(self._alike[likest])
                 self._likest[key] = float(fixed / cells), float(rate / cells)
                 self._asked.add(likest)
         parts = self._likest[key]
@@ -222,8 +217,8 @@ class Finished:
         off, seen = [], set()
         # The likest ones first: each cell counts once, by the estimate from those that are most like it.
         for prefix in sorted(self._asked, key=len, reverse=True):
-            alike = [kind for kind in self._kinds if kind.key[: len(prefix)] == prefix]
-            everyone = self._means[prefix]
+            alike = self._alike[prefix]
+            everyone = _sums(alike)
             for kind in (kind for kind in alike if id(kind) not in seen):
                 # As the estimate of a kind comes from other kinds, so does that of each of these; of one alone, from other cells.
                 off.append(kind.off(everyone - kind.sums) if len(alike) > 1 else kind.off_one_out(everyone))
@@ -284,6 +279,29 @@ class _Kind:
         return np.abs(guess / actual - 1)
 
 
+def _alike(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[_Kind]]:
+    """Kinds by each run of ``FEATURES`` that they have; those whose time is not known are left out."""
+    found: dict[tuple[Any, ...], list[_Kind]] = defaultdict(list)
+    for kind in map(_Kind.of, rows):
+        for prefix in _prefixes(kind.key) if len(kind.fixed) else ():
+            found[prefix].append(kind)
+    return dict(found)
+
+
+def _sums(kinds: Iterable[_Kind]) -> Vector:
+    return sum((kind.sums for kind in kinds), np.zeros(3))
+
+
+def _least_passes(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:
+    """Fewest forward passes for one of the formula, by each of ``_STEPS``."""
+    found: dict[tuple[Any, ...], float] = {}
+    for row in rows:
+        if row["forward_passes"] and (unit := _passes(row)):
+            for key in _step_keys(row):
+                found[key] = min(found.get(key, math.inf), row["forward_passes"] / unit)
+    return found
+
+
 def _rows(trials: pa.Table) -> Iterator[dict[str, Any]]:
     """Finished cells by all that tells about them: their keys, with lists of seconds and the fewest forward passes."""
     keys = list(dict.fromkeys([*FEATURES, *_LAYOUT, "workers"]))
@@ -319,6 +337,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping | list):
         return as_json(value) if value else None
     return None if value == "{}" else value
+
+
+def _has_exact_steps(row: Mapping[str, Any]) -> bool:
+    """Whether a number of steps had the exact gradient, beside the epochs that ``hybrid_epochs`` says."""
+
+    def has(options: str | Mapping[str, Any] | None) -> bool:  # those of ``later`` are parsed
+        return bool((json.loads(options) if isinstance(options, str) else options or {}).get("hybrid"))
+
+    return row["optimizer"] is not None and any(has(own["optimizer_options"]) for _, own in shares(row))
 
 
 def _passes(cell: Mapping[str, Any]) -> float:
