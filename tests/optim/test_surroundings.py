@@ -291,6 +291,40 @@ def test_differences_that_are_rounding_are_told_once(name: str) -> None:
     assert said(name, lambda: F.cross_entropy(model(x), y), model, eps=1e-6, lr=1e-9, queries=2) == []
 
 
+@pytest.mark.parametrize("number", [float, Tensor.double, Tensor.numpy, lambda loss: loss.numpy().astype("float64")])
+def test_rounding_is_that_of_the_computation_whatever_the_losss_type(
+    number: Callable[[Tensor], float | Tensor],
+) -> None:
+    model, loss = problem()
+    (message,) = said("zo-sgd", lambda: number(loss()), model, eps=1e-7, lr=1e-9)
+    assert "rounding" in message and "larger eps" in message
+
+
+def test_losses_that_are_told_may_be_rounding_too() -> None:
+    model, loss = problem()
+    optimizer = create_optimizer("zo-sgd", model, lr=1e-9, eps=1e-7)
+    with pytest.warns(UserWarning, match="rounding"), torch.no_grad():
+        for _ in range(12):
+            losses = []
+            for candidate in optimizer.ask():
+                with candidate.shown():
+                    losses.append(float(loss()))
+            optimizer.tell(losses)
+
+
+@pytest.mark.parametrize("number", [float, Tensor.double, Tensor.numpy])
+def test_a_loss_in_float64_of_parameters_in_float32_is_not_called_rounded(
+    number: Callable[[Tensor], float | Tensor],
+) -> None:
+    """A simulator's own precision is not that of the parameters it takes: its differences may be far smaller, and right."""
+    model, _ = problem()
+
+    def simulated() -> float | Tensor:
+        return number(1e3 + sum(p.double().square().sum() for p in model.parameters()))
+
+    assert said("zo-sgd", simulated, model, eps=1e-6, lr=1e-9) == []
+
+
 @pytest.mark.parametrize("name", ["zo-sgd", "zo-per-example", "zo-adam", "fo-sgd"])
 def test_a_run_that_diverges_is_told_once(name: str) -> None:
     model, _ = problem()

@@ -15,6 +15,7 @@ from zeroflow.optim.closure import Closure, scalar
 from zeroflow.optim.composition import Composition
 from zeroflow.optim.flat import FlatParameters
 from zeroflow.optim.objective import Elsewhere, Objective, Shift
+from zeroflow.optim.precision import rounding
 from zeroflow.optim.surroundings import undisturbed
 from zeroflow.optim.symptoms import Symptoms
 
@@ -135,6 +136,7 @@ class AskTell:
     _memory: dict[str, Any]
     _adapted: dict[str, Any]
     _symptoms: Symptoms
+    _rounding: float
     _told: ToldLosses | None
     """Losses of the current step; None: no step is in progress."""
     _candidates: list[Candidate]
@@ -203,6 +205,7 @@ class AskTell:
             self._told.over, self._told, self._candidates = True, None, []
             raise RuntimeError(f"tell: {changed[0]} changed after ask, so the losses are outdated; ask again")
         self._told.rounds.append(listed(losses, len(self._candidates)))
+        self._rounding = rounding(self._told.rounds[-1][-1])
         self._candidates = []
         try:
             return self._attempt(self._told, self.step)

@@ -31,7 +31,7 @@ from zeroflow.optim.groups import (
     warn_of_untrained,
 )
 from zeroflow.optim.objective import Memory, NonFiniteLoss, Objective, Perturbation
-from zeroflow.optim.precision import check_eps, watched
+from zeroflow.optim.precision import check_eps, rounding, watched
 from zeroflow.optim.saving import OWN, Saving
 from zeroflow.optim.surroundings import Surroundings, undisturbed
 from zeroflow.optim.symptoms import Symptoms
@@ -365,8 +365,7 @@ class ThreeStepOptimizer(AskTell, Saving):
             self.forwards, self.equivalents = self.forwards + (first is None), self.equivalents + (first is None)
             return first
         answer = closure()
-        if isinstance(answer, Tensor) and answer.is_floating_point():
-            self._rounding = torch.finfo(answer.dtype).eps
+        self._rounding = rounding(answer)
         return answer
 
     def _only_creates_state(self) -> bool:

@@ -7,6 +7,7 @@ walks at random, without any error. So a smaller eps is refused.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from typing import Any
 
@@ -56,6 +57,26 @@ def watched(closure: Closure) -> tuple[Tensor | float | None, torch.dtype | None
 def half_precision(value: Any) -> torch.dtype | None:
     """A value's dtype if it is a half-precision tensor."""
     return value.dtype if isinstance(value, Tensor) and value.dtype in _HALF else None
+
+
+def rounding(answer: Any) -> float:
+    """Relative rounding error of a closure's answer; 0: unknown.
+
+    A number in double precision that single precision has too was computed in that (as by ``float(loss)``): of truly double
+    ones it is one in 2^29. Whole numbers tell nothing, as they are in both.
+    """
+    if isinstance(answer, Tensor):
+        if not answer.is_floating_point():
+            return 0.0
+        if answer.dtype != torch.float64 or not answer.numel():
+            return float(torch.finfo(answer.dtype).eps)
+        answer = answer.detach().as_subclass(Tensor).reshape(-1)[-1].item()
+    elif hasattr(answer, "dtype") and hasattr(answer, "item") and getattr(answer, "size", 1) == 1:
+        answer = answer.item()  # NumPy's
+    if not isinstance(answer, float):
+        return 0.0
+    single = ctypes.c_float(answer).value == answer and not answer.is_integer()
+    return float(torch.finfo(torch.float32 if single else torch.float64).eps)
 
 
 def smallest_eps(half: torch.dtype) -> float:
