@@ -29,7 +29,8 @@ class Composition:
         first_order_steps: number of initial steps that use the exact gradient instead (ZeroFlow, Section 6, "hybrid").
         first_order_lr: multiple of the learning rate during those; moments are reset after them.
         max_skipped: number of consecutive steps that may lack a finite loss; one more raises ``NonFiniteLoss``.
-        check_precision: refuse an eps that is below the rounding of half-precision parameters or losses.
+        check_precision: refuse an eps that is below the rounding of half-precision parameters or losses, and
+            tell of parameters so large that theirs swallows it.
 
     Raises:
         TypeError: the parts cannot be combined.

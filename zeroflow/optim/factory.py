@@ -38,7 +38,8 @@ history: share a of earlier estimates mixed into each. history_of: what is mixed
 the slopes of this step (``"directions"``, as in the authors' package). sparsity: share of the components that a random mask
 freezes. hybrid: number of initial steps with the exact gradient; hybrid_lr: their learning rate, where lr is that of the other
 steps (groups and schedules keep their ratios; default: the same). max_skipped: number of consecutive steps that may lack a
-finite loss. check_precision: refuse an eps below the rounding of half precision.
+finite loss. check_precision: refuse an eps below the rounding of half precision, tell of
+parameters that swallow it.
 """
 
 

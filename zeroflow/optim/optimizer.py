@@ -34,6 +34,7 @@ from zeroflow.optim.objective import Memory, NonFiniteLoss, Objective, Perturbat
 from zeroflow.optim.precision import check_eps, rounding, watched
 from zeroflow.optim.saving import OWN, Saving
 from zeroflow.optim.surroundings import Surroundings, undisturbed
+from zeroflow.optim.swallowed import Swallowed
 from zeroflow.optim.symptoms import Symptoms
 from zeroflow.optim.updates import Plain, Rule
 
@@ -85,9 +86,8 @@ class ThreeStepOptimizer(AskTell, Saving):
         module: nn.Module | None = None,
     ) -> None:
         groups = parameter_groups(params)
-        self.composition, self.queries, self.seed = composition, queries, seed
+        self.composition, self.queries, self.seed, self._given = composition, queries, seed, executor
         self.executor: Executor = executor or LocalExecutor()
-        self._given = executor
         self._checked = check_processes(module or params, executor)  # again where processes come later
         self._told_untrained = False  # whether parameters of the module were seen that are not trained
         self._agreed = False  # whether processes that share the work were seen to be alike
@@ -101,7 +101,7 @@ class ThreeStepOptimizer(AskTell, Saving):
         self._still: Still = set()  # buffers known not to move
         self._told: ToldLosses | None = None
         self._candidates, self._asked_with = [], {}
-        self._symptoms, self._rounding = Symptoms(), 0.0
+        self._symptoms, self._rounding, self._swallowed = Symptoms(), 0.0, Swallowed(composition)
         self._half: torch.dtype | None = None  # precision in which losses were seen to be computed
         self._watched = not (composition.estimator.uses_eps and composition.check_precision)
         # The inner rule tells which hyper-parameters groups have; its own parameters are the master copies.
@@ -385,9 +385,11 @@ class ThreeStepOptimizer(AskTell, Saving):
     def _check_symptoms(self, estimate: Estimate) -> None:
         group = self.param_groups[0]
         eps = float(group["eps_zo"]) if self.composition.estimator.uses_eps else None
-        self._symptoms.see(
+        diverged = self._symptoms.see(
             estimate.loss, estimate.differences(), lr=float(group["lr"]), eps=eps, rounding=self._rounding
         )
+        if not diverged:
+            self._swallowed.look(self.steps, self.flat, self.param_groups, self._names)
 
     def _eps(self) -> float | Tensor:
         sizes = {float(group["eps_zo"]) for group in self.param_groups}

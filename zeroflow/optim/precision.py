@@ -2,7 +2,8 @@
 
 A perturbation of size eps changes the loss by about eps; a forward pass in half precision rounds it by about the dtype's
 machine epsilon (bfloat16 0.0078, float16 0.00098, relative). Below that the difference is rounding noise and training
-walks at random, without any error. So a smaller eps is refused.
+walks at random, without any error. So a smaller eps is refused. What the rounding of large parameters does to perturbations is told
+by ``zeroflow.optim.swallowed``.
 """
 
 from __future__ import annotations

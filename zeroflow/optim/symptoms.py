@@ -25,7 +25,7 @@ class Symptoms:
 
     def see(
         self, loss: float, differences: Collection[float] | None, *, lr: float, eps: float | None, rounding: float
-    ) -> None:
+    ) -> bool:
         """Check one step.
 
         Args:
@@ -34,9 +34,12 @@ class Symptoms:
             lr: for the message.
             eps: for the message; None where no evaluation is displaced by it.
             rounding: relative rounding error of the loss; 0: unknown.
+
+        Returns:
+            Whether the loss has diverged in this step: what else is found then is a consequence.
         """
         if not math.isfinite(loss):
-            return
+            return True
         if self._first is None:
             self._first = loss
         grown = self._first != 0 and loss > GROWN * abs(self._first)
@@ -47,12 +50,13 @@ class Symptoms:
                 "-conserve optimizer, which never makes a mini-batch worse",
             )
         if differences is None or grown:
-            return
+            return grown
         largest = max((abs(difference) for difference in differences), default=0.0)
         flat = self._lasts("flat", largest == 0)
         noise = ROUNDING * rounding * abs(loss) if eps is not None else 0.0
         if self._lasts("blind", largest <= noise):
             self._tell("blind", _flat(eps) if flat else _rounding(largest, loss, eps))
+        return False
 
     def _lasts(self, symptom: str, shows: bool) -> bool:
         self._counts[symptom] = self._counts.get(symptom, 0) + 1 if shows else 0
