@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import linecache
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +40,9 @@ class SourceFile:
         """The first 12 hexadecimal digits of the SHA-256 of its text."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:12]
 
+
+MODULE = "zeroflow_import_"
+"""What the names of the modules of imported files begin with."""
 
 _imported: dict[str, SourceFile] = {}
 _importing: list[SourceFile] = []
@@ -108,13 +111,28 @@ def imported_files() -> tuple[SourceFile, ...]:
 
 
 def imports_of(config: TrialConfig) -> dict[str, str]:
-    """The imported files that registered something which a cell names: their digests by name."""
-    named = set(_strings(vars(config)))
-    named |= {name.partition(":")[0] for name in named}  # families of data sets
+    """The imported files that a cell computes with: their digests by name.
+
+    They registered or define something that the cell names, or that stands by default where it names nothing: the transform
+    of its data set, the classifier of its method.
+    """
+    if not _imported:
+        return {}
+    from zeroflow.trial.own_code import modules_of, parts_of  # late: it knows all registries
+
+    parts = parts_of(config)
+    named = {*_strings(vars(config)), *(part.name for part in parts)}
+    named |= {name for part in parts for name in _strings(part.options)}
+    return imports_with(named, modules_of(part.entry for part in parts))
+
+
+def imports_with(named: Set[str], modules: Set[str]) -> dict[str, str]:
+    """The imported files that registered one of some names, or are one of some modules: their digests by name."""
+    named = named | {name.partition(":")[0] for name in named}  # families of data sets
     return {
-        name: _imported[name].digest
-        for name, registered in _registered.items()
-        if registered & named or _builds(name, config.backbone)
+        name: source.digest
+        for name, source in _imported.items()
+        if _registered[name] & named or _module_name(source) in modules
     }
 
 
@@ -124,24 +142,19 @@ def is_imported(file: Path) -> bool:
     return known is not None and Path(known.path) == file.resolve()
 
 
-def _builds(name: str, backbone: str) -> bool:
-    """Whether an imported file has registered a backbone with timm."""
-    models = sys.modules.get("timm.models")
-    if models is None or not models.is_model(backbone):
-        return False
-    return bool(models.model_entrypoint(backbone).__module__ == _module_name(_imported[name]))
-
-
 def _module_name(source: SourceFile) -> str:
-    return f"zeroflow_import_{Path(source.name).stem}"
+    return f"{MODULE}{Path(source.name).stem}"
 
 
 def _strings(values: Mapping[str, Any]) -> Iterator[str]:
-    for value in values.values():
+    """All strings among values, and in the mappings and lists among them."""
+    left: list[Any] = list(values.values())
+    while left:
+        value = left.pop()
         if isinstance(value, str):
             yield value
-        elif isinstance(value, Mapping):
-            yield from _strings(value)
+        elif isinstance(value, Mapping | list | tuple):
+            left += value.values() if isinstance(value, Mapping) else value
 
 
 def _line_of(error: BaseException, path: str) -> str:

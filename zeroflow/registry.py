@@ -31,7 +31,7 @@ def registered_meanwhile() -> Iterator[list[tuple[dict[str, Any], str]]]:
             del entries[name]
         raise
     finally:
-        _listening.remove(found)
+        _listening.pop()  # blocks are nested, and two lists may be equal
 
 
 class Registry(Generic[T]):

@@ -188,6 +188,28 @@ def test_weights_tell_features_apart_and_the_name_of_their_file_does_not(tmp_pat
     assert keys == [1, 1, 2]
 
 
+def test_a_program_in_a_file_is_known_by_what_it_computes_not_by_its_path(tmp_path: Path, cache: Path) -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.layer, self.scale = torch.nn.Linear(3 * 14 * 14, 8), scale
+
+        def forward(self, images: Tensor) -> Tensor:
+            bright = images.flatten(1)
+            return self.layer(torch.where(bright > 0.9, self.scale * bright, bright))
+
+    keys, files = [], [tmp_path / name for name in ("one.pt2", "copy.pt2", "other.pt2")]
+    for file, scale in ((files[0], 1.0), (files[2], -1.0)):
+        torch.manual_seed(0)
+        images, free = torch.rand(2, 3, 14, 14), {0: torch.export.Dim.DYNAMIC}
+        torch.export.save(torch.export.export(Scaled(scale), (images,), dynamic_shapes=(free,)), file)
+    files[1].write_bytes(files[0].read_bytes())
+    for file in files:
+        cell(backbone=str(file), checkpoint=None)
+        keys.append(len([path for path in cache.iterdir() if path.is_dir()]))
+    assert keys == [1, 1, 2]
+
+
 @pytest.mark.parametrize("access", ["white-box", "spiking", "int8", "exported"])
 def test_a_fingerprint_changes_with_any_weight(access: str, tmp_path: Path) -> None:
     if access == "exported":

@@ -125,7 +125,7 @@ _TRIALS = [
     _column("python_version", _text, "version of Python"),
     _column("git_commit", _text, "commit of the code; null: not in a checkout"),
     _column("git_dirty", _flag, "whether tracked files differed from the commit"),
-    _column("imports", _text, "imported Python files that it names something of: hashes by name, JSON; null: none"),
+    _column("imports", _text, "imported Python files that it uses something of: hashes by name, JSON; null: none"),
     _column(
         "named",
         _text,

@@ -41,7 +41,7 @@ class DataFacts:
         files: changes with the files of the images, and with where they are.
         host: the machine that saw the images where they are; elsewhere they have other paths and times.
         named: hashes of weights and images by their names in the configuration, see ``named_files``.
-        imports: hashes of the imported files that the configuration's names come from.
+        imports: hashes of the imported files that the cell computes with.
     """
 
     classes: list[str]

@@ -45,7 +45,7 @@ class FrozenFeatures:
         batch_size: images per forward pass, at most.
         cache_bytes: the most that features may take on this machine's disk; 0: they are kept for this cell alone.
         results: what tells the results apart whose cells share the answers of a black box; None: every cell asks for itself.
-        names: what else tells these features apart, such as the names of the backbone and the transform.
+        names: what else tells these features apart: names of the backbone and the transform, hashes of somebody's own code.
 
     Attributes:
         reused: images whose features were read from disk.
@@ -168,7 +168,8 @@ class FrozenFeatures:
         """All that features depend on, beside what tells a class's images from others.
 
         Of a black box what it says of itself and whose results they are for. Otherwise all weights, and what computes with
-        them: the features of two made images stand for that code, as no image of another class may be looked at.
+        them. Of code of somebody's own the hashes are among ``names``; the features of two made images stand for all other, as no
+        image of another class may be looked at.
         """
         found: dict[str, Any] = {
             "version": VERSION,

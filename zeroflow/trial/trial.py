@@ -46,6 +46,7 @@ from zeroflow.trial.loading import Positions
 from zeroflow.trial.making import method_of
 from zeroflow.trial.meters import peak_memory
 from zeroflow.trial.metrics import SETTINGS, Matrix
+from zeroflow.trial.own_code import feature_code
 from zeroflow.trial.placement import Placement, limited_threads
 from zeroflow.trial.probes import FunctionValues
 from zeroflow.trial.result import TrialResult, provenance
@@ -301,10 +302,13 @@ class Trial:
 
     def _frozen_features(self, dataset: ImageDataset) -> FrozenFeatures:
         config, placement = self.config, self.placement
+        code = feature_code(config, dataset, self.backbone)
         names = {
             "transform": config.transform or datasets.get(config.dataset).transform,
-            "backbone": config.backbone,
+            # A program in a file is what it computes, wherever it lies.
+            "backbone": self.data.named.get(config.backbone, config.backbone),
             "preprocessing": config.preprocessing,
+            **({"code": code} if code else {}),
         }
         return FrozenFeatures(
             self.backbone,
@@ -312,7 +316,7 @@ class Trial:
             self.device,
             self.dtype,
             placement.evaluation_batch,
-            cache_bytes=placement.cache_bytes,
+            cache_bytes=0 if code is None else placement.cache_bytes,
             results=placement.results,
             names=names,
         )
