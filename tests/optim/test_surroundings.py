@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -159,57 +160,78 @@ def test_an_optimizer_made_in_inference_mode_works_outside_and_the_other_way_aro
 
 def test_steps_of_two_threads_at_once_are_warned_of() -> None:
     """They share the generators that dropout masks come from."""
-    both, found = threading.Barrier(2, timeout=60), []
+    both = threading.Barrier(2, timeout=60)
 
-    def train() -> None:
-        model = nn.Linear(2, 1)
+    def train(meets: bool) -> None:
+        model, met = nn.Linear(2, 1), [not meets]
         optimizer = create_optimizer("zo-sgd", model, lr=0.1)
 
         def closure() -> Tensor:
-            if len(found) < 2:
-                found.append(both.wait())
+            if not met[0]:
+                met[0] = both.wait() >= 0
             return model(torch.ones(4, 2)).square().mean()
 
         optimizer.step(closure)
 
     with pytest.warns(UserWarning, match="two threads of this process make steps at the same time"):
-        threads = [threading.Thread(target=train) for _ in range(2)]
+        threads = [threading.Thread(target=train, args=(True,)) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found[:] = [0, 0]
-        train()
+        train(meets=False)
 
 
 COMPILED = """
+import sys
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from zeroflow.optim import create_optimizer
 
 torch.manual_seed(0)
 x, losses = torch.randn(16, 4), []
 model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
 compiled = torch.compile(model)
-optimizer = create_optimizer("zo-sgd", model, lr=0.0, eps=1e-9, queries=2)
+if sys.argv[1] == "stand-in":
+    # What is compiled falls back to other kernels where anybody looks on, and those draw other numbers.
+    def compiled(x):
+        return model(x) if _get_current_dispatch_mode() is None else model(torch.rand_like(x) + x)
+optimizer = create_optimizer("zo-sgd", model, lr=0.0, eps=1e-9, queries=2, check_precision=sys.argv[2] == "True")
 
 def closure():
     losses.append(compiled(x).square().mean())
     return losses[-1]
 
 returned = optimizer.step(closure)
-assert optimizer.forwards == len(losses) == 5, len(losses)
+asked_twice = sys.argv[2] == "True"
+assert optimizer.forwards == len(losses) == 4 + asked_twice, len(losses)
 torch.testing.assert_close(returned.float(), losses[-1], rtol=1e-6, atol=0)
-torch.testing.assert_close(torch.stack(losses[1:]), losses[1].expand(4), rtol=1e-6, atol=0)
+torch.testing.assert_close(torch.stack(losses[asked_twice:]), losses[-1].expand(4), rtol=1e-6, atol=0)
 """
 
 
 @pytest.mark.slow
-def test_a_compiled_model_has_one_dropout_mask_in_a_step_from_the_first_on() -> None:
+@pytest.mark.parametrize(
+    "model",
+    [
+        "stand-in",
+        pytest.param(
+            "compiled",
+            marks=[
+                pytest.mark.long,
+                pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ here"),
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize("checked", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_a_compiled_model_has_one_dropout_mask_in_a_step_from_the_first_on(model: str, checked: bool) -> None:
     """In a process of its own: what compiles once has its first evaluation made twice ever after."""
-    run = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", COMPILED, model, str(checked)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
 
 
