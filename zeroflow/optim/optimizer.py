@@ -357,12 +357,11 @@ class ThreeStepOptimizer(AskTell, Saving):
         return Objective(closure, evaluator, perturbation, memory, per_example=estimator.per_example)
 
     def _ask(self, closure: Closure) -> Tensor | float | None:
-        """Evaluate the closure; the first time, see what precision it computes in. None: ask it once more, another forward pass."""
+        """Evaluate the closure; the first time, see what precision it computes in. None: ask it once more, which is not counted."""
         if not self._watched:
             first, self._half = watched(closure)
             self._watched = True
             self._check_eps()
-            self.forwards, self.equivalents = self.forwards + (first is None), self.equivalents + (first is None)
             return first
         answer = closure()
         self._rounding = rounding(answer)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -24,17 +25,23 @@ _PRODUCTS = ("mm", "mv", "dot", "linear", "conv", "attention", "embedding", "rnn
 
 
 class PrecisionWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes whether any layer's product (matrix, convolution, attention, recurrence) is half precision in ``with watch:``.
+    """Notes how a loss is computed in ``with watch:``.
 
     Attributes:
-        half: ``torch.bfloat16`` or ``torch.float16`` if there was such a product, else None.
+        half: ``torch.bfloat16`` or ``torch.float16`` if any layer's product (matrix, convolution, attention, recurrence) was of half
+            precision, else None.
+        compiled: whether code of ``torch.compile`` was called. Where anybody looks on it falls back to torch's own kernels.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.half: torch.dtype | None = None
+        self.compiled = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.compiled = self.compiled or _inside_compiled(sys._getframe())
         result = func(*args, **(kwargs or {}))
         first = result[0] if isinstance(result, tuple) and result else result
         if half_precision(first) is not None and any(part in func.__name__ for part in _PRODUCTS):
@@ -42,17 +49,29 @@ class PrecisionWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+def _inside_compiled(frame: FrameType | None) -> bool:
+    """Whether a frame is of a call to what ``torch.compile`` returned."""
+    while frame is not None:
+        if frame.f_code.co_name == "compile_wrapper" and frame.f_globals.get("__name__") == "torch._dynamo.eval_frame":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def watched(closure: Closure) -> tuple[Tensor | float | None, torch.dtype | None]:
     """A closure's answer, and the half precision that it computes in, if it does.
 
-    The answer is None where ``torch.compile`` may have a part in it: under a watch what is compiled falls back to torch's own kernels,
-    which draw other random numbers, so that its dropout masks are not those of the evaluations that follow.
+    The answer is None where ``torch.compile`` has a part in it: torch's own kernels draw other random numbers than compiled ones, so
+    its dropout masks are not those of the evaluations that follow.
     """
-    with PrecisionWatch() as watch:
-        answer = closure()
-    # A module that ``torch.compile`` loads, and that importing torch or timm does not.
-    compiled = "torch._inductor.compile_fx" in sys.modules
-    return None if compiled else answer, watch.half or half_precision(answer)
+    answer: Tensor | float | None = None
+    try:
+        with PrecisionWatch() as watch:
+            answer = closure()
+    except Exception:
+        if not watch.compiled:  # such code may also refuse to run where anybody looks on
+            raise
+    return None if watch.compiled else answer, watch.half or half_precision(answer)
 
 
 def half_precision(value: Any) -> torch.dtype | None:
