@@ -270,3 +270,36 @@ def test_a_buffer_in_another_memory_format_moves_as_its_like() -> None:
             optimizer.step(lambda model=model: (model(torch.ones(8, 4)) ** 2).mean())  # type: ignore[misc]
         found.append(model.mask.flatten().tolist())
     assert found[0] == found[1] == [4.0] * 24
+
+
+class RunningMax(nn.Module):
+    """An observer of activations: it moves where they are larger than ever before, so in displaced evaluations and not at theta."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.calls = nn.Linear(3, 2), 0
+        self.register_buffer("largest", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        h = self.layer(x)
+        self.largest = torch.maximum(self.largest, h.detach().abs().max())
+        return h / (1 + self.largest)
+
+
+@pytest.mark.parametrize("name", ["zo-sgd", "zo-sgd-conserve", "zo-rge"])
+def test_every_forward_pass_counts_also_one_after_which_no_buffer_moves(name: str) -> None:
+    model, x = RunningMax(), torch.ones(4, 3)
+    optimizer = create_optimizer(name, model, lr=0.01, eps=0.1)
+    for _ in range(12):
+        optimizer.step(lambda: model(x).square().mean())
+    assert optimizer.forwards == model.calls
+
+
+def test_a_large_buffer_that_is_a_view_of_a_parameter_stands_still() -> None:
+    model, x = nn.Linear(1025, 1024), torch.ones(2, 1025)
+    model.register_buffer("shown", model.weight.data)
+    optimizer = create_optimizer("zo-sgd", model, lr=0.01)
+    for _ in range(3):
+        optimizer.step(lambda: model(x).square().mean())

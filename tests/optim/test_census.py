@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -87,22 +88,22 @@ def test_examples_that_meet_in_another_loss_alone_are_found_there(way: str) -> N
         optimizer.step(WAYS[way](model, x, Loss(meets=True)))
 
 
-@pytest.mark.parametrize("how", ["times", "alpha"])
+@pytest.mark.parametrize("how", ["times", "alpha", "numpy"])
 def test_examples_that_meet_in_a_term_whose_weight_begins_at_zero_are_found_then(how: str) -> None:
     torch.manual_seed(0)
     model, x = nn.Linear(4, 6), torch.randn(32, 4)
     optimizer = create_optimizer("zo-per-example", model, lr=1e-3)
-    weight = 0.0
+    weight: Any = np.float32(0.0) if how == "numpy" else 0.0
 
     def losses() -> torch.Tensor:
         out = model(x)
         own, together = out.square().sum(1), out.mean(0).square().sum().expand(32)
-        return own + weight * together if how == "times" else torch.add(own, together, alpha=weight)
+        return torch.add(own, together, alpha=weight) if how == "alpha" else own + weight * together
 
     for _ in range(3):
         optimizer.step(losses)
     assert optimizer.forwards == 3 * 2 + 5
-    weight = 0.1
+    weight = np.float32(0.1) if how == "numpy" else 0.1
     with pytest.raises(TypeError, match="interact"):
         optimizer.step(losses)
 

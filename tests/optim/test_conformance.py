@@ -181,6 +181,20 @@ def test_svrg_takes_a_snapshot_anew_for_a_layer_that_thaws() -> None:
     assert made == 2 * 3 * 8
 
 
+def test_svrg_tells_any_set_of_trained_components_from_another() -> None:
+    """Also sets that have as many positions, the same sum of them and of their squares."""
+    blocks = [nn.Parameter(torch.zeros(3)) for _ in range(8)]
+    optimizer = create_optimizer("zo-svrg", blocks, lr=0.1, queries=2)
+    passes = []
+    for trained in ({0, 3, 5, 6}, {0, 3, 5, 6}, {1, 2, 4, 7}):
+        for number, block in enumerate(blocks):
+            block.requires_grad_(number in trained)
+        before = optimizer.forwards
+        optimizer.step(lambda: sum(block.sum() for block in blocks))
+        passes.append(optimizer.forwards - before)
+    assert passes == [12, 8, 12]
+
+
 def test_svrg_takes_no_snapshot_of_a_loss_that_is_not_finite() -> None:
     weight = nn.Parameter(torch.ones(3))
     optimizer = create_optimizer("zo-svrg", [weight], lr=0.01, queries=2, seed=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -165,3 +166,11 @@ def test_values_of_a_run_that_has_diverged_are_no_matter_of_eps() -> None:
     optimizer = create_optimizer("zo-sgd", [parameter], lr=100.0)
     assert said(optimizer, lambda: parameter.double().square().mean(), 12) == []
     assert float(parameter.detach().abs().median()) > 1e6
+
+
+def test_a_mask_of_infinite_values_is_not_told() -> None:
+    """An attention mask that somebody left among the parameters."""
+    mask = nn.Parameter(torch.full((4, 4), -math.inf).triu(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        create_optimizer("zo-sgd", [mask], lr=0.1).step(lambda: (mask.exp().sum() - 1).square())

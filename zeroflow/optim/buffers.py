@@ -23,7 +23,7 @@ LARGE = 2**20
 """Numbers of a buffer that is refused to move once it was seen still: a table or a quantised weight, not a statistic."""
 
 
-SAMPLED = 4096
+SAMPLED = 1024
 """Numbers of a large buffer that are looked at to see whether it moves."""
 
 
@@ -50,6 +50,28 @@ class _AtRest:
         """Whether any may have moved."""
         replaced = any(_at(place) is not tensor for group, _ in self._groups for place, tensor in group)
         return replaced or not all(torch.equal(_together(group), before) for group, before in self._groups)
+
+
+class _Samples:
+    """Some numbers of buffers that cannot be put back, compared all at once."""
+
+    def __init__(self, ones: Sequence[tuple[Place, Tensor]]) -> None:
+        groups: dict[tuple[torch.dtype, torch.device], list[tuple[Place, Tensor]]] = {}
+        for place, tensor in ones:
+            if (some := _sample(tensor)) is not None:
+                groups.setdefault((some.dtype, some.device), []).append((place, some))
+        self._groups = [(group, _together(group)) for group in groups.values()]
+
+    @property
+    def moved(self) -> Place | None:
+        """The place of one that has moved; None: none has."""
+        for group, before in self._groups:
+            # By bytes: a number that is none equals itself.
+            changed = _together(group).view(torch.uint8) != before.view(torch.uint8)
+            if changed.any():
+                parts = torch.split(changed, [some.numel() * some.element_size() for _, some in group])
+                return next(place for (place, _), part in zip(group, parts, strict=True) if part.any())
+        return None
 
 
 def _together(group: Sequence[tuple[Place, Tensor]]) -> Tensor:
@@ -87,7 +109,8 @@ class Buffers:
         self._rest = _AtRest([one for one in resting if one[1].numel() <= LARGE])
         fixed = [one for one in resting if one[1].numel() > LARGE]
         fixed += [(p, t) for p in places if (t := _at(p)) is not None and not _can_follow(t)]
-        self._fixed = [(place, tensor, _fingerprint(tensor)) for place, tensor in fixed]
+        self._fixed = [(place, tensor, _version(tensor)) for place, tensor in fixed]
+        self._samples = _Samples(fixed)
         self._seen = self._seen_moving = False  # in an evaluation of this step
         self._after: list[tuple[Tensor, Tensor]] = []
         self._moved: list[bool] = []
@@ -133,11 +156,17 @@ class Buffers:
             now = _at((module, name))
             if now is not tensor:
                 module._buffers[name] = tensor
-            if _fingerprint(tensor) != before or (now is not None and now is not tensor and not _equal(now, tensor)):
-                raise ValueError(
-                    f"buffer {name!r} of {type(module).__name__}, {tuple(tensor.shape)}, begins to move: it is too large to be put "
-                    "back after every evaluation, or of a kind that cannot be; keep it still, or write it outside of the closure"
-                )
+            if _version(tensor) != before or (now is not None and now is not tensor and not _equal(now, tensor)):
+                _refuse_moved((module, name))
+
+    def check_written(self) -> None:
+        """Look for what was written past the versions of buffers that cannot be put back; once a step, at theta.
+
+        Raises:
+            ValueError: there is some.
+        """
+        if (place := self._samples.moved) is not None:
+            _refuse_moved(place)
 
     def _woken(self) -> list[tuple[Place, Tensor]]:
         """Put back what an evaluation has moved of those at rest, and let them take part from now on; which these are."""
@@ -259,22 +288,32 @@ def _is_strange(tensor: Tensor) -> bool:
     return kinds or tensor.layout is not torch.strided
 
 
-def _fingerprint(tensor: Tensor) -> tuple[int, bytes]:
-    """Changes when a tensor is written to: a version, which ``.data`` and numpy pass by, and some of its values."""
-    version = 0 if tensor.is_inference() else tensor._version
-    if _is_strange(tensor):
-        return version, b""
+def _version(tensor: Tensor) -> int:
+    """Changes when a tensor is written to, other than by ``.data`` and numpy."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _sample(tensor: Tensor) -> Tensor | None:
+    """A view of some of its numbers ``[n]``; None where that cannot be had."""
+    if _is_strange(tensor) or not tensor.numel():
+        return None
     seen = tensor.detach()
-    for dimension, stride in enumerate(tensor.stride()):
-        seen = (
-            seen if stride or not tensor.numel() else seen.narrow(dimension, 0, 1)
-        )  # an expanded one holds these numbers alone
-    seen = seen.permute([dimension for _, dimension in sorted((-stride, d) for d, stride in enumerate(seen.stride()))])
     if not seen.is_contiguous():
-        return version, b""
-    some = seen.view(-1)[:: max(1, seen.numel() // SAMPLED)]
-    copied = torch.empty(len(some), dtype=some.dtype).copy_(some)
-    return version, bytes(copied.view(torch.uint8).numpy())
+        for dimension, stride in enumerate(tensor.stride()):
+            seen = seen if stride else seen.narrow(dimension, 0, 1)  # an expanded one holds these numbers alone
+        seen = seen.permute(
+            [dimension for _, dimension in sorted((-stride, d) for d, stride in enumerate(seen.stride()))]
+        )
+    return seen.view(-1)[:: max(1, seen.numel() // SAMPLED)] if seen.is_contiguous() else None
+
+
+def _refuse_moved(place: Place) -> None:
+    module, name = place
+    kind = "" if (tensor := _at(place)) is None else f", {tuple(tensor.shape)},"
+    raise ValueError(
+        f"buffer {name!r} of {type(module).__name__}{kind} begins to move: it is too large to be put back after every evaluation, "
+        "or of a kind that cannot be; keep it still, or write it outside of the closure"
+    )
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:

@@ -9,6 +9,7 @@ Where evaluations run is an ``Executor``'s business.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import warnings
@@ -68,8 +69,8 @@ class Evaluator:
         """The closure's answer at the model's parameters as they are; buffers do not move."""
         answer = None
         while answer is None:
-            self.seed()
-            with explained(), self._around.entered(differentiates), self.buffers.restored():
+            with _only_thread(), explained(), self._around.entered(differentiates), self.buffers.restored():
+                self.seed()
                 answer = self._ask(closure)
         return answer
 
@@ -79,7 +80,7 @@ class Evaluator:
         Of shards' values it is the weighted mean, where they are not integers: those are of the first shard.
 
         Returns:
-            Whether any moves: then it counts as a forward pass.
+            Whether that took a forward pass: not where no evaluation of this step has moved any.
         """
         buffers = self.buffers
 
@@ -95,7 +96,7 @@ class Evaluator:
 
         # An evaluation like any other: processes that had none of this step's own learn what moves, and so does a replay.
         (found,) = self.map(1, evaluate, None)
-        return buffers.take(found)
+        return buffers.take(found) or len(found) > len(buffers.still)
 
     def finish(self) -> None:
         """The step is over: let buffers have the values that ``settle`` found; until then all evaluations saw the old ones."""
@@ -184,7 +185,7 @@ class Evaluator:
         device = self.flat.vector.device
         forget_copies()
         python, numpy = random.getstate(), np.random.get_state()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _only_thread():
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             try:
                 yield
             finally:
@@ -202,13 +203,16 @@ def _only_thread() -> Iterator[None]:
     """Warn where another thread evaluates at the same time: both seed the generators that all threads of a process share."""
     own = threading.get_ident()
     _inside.append(own)
-    if any(other != own for other in _inside):
-        warnings.warn(
-            "two threads of this process make steps at the same time. If their closures draw random numbers (dropout), evaluations of "
-            "a step may see different ones, and slopes are wrong: make one step at a time, or take a process for each optimizer",
-            stacklevel=4,
-        )
     try:
+        if any(other != own for other in _inside):
+            warnings.warn(
+                "two threads of this process make steps at the same time. If their closures draw random numbers (dropout), evaluations "
+                "of a step may see different ones, and slopes are wrong: make one step at a time, or take a process for each optimizer",
+                stacklevel=4,
+            )
         yield
     finally:
         _inside.remove(own)
+
+
+os.register_at_fork(after_in_child=_inside.clear)  # threads of the parent do not go on in a child

@@ -289,6 +289,7 @@ class Objective:
 
     def settle(self) -> None:
         """Find out what buffers become in this step, at theta; see ``Evaluator.settle``. They do with ``finish``."""
+        self.evaluator.buffers.check_written()
         if not self.evaluator.buffers.settled and not isinstance(self.closure, Elsewhere):
             self.forwards += self.evaluator.settle(self._part)
 

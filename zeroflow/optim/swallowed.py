@@ -93,18 +93,20 @@ def _beyond(parameter: nn.Parameter, displacement: float) -> torch.Tensor:
     if not 2 * ratio < kind.max:
         return torch.zeros((), dtype=torch.int64, device=parameter.device)
     # Numbers are as far apart from one power of two to the next: the bound is the first one with a distance above.
-    return torch.count_nonzero(parameter.detach().abs() >= math.ldexp(1.0, math.frexp(ratio)[1]))
+    size = parameter.detach().abs()
+    return torch.count_nonzero((size >= math.ldexp(1.0, math.frexp(ratio)[1])) & size.isfinite())
 
 
 def _message(name: str, parameter: nn.Parameter, eps: float, unit: float, others: int) -> str:
     values = parameter.detach().reshape(-1)
-    size = float(values[:: max(1, len(values) // _SAMPLE)].abs().float().median())
+    some = values[:: max(1, len(values) // _SAMPLE)].abs().float()
+    size = float(some[some.isfinite()].median())
     kind = str(parameter.dtype).removeprefix("torch.")
     apart = math.ldexp(torch.finfo(parameter.dtype).eps, math.frexp(size)[1] - 1)
     known = f"parameter {name}" + (f" and {others} more" if others else "")
     finer = "float64" if kind == "float32" else "float32"
     return (
         f"eps={eps:g} hardly moves {known}: its values are about {size:.3g}, where the numbers of {kind} are {apart:.2g} apart, so "
-        f"perturbations are rounded away and nothing is learnt of it. It would take an eps above {apart / 2 / unit:.2g}, or {finer}; "
+        f"most perturbations are rounded away and little is learnt of it. It would take an eps above {apart / 2 / unit:.2g}, or {finer}; "
         "or leave it out (requires_grad=False). check_precision=False silences this"
     )

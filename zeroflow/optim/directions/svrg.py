@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from zeroflow.optim.closure import Slice
@@ -48,8 +49,8 @@ class SVRG(Direction):
     def __call__(self, vector: Tensor, step: Step) -> Tensor:
         objective, memory, now = step.objective, step.memory, step.estimate
         assert isinstance(now, Slopes)
-        if memory.get("snapshot_free", free := _sums(objective.directions.free)) != free:
-            memory.pop("snapshot", None)  # its slopes are along other components
+        if memory.get("snapshot_free") != _hash(objective.directions.free):
+            memory.pop("snapshot", None)  # its slopes are along other components, or nobody knows along which
         if "snapshot" not in memory or objective.step - memory["snapshot_step"] >= self.snapshot_every:
             self._take(step)
         if "snapshot" not in memory:
@@ -88,13 +89,18 @@ class SVRG(Direction):
             return
         step.memory["snapshot"] = objective.theta.clone()
         step.memory["snapshot_step"], step.memory["snapshot_eps"] = objective.step, objective.eps
-        step.memory["snapshot_free"] = _sums(objective.directions.free)
+        step.memory["snapshot_free"] = _hash(objective.directions.free)
         step.memory["full_slopes"] = {
             query: sum(weight * slopes[query] for weight, slopes in zip(weights, found, strict=True)) / sum(weights)
             for query in everywhere
         }
 
 
-def _sums(free: Tensor | None) -> list[int]:
+def _hash(free: Tensor | None) -> int:
     """What tells positions of components from others, without keeping them."""
-    return [] if free is None else [len(free), int(free.sum()), int((free * free).sum())]
+    found = 0
+    for part in () if free is None else torch.split(free, 2**20):
+        mixed = part * -7046029254386353131  # SplitMix64, modulo 2^64
+        mixed = (mixed ^ mixed >> 30) * -4658895280553007687
+        found += int((mixed ^ mixed >> 27).sum())
+    return found

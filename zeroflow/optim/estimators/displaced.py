@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -179,8 +180,8 @@ def _switches(func: Any, values: Iterable[Any]) -> Iterator[Any]:
     Indices and other numbers change with the data.
     """
     for value in values:
-        if isinstance(value, float):
-            yield value == 0.0  # the weight of a term that begins later
+        if isinstance(value, float | np.floating):
+            yield bool(value == 0.0)  # the weight of a term that begins later
         small = isinstance(value, int) and -8 <= value <= 8 and func is not Tensor.__getitem__
         if small or value is None or isinstance(value, bool | str):
             yield value
