@@ -103,10 +103,10 @@ def test_batch_norm_that_starts_late_is_still_in_the_steps_evaluations() -> None
 class Growing(nn.Module):
     """A layer with a queue of what it saw, and a sum that is None until it sees something; its output depends on both."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_place: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layer = nn.Linear(3, 1)
+        self.layer, self.in_place = nn.Linear(3, 1), in_place
         self.register_buffer("queue", torch.zeros(0))
         self.register_buffer("total", None)
         self.seen: list[tuple[int, bool]] = []
@@ -115,14 +115,16 @@ class Growing(nn.Module):
         h = self.layer(x)
         self.seen.append((len(self.queue), self.total is None))
         extra = self.queue.sum() if self.total is None else self.total
-        self.queue = torch.cat([self.queue, x.mean().reshape(1)])
+        longer = torch.cat([self.queue, x.mean().reshape(1)])
+        self.queue = self.queue.resize_(len(longer)).copy_(longer) if self.in_place else longer
         self.total = x.mean() if self.total is None else self.total + x.mean()
         return h * (1 + extra)
 
 
 @pytest.mark.parametrize("name", ["fo-sgd", "zo-sgd", "zo-rge", "zo-sgd-conserve"])
-def test_buffers_that_grow_or_begin_as_none_move_once_a_step(name: str) -> None:
-    model = Growing().train()
+@pytest.mark.parametrize("in_place", [False, True])
+def test_buffers_that_grow_or_begin_as_none_move_once_a_step(name: str, in_place: bool) -> None:
+    model = Growing(in_place).train()
     optimizer = create_optimizer(name, model, lr=0.05, seed=1)
     x = torch.ones(8, 3)
     for step in range(4):
@@ -295,6 +297,22 @@ def test_every_forward_pass_counts_also_one_after_which_no_buffer_moves(name: st
     for _ in range(12):
         optimizer.step(lambda: model(x).square().mean())
     assert optimizer.forwards == model.calls
+
+
+def test_training_with_quantisation_in_view_begins_with_its_observers_empty() -> None:
+    """Those of single channels resize their buffers in place, in the first forward pass."""
+    from torch.ao import quantization
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), torch.randn(16, 3)
+    model.qconfig = quantization.get_default_qat_qconfig("fbgemm")  # type: ignore[assignment]
+    prepared = quantization.prepare_qat(model.train())
+    calls: list[int] = []
+    prepared.register_forward_hook(lambda *_: calls.append(1))
+    optimizer = create_optimizer("zo-sgd", prepared, lr=0.01)
+    losses = [float(optimizer.step(lambda: (prepared(x) - 1).square().mean())) for _ in range(5)]
+    assert optimizer.forwards == len(calls) and max(losses) < 10
+    assert prepared[0].weight_fake_quant.scale.shape == (4,)
 
 
 def test_a_large_buffer_that_is_a_view_of_a_parameter_stands_still() -> None:

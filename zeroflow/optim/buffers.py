@@ -199,9 +199,13 @@ class Buffers:
         before = [(place, tensor, tensor.clone()) for place, tensor in self._tensors]
         try:
             yield
-            self._after = [(tensor, _now(place, tensor).clone()) for place, tensor in self._tensors]
-            self._moved = [_changed(place, tensor, values) for place, tensor, values in before]
             self._others = {place: tensor.clone() for place, tensor in self._found_others(before).items()}
+            alike = [place not in self._others for place, _, _ in before]
+            self._after = [
+                (tensor, _now(place, tensor).clone() if same else values)
+                for (place, tensor, values), same in zip(before, alike, strict=True)
+            ]
+            self._moved = [same and _changed(*one) for one, same in zip(before, alike, strict=True)]
         finally:
             self._restore(before)
 
@@ -212,13 +216,13 @@ class Buffers:
             ValueError: other processes or a log would have to know of it.
         """
         found = {place: now for place in self._empty if (now := _at(place)) is not None}
-        for place, tensor, _ in before:
+        for place, tensor, values in before:
             now = _at(place)
-            if now is not None and _now(place, tensor) is not now:
+            if now is not None and (_now(place, tensor) is not now or now.shape != values.shape):
                 found[place] = now
                 if not self._alone:
                     raise ValueError(
-                        f"buffer {place[1]!r} of {type(place[0]).__name__} goes from shape {tuple(tensor.shape)} to "
+                        f"buffer {place[1]!r} of {type(place[0]).__name__} goes from shape {tuple(values.shape)} to "
                         f"{tuple(now.shape)} in an evaluation, which neither a log nor other processes can follow; keep its shape"
                     )
         return found
@@ -336,6 +340,8 @@ def _now(place: Place, tensor: Tensor) -> Tensor:
 
 def _changed(place: Place, tensor: Tensor, values: Tensor) -> bool:
     now = _now(place, tensor)
+    if now.shape != values.shape:
+        return True  # it was resized
     return not torch.equal(now, values) and not bool(((now == values) | ((now != now) & (values != values))).all())
 
 
@@ -347,7 +353,10 @@ def restore(before: Sequence[tuple[Place, Tensor, Tensor]]) -> None:
 
 
 def _write(tensor: Tensor, values: Tensor) -> None:
-    with torch.inference_mode(tensor.is_inference()):  # elsewhere nobody may write to a tensor that was made in it
+    # Nobody else may write to a tensor that was made in inference mode.
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        if tensor.shape != values.shape:
+            tensor.resize_(values.shape)
         tensor.detach().copy_(values)
 
 
