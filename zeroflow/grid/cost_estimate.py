@@ -184,6 +184,7 @@ class Finished:
             rows[_has_exact_steps(row)].append(row)
         # Those without come last: where there are any, they take the place of those with such steps.
         self._alike = {**_alike(rows[True]), **_alike(rows[False])}
+        self._sums = {key: sum((kind.sums for kind in own), np.zeros(3)) for key, own in self._alike.items()}
         self._passes = {**_least_passes(rows[True]), **_least_passes(rows[False])}
         self._likest: dict[tuple[Any, ...], tuple[float, float] | None] = {}
         self._asked: set[tuple[Any, ...]] = set()
@@ -196,7 +197,7 @@ class Finished:
             if likest is None:
                 self._likest[key] = None
             else:
-                cells, fixed, rate = _sums(self._alike[likest])
+                cells, fixed, rate = self._sums[likest]
                 self._likest[key] = float(fixed / cells), float(rate / cells)
                 self._asked.add(likest)
         parts = self._likest[key]
@@ -218,7 +219,7 @@ class Finished:
         # The likest ones first: each cell counts once, by the estimate from those that are most like it.
         for prefix in sorted(self._asked, key=len, reverse=True):
             alike = self._alike[prefix]
-            everyone = _sums(alike)
+            everyone = self._sums[prefix]
             for kind in (kind for kind in alike if id(kind) not in seen):
                 # As the estimate of a kind comes from other kinds, so does that of each of these; of one alone, from other cells.
                 off.append(kind.off(everyone - kind.sums) if len(alike) > 1 else kind.off_one_out(everyone))
@@ -286,10 +287,6 @@ def _alike(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[_Kin
         for prefix in _prefixes(kind.key) if len(kind.fixed) else ():
             found[prefix].append(kind)
     return dict(found)
-
-
-def _sums(kinds: Iterable[_Kind]) -> Vector:
-    return sum((kind.sums for kind in kinds), np.zeros(3))
 
 
 def _least_passes(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:

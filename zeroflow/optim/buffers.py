@@ -34,10 +34,7 @@ class _AtRest:
     """
 
     def __init__(self, ones: Sequence[tuple[Place, Tensor]]) -> None:
-        groups: dict[tuple[torch.dtype, torch.device], list[tuple[Place, Tensor]]] = {}
-        for place, tensor in ones:
-            groups.setdefault((tensor.dtype, tensor.device), []).append((place, tensor))
-        self._groups = [(group, _together(group)) for group in groups.values()]
+        self._groups = _grouped(ones)
 
     def __iter__(self) -> Iterator[tuple[Place, Tensor, Tensor]]:
         """Places, tensors and the values that they had."""
@@ -56,11 +53,7 @@ class _Samples:
     """Some numbers of buffers that cannot be put back, compared all at once."""
 
     def __init__(self, ones: Sequence[tuple[Place, Tensor]]) -> None:
-        groups: dict[tuple[torch.dtype, torch.device], list[tuple[Place, Tensor]]] = {}
-        for place, tensor in ones:
-            if (some := _sample(tensor)) is not None:
-                groups.setdefault((some.dtype, some.device), []).append((place, some))
-        self._groups = [(group, _together(group)) for group in groups.values()]
+        self._groups = _grouped([(place, some) for place, tensor in ones if (some := _sample(tensor)) is not None])
 
     @property
     def moved(self) -> Place | None:
@@ -72,6 +65,14 @@ class _Samples:
                 parts = torch.split(changed, [some.numel() * some.element_size() for _, some in group])
                 return next(place for (place, _), part in zip(group, parts, strict=True) if part.any())
         return None
+
+
+def _grouped(ones: Sequence[tuple[Place, Tensor]]) -> list[tuple[list[tuple[Place, Tensor]], Tensor]]:
+    """Those of one dtype and device, and the values that they have now, one behind the other."""
+    groups: dict[tuple[torch.dtype, torch.device], list[tuple[Place, Tensor]]] = {}
+    for place, tensor in ones:
+        groups.setdefault((tensor.dtype, tensor.device), []).append((place, tensor))
+    return [(group, _together(group)) for group in groups.values()]
 
 
 def _together(group: Sequence[tuple[Place, Tensor]]) -> Tensor:

@@ -212,7 +212,7 @@ def as_text(key: str, value: Any, numbers: Numbers = _NONE) -> str:
     if _holds_options(key):
         value = _options(json.loads(value or "{}"), numbers) or None
     if key == "hybrid_epochs":
-        value = value or None  # no epoch is none, as in older files
+        value = value or None  # no epoch is none
     if value is None and key in USUAL:
         return USUAL[key]
     if key == "fixed_class_order" and value and len(value) > _LONG:
