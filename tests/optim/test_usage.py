@@ -305,3 +305,18 @@ def test_parameters_that_come_later_are_told_once(how: str) -> None:
     told = [str(each.message) for each in seen]
     name = {"unfrozen": "0.weight, 0.bias;", "replaced": "2.weight, 2.bias;"}.get(how)
     assert [f"does not train: {name}" in text for text in told] == ([True] if name else [])
+
+
+@pytest.mark.parametrize("name", list_optimizers())
+def test_a_closure_that_forgets_to_return_its_loss_is_told_and_not_asked_again(name: str) -> None:
+    model, loss = problem()
+    called, before = [], flat(model)
+    optimizer = create_optimizer(name, model, lr=0.1)
+
+    def forgets() -> None:
+        called.append(loss())
+        assert len(called) < 100, "asked again and again"
+
+    with pytest.raises(TypeError, match=r"^closure: .*loss"):
+        optimizer.step(forgets)
+    assert len(called) == 1 and torch.equal(flat(model), before)

@@ -14,7 +14,7 @@ import random
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from zeroflow.optim.closure import Closure, Part, scalar
 from zeroflow.optim.executor import Executor, Numbers, PeerError
 from zeroflow.optim.explain import explained
 from zeroflow.optim.flat import FlatParameters
+from zeroflow.optim.precision import AskAgain
 from zeroflow.optim.surroundings import Surroundings, forget_copies
 
 GRADIENT = (
@@ -43,7 +44,7 @@ class Evaluator:
         seed: of dropout masks and whatever else a closure draws.
         buffers: the model's, which evaluations must not move; default: it has none.
         around: what the caller has switched on, for closures.
-        ask: calls a closure, ``ask(closure)``; None: it has to be asked once more.
+        ask: calls a closure, ``ask(closure)``; it raises ``AskAgain`` where it has to be asked once more.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Evaluator:
         *,
         buffers: Buffers | None = None,
         around: Surroundings | None = None,
-        ask: Callable[[Closure], Tensor | float | None] | None = None,
+        ask: Callable[[Closure], Tensor | float] | None = None,
     ) -> None:
         self.flat, self.executor, self.buffers = flat, executor, buffers or Buffers([])
         self._seed, self._around = seed, around or Surroundings()
@@ -67,12 +68,16 @@ class Evaluator:
 
     def call(self, closure: Closure, differentiates: bool = False) -> Tensor | float:
         """The closure's answer at the model's parameters as they are; buffers do not move."""
-        answer = None
-        while answer is None:
-            with _only_thread(), explained(), self._around.entered(differentiates), self.buffers.restored():
+        while True:
+            with (
+                suppress(AskAgain),
+                _only_thread(),
+                explained(),
+                self._around.entered(differentiates),
+                self.buffers.restored(),
+            ):
                 self.seed()
-                answer = self._ask(closure)
-        return answer
+                return self._ask(closure)
 
     def settle(self, part: Part) -> bool:
         """Find out what buffers become when the mini-batch is seen once, as in a first-order step; see ``finish``.

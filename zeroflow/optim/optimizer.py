@@ -31,7 +31,7 @@ from zeroflow.optim.groups import (
     warn_of_untrained,
 )
 from zeroflow.optim.objective import Memory, NonFiniteLoss, Objective, Perturbation
-from zeroflow.optim.precision import check_eps, rounding, watched
+from zeroflow.optim.precision import AskAgain, check_eps, rounding, watched
 from zeroflow.optim.saving import OWN, Saving
 from zeroflow.optim.surroundings import Surroundings, undisturbed
 from zeroflow.optim.swallowed import Swallowed
@@ -356,12 +356,14 @@ class ThreeStepOptimizer(AskTell, Saving):
         memory = Memory(self._transient, self._adapted)
         return Objective(closure, evaluator, perturbation, memory, per_example=estimator.per_example)
 
-    def _ask(self, closure: Closure) -> Tensor | float | None:
-        """Evaluate the closure; the first time, see what precision it computes in. None: ask it once more, which is not counted."""
+    def _ask(self, closure: Closure) -> Tensor | float:
+        """Evaluate the closure; the first time, see what precision it computes in, which may take a call that is not counted."""
         if not self._watched:
-            first, self._half = watched(closure)
+            first, self._half, counts = watched(closure)
             self._watched = True
             self._check_eps()
+            if not counts:
+                raise AskAgain
             return first
         answer = closure()
         self._rounding = rounding(answer)

@@ -58,20 +58,24 @@ def _inside_compiled(frame: FrameType | None) -> bool:
     return False
 
 
-def watched(closure: Closure) -> tuple[Tensor | float | None, torch.dtype | None]:
-    """A closure's answer, and the half precision that it computes in, if it does.
+class AskAgain(Exception):
+    """An answer does not count: the closure has to be asked once more."""
 
-    The answer is None where ``torch.compile`` has a part in it: torch's own kernels draw other random numbers than compiled ones, so
-    its dropout masks are not those of the evaluations that follow.
+
+def watched(closure: Closure) -> tuple[Any, torch.dtype | None, bool]:
+    """A closure's answer, the half precision that it computes in, if it does, and whether the answer counts.
+
+    It does not where ``torch.compile`` has a part in it: torch's own kernels draw other random numbers than compiled ones, so its
+    dropout masks are not those of the evaluations that follow.
     """
-    answer: Tensor | float | None = None
+    answer: Any = None
     try:
         with PrecisionWatch() as watch:
             answer = closure()
     except Exception:
         if not watch.compiled:  # such code may also refuse to run where anybody looks on
             raise
-    return None if watch.compiled else answer, watch.half or half_precision(answer)
+    return answer, watch.half or half_precision(answer), not watch.compiled
 
 
 def half_precision(value: Any) -> torch.dtype | None:
