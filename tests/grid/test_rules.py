@@ -10,6 +10,7 @@ import pytest
 from zeroflow.errors import ConfigError
 from zeroflow.grid.grid_file import load_grid, parse_grid, parse_override
 from zeroflow.grid.plan import make_plan
+from zeroflow.grid.readings import keys_of
 from zeroflow.grid.rules import check_when, matches
 from zeroflow.results import Store
 
@@ -31,20 +32,93 @@ from zeroflow.results import Store
 )
 def test_comparisons_and_lists(wanted: Any, matching: set[int | None]) -> None:
     check_when({"queries": wanted}, "rule")
-    assert {
-        queries for queries in (None, 1, 4, 8, 32) if matches({"queries": queries}, {"queries": wanted})
-    } == matching
+    # A first-order optimizer has no queries, whatever a cell says of them.
+    cells = {
+        queries: keys_of({"optimizer": "zo-sgd" if queries else "fo-sgd", "queries": queries or 8})
+        for queries in (None, 1, 4, 8, 32)
+    }
+    assert {queries for queries, cell in cells.items() if matches(cell, {"queries": wanted})} == matching
 
 
 def test_every_key_must_match_and_defaults_and_options_count() -> None:
     when = {"epochs": ">= 10", "optimizer_options.momentum": "> 0.5", "method": ["ease", "aper-adapter"]}
     check_when(when, "rule")
-    assert matches({"optimizer_options": {"momentum": 0.9}}, when), "epochs are 10 where a cell does not say"
-    assert not matches({"optimizer_options": {"momentum": 0.9}, "epochs": 9}, when)
-    assert not matches({"optimizer_options": {"momentum": 0.5}}, when)
-    assert not matches({}, when), "an option that is not given compares with nothing"
-    assert matches({"optimizer_options": {"nesterov": True}}, {"optimizer_options.nesterov": "!= 2"})
-    assert not matches({"optimizer_options": {"nesterov": True}}, {"optimizer_options.nesterov": "< 2"})
+
+    def fits(when: dict[str, Any], **values: Any) -> bool:
+        return matches(keys_of(values), when)
+
+    assert fits(when, optimizer_options={"momentum": 0.9}), "epochs are 10 where a cell does not say"
+    assert not fits(when, optimizer_options={"momentum": 0.9}, epochs=9)
+    assert not fits(when, optimizer_options={"momentum": 0.5})
+    assert not fits(when), "momentum is 0 where a cell does not say"
+    assert fits({"optimizer_options.nesterov": "!= 2"}, optimizer_options={"nesterov": True, "momentum": 0.9})
+    assert not fits({"optimizer_options.nesterov": "< 2"}, optimizer_options={"nesterov": True, "momentum": 0.9})
+
+
+STREAM = {"method": "ease", "optimizer": "fo-sgd"}
+SPELLINGS: list[tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]] = [
+    # One meaning, other meanings beside it, and conditions that hold of the one alone.
+    (
+        {"method_options": {"bottleneck": 64}},
+        {"method_options": {"bottleneck": 16}},
+        [{"method_options.bottleneck": wanted} for wanted in (64, ">= 32", "!= 16", None)]
+        + [{"method_options": {"bottleneck": 64}}, {"method_options": {}}],
+    ),
+    (
+        {"optimizer_options": {"momentum": 0.0}},
+        {"optimizer_options": {"momentum": 0.9}},
+        [{"optimizer_options.momentum": 0}, {"optimizer_options.momentum": "< 0.5"}],
+    ),
+    ({"loss": "cross-entropy"}, {"loss": "error-rate"}, [{"loss": "cross-entropy"}, {"loss": None}]),
+    ({"access": "white-box"}, {"access": "requests"}, [{"access": "white-box"}, {"access": None}]),
+    ({"classifier": "class-means"}, {"classifier": "lda"}, [{"classifier": "class-means"}, {"classifier": None}]),
+    ({"transform": "drawings"}, {"transform": "plain"}, [{"transform": "drawings"}]),
+    ({"image_size": 28}, {"image_size": 14}, [{"image_size": 28}, {"image_size": "> 20"}]),
+    ({"stop_after": 10}, {"stop_after": 2}, [{"stop_after": 10}, {"stop_after": "> 5"}, {"stop_after": None}]),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "conditions"), SPELLINGS)
+def test_what_a_key_means_counts_and_not_whether_it_is_written(
+    one: dict[str, Any], other: dict[str, Any], conditions: list[dict[str, Any]]
+) -> None:
+    base = {} if "access" in one else {"optimizer": "zo-sgd"} if "loss" in one else {}
+    if "access" in one:
+        other, base = {**other, "backbone": "vit"}, {}
+    for when in conditions:
+        check_when(when, "rule")
+        assert matches(keys_of({**base, **one}), when) and matches(keys_of(base), when), when
+        assert not matches({**keys_of(base), **other}, when), when
+
+
+def test_equal_streams_meet_the_same_conditions() -> None:
+    """Cells that are one cell must not become two by a rule that looks at their spelling."""
+    content = {
+        "base": {"method": "ease", "optimizer": "fo-sgd"},
+        "grid": [
+            {"increments": [[50, 10, 10, 10, 10, 10], [50, 30, 20]]},
+            {"tasks": 6, "base_classes": 50},
+            {"tasks": 10, "queries": [1, 8]},
+        ],
+        "settings": [
+            {"when": {"base_classes": 50, "tasks": "> 3"}, "set": {"epochs": 3}},
+            {"when": {"tasks": 3}, "set": {"epochs": 4}},
+            {"when": {"tasks": 10}, "set": {"epochs": 5}},
+            {"when": {"queries": ">= 8"}, "set": {"epochs": 6}},
+            {"when": {"increments": [[10] * 10]}, "set": {"batch_size": 7}},
+        ],
+    }
+    grid = parse_grid(content)
+    assert [(cell.tasks, cell.epochs, cell.batch_size) for cell in grid.cells] == [(6, 3, 48), (3, 4, 48), (10, 5, 7)]
+    assert [line.partition("grid: ")[2] for line in grid.idle] == ["settings[3] matches no cell: {'queries': '>= 8'}"]
+
+
+def test_a_rule_may_mend_what_is_no_cell_without_it() -> None:
+    cell = {"method": "aper-adapter", "optimizer": "zo-sgd", "loss": "class-means", "batch_size": 8}
+    rule = {"when": {"loss": "class-means", "batch_size": "< 20"}, "set": {"batch_size": 20}}
+    with pytest.raises(ConfigError, match="batch_size=8"):
+        parse_grid({"grid": [cell]})
+    assert [found.batch_size for found in parse_grid({"grid": [cell], "settings": [rule]}).cells] == [20]
 
 
 def test_rules_of_a_grid_compare() -> None:
@@ -83,9 +157,18 @@ def test_the_defaults_of_a_cells_own_optimizer_count() -> None:
     [
         ({"increments": [[50, 30, 20]]}, {"tasks": [5, 10]}, r"--set tasks=5: the cell has increments=\[50, 30, 20\]"),
         (
-            {"fixed_class_order": "sorted"},
-            {"class_order_seed": 2},
-            "--set class_order_seed=2: the cell has fixed_class_order=sorted",
+            {"increments": [[40, 20, 20, 20]]},
+            {"tasks": 4},
+            r"--set tasks=4: the cell has increments=\[40, 20, 20, 20\]",
+        ),
+        ({"increments": [[50, 50]]}, {"tasks": 2}, r"--set tasks=2: the cell has increments=\[50, 50\]"),
+        *(
+            (
+                {"fixed_class_order": "sorted"},
+                {"class_order_seed": seed},
+                f"--set class_order_seed={seed}: the cell has fixed_class_order=sorted",
+            )
+            for seed in (2, 1993)
         ),
     ],
 )
@@ -103,9 +186,17 @@ def test_what_the_command_line_sets_in_vain_is_refused(cell: dict[str, Any], giv
         parse_grid(ruled, given)
 
 
-def test_what_the_command_line_says_like_the_cell_is_fine() -> None:
-    content = {"grid": [{"method": "simplecil", "increments": [[50, 30, 20]]}]}
-    assert parse_grid(content, {"tasks": 3, "class_order_seed": 7}).cells[0].tasks == 3
+def test_a_rule_that_sets_a_key_in_vain_is_refused() -> None:
+    cells = [
+        {"method": "simplecil", "increments": [[50, 30, 20]]},
+        {"method": "simplecil", "fixed_class_order": "sorted"},
+    ]
+    for cell, (key, value) in zip(cells, (("tasks", 5), ("class_order_seed", 5)), strict=True):
+        rules = [{"when": {}, "set": {"seed": 1}}, {"when": {"method": "simplecil"}, "set": {key: value}}]
+        with pytest.raises(
+            ConfigError, match=rf"^grid: settings\[1\]: set: {key}=5: the cell has .*, which is in its place"
+        ):
+            parse_grid({"grid": [cell], "settings": rules})
 
 
 def test_a_setting_that_matches_no_cell_is_told(tmp_path: Path) -> None:

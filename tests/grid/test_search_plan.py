@@ -17,7 +17,9 @@ from searches import BOTTLENECK, MOMENTUM, found_by, grid_of, planned
 from zeroflow import run_trial
 from zeroflow.data import ImageDataset, load_dataset
 from zeroflow.data.dataset import datasets, register_dataset
+from zeroflow.errors import ConfigError
 from zeroflow.grid.grid_file import load_grid
+from zeroflow.grid.rules import matches
 from zeroflow.grid.search_plan import plan_search
 from zeroflow.grid.search_selection import outcomes, write
 from zeroflow.grid.search_settings import Between, Listed
@@ -211,7 +213,7 @@ def test_an_option_is_tried_where_it_is_known(some_drawings: str) -> None:
         for one in plan.searches
     ]
     assert known == [
-        ("ease", "zo-sgd", None, ["alpha"]),
+        ("ease", "zo-sgd", "class-means", ["alpha"]),
         ("ease", "zo-adam", None, ["alpha", "eps_adam"]),
         ("aper-adapter", "zo-sgd", None, []),
         ("aper-adapter", "zo-adam", None, ["eps_adam"]),
@@ -308,3 +310,42 @@ def test_patterns_and_conditions_say_what_is_searched(some_drawings: str) -> Non
     assert (sgd.eps, adam.eps, plan.kept) == (False, True, 4)
     assert "no more values to try" in plan.describe() and "4 cells are not searched" in plan.describe()
     assert isinstance(plan.settings.lr_of("zo-adam"), Listed) and plan.settings.lr_of("fo-sgd") is None
+
+
+@pytest.mark.parametrize(
+    ("blocks", "when"),
+    [
+        ([{"queries": 1}, {"queries": 8}], {"queries": 1}),
+        ([{"queries": [1, 2, 8, 16]}], {"queries": "> 4"}),
+        ([{"seed": [0, 1, 2]}], {"seed": [0, 2]}),
+        ([{"stop_after": [None, 2]}], {"stop_after": 2}),
+        ([{"stop_after": [None, 2]}], {"stop_after": 4}),
+        ([{"validation": [0.0, 0.5]}], {"validation": 0}),
+        ([{}, {"later": {"task": 2, "epochs": 1}}], {"later.task": 2}),
+        ([{"eps": [1e-3, 1e-2], "queries": [1, 4]}], {"eps": 1e-2, "queries": 4}),
+        ([{"method_options.scale": [0.05, 0.1, 0.5]}], {"method_options.scale": [0.1, 0.5]}),
+        ([{"epochs": [2, 4], "queries": [1, 4]}], {"epochs": 2, "queries": 4}),
+        ([{"tasks": 4}, {"increments": [[5, 5, 5, 5], [10, 5, 5]]}], {"tasks": 4}),
+        ([{"tasks": 3, "base_classes": 10}, {"increments": [[10, 5, 5]]}, {"tasks": 5}], {}),
+    ],
+)
+def test_a_search_gives_values_to_the_cells_that_meet_its_condition_alone(
+    blocks: list[dict[str, Any]], when: dict[str, Any], some_drawings: str
+) -> None:
+    own = [{"method": "ease", "optimizer": "zo-sgd", "lr": 0.007, **block} for block in blocks]
+    grid = grid_of(some_drawings, {"forward_passes": 10**6, "lr": [0.3, 0.1], "when": when}, *own)
+    wanted = {config.cell_id for config in grid.cells if matches(vars(config), when)}
+    plan = plan_search(grid, None)
+    assert {config.cell_id for search in plan.searches for config in search.cells} == wanted
+    assert plan.kept == len(grid.cells) - len(wanted)
+    rules = [{"when": dict(search.when), "set": {"lr": 0.1}} for search in plan.searches]
+    tuned = grid_of(some_drawings, {"forward_passes": 10**6}, *own, settings=rules)
+    for before, after in zip(grid.own, tuned.own, strict=True):
+        assert after[0].lr == (0.1 if before[0].cell_id in wanted else 0.007), after[0].label()
+
+
+@pytest.mark.parametrize("name", ["lr", "eps"])
+def test_a_condition_on_what_is_searched_is_refused(name: str, some_drawings: str) -> None:
+    search = {"forward_passes": 10**6, "lr": [0.3, 0.1], "eps": [1e-3], "when": {name: 0.01}}
+    with pytest.raises(ConfigError, match=f"search: when: {name} is searched, so no condition can be on it"):
+        grid_of(some_drawings, search, {"optimizer": "zo-sgd"})

@@ -36,6 +36,7 @@ import yaml
 
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.grid.placement import SweepPlacement, parse_placement
+from zeroflow.grid.readings import keys_of
 from zeroflow.grid.rules import as_list, check_keys, matches, parse_rule
 from zeroflow.grid.search_settings import SearchSettings, parse_search
 from zeroflow.grid.shared_options import SharedOptions, check_all_used
@@ -181,25 +182,29 @@ def _own_cells(
         parts = (_product(base, f"{where}: base"), _product(block, place), _product(changed, "--set"))
         for common, own, given in itertools.product(*map(list, parts)):
             values = _merged(common, own, given)
+            keys = keys_of(shared.fitting(values, block, final=False)) if rules else {}
             for rule, (when, changes) in enumerate(rules, first):
-                if matches(values, when):
+                if matches(keys, when):
                     idle.pop(rule, None)
                     # What the command line says is put on top again: no file overrides it.
                     values = _merged(values, changes, given)
+                    _check_not_in_vain(
+                        changes, values, f"{where}: settings{f'[{rule}]' if rule >= 0 else '_from'}: set: "
+                    )
+                    keys = keys_of(shared.fitting(values, block, final=False))
             config = TrialConfig.from_dict(shared.fitting(values, block), where=place)
-            _check_given(config, given, place)
+            _check_not_in_vain(given, values, f"{place}: --set ")
             found.append((config, values))
     unmet = [f"{where}: settings[{rule}] matches no cell: {when}" for rule, when in idle.items() if rule >= 0]
     return found, shared, unmet
 
 
-def _check_given(config: TrialConfig, given: Mapping[str, Any], place: str) -> None:
-    """Refuse a key of the command line that changes nothing, since the cell has another one in its place."""
-    for key, others in (("tasks", ("increments", "base_classes")), ("class_order_seed", ("fixed_class_order",))):
-        if key in given and given[key] != getattr(config, key):
-            other = next(name for name in (*others, key) if getattr(config, name) is not None)
+def _check_not_in_vain(changes: Mapping[str, Any], values: Mapping[str, Any], place: str) -> None:
+    """Refuse a change of a key that changes nothing, since the cell has another one in its place."""
+    for key, other in (("tasks", "increments"), ("class_order_seed", "fixed_class_order")):
+        if key in changes and values.get(other) is not None:
             raise ConfigError(
-                f"{place}: --set {key}={given[key]}: the cell has {other}={getattr(config, other)}, which is in its place; set that"
+                f"{place}{key}={changes[key]}: the cell has {other}={values[other]}, which is in its place; set that"
             )
 
 

@@ -3,8 +3,10 @@
     when: {optimizer: [zo-sgd, zo-adam], queries: ">= 8", optimizer_options.momentum: 0.9}
 
 Every key must match. A value matches itself, a list any of its members (so a value that is a list is ``[[50, 25, 25]]``),
-and a string that begins with ``<``, ``<=``, ``>``, ``>=`` or ``!=`` the numbers that compare so with the one behind it. Where a
-cell says nothing of a key, its default counts; a key without any value matches no comparison except ``!=``.
+and a string that begins with ``<``, ``<=``, ``>``, ``>=`` or ``!=`` the numbers that compare so with the one behind it. What a key
+means counts, however it is spelled: where a cell says nothing of it, its default does, the tasks of a stream are as many as its
+``increments``, and a key that means nothing for the cell (queries of a first-order optimizer) has no value, whatever stands
+there. A key without any value matches no comparison except ``!=``.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 
 from zeroflow.data import datasets
 from zeroflow.errors import ConfigError, unknown
+from zeroflow.grid.readings import as_read, readings
 from zeroflow.methods import methods
 from zeroflow.optim import optimizers
 from zeroflow.registry import Registry
@@ -39,10 +42,10 @@ def matches(values: Mapping[str, Any], when: Mapping[str, Any]) -> bool:
     """Whether a cell meets a condition.
 
     Args:
-        values: the cell's keys, as in a grid file or of ``TrialConfig``; options are mappings in it.
+        values: the cell's keys: ``vars`` of its configuration, or what ``readings.keys_of`` gives.
         when: a condition that ``check_when`` has found right; keys may be dotted.
     """
-    return all(_fits(look_up(values, key), wanted) for key, wanted in when.items())
+    return all(_fits(readings(values, key), key, wanted) for key, wanted in when.items())
 
 
 def parse_rule(rule: Any, where: str) -> tuple[Mapping[str, Any], Any]:
@@ -121,33 +124,17 @@ def _comparison(text: str) -> Comparison | None:
     return (OPERATORS[parts[1]], number) if parts and math.isfinite(number) else None
 
 
-def _fits(value: Any, wanted: Any) -> bool:
-    return any(_fits_one(value, one) for one in as_list(wanted))
+def _fits(values: tuple[Any, ...], key: str, wanted: Any) -> bool:
+    return any(_fits_one(values, as_read(key, one)) for one in as_list(wanted))
 
 
-def _fits_one(value: Any, wanted: Any) -> bool:
-    comparison = _comparison(wanted) if isinstance(wanted, str) else None
+def _fits_one(values: tuple[Any, ...], wanted: Any) -> bool:
+    counts, comparison = values[0], _comparison(wanted) if isinstance(wanted, str) else None
     if comparison is None:
-        return bool(value == wanted)
+        if isinstance(wanted, Mapping) and isinstance(counts, Mapping):
+            return {**counts, **wanted} == counts and all(key in wanted for key in values[-1])
+        return wanted in values
     compare, number = comparison
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return compare(value, number)
+    if isinstance(counts, int | float) and not isinstance(counts, bool):
+        return compare(counts, number)
     return compare is operator.ne
-
-
-def look_up(values: Mapping[str, Any], key: str) -> Any:
-    """A cell's value of a key, dotted or not, or the default where the cell does not say."""
-    section, dot, option = key.partition(".")
-    value = values[section] if section in values else _default(values, section)
-    return (value or {}).get(option) if dot else value
-
-
-def _default(values: Mapping[str, Any], key: str) -> Any:
-    """The default of a key; of an optimizer's settings its own."""
-    name, method = (values.get(part, _DEFAULTS[part]) for part in ("optimizer", "method"))
-    if key in ("lr", "eps", "queries") and name in optimizers.names() and method in methods.names():
-        info = optimizers.get(name)
-        used = {"eps": info.estimator.uses_eps, "queries": info.estimator.uses_queries}.get(key, True)
-        if used and methods.get(method).trains:
-            return {"lr": info.default_lr, "eps": info.default_eps, "queries": info.default_queries}[key]
-    return _DEFAULTS[key]

@@ -17,7 +17,8 @@ from zeroflow.errors import ConfigError, unknown
 from zeroflow.grid.cost_estimate import forward_equivalents
 from zeroflow.grid.grid_file import Grid, merge_overrides
 from zeroflow.grid.labels import flat
-from zeroflow.grid.rules import look_up, matches
+from zeroflow.grid.readings import readings
+from zeroflow.grid.rules import matches
 from zeroflow.grid.search_settings import SearchSettings, Values
 from zeroflow.grid.shared_options import known_options
 from zeroflow.trial.config import TrialConfig
@@ -242,24 +243,29 @@ def _groups(
     settings: SearchSettings,
 ) -> Iterator[tuple[list[TrialConfig], dict[str, Any]]]:
     """Cells that are searched together, and the condition that tells them from all other cells of the grid."""
-    groups: dict[str, list[tuple[TrialConfig, Mapping[str, Any]]]] = defaultdict(list)
+    groups: dict[str, list[TrialConfig]] = defaultdict(list)
     dotted: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = defaultdict(dict)
     for config, _ in trained:
         keys = shared_keys(config, settings)
         dotted[_kind(config)][as_json(keys)] = flat(keys)
-    for config, values in wanted:
-        groups[as_json(shared_keys(config, settings))].append((config, values))
+    for config, _ in wanted:
+        groups[as_json(shared_keys(config, settings))].append(config)
+    excluded = [config for config, _ in trained if not matches(vars(config), settings.when)]
     for members in groups.values():
-        first = members[0][0]
+        first = members[0]
         others = list(dotted[_kind(first)].values())
         names = list(dict.fromkeys(name for keys in others for name in keys))
         telling = [name for name in names if len({as_json(keys.get(name)) for keys in others}) > 1]
         when = {name: getattr(first, name) for name in _NAMED}
         for name in telling:
-            # As the file spells it: a rule looks at that.
-            spelled = list({as_json(look_up(values, name)): look_up(values, name) for _, values in members}.values())
-            when[name] = spelled[0] if len(spelled) == 1 and not isinstance(spelled[0], list) else spelled
-        yield list({config.cell_id: config for config, _ in members}.values()), when
+            counts, *normal = readings(vars(first), name)
+            # Lists as the normal form has them, where most streams have none.
+            when[name] = [counts, *normal][-1] if isinstance(counts, list) else counts
+            when[name] = [when[name]] if isinstance(when[name], list) else when[name]
+        if any(matches(vars(config), when) for config in excluded):
+            # What cells of a search may differ in, such as queries: the search's own condition tells which are not in it.
+            when |= {name: wanted for name, wanted in settings.when.items() if name not in when}
+        yield list({config.cell_id: config for config in members}.values()), when
 
 
 def _kind(config: TrialConfig) -> tuple[Any, ...]:

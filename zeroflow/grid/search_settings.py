@@ -169,7 +169,8 @@ def parse_search(content: Any, where: str) -> SearchSettings:
             problems.append(str(error))
     try:
         check_when(content.get("when", {}), place)
-        _check_apart(content.get("when", {}), parsed.get("options", {}), f"{place}: when")
+        searched = ["lr", *(["eps"] if parsed.get("eps") else []), *parsed.get("options", {})]
+        _check_apart(content.get("when", {}), searched, f"{place}: when")
     except ConfigError as error:
         problems.append(str(error))
     if problems:
@@ -228,9 +229,9 @@ def _lists_of_options(content: Any, where: str) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-def _check_apart(when: Mapping[str, Any], options: Mapping[str, Any], where: str) -> None:
-    """Refuse a condition on what is searched: the cells that it leaves out would get the chosen value all the same."""
-    for name in options:
+def _check_apart(when: Mapping[str, Any], searched: Sequence[str], where: str) -> None:
+    """Refuse a condition on what is searched: once it is chosen, other cells meet the condition."""
+    for name in searched:
         if name in when or name.partition(".")[0] in when:
             raise ConfigError(
                 f"{where}: {name} is searched, so no condition can be on it; take it out of one of the two"

@@ -13,8 +13,8 @@ import yaml
 from zeroflow.durable import write_atomically
 from zeroflow.errors import ConfigError
 from zeroflow.grid.grid_file import merge_overrides, parse_grid
-from zeroflow.grid.rules import look_up, matches
-from zeroflow.grid.shared_options import known_options
+from zeroflow.grid.readings import readings
+from zeroflow.grid.rules import matches
 from zeroflow.grid.yaml_loader import parse_yaml
 from zeroflow.trial.config import TrialConfig
 
@@ -123,29 +123,22 @@ def _check_hold(text: str, rules: Sequence[Rule], file: Path) -> None:
     """Refuse a text in which a cell that a rule is for ends with other values."""
     content = parse_yaml(text, str(file))
     grid = parse_grid(content, where=str(file), default_name=file.stem, folder=file.parent, trail=(file,))
-    for config, values in grid.own:
+    for config, _ in grid.own:
         for rule in rules:
-            if config.optimizer is None or not matches(values, rule["when"]):
+            if config.optimizer is None or not matches(vars(config), rule["when"]):
                 continue
             chosen = rule["set"]
-            # In normal form, in which an option at its default is left out.
             wanted = TrialConfig.from_dict(merge_overrides([*dataclasses.asdict(config).items(), *chosen.items()]))
-            usual = known_options(vars(config))
             other = {
-                key: _value(config, key, usual)
+                key: value
                 for key in chosen
-                if look_up(vars(config), key) != look_up(vars(wanted), key)
+                if (value := readings(vars(config), key)[0]) != readings(vars(wanted), key)[0]
             }
             if other:
                 raise ConfigError(
                     f"{file}: settings: {config.label()} would keep {other} and not get the chosen {chosen}: a rule below the "
                     f"line '{END}' says otherwise; move it up"
                 )
-
-
-def _value(config: TrialConfig, key: str, usual: Mapping[str, Any]) -> Any:
-    value = look_up(vars(config), key)
-    return usual.get(key) if value is None else value
 
 
 def _flow(value: Any) -> str:

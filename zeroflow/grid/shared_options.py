@@ -34,13 +34,19 @@ class SharedOptions:
                     self.unused |= {(section, name): place for name in names}
         self.options = frozenset(self.unused)
 
-    def fitting(self, values: Mapping[str, Any], block: Mapping[str, Any]) -> Mapping[str, Any]:
-        """``values`` of one cell without the shared options that mean nothing to it."""
+    def fitting(self, values: Mapping[str, Any], block: Mapping[str, Any], *, final: bool = True) -> Mapping[str, Any]:
+        """``values`` of one cell without the shared options that mean nothing to it.
+
+        Args:
+            values: keys of the cell.
+            block: the block that it comes from, whose own options must fit.
+            final: whether rules are through with the cell, so that an option that it knows is in use.
+        """
         if not self.options:
             return values
         found = dict(values)
         for section, names in _by_section(values).items():
-            self.known |= set(names)
+            self.known |= set(names) if final else set()
             own = block.get(section) or {}
             if isinstance(values.get(section), Mapping):
                 kept = {}
@@ -48,7 +54,8 @@ class SharedOptions:
                     shared = (section, name) in self.options and name not in own and f"{section}.{name}" not in block
                     if not shared or name in names:
                         kept[name] = value
-                        self.unused.pop((section, name), None)
+                        if final:
+                            self.unused.pop((section, name), None)
                 found[section] = kept
         return found
 
