@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from everything import fill
 from small_results import cell, path
@@ -33,14 +34,32 @@ def test_a_truncated_file_is_not_done_and_is_skipped_with_a_warning(store: Store
     assert set(store.load("steps")["cell_id"].to_pylist()) == {whole.cell_id}
 
 
-def test_a_file_broken_inside_is_skipped_with_a_warning(store: Store) -> None:
+@pytest.mark.parametrize("place", [6, 40, 0.3, 0.5, 0.7, -150, -6])
+def test_a_file_broken_inside_is_not_done_and_is_skipped_with_a_warning(
+    place: float, store: Store, tmp_path: Path
+) -> None:
+    """One byte of it is another one: in the checksum, in the row, in a column, in the footer."""
     whole, broken = cell(), cell(seed=1)
     fill(store, whole, broken)
+    good = Store(tmp_path / "good")
+    fill(good, broken)
     file = path(store, "trials", broken)
-    data = file.read_bytes()
-    file.write_bytes(data[:-200] + b"\xff" * 192 + data[-8:])
-    with pytest.warns(UserWarning, match=broken.cell_id):
-        assert store.load("trials")["cell_id"].to_pylist() == [whole.cell_id]
+    data = bytearray(file.read_bytes())
+    data[int(place * len(data)) if isinstance(place, float) else place] ^= 0x01
+    file.write_bytes(data)
+    for reader in (store, Store(store.root)):
+        assert reader.done() == {whole.cell_id} and not reader.has(broken.cell_id) and reader.has(whole.cell_id)
+        with pytest.warns(UserWarning, match=broken.cell_id):
+            assert reader.load("trials")["cell_id"].to_pylist() == [whole.cell_id]
+        assert set(reader.load("steps")["cell_id"].to_pylist()) == {whole.cell_id}
+    assert store.copy(broken.cell_id, good), "a good copy takes its place"
+    assert store.done() == {whole.cell_id, broken.cell_id} and len(store.load("trials")) == 2
+
+
+def test_a_file_without_a_row_is_not_done(store: Store) -> None:
+    fill(store, cell())
+    pq.write_table(SCHEMAS["trials"].empty_table(), path(store, "trials", cell()))
+    assert store.done() == set() and not store.has(cell().cell_id)
 
 
 def test_a_crash_between_two_files_leaves_the_cell_not_done(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

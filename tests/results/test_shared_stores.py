@@ -21,7 +21,7 @@ from pyarrow import fs
 from small_results import cell, odd, path, simplecil, writing
 
 from zeroflow.errors import ConfigError
-from zeroflow.results import SCHEMAS, Store, load, merge, pack
+from zeroflow.results import SCHEMAS, Store, load, merge, pack, parquet
 from zeroflow.results.rows import failure, tables
 
 # Readers and writers at once
@@ -189,17 +189,17 @@ def test_an_s3_that_cannot_be_used_is_one_clear_error(s3: str, what: str, monkey
 def test_an_object_appears_whole_or_not_at_all(s3: str) -> None:
     remote = Store("s3://bucket/whole")
     fill(remote, cell(80.0))
-    stream = remote.storage.filesystem.open_output_stream(f"{remote.storage.base}/trials/{cell().cell_id}.parquet")
-    stream.write(b"PAR1" * 50)
+    written = {each.cell_id: parquet.encode("trials", tables(each)["trials"]) for each in (cell(), cell(seed=1))}
+    streams = [
+        remote.storage.filesystem.open_output_stream(f"{remote.storage.base}/trials/{name}.parquet") for name in written
+    ]
+    for stream, data in zip(streams, written.values(), strict=True):
+        stream.write(data)
     assert remote.load("trials")["avg"].to_pylist() == [75.0]
-    another = remote.storage.filesystem.open_output_stream(
-        f"{remote.storage.base}/trials/{cell(seed=1).cell_id}.parquet"
-    )
-    another.write(b"PAR1" * 50)
     assert remote.done() == {cell().cell_id}
-    for unfinished in (stream, another):
-        unfinished.close()
-    assert remote.done() == {cell().cell_id, cell(seed=1).cell_id}, "they were on their way"
+    for stream in streams:
+        stream.close()
+    assert remote.done() == set(written), "they were on their way"
 
 
 @pytest.mark.slow

@@ -19,7 +19,6 @@ from zeroflow.grid.labels import labels
 from zeroflow.grid.placement import SweepPlacement
 from zeroflow.imports import imports_of
 from zeroflow.progress import Progress, silent
-from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.store import Store
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.named_files import images_of, weights_of
@@ -126,6 +125,7 @@ def make_plan(
         retry_failed: whether failed cells would run again, and cost something.
         elsewhere: the cells are run by others, who have their data.
     """
+    trials = store.load("trials", COLUMNS)  # before it is asked what is done, for which every file is read once
     finished, failures = store.done(), set(store.load("failures")["cell_id"].to_pylist())
     absent = {
         name
@@ -146,9 +146,7 @@ def make_plan(
             missing.append(config)
     check_imports(grid.cells, store)
     check_named_files(grid.cells, store, data_dir)
-    # With nothing to run no row needs to be read.
     runnable = [*missing, *(failed if retry_failed else [])]
-    trials = store.load("trials", COLUMNS) if finished and runnable else SCHEMAS["trials"].empty_table()
     costs = estimate_costs(runnable, trials, grid.placement.of)
     return Plan(grid, done, failed, missing, unavailable, costs, len(finished) - len(done), retry_failed)
 

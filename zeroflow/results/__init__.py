@@ -2,7 +2,8 @@
 
 from zeroflow.results.merging import merge
 from zeroflow.results.packing import pack
+from zeroflow.results.reading import load
 from zeroflow.results.schema import SCHEMA_VERSION, SCHEMAS
-from zeroflow.results.store import Store, load
+from zeroflow.results.store import Store
 
 __all__ = ["SCHEMAS", "SCHEMA_VERSION", "Store", "load", "merge", "pack"]

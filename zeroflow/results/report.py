@@ -25,10 +25,11 @@ from zeroflow.progress import Progress, silent
 from zeroflow.results import agreement, figures
 from zeroflow.results.efficiency import efficiency_table
 from zeroflow.results.findings import findings
+from zeroflow.results.reading import load
 from zeroflow.results.rendering import MARKED, Table, html_grid, words
 from zeroflow.results.report_figures import Drawn, Entry, by_dataset, choose
 from zeroflow.results.storage import remove_leftovers
-from zeroflow.results.store import Store, load
+from zeroflow.results.store import Store
 from zeroflow.results.summary import FILTERS, HELD_OUT, Row, summary
 from zeroflow.results.tables import make_tables
 

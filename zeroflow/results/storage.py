@@ -6,7 +6,6 @@ is written under a name that begins with a dot and then renamed, an object appea
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -23,8 +22,6 @@ from zeroflow.durable import sync_folder, write_atomically
 from zeroflow.errors import ConfigError
 from zeroflow.results.claims import Claims, FolderClaims, ObjectClaims
 
-_MAGIC = b"PAR1"
-_SMALLEST = 12  # bytes of a Parquet file: magic, length of the footer, magic
 _ENOUGH = 2**14  # bytes that must find room where a cell is to be written
 _SPARE = 2**20  # bytes that must be free beside those of the cells to be written
 _CELL = 2**16  # bytes that the files of a cell take, with room
@@ -115,10 +112,6 @@ class Storage:
     def sync(self, folder: str) -> None:
         """Return when what was written in a folder would survive a power cut; an object does so from the start."""
 
-    def looks_whole(self, file: File) -> bool:
-        """Whether a Parquet file can be all that was written, by its size and its closing bytes."""
-        return file.size >= _SMALLEST  # an object appears whole or not at all
-
     def check_room(self, cells: int) -> None:
         """See that there is room for the files of so many cells; a bucket has it. Nothing is written.
 
@@ -199,18 +192,6 @@ class Folder(Storage):
 
     def sync(self, folder: str) -> None:
         sync_folder(Path(self.base, folder))
-
-    def looks_whole(self, file: File) -> bool:
-        if not super().looks_whole(file):
-            return False
-        try:
-            opened = os.open(f"{self.base}/{file.name}", os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            return os.pread(opened, len(_MAGIC), file.size - len(_MAGIC)) == _MAGIC
-        finally:
-            os.close(opened)
 
     def check_room(self, cells: int) -> None:
         needed = _SPARE + cells * _CELL

@@ -55,6 +55,7 @@ class Store:
         self.storage = root if isinstance(root, Storage) else open_storage(root)
         self.root = self.storage.root
         self._opened: dict[str, PackedTable] = {}
+        self._readable: dict[File, bool] = {}  # of files of ``trials``, whether their row can be read
 
     def __repr__(self) -> str:
         return f"Store({self.root!r})"
@@ -180,7 +181,7 @@ class Store:
     def has(self, cell: str) -> bool:
         """Whether a cell is finished; see ``done``."""
         file = self.storage.stat(_file("trials", cell))
-        if file is not None and self.storage.looks_whole(file):
+        if file is not None and self._readable_of([file]):
             return True
         table = self.packed("trials")
         return table is not None and cell in table.ids
@@ -188,7 +189,7 @@ class Store:
     def done(self) -> set[str]:
         """Ids of the finished cells.
 
-        Looks at names, sizes and the closing bytes alone: a file cut short or empty does not count.
+        Every file of ``trials`` is read, once, for its checksum: one that is not as it was written does not count.
 
         Raises:
             ConfigError: a newer zeroflow wrote the store, a packed file cannot be read, or the object store cannot be reached.
@@ -287,6 +288,8 @@ class Store:
         key = key_of(table)
         keyed = schema if key in schema.names else schema.insert(0, SCHEMAS[table].field(key))
         rows, unreadable, vanished = self._read(keyed, [file.name for file in files])
+        if table == "trials":
+            self._note(files, rows)
         if whole is not None:
             rows = self._joined(table, keyed, rows, whole, kept)
         return rows.select(schema.names).replace_schema_metadata(schema.metadata), unreadable, vanished
@@ -314,8 +317,20 @@ class Store:
         return agreement.differences(whole.read(agreement.SCHEMA, cells), loose)
 
     def _done(self, trials: Sequence[File]) -> set[str]:
+        readable = self._readable_of(trials)
         whole = self.packed("trials")
-        return {file.stem for file in trials if self.storage.looks_whole(file)} | (whole.ids.keys() if whole else set())
+        return {file.stem for file in readable} | (whole.ids.keys() if whole else set())
+
+    def _readable_of(self, trials: Sequence[File]) -> list[File]:
+        """Those of some files whose row is as it was written; what is known of a file is not looked at again."""
+        if fresh := [file for file in trials if file not in self._readable]:
+            ids = pa.schema([SCHEMAS["trials"].field("cell_id")])
+            self._note(fresh, self._read(ids, [file.name for file in fresh])[0])
+        return [file for file in trials if self._readable[file]]
+
+    def _note(self, trials: Sequence[File], rows: pa.Table) -> None:
+        ids = set(rows["cell_id"].to_pylist())
+        self._readable |= {file: file.stem in ids for file in trials}
 
     def _refuse_newer(self, trials: Sequence[File]) -> None:
         # The latest file tells: this version refuses to add to a store in which it finds a newer one.
@@ -362,37 +377,6 @@ class Store:
                 f"results {self.root!r}: written in schema version {newest} by a newer zeroflow; "
                 f"this one reads up to {SCHEMA_VERSION}: update zeroflow"
             )
-
-
-def load(
-    results: Store | str | Path | Sequence[Store | str | Path], table: str, cells: Collection[str] | None = None
-) -> pa.Table:
-    """The rows of a table of a store, or of several stores together.
-
-    Args:
-        results: a store, its folder or its URI; or several, of which a cell (a search, a landscape) counts in the first that
-            has it, with a warning if a later one has other results or tries.
-        table: see ``zeroflow.results.SCHEMAS`` for the names and their columns.
-        cells: ids of those to read, which is quicker than all; default: all.
-
-    Raises:
-        ConfigError: no such table, or a newer zeroflow wrote the store.
-    """
-    several = results if isinstance(results, Sequence) and not isinstance(results, str) else [results]
-    stores = [each if isinstance(each, Store) else Store(each) for each in several]
-    parts = [store.load(table, cells=cells) for store in stores]
-    if len(parts) == 1:
-        return parts[0]
-    key = key_of(table)
-    kept: list[pa.Table] = []
-    seen: set[str] = set()
-    for store, part in zip(stores, parts, strict=True):
-        agreement.warn_of_differences(table, kept, part, store.root)
-        kept.append(part.filter(pc.invert(pc.is_in(part[key], pa.array(sorted(seen), pa.string())))))
-        seen.update(pc.unique(part[key]).to_pylist())
-    if table not in SCHEMAS:
-        raise unknown("table", table, SCHEMAS)
-    return pa.concat_tables([SCHEMAS[table].empty_table(), *kept])
 
 
 def _file(table: str, id_: str) -> str:
