@@ -33,3 +33,8 @@ def all_at_once(title: str, problems: Sequence[str], *, shown: int = 200) -> Con
     """Build the error for several problems, one line each; beyond ``shown`` of them, only the number of the others."""
     left = [f"and {len(problems) - shown} more"] if len(problems) > shown else []
     return ConfigError("\n  ".join([title, *problems[:shown], *left]))
+
+
+def is_text(value: str) -> bool:
+    """Whether a name can be written as UTF-8; one of the command line or of a folder that is not has surrogates in it."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)

@@ -253,3 +253,16 @@ def test_a_folder_of_stores_is_told_from_an_empty_store(command: str) -> None:
     result = invoke(command, QUICK.parent)
     assert result.exit_code == 2 and "a folder of stores; expected one of: " in result.output
     assert " quick," in result.output
+
+
+@pytest.mark.parametrize("option", ["--grid", "--results"])
+def test_names_that_are_not_utf_8_are_refused_before_any_work(option: str, tmp_path: Path) -> None:
+    """The disk takes any bytes, Parquet and Ray do not."""
+    name = tmp_path / os.fsdecode(b"caf\xe9.yaml")
+    name.write_text("grid: [{method: simplecil}]\n")
+    (tmp_path / "grid.yaml").write_text("grid: [{method: simplecil}]\n")
+    given = {"--grid": str(tmp_path / "grid.yaml"), "--results": str(tmp_path / "out"), option: str(name)}
+    command = [sys.executable, "-m", "zeroflow", "sweep", *(word for pair in given.items() for word in pair)]
+    run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    assert run.returncode == 2 and "not UTF-8; expected names and paths that are" in run.stderr, run.stderr
+    assert "Traceback" not in run.stderr and not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -308,6 +309,14 @@ def test_names_that_look_alike_are_told(tmp_path: Path, names: tuple[str, str]) 
     with pytest.raises(ConfigError) as caught:
         image_folder("birds", root)
     assert f"look alike: {', '.join(map(ascii, sorted(names)))}" in str(caught.value)
+
+
+def test_a_class_that_results_could_not_be_written_under_is_told_before_any_work(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "birds", ["a", "b"])
+    for part in ("train", "test"):
+        (root / part / "b").rename(root / part / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(ConfigError, match=r"name of a class is not UTF-8: b'caf\\xe9'"):
+        image_folder("birds", root)
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])

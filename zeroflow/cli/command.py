@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from zeroflow.cli.completion import folders, values_of_keys
-from zeroflow.errors import ConfigError, unknown
+from zeroflow.errors import ConfigError, is_text, unknown
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -53,6 +53,9 @@ class Command(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
+        for word in args:
+            if not is_text(word):
+                raise click.UsageError(f"{os.fsencode(word)!r}: not UTF-8; expected names and paths that are")
         # None leaves it to click, which colours on a terminal alone.
         plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
         return super().make_context(info_name, args, parent, **{"color": False if plain else None, **extra})

@@ -6,6 +6,7 @@ To add a data set, decorate one function that returns an ``ImageDataset`` with `
 from __future__ import annotations
 
 import dataclasses
+import os
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor
 from zeroflow.data.archives import Archive
 from zeroflow.data.decoded import EncodedSamples, prepared
 from zeroflow.defaults import CACHE_BYTES
-from zeroflow.errors import ConfigError
+from zeroflow.errors import ConfigError, is_text
 from zeroflow.registry import Registry
 
 
@@ -129,11 +130,17 @@ def inside_data_dir(dataset: str, folder: str) -> str:
 
 
 def unlike(names: Iterable[str]) -> list[str]:
-    """Problems with class names that are blank, or differ in nothing that one sees: spaces around them, how accents are spelled."""
+    """Problems with class names that are blank, no text, or look alike: spaces around them, another spelling of accents."""
     seen: dict[str, list[str]] = {}
+    found = []
     for name in names:
+        if not is_text(name):
+            found.append(
+                f"the name of a class is not UTF-8: {os.fsencode(name)!r}; results could not be written under it"
+            )
+            continue
         seen.setdefault(unicodedata.normalize("NFC", name).strip(), []).append(name)
-    found = [f"a class without a name: {name!r}" for name in seen.pop("", [])]
+    found += [f"a class without a name: {name!r}" for name in seen.pop("", [])]
     twins = [", ".join(map(ascii, sorted(same))) for same in seen.values() if len(same) > 1]
     return found + [f"names of classes look alike: {same}; expected one name for a class" for same in twins]
 

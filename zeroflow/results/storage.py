@@ -6,6 +6,7 @@ is written under a name that begins with a dot and then renamed, an object appea
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -19,7 +20,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from zeroflow.durable import sync_folder, write_atomically
-from zeroflow.errors import ConfigError
+from zeroflow.errors import ConfigError, is_text
 from zeroflow.results.claims import Claims, FolderClaims, ObjectClaims
 
 _ENOUGH = 2**14  # bytes that must find room where a cell is to be written
@@ -168,6 +169,8 @@ class Folder(Storage):
     def __init__(self, root: str | Path) -> None:
         self._tidied: set[Path] = set()
         base = str(Path(root).expanduser().absolute())
+        if not is_text(base):
+            raise ConfigError(f"results {os.fsencode(base)!r}: not UTF-8; expected a folder whose whole path is")
         super().__init__(base, fs.LocalFileSystem(), base)
         if Path(base).is_file():
             raise ConfigError(f"results {self.root!r}: expected a folder, found a file")
