@@ -6,7 +6,9 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,10 +16,12 @@ import pytest
 from everything import fill
 from small_results import cell, simplecil
 
-from zeroflow.results import Store, pack
+from zeroflow.results import SCHEMAS, Store, pack
 from zeroflow.results.estimates import estimate
-from zeroflow.results.summary import render_markdown, render_text, summary
+from zeroflow.results.summary import gradients, render_markdown, render_text, summary
 from zeroflow.results.tables import make_tables
+from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.keys.values import as_json
 
 
 def test_the_interval_is_students() -> None:
@@ -127,6 +131,34 @@ def test_simplecil_on_another_problem_is_no_measure(store: Store) -> None:
     assert [row.vs_simplecil for row in summary(store.load("trials"))] == [None, None]
 
 
+def test_simplecil_of_the_same_weights_is_the_measure_however_older_files_say_it(store: Store) -> None:
+    """Those of before say ``hub`` where today nothing is said."""
+    fill(store, cell(80.0), simplecil(70.0))
+    trials = store.load("trials").to_pylist()
+    older = [{**row, "checkpoint": "hub" if row["optimizer"] else None} for row in trials]
+    gains = [row.vs_simplecil for row in summary(pa.Table.from_pylist(older, SCHEMAS["trials"]))]
+    assert gains == [None, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"hybrid_epochs": 2, "epochs": 2}, "exact"),
+        ({"hybrid_epochs": 1, "epochs": 2}, "both"),
+        # Another optimizer brings its own settings, which are no exact steps.
+        ({"hybrid_epochs": 2, "epochs": 2, "later": {"task": 2, "optimizer": "zo-adam"}}, "both"),
+        ({"hybrid_epochs": 2, "epochs": 2, "later": {"task": 2, "optimizer": "zo-adam", "hybrid_epochs": 2}}, "exact"),
+        ({"optimizer_options": {"hybrid": 5}, "later": {"task": 2, "lr": 0.5}}, "both"),
+        ({"later": {"task": 2, "optimizer": "zo-adam"}}, "forward"),
+        ({"later": {"task": 2, "optimizer": "fo-adam"}}, "both"),
+    ],
+)
+def test_what_a_cell_is_trained_with_is_what_its_tasks_are(changes: dict[str, Any], expected: str) -> None:
+    config = TrialConfig.from_dict({"method": "ease", "optimizer": "zo-sgd", **changes})
+    columns = {key: as_json(value) if isinstance(value, Mapping) else value for key, value in vars(config).items()}
+    assert gradients(columns) == expected
+
+
 def test_the_table_fits_a_terminal(store: Store) -> None:
     for seed, level in enumerate((79.0, 80.0, 81.0)):
         fill(store, cell(level, seed=seed, method="aper-adapter", optimizer="zo-adam-conserve", queries=4))
@@ -146,3 +178,18 @@ def test_markdown_keeps_its_columns_whatever_the_names(store: Store) -> None:
 
 def test_an_empty_table_renders() -> None:
     assert "Avg" in render_text([]) and "Avg" in render_markdown([])
+
+
+def test_a_line_of_table_1_is_one_setting_on_all_data_sets(store: Store) -> None:
+    """An option that tells rows of one data set apart is named on the other one too, where all rows have it."""
+    fast = {"optimizer_options": {"momentum": 0.9}}
+    fill(store, simplecil(70.0), simplecil(60.0, dataset="cifar100"), cell(80.0), cell(84.0, **fast))
+    fill(store, cell(64.0, dataset="cifar100", **fast))
+    (table,) = [table for table in make_tables({"trials": store.load("trials")}) if table.name == "table1"]
+    places = [table.headings.index(f"{dataset} Avg") for dataset in ("cifar100", "quickdraw100")]
+    means = {line.cells[0].text: [line.cells[place].text for place in places] for line in table.lines}
+    assert means == {
+        "simplecil": ["55.00", "65.00"],
+        "ease fo-sgd": ["-", "75.00"],
+        "ease fo-sgd momentum=0.9": ["59.00", "79.00"],
+    }

@@ -130,6 +130,14 @@ def test_equal_streams_have_equal_ids(values: dict, same: dict, canonical: dict)
     assert TrialConfig(**first.canonical()) == first == TrialConfig.from_dict(dataclasses.asdict(first))
 
 
+def test_weights_from_the_hub_are_the_default_of_every_timm_backbone() -> None:
+    hub, default, none = (
+        TrialConfig.from_dict({"dataset": "cifar100", "backbone": "vit_base_patch16_224.augreg_in21k", **checkpoint})
+        for checkpoint in ({"checkpoint": "hub"}, {}, {"checkpoint": "none"})
+    )
+    assert hub == default and hub.cell_id == default.cell_id != none.cell_id
+
+
 def test_different_streams_have_different_ids() -> None:
     streams: list[dict] = [
         {},

@@ -65,9 +65,7 @@ class Differences:
     def __init__(self, configs: Sequence[Config]) -> None:
         self.configs = configs
         self._numbers = numbers_of(configs)
-        self._apart = {
-            key: {group: _apart(key, own) for group, own in _groups(key, configs).items()} for key in _OWNERS
-        }
+        self._apart = {key: _apart_by_group(key, configs) for key in _OWNERS}
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -166,6 +164,15 @@ def _groups(key: str, configs: Sequence[Config]) -> dict[tuple[Any, ...], list[C
 def _read(config: Config, key: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(config[key] or "{}")
     return found
+
+
+def _apart_by_group(key: str, configs: Sequence[Config]) -> dict[tuple[Any, ...], list[str]]:
+    """The options that rows show, by the keys they follow: what tells rows apart in one data set is shown in all of them."""
+    groups = _groups(key, configs)
+    found: dict[tuple[Any, ...], dict[str, None]] = {}
+    for (_, *others), own in groups.items():
+        found.setdefault(tuple(others), {}).update(dict.fromkeys(_apart(key, own)))
+    return {group: list(found[group[1:]]) for group in groups}
 
 
 def _apart(key: str, configs: Sequence[Config]) -> list[str]:

@@ -13,6 +13,7 @@ from zeroflow.results.differences import DEFAULT, USUAL, Differences, named
 from zeroflow.results.estimates import Estimate, measured
 from zeroflow.results.rendering import EXPLICIT, Cell, Column, Mark, Table, escape_bars, markdown_grid, text_grid
 from zeroflow.results.schema import CONFIG_KEYS, SCHEMAS
+from zeroflow.trial.config import OF_THE_OPTIMIZER
 
 BASELINE = "simplecil"
 
@@ -110,8 +111,9 @@ def is_baseline(config: Mapping[str, Any]) -> bool:
 
 def gradients(config: Mapping[str, Any]) -> str:
     """What a configuration is trained with: ``none``, ``exact`` gradients, ``forward`` passes alone, or ``both``, some steps each."""
-    found = set()
-    for part in (config, {**config, **json.loads(config.get("later") or "{}")}):
+    found, later = set(), json.loads(config.get("later") or "{}")
+    # Another optimizer brings its own settings, see ``zeroflow.trial.keys.branch``.
+    for part in (config, {**config, **(OF_THE_OPTIMIZER if "optimizer" in later else {}), **later}):
         if part["optimizer"] is None:
             continue
         options = part["optimizer_options"] or {}
@@ -189,7 +191,8 @@ def _mean(trials: list[dict[str, Any]], name: str) -> float | None:
 
 def same_problem(config: Mapping[str, Any]) -> tuple[Any, ...]:
     """What two configurations must have in common for their accuracies to be compared."""
-    return tuple(config[key] for key in PROBLEM)
+    # Older files may say where weights come from anyway.
+    return tuple(None if (key, config[key]) == ("checkpoint", "hub") else config[key] for key in PROBLEM)
 
 
 def setting(config: Mapping[str, Any], *, without: Sequence[str] = ()) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from zeroflow.errors import ConfigError
 from zeroflow.methods import MethodInfo, methods
 from zeroflow.methods.closed_form import NAMED
 from zeroflow.models.access import accesses
-from zeroflow.models.factory import check_backbone, default_image_size, preprocessing_of
+from zeroflow.models.factory import EMBEDDED, check_backbone, default_image_size, preprocessing_of
 from zeroflow.models.own import EXPORTED
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.keys.values import changed, is_positive, one_of, require
@@ -42,6 +42,8 @@ def model_keys(config: TrialConfig) -> dict[str, Any]:
         "preprocessing": _preprocessing(config, dataset.transform if config.transform is None else config.transform),
         "image_size": None if size == default_image_size(config.backbone) else size,
     }
+    if config.checkpoint == "hub" and config.backbone != EMBEDDED:
+        keys["checkpoint"] = None  # where weights come from unless something else is said
     # Cells run in folders of their own.
     if config.checkpoint not in (None, "hub", "none"):
         keys["checkpoint"] = _absolute(str(config.checkpoint))
