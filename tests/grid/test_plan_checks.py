@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -52,3 +53,34 @@ def test_images_of_a_folder_are_counted_by_split_and_class(tmp_path: Path) -> No
     assert "folder:own: 2 classes; train 8 images, 3 to 5 a class; test 4 images, 2 a class" in run.output
     twice = re.findall(r"2 test images are training images too, byte for byte, such as \S+/test/a/1.png", run.output)
     assert len(twice) == 1, run.output
+
+
+@pytest.mark.parametrize("command", ["plan", "sweep"])
+def test_tasks_that_images_of_ones_own_cannot_be_cut_into_are_refused_before_anything_runs(
+    command: str, tmp_path: Path
+) -> None:
+    """How many classes there are is known once they are opened, which both do before any cell."""
+    for part, name in itertools.product(("train", "test"), "abcd"):
+        (tmp_path / "data" / "own" / part / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (part == "test", ord(name), 0)).save(tmp_path / "data" / "own" / part / name / "0.png")
+    (tmp_path / "grid.yaml").write_text(
+        "base: {dataset: folder:own, method: simplecil, tasks: 2}\n"
+        "grid:\n"
+        "  - {tasks: [2, 3]}\n"
+        "  - {increments: [[1, 3], [1, 2]]}\n"
+        "  - {fixed_class_order: [[3, 2, 1, 0], [2, 1, 0]]}\n"
+        "  - {method: replay, optimizer: zo-sgd, method_options: {selection: herding, buffer: 1}}\n"
+        "  - {validation: 0.5}\n"
+    )
+    given = {"--grid": "grid.yaml", "--results": "out", "--data-dir": "data"}
+    arguments = [word for option, name in given.items() for word in (option, str(tmp_path / name))]
+    run = CliRunner().invoke(main, [command, *arguments])
+    assert run.exit_code == 2 and not (tmp_path / "out").exists(), run.output
+    for problem in (
+        "tasks=3: 4 classes do not divide into 3 equal tasks",
+        "increments=[1, 2]: expected positive numbers that add up to 4",
+        "class order: expected each of 0..3 once; 3: not there",
+        "method 'replay': buffer=1 with selection=herding: no room for one sample of each of the 2 classes",
+        "validation=0.5",
+    ):
+        assert run.output.count(problem) == 1, run.output

@@ -345,7 +345,7 @@ def test_a_memory_with_no_room_for_a_sample_of_every_class_is_refused_where_clas
     for method in (herded, drawn):
         method.begin_task(range(4), torch.Generator().manual_seed(0))
         method.end_task([(batch.images[batch.labels < 4], batch.labels[batch.labels < 4])])
-    with pytest.raises(ConfigError, match=r"buffer=3 with selection=herding: .*4 classes so far.*expected at least 4"):
+    with pytest.raises(ConfigError, match=r"buffer=3 with selection=herding: .*4 classes before.*expected at least 4"):
         herded.begin_task(range(4, 5), torch.Generator().manual_seed(0))
     drawn.begin_task(range(4, 5), torch.Generator().manual_seed(0))
     assert len(drawn.memory) == 3

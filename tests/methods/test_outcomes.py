@@ -278,6 +278,11 @@ def test_exact_fisher_information_is_refused_where_gradients_are_banned() -> Non
         ("finetune", {"tune": "adaptor"}, "did you mean 'adapter'"),
         ("replay", {"buffer": 0}, "buffer=0: expected a number > 0"),
         ("replay", {"selection": "random"}, "selection='random': expected reservoir or herding"),
+        (
+            "replay",
+            {"selection": "herding", "buffer": 89},
+            "buffer=89 with selection=herding: .* 90 classes before the last",
+        ),
         ("generative-replay", {"shrinkage": 0.0}, "shrinkage=0.0"),
         ("generative-replay", {"covariance": "none"}, "expected full or diagonal"),
         ("ewc", {"fisher": "exact"}, "expected forward or backpropagation"),

@@ -22,6 +22,7 @@ from zeroflow.progress import Progress, silent
 from zeroflow.results.store import Store
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.named_files import images_of, weights_of
+from zeroflow.trial.stream import check_streams
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Plan:
         lines = []
         for name in sorted({config.dataset for config in [*self.missing, *self.failed] if ":" in config.dataset}):
             found = datasets.get(name).load(None if data_dir is None else Path(data_dir).expanduser())
+            check_streams([config for config in [*self.missing, *self.failed] if config.dataset == name], found)
             parts = []
             for part, samples in (("train", found.train), ("test", found.test)):
                 each = np.bincount(samples.labels, minlength=len(found.class_names))
@@ -207,7 +209,7 @@ def _other_version(store: Store, cell: str, name: str, then: str, now: str) -> C
 def check_data(
     cells: Sequence[TrialConfig], data_dir: str | None, placement: SweepPlacement, on_progress: Progress = silent
 ) -> None:
-    """Open every data set that cells need, so that what is wrong with any of them is told before the first trial.
+    """Open every data set that cells need, so that what is wrong with any of them, or with its tasks, is told before the first trial.
 
     Raises:
         ConfigError: with the problems of all data sets.
@@ -218,7 +220,8 @@ def check_data(
     for number, (name, room) in enumerate(sorted(rooms.items())):
         on_progress(name, number, len(rooms))
         try:
-            load_dataset(name, data_dir, cache_bytes=min(room))
+            found = load_dataset(name, data_dir, cache_bytes=min(room))
+            check_streams([config for config in cells if config.dataset == name], found)
         except ConfigError as error:
             problems.append(str(error))
     if problems:

@@ -6,7 +6,7 @@ Source: ZeroFlow, Eq. 2, after Rolnick et al., "Experience Replay for Continual 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,17 +60,24 @@ class ExperienceReplay(FineTuning):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("shares", torch.empty(0, dtype=torch.int64))  # of each class, where samples are herded
 
+    @classmethod
+    def stream_refusal(cls, increments: Sequence[int], options: Any) -> str | None:
+        earlier = sum(increments[:-1])
+        if options.selection == "reservoir" or options.buffer >= earlier:
+            return None
+        return (
+            f"buffer={options.buffer} with selection=herding: no room for one sample of each of the {earlier} classes before the last "
+            f"task; expected at least {earlier}, or selection=reservoir"
+        )
+
     def begin_task(self, classes: range, generator: torch.Generator, batches: Iterable[Batch] | None = None) -> None:
         """As in ``Method``.
 
         Raises:
             ConfigError: herding has no room for a sample of every earlier class, so nothing would be replayed.
         """
-        if self.options.selection == "herding" and self.options.buffer < classes.start:
-            raise ConfigError(
-                f"buffer={self.options.buffer} with selection=herding: no room for one sample of each of the "
-                f"{classes.start} classes so far; expected at least {classes.start}, or selection=reservoir"
-            )
+        if (why := self.stream_refusal([classes.start, len(classes)], self.options)) is not None:
+            raise ConfigError(why)
         super().begin_task(classes, generator, batches)
         self.choices = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
 

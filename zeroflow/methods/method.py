@@ -182,6 +182,11 @@ class Method(nn.Module, ABC):
         """Why an optimizer cannot train this method with these options; None: it can."""
         return None
 
+    @classmethod
+    def stream_refusal(cls, increments: Sequence[int], options: Any) -> str | None:
+        """Why this method with these options cannot learn tasks of so many classes; None: it can."""
+        return None
+
     def state(self) -> dict[str, Tensor]:
         """The method's state without the frozen backbone."""
         frozen = {value.data_ptr() for value in self.backbone.state_dict().values()} - {

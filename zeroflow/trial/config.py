@@ -116,7 +116,7 @@ class TrialConfig:
                 raise unknown("key", name, _DEFAULTS, where=where)
         try:
             config = cls(**{k: plain(v) for k, v in values.items()})._normal()
-            config._check_batches()
+            config._check_tasks()
             return config
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}" if where else str(error)) from None
@@ -156,13 +156,13 @@ class TrialConfig:
 
         return TrialConfig(**branched(dataclasses.asdict(self)))._normal()
 
-    def _check_batches(self) -> None:
-        """Refuse mini-batches that are too small for the loss, where the classes of the tasks are known."""
+    def _check_tasks(self) -> None:
+        """Refuse tasks that cannot be learned so, where their classes are known."""
         from zeroflow.data import datasets, even_increments
-        from zeroflow.trial.keys.training import check_batches
+        from zeroflow.trial.keys.training import check_tasks
 
-        if (classes := datasets.get(self.dataset).classes) is not None and self.optimizer is not None:
-            check_batches(self, self.increments or even_increments(classes, self.tasks, self.base_classes))
+        if (classes := datasets.get(self.dataset).classes) is not None:
+            check_tasks(self, self.increments or even_increments(classes, self.tasks, self.base_classes))
 
     @functools.cached_property
     def unbranched(self) -> TrialConfig:

@@ -48,19 +48,23 @@ def training_keys(config: TrialConfig) -> dict[str, Any]:
     return {"loss": loss, **_optimizer_keys(config, info)}
 
 
-def check_batches(config: TrialConfig, counts: Sequence[int]) -> None:
-    """Refuse mini-batches in which a loss without a head finds classes with a single example.
+def check_tasks(config: TrialConfig, counts: Sequence[int]) -> None:
+    """Refuse tasks that the method cannot learn, and mini-batches in which a loss without a head finds classes with a single example.
 
     Args:
         config: the cell, in normal form.
         counts: classes of every task.
 
     Raises:
-        ConfigError: how large they must be.
+        ConfigError: what is in the way, or how large they must be.
     """
+    method = methods.get(config.method)
+    run = counts[: config.stop_after]
+    if (why := method.build.stream_refusal(run, method.parse(dict(config.method_options)))) is not None:
+        raise ConfigError(f"method {config.method!r}: {why}")
     if config.loss is None or not criteria[config.loss].headless:
         return
-    trained = counts[:1] if methods.get(config.method).build.first_task_only else counts[: config.stop_after]
+    trained = counts[:1] if method.build.first_task_only else run
     for task in sorted(range(len(trained)), key=lambda task: -trained[task]):
         _check_batch(config.at(task), trained[task])
     if min(trained) < 2:
