@@ -29,7 +29,23 @@ from zeroflow.results import Store
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What shares a Ray comes first, so that one process of several takes all of it, and one Ray is started."""
-    items.sort(key=lambda item: "ray_here" not in getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: not shares_ray(item))
+
+
+def shares_ray(item: pytest.Item | None) -> bool:
+    return "ray_here" in getattr(item, "fixturenames", ())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """The shared Ray ends after the last test that needs it: its processes do not idle beside all that follows."""
+    try:
+        yield
+    finally:
+        if shares_ray(item) and not shares_ray(nextitem):
+            import ray
+
+            ray.shutdown()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -109,8 +125,8 @@ def tiny_vit() -> dict[str, Any]:
     return {"backbone": "zeroflow_tiny_vit", "checkpoint": "none", "image_size": 14}
 
 
-@pytest.fixture(scope="session")
-def ray_here() -> Iterator[None]:
+@pytest.fixture
+def ray_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Ray of this process, which all sweeps that tests run in it share: its workers have imported all.
 
     More logical CPUs than there may be real ones: bits do not depend on who is how fast.
@@ -119,17 +135,14 @@ def ray_here() -> Iterator[None]:
 
     from zeroflow.sweep.local_ray import start_local_ray
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if not ray.is_initialized():
         start_local_ray(num_cpus=4)
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture
-def sweep_here(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def sweep_here(ray_here: None) -> Callable[..., Result]:
     """``zeroflow sweep`` or ``search`` in this process, on the Ray that it shares."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def run(command: str, *arguments: object) -> Result:
         return CliRunner().invoke(main, [command, *map(str, arguments)], catch_exceptions=False)
