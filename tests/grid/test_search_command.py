@@ -194,7 +194,7 @@ def test_rules_keep_any_text_and_number() -> None:
 
 SMALL = """# Two optimizers.
 name: small
-base: {checkpoint: none, image_size: 14, tasks: 5, epochs: 1, batch_size: 400, method: aper-adapter}
+base: {checkpoint: none, image_size: 7, tasks: 20, epochs: 1, batch_size: 100, method: aper-adapter}
 grid:
   - {optimizer: [fo-sgd, zo-sgd], seed: [0, 1]}
 
@@ -287,9 +287,9 @@ def test_a_real_search_chooses_writes_and_never_runs_a_cell_twice(tmp_path: Path
     chosen = {row["optimizer"]: row for row in rows if row["chosen"]}
     for name, row in chosen.items():
         others = [other for other in rows if other["optimizer"] == name]
-        assert {other["n"] for other in others} == {400}, "a quarter of 20 classes' 80 drawings"
+        assert {other["n"] for other in others} == {100}, "a quarter of 5 classes' 80 drawings"
         best = max(other["accuracy"] for other in others) / 100
-        level = [o for o in others if o["accuracy"] >= 100 * (best - math.sqrt(best * (1 - best) / 400))]
+        level = [o for o in others if o["accuracy"] >= 100 * (best - math.sqrt(best * (1 - best) / 100))]
         assert (row["lr"], -row["accuracy"]) == min((o["lr"], -o["accuracy"]) for o in level)
     for cell in load_grid(file).cells:
         assert cell.lr == chosen[cell.optimizer]["lr"] and cell.eps == chosen[cell.optimizer]["eps"]

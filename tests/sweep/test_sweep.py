@@ -24,7 +24,7 @@ from zeroflow.trial.config import TrialConfig
 
 SMALL_GRID = """
 name: small
-base: {checkpoint: none, image_size: 14, tasks: 5, stop_after: 2, epochs: 1, batch_size: 400}
+base: {checkpoint: none, image_size: 7, tasks: 20, stop_after: 2, epochs: 1, batch_size: 100}
 grid:
   - {method: simplecil}
   - {method: aper-adapter, optimizer: [fo-sgd, zo-sgd], seed: [0, 1]}
@@ -290,7 +290,7 @@ def test_a_real_sweep_writes_parquet_and_never_runs_a_cell_twice(tmp_path, sweep
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")} == written
 
     # A value added to the grid runs the new cells only.
-    more = sweep_here("sweep", "--grid", file, "--results", out, "--set", "seed=[0,1,2]")
+    more = sweep_here("sweep", "--grid", file, "--results", out, "--set", "seed=[0,1,2]", "--max-concurrent", "1")
     assert more.exit_code == 0, more.output
     assert "5 done, 0 failed, 2 to run" in more.stdout
     assert {p: p.stat().st_mtime_ns for p in written} == written
@@ -327,7 +327,7 @@ def test_any_number_of_ray_train_workers_gives_the_bits_of_one(
 ) -> None:
     file = write(
         tmp_path / "small.yaml",
-        "base: {checkpoint: none, image_size: 7, tasks: 10, stop_after: 2, epochs: 1, batch_size: 200, method: aper-adapter, queries: 4}\n"
+        "base: {checkpoint: none, image_size: 7, tasks: 20, stop_after: 2, epochs: 1, batch_size: 100, method: aper-adapter, queries: 4}\n"
         "grid: [{optimizer: [zo-sgd-conserve, zo-per-example]}]\n"
         "placement: {gpus_per_worker: 0}\n",
     )
