@@ -43,7 +43,7 @@ def test_a_cell_that_its_claimant_never_finishes_is_taken_over(tmp_path) -> None
     """And a process that dies between two cells takes none of them along."""
     file, out = tmp_path / "grid.yaml", tmp_path / "out"
     file.write_text(
-        "base: {checkpoint: none, image_size: 7, tasks: 5, method: simplecil}\ngrid: [{class_order_seed: [1, 2]}]\n"
+        "base: {checkpoint: none, image_size: 7, tasks: 20, stop_after: 2, method: simplecil}\ngrid: [{class_order_seed: [1, 2]}]\n"
         "placement: {gpus_per_worker: 0, max_concurrent: 1, retries: 0}\n"
     )
     out.mkdir()
@@ -124,7 +124,7 @@ def test_a_sweep_into_an_object_store(s3: str, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = tmp_path / "grid.yaml"
     file.write_text(
-        "base: {checkpoint: none, image_size: 7, tasks: 5, stop_after: 2, epochs: 1, batch_size: 400}\n"
+        "base: {checkpoint: none, image_size: 7, tasks: 20, stop_after: 2, epochs: 1, batch_size: 100}\n"
         "grid: [{method: simplecil}, {method: aper-adapter, optimizer: zo-sgd}]\n"
         "placement: {gpus_per_worker: 0, max_concurrent: 1}\n"
     )
