@@ -27,7 +27,9 @@ SIZES = (6, 5, 1, 6, 5)
 TOLERANCE = 1e-11
 """Largest difference of a float64 parameter after these steps: a loss's rounding, 1e-16, divided by eps (1e-4 and more), and
 what Adam's and its like's divisions by small numbers make of it. Most differ by less than 1e-13."""
-TRIAL = {"dataset": "some-drawings", "tasks": 2, "epochs": 1, "batch_size": 25, "method": "aper-adapter"}
+TRIAL = {
+    "dataset": "some-drawings", "tasks": 2, "epochs": 1, "batch_size": 25, "method": "aper-adapter", "image_size": 14,
+}  # fmt: skip
 TRIALS = {
     "zo-sgd": {"queries": 2}, "zo-per-example": {}, "zo-svrg": {}, "fo-sgd": {"lr": 0.1},
 }  # fmt: skip
@@ -210,7 +212,7 @@ def black_box(executor: Executor) -> dict[str, Any]:
     import conftest
 
     conftest.some_drawings.__wrapped__()
-    backbone, own = create_backbone(), []
+    backbone, own = create_backbone(image_size=14), []
 
     def ask(images: torch.Tensor) -> torch.Tensor:
         own.append(len(images))

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from places import TESTS
 from processes import (
     FORWARD_PASS,
     NAMES,
@@ -34,13 +37,18 @@ from zeroflow import ConfigError, TrialConfig, run_trial
 from zeroflow.optim import Journal, LocalExecutor, Slice
 
 pytestmark = pytest.mark.slow  # processes of their own
+PRELOADED = ["conftest", "processes", "cmaes", "timm", "torch._dynamo", "torch._decomp.decompositions_for_jvp"]
+"""What the processes import, or what they ask of the package does when it first needs it."""
 
 
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[list[dict[str, Any]], Path]]:
     """``group(size)``: what each of so many processes found, and the folder they wrote in."""
     known: dict[int, tuple[list[dict[str, Any]], Path]] = {}
-    multiprocessing.set_forkserver_preload(["processes"])
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:  # what it does not find it leaves out without a word
+        patch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
+        forkserver.ensure_running()
 
     def found(size: int) -> tuple[list[dict[str, Any]], Path]:
         if size not in known:
