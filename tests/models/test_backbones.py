@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroflow.models.adapters import AdapterStack
+from zeroflow.models.backbone import Backbone
 from zeroflow.models.factory import create_backbone
 from zeroflow.models.tuning import create_tuning, tunings
 
@@ -188,12 +191,17 @@ def test_prompts_have_no_place_among_turned_tokens() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
+@functools.cache
+def untuned(name: str) -> Backbone:
+    return create_backbone(name, checkpoint="none", image_size=64 if "eva" not in name else 42).double()
+
+
 @pytest.mark.parametrize(
     "name", ["convnext_atto", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224", "vit_tiny_r_s16_p8_224"]
 )
 @pytest.mark.parametrize("tuned_by", [name for name, _ in tunings.items() if name != "none"])
 def test_gradients_reach_every_value_also_with_checkpointing(name: str, tuned_by: str) -> None:
-    backbone = create_backbone(name, checkpoint="none", image_size=64 if "eva" not in name else 42).double()
+    backbone = copy.deepcopy(untuned(name))
     if backbone.lacks(tunings.get(tuned_by).needs):
         return
     tuning = create_tuning(tuned_by, backbone, seeded(), SETTINGS).double()

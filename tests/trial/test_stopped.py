@@ -57,8 +57,8 @@ def test_peak_memory_is_the_same_after_an_interruption(optimizer: str, tiny_vit:
 
 
 @pytest.mark.slow
-def test_a_hybrid_trial_begins_as_first_order_and_goes_on_without() -> None:
-    common = {**SMALL, "method": "aper-adapter", "epochs": 3, "schedule": "constant"}
+def test_a_hybrid_trial_begins_as_first_order_and_goes_on_without(tiny_vit: dict) -> None:
+    common = {**SMALL, **tiny_vit, "method": "aper-adapter", "epochs": 3, "schedule": "constant"}
     first_order = run_trial(TrialConfig.from_dict({**common, "optimizer": "fo-sgd", "lr": 0.1}))
     hybrid = run_trial(
         TrialConfig.from_dict(
