@@ -294,7 +294,7 @@ def test_a_grid_of_ones_own_changes_the_backbone_by_one_key(drawings_folder: Pat
             "tasks": 2,
             "epochs": 1,
             "batch_size": 8,
-            "image_size": 48 if "patch16" in backbone else 56,
+            "image_size": 28 if "patch14" in backbone else 32,
             "checkpoint": "none",
         }
         config = TrialConfig.from_dict({**cell, **row, "backbone": backbone})

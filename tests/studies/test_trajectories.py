@@ -27,8 +27,8 @@ from zeroflow.trial.config import TrialConfig
 pytestmark = pytest.mark.slow  # studies of hundreds of steps
 
 SMALL = {
-    "dataset": "some-drawings", "transform": "plain", "tasks": 2, "batch_size": 24, "epochs": 2, "method": "finetune",
-    "method_options": {"bottleneck": 4, "scale": 1.0, "dropout": 0.0},
+    "dataset": "some-drawings", "transform": "plain", "image_size": 14, "tasks": 2, "batch_size": 24, "epochs": 2,
+    "method": "finetune", "method_options": {"bottleneck": 4, "scale": 1.0, "dropout": 0.0},
 }  # fmt: skip
 
 
@@ -125,14 +125,12 @@ def test_paths_on_an_adapter_start_together_and_leave_the_plane(adapter: Study) 
 @pytest.mark.slow
 def test_the_losses_at_the_start_are_those_of_class_means(adapter: Study, some_drawings: str) -> None:
     """Computed anew from the backbone: an adapter at its start changes no feature."""
-    data, backbone = load_dataset(some_drawings), create_backbone("quickdraw_vit").eval()
+    data, backbone = load_dataset(some_drawings), create_backbone("quickdraw_vit", image_size=14).eval()
     assert isinstance(data.train, ArraySamples)
     order = np.random.RandomState(1993).permutation(20)
+    smaller = F.interpolate(data.train.pixels.float() / 255, (14, 14), mode="bilinear", antialias=True)
     with torch.no_grad():
-        by_class = [
-            backbone((data.train.pixels[data.train.labels == label].float() / 255).expand(-1, 3, -1, -1))
-            for label in order
-        ]
+        by_class = [backbone(smaller[data.train.labels == label].expand(-1, 3, -1, -1)) for label in order]
     features = F.normalize(torch.stack(by_class), dim=2)
     means = F.normalize(torch.stack(by_class).mean(1), dim=1)
     losses = F.cross_entropy(
