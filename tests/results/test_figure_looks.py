@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 import pytest
 from everything import cell, fill, simplecil
 
-from zeroflow.results import Store, figures
+from zeroflow.results import SCHEMAS, Store, figures
 from zeroflow.results.effects import effects
 from zeroflow.results.figures.style import look
 from zeroflow.results.summary import Row, summary
+from zeroflow.results.tables import make_tables
 
 
 def rows_of(store: Store, dataset: str = "quickdraw100") -> list[Row]:
@@ -228,3 +229,8 @@ def test_measured_costs_stand_beside_the_papers() -> None:
     assert paper_time[1] + drawn[2].error_x.array[1] == pytest.approx(66.8 / 109.6, rel=1e-4)
     assert saved == (1.0, 4.0) and time == (1.0, pytest.approx(2 / 3, rel=1e-4))
     assert paper_saved == (1.0, pytest.approx(12.08 / 2.41, rel=1e-4))
+    # What the page filters by: each bar goes with its optimizer and queries, as the lines of the table do.
+    (table,) = [
+        table for table in make_tables({"trials": SCHEMAS["trials"].empty_table()}, result) if table.name == "table2"
+    ]
+    assert all(trace.meta["points"] == [line.mark.filters for line in table.lines] for trace in drawn)

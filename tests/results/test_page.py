@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Iterator
 from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 from everything import cell, fill, landscape, simplecil
-from pages import AXE, CHROMIUM, CONTRAST, DRIVER, FLAGS, Page
+from pages import AXE, CONTRAST, Page
 from places import ROOT
 
 from zeroflow.results import Store, figures, load
@@ -26,23 +25,6 @@ QUICK = ROOT / "results" / "adapters"
 
 
 # In a real browser
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if not CHROMIUM or not DRIVER:
-        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -398,3 +380,21 @@ def test_an_animation_on_the_page_shows_what_was_reached_by_each_step(
         for number, trace in zip(frame.traces, frame.data, strict=True):
             assert page.run(f"return {plot}.data[arguments[0]].x.length", number) == len(trace.x)
     assert page.complaints() == []
+
+
+def test_paper_shows_every_line_and_column_and_which_filters_are_on(browser: Any, tmp_path: Path) -> None:
+    store = Store(tmp_path / "many")
+    fill(store, simplecil(), *(cell(70 + seed / 10, epochs=1 + seed) for seed in range(40)))
+    page = Page(browser, write_report(store, tmp_path / "report.html"))
+    cut = (
+        "return [...document.querySelectorAll('.wide')].filter((e) => e.querySelector('table') && e.checkVisibility() && "
+        "(e.scrollHeight > e.clientHeight + 1 || getComputedStyle(e).overflowX != 'visible')).length"
+    )
+    seen = "return [...document.querySelectorAll('#filters button')].filter((e) => e.checkVisibility()).map((e) => e.textContent)"
+    assert page.run(cut) > 0, "on a screen long tables scroll"
+    page.run("document.querySelector('#filters button[data-key=method][data-value=ease]').click()")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert page.run(cut) == 0 and page.run(seen) == ["ease"]
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

@@ -82,7 +82,7 @@ class _Known:
 
         trials = {row["cell_id"]: row for row in of("trials", "last", "finished_at")}
         failures = {row["cell_id"]: row for row in of("failures", "error", "failed_at") if row["cell_id"] not in trials}
-        self.samples = {row["cell_id"]: int(row["n"]) for row in of("stages", "n")}
+        self.samples = {row["cell_id"]: int(row["n"] or 0) for row in of("stages", "n")}
         self.accuracy = {cell: float(row["last"]) for cell, row in trials.items()}
         self.errors = {cell: row["error"] for cell, row in failures.items()}
         self.ended = {cell: row["finished_at"] for cell, row in trials.items()}

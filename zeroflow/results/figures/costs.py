@@ -322,6 +322,7 @@ def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs")
         escape(" ".join([found.row["optimizer"], f"q={found.row['queries']}" if found.row["queries"] else ""]))
         for found in rows
     ]
+    points = [{"optimizer": found.row["optimizer"], "queries": str(found.row["queries"] or "none")} for found in rows]
     found = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
     panels: list[tuple[str, list[_Range | None], list[_Range | None]]] = [
         (
@@ -336,7 +337,9 @@ def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs")
         ),
     ]
     for column, (unit, paper, here) in enumerate(panels, start=1):
-        for name, ranges, color, pattern in (("paper", paper, BLUE, "/"), ("here", here, ORANGE, "")):
+        for group, (name, ranges, color, pattern) in enumerate(
+            (("paper", paper, BLUE, "/"), ("here", here, ORANGE, ""))
+        ):
             # A bar reaches the smallest number, its whisker the largest one of the data sets.
             beyond = [None if each is None else each[1] - each[0] for each in ranges]
             found.add_bar(
@@ -359,6 +362,7 @@ def draw_efficiency(result: Mapping[str, Any], title: str = "What a step costs")
                 textposition="outside",
                 cliponaxis=False,
                 hovertemplate="%{y}: %{text} times",
+                meta={"points": points, "group": group},
             )
         found.update_xaxes(title=unit, rangemode="tozero", row=1, col=column)
     found.update_yaxes(autorange="reversed", type="category")
