@@ -15,7 +15,7 @@ from cells import Stopped
 
 import zeroflow
 from zeroflow import ConfigError, Placement, TrialConfig, run_trial
-from zeroflow.data.dataset import ArraySamples
+from zeroflow.data.dataset import ArraySamples, ImageDataset, load_dataset
 from zeroflow.data.scenario import View
 from zeroflow.grid.grid_file import parse_grid
 from zeroflow.grid.plan import check_data
@@ -227,6 +227,11 @@ def test_a_grid_file_tells_them_and_rules_change_them(
         assert isinstance(outcome, CellFailed) and outcome.error == "Enough"
 
     opened: list[int] = []
-    monkeypatch.setattr("zeroflow.grid.plan.load_dataset", lambda name, root, cache_bytes: opened.append(cache_bytes))
+
+    def open_it(name: str, root: str | None, cache_bytes: int) -> ImageDataset:
+        opened.append(cache_bytes)
+        return load_dataset(name, root, cache_bytes=cache_bytes)
+
+    monkeypatch.setattr("zeroflow.grid.plan.load_dataset", open_it)
     check_data(grid.cells, None, grid.placement)
     assert opened == [0], "the least that any cell of a data set is given"
