@@ -188,9 +188,8 @@ def _own_cells(
                     idle.pop(rule, None)
                     # What the command line says is put on top again: no file overrides it.
                     values = _merged(values, changes, given)
-                    _check_not_in_vain(
-                        changes, values, f"{where}: settings{f'[{rule}]' if rule >= 0 else '_from'}: set: "
-                    )
+                    source = f"settings[{rule}]" if rule >= 0 else "settings_from"
+                    _check_not_in_vain(changes, values, f"{where}: {source}: set: ")
                     keys = keys_of(shared.fitting(values, block, final=False))
             config = TrialConfig.from_dict(shared.fitting(values, block), where=place)
             _check_not_in_vain(given, values, f"{place}: --set ")

@@ -214,14 +214,14 @@ def check_data(
     Raises:
         ConfigError: with the problems of all data sets.
     """
-    problems, rooms = [], defaultdict(list)
+    problems, of = [], defaultdict(list)
     for config in cells:
-        rooms[config.dataset].append(placement.of(config).cache_bytes)
-    for number, (name, room) in enumerate(sorted(rooms.items())):
-        on_progress(name, number, len(rooms))
+        of[config.dataset].append(config)
+    for number, (name, own) in enumerate(sorted(of.items())):
+        on_progress(name, number, len(of))
         try:
-            found = load_dataset(name, data_dir, cache_bytes=min(room))
-            check_streams([config for config in cells if config.dataset == name], found)
+            room = min(placement.of(config).cache_bytes for config in own)
+            check_streams(own, load_dataset(name, data_dir, cache_bytes=room))
         except ConfigError as error:
             problems.append(str(error))
     if problems:

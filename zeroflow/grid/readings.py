@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from zeroflow.data import datasets, even_increments
@@ -12,13 +11,13 @@ from zeroflow.errors import ConfigError
 from zeroflow.grid.shared_options import known_options
 from zeroflow.methods import methods
 from zeroflow.models.factory import EMBEDDED, brings_weights, default_image_size
-from zeroflow.models.own import EXPORTED
 from zeroflow.optim import optimizers
 from zeroflow.trial.config import NESTED, TrialConfig
 
 Keys = Mapping[str, Any]
 
-_DEFAULTS = dataclasses.asdict(TrialConfig())
+DEFAULTS = dataclasses.asdict(TrialConfig())
+"""Every key of a cell with its default."""
 
 
 def keys_of(values: Keys) -> Keys:
@@ -27,7 +26,7 @@ def keys_of(values: Keys) -> Keys:
         return vars(TrialConfig.from_dict(values))
     except ConfigError:
         own = {key: usual for key, usual in _of_the_optimizer(values).items() if values.get(key) is None}
-        return {**_DEFAULTS, **values, **own}
+        return {**DEFAULTS, **values, **own}
 
 
 def readings(keys: Keys, key: str) -> tuple[Any, ...]:
@@ -52,18 +51,9 @@ def readings(keys: Keys, key: str) -> tuple[Any, ...]:
         return (keys[key],)  # the cell's own check says what is wrong
 
 
-def as_read(key: str, wanted: Any) -> Any:
-    """A value of a condition as the normal form has it: files by their whole paths."""
-    if isinstance(wanted, str) and (
-        (key == "backbone" and wanted.endswith(EXPORTED)) or (key == "checkpoint" and wanted not in ("hub", "none"))
-    ):
-        return str(Path(wanted).expanduser().absolute())
-    return wanted
-
-
 def _of_the_optimizer(values: Keys) -> dict[str, Any]:
     """What an optimizer has where a cell does not say."""
-    name, method = (values.get(part, _DEFAULTS[part]) for part in ("optimizer", "method"))
+    name, method = (values.get(part, DEFAULTS[part]) for part in ("optimizer", "method"))
     if name not in optimizers.names() or method not in methods.names() or not methods.get(method).trains:
         return {}
     info = optimizers.get(name)

@@ -21,18 +21,18 @@ from typing import Any
 
 from zeroflow.data import datasets
 from zeroflow.errors import ConfigError, unknown
-from zeroflow.grid.readings import as_read, readings
+from zeroflow.grid.readings import DEFAULTS, readings
 from zeroflow.methods import methods
 from zeroflow.optim import optimizers
 from zeroflow.registry import Registry
 from zeroflow.trial.config import NESTED, TrialConfig
+from zeroflow.trial.keys.model import with_whole_path
 
 Comparison = tuple[Callable[[Any, Any], bool], float]
 
 OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "!=": operator.ne,
 }  # fmt: skip
-_DEFAULTS = dataclasses.asdict(TrialConfig())
 _LISTS = {f.name for f in dataclasses.fields(TrialConfig) if "list" in str(f.type)}
 _NUMBERS = {f.name for f in dataclasses.fields(TrialConfig) if "int" in str(f.type) or "float" in str(f.type)} - _LISTS
 _REGISTRIES: Mapping[str, Registry[Any]] = {"method": methods, "optimizer": optimizers, "dataset": datasets}
@@ -95,8 +95,8 @@ def check_keys(keys: Mapping[str, Any], where: str) -> None:
     """
     for key in keys:
         section, dot, _ = str(key).partition(".")
-        if section not in _DEFAULTS or (dot and section not in NESTED):
-            raise unknown("key", key, _DEFAULTS, where=where)
+        if section not in DEFAULTS or (dot and section not in NESTED):
+            raise unknown("key", key, DEFAULTS, where=where)
 
 
 def as_list(value: Any) -> list[Any]:
@@ -125,7 +125,7 @@ def _comparison(text: str) -> Comparison | None:
 
 
 def _fits(values: tuple[Any, ...], key: str, wanted: Any) -> bool:
-    return any(_fits_one(values, as_read(key, one)) for one in as_list(wanted))
+    return any(_fits_one(values, with_whole_path(key, one)) for one in as_list(wanted))
 
 
 def _fits_one(values: tuple[Any, ...], wanted: Any) -> bool:

@@ -258,10 +258,10 @@ def _groups(
         telling = [name for name in names if len({as_json(keys.get(name)) for keys in others}) > 1]
         when = {name: getattr(first, name) for name in _NAMED}
         for name in telling:
-            counts, *normal = readings(vars(first), name)
+            found = readings(vars(first), name)
             # Lists as the normal form has them, where most streams have none.
-            when[name] = [counts, *normal][-1] if isinstance(counts, list) else counts
-            when[name] = [when[name]] if isinstance(when[name], list) else when[name]
+            value = found[-1] if isinstance(found[0], list) else found[0]
+            when[name] = [value] if isinstance(value, list) else value
         if any(matches(vars(config), when) for config in excluded):
             # What cells of a search may differ in, such as queries: the search's own condition tells which are not in it.
             when |= {name: wanted for name, wanted in settings.when.items() if name not in when}

@@ -132,8 +132,7 @@ def alike(config: Mapping[str, Any]) -> tuple[Any, ...]:
     Args:
         config: keys of a row of the table ``trials``; the null of older files and an empty text are one value.
     """
-    unset = {"checkpoint": "hub", **USUAL}
-    values = {key: None if value in ("", "{}", 0, unset.get(key)) else value for key, value in config.items()}
+    values = {key: None if value in ("", "{}", 0, USUAL.get(key)) else value for key, value in config.items()}
     return (*same_problem(values), values["method"], *(values[key] for key in _ALIKE))
 
 

@@ -279,7 +279,7 @@ class Store:
         self._refuse_newer(trials)
         kept = cells
         if table != "trials" and table not in NOT_BY_CELL:
-            done = self._done(trials)
+            done = self._done([file for file in trials if cells is None or file.stem in cells])
             kept = done if cells is None else cells & done
         files = trials if table == "trials" else self.loose(table)
         whole = self.packed(table)

@@ -13,7 +13,7 @@ from zeroflow.results.differences import DEFAULT, USUAL, Differences, named
 from zeroflow.results.estimates import Estimate, measured
 from zeroflow.results.rendering import EXPLICIT, Cell, Column, Mark, Table, escape_bars, markdown_grid, text_grid
 from zeroflow.results.schema import CONFIG_KEYS, SCHEMAS
-from zeroflow.trial.config import OF_THE_OPTIMIZER
+from zeroflow.trial.config import branched
 
 BASELINE = "simplecil"
 
@@ -112,8 +112,7 @@ def is_baseline(config: Mapping[str, Any]) -> bool:
 def gradients(config: Mapping[str, Any]) -> str:
     """What a configuration is trained with: ``none``, ``exact`` gradients, ``forward`` passes alone, or ``both``, some steps each."""
     found, later = set(), json.loads(config.get("later") or "{}")
-    # Another optimizer brings its own settings, see ``zeroflow.trial.keys.branch``.
-    for part in (config, {**config, **(OF_THE_OPTIMIZER if "optimizer" in later else {}), **later}):
+    for part in (config, branched({**config, "later": later})):
         if part["optimizer"] is None:
             continue
         options = part["optimizer_options"] or {}

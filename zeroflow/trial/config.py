@@ -152,8 +152,6 @@ class TrialConfig:
 
     @functools.cached_property
     def _branched(self) -> TrialConfig:
-        from zeroflow.trial.keys.branch import branched
-
         return TrialConfig(**branched(dataclasses.asdict(self)))._normal()
 
     def _check_tasks(self) -> None:
@@ -235,3 +233,11 @@ OF_THE_OPTIMIZER = {key: _DEFAULTS[key] for key in ("optimizer_options", "lr", "
 
 LATER_KEYS = ("optimizer", *OF_THE_OPTIMIZER, "schedule", "epochs", "batch_size")
 """The keys that ``later`` may change."""
+
+
+def branched(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a cell with those of ``later`` in their place; another optimizer brings its own settings."""
+    own = {key: value for key, value in values["later"].items() if key != "task"}
+    other = own.get("optimizer", values["optimizer"]) != values["optimizer"]
+    reset = OF_THE_OPTIMIZER if other else {}
+    return {**values, "later": {}, **reset, **own}

@@ -7,7 +7,7 @@ from typing import Any
 
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.methods import methods
-from zeroflow.trial.config import LATER_KEYS, OF_THE_OPTIMIZER, TrialConfig
+from zeroflow.trial.config import LATER_KEYS, OF_THE_OPTIMIZER, TrialConfig, branched
 from zeroflow.trial.keys.values import is_natural, require
 
 
@@ -54,11 +54,3 @@ def shares(values: Mapping[str, Any]) -> list[tuple[float, Mapping[str, Any]]]:
         return [(1.0, values)]
     before = (later["task"] - 1) / (values["stop_after"] or values["tasks"])
     return [(before, {**values, "later": {}}), (1 - before, branched(values))]
-
-
-def branched(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a cell with those of ``later`` in their place; another optimizer brings its own settings."""
-    own = {key: value for key, value in values["later"].items() if key != "task"}
-    other = own.get("optimizer", values["optimizer"]) != values["optimizer"]
-    reset = OF_THE_OPTIMIZER if other else {}
-    return {**values, "later": {}, **reset, **own}

@@ -42,13 +42,10 @@ def model_keys(config: TrialConfig) -> dict[str, Any]:
         "preprocessing": _preprocessing(config, dataset.transform if config.transform is None else config.transform),
         "image_size": None if size == default_image_size(config.backbone) else size,
     }
+    for key in ("checkpoint", "backbone"):
+        keys[key] = with_whole_path(key, getattr(config, key))
     if config.checkpoint == "hub" and config.backbone != EMBEDDED:
         keys["checkpoint"] = None  # where weights come from unless something else is said
-    # Cells run in folders of their own.
-    if config.checkpoint not in (None, "hub", "none"):
-        keys["checkpoint"] = _absolute(str(config.checkpoint))
-    if config.backbone.endswith(EXPORTED):
-        keys["backbone"] = _absolute(config.backbone)
     return keys
 
 
@@ -125,8 +122,12 @@ def _preprocessing(config: TrialConfig, transform: str) -> dict[str, Any]:
         raise ConfigError(f"backbone {config.backbone!r}: its weights ask for {error}; give another value") from None
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+def with_whole_path(key: str, value: Any) -> Any:
+    """A value of ``checkpoint`` or ``backbone``: a file by its whole path, since cells run in folders of their own; others as they are."""
+    is_file = isinstance(value, str) and (
+        (key == "checkpoint" and value not in ("hub", "none")) or (key == "backbone" and value.endswith(EXPORTED))
+    )
+    return str(Path(value).expanduser().absolute()) if is_file else value
 
 
 @functools.cache
