@@ -166,6 +166,7 @@ def test_no_graph_is_built(name: str) -> None:
         ("random-projection", {"ridge": -1.0}, "ridge=-1.0"),
         ("qda", {"shrinkage": -1.0}, "shrinkage=-1.0: expected a number >= 0"),
         ("qda", {"off_diagonal": -1.0}, "off_diagonal=-1.0: expected a number >= 0"),
+        ("qda", {"off_diagonal": 2.0}, r"off_diagonal=2.0: expected a number <= shrinkage \(1.0\)"),
     ],
 )
 def test_options_out_of_range_are_refused(name: str, options: dict[str, object], message: str) -> None:

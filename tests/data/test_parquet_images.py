@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     dataset = parquet_images("shards", tmp_path)
     assert dataset.train.labels.tolist() == [0, 1, 2, 2, 2, 1]
     assert [int(i[0, 0, 0]) for i in dataset.train.images(np.array([5, 0, 3, 2]))] == [5, 0, 3, 2]
+
+
+def test_class_names_may_be_a_mapping_from_numbers_as_on_the_cards_of_data_sets(tmp_path: Path) -> None:
+    described = {"label": {"_type": "ClassLabel", "names": {str(number): name for number, name in enumerate(NAMES)}}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": described}}).encode()}
+    write_both_parquet(tmp_path / "birds", metadata=metadata)
+    assert load_dataset("parquet:birds", tmp_path).class_names == tuple(NAMES)
 
 
 @pytest.mark.parametrize(

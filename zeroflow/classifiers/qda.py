@@ -47,7 +47,8 @@ class QDA(Classifier):
 
         Attributes:
             shrinkage: g1, added to every variance, in units of the mean variance.
-            off_diagonal: g2, added to the covariance of every two features, in units of the mean covariance.
+            off_diagonal: g2, added to the covariance of every two features, in units of the mean covariance; at most
+                ``shrinkage``, up to which R_c always has an inverse.
         """
 
         shrinkage: float = 1.0
@@ -57,6 +58,11 @@ class QDA(Classifier):
             for name in ("shrinkage", "off_diagonal"):
                 if getattr(self, name) < 0:
                     raise ValueError(f"{name}={getattr(self, name)!r}: expected a number >= 0")
+            if self.off_diagonal > self.shrinkage:
+                raise ValueError(
+                    f"off_diagonal={self.off_diagonal!r}: expected a number <= shrinkage ({self.shrinkage!r}), "
+                    "beyond which correlations may have no inverse"
+                )
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)

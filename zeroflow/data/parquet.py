@@ -9,6 +9,7 @@ binary; labels are class numbers with names in the schema's Hugging Face metadat
 from __future__ import annotations
 
 import json
+import reprlib
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -216,7 +217,12 @@ def _columns(schema: Any, label_column: str | None) -> tuple[str, str, tuple[str
     else:
         chosen = _chosen("labels", labels, [n for n in labels if kinds.get(n) == "ClassLabel"], LABEL_NAMES)
     names = features[chosen].get("names") if kinds.get(chosen) == "ClassLabel" else None
-    if not isinstance(names, list) or not names or not pa.types.is_integer(fields[chosen]):
+    if isinstance(names, dict):  # as the cards of data sets have them
+        names = [names.get(str(number)) for number in range(len(names))]
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str | int) for name in names)):
+        found = reprlib.repr(features[chosen]["names"])
+        raise ConfigError(f"names of {chosen!r} in the Hugging Face metadata: {found}; expected a list of names")
+    if not names or not pa.types.is_integer(fields[chosen]):
         return chosen_image, chosen, None
     return chosen_image, chosen, tuple(map(str, names))
 
