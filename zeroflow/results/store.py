@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -358,10 +359,13 @@ class Store:
         key = next((key_of(name.partition("/")[0]) for name in names), None)
         key = key if key in schema.names else None
 
+        decoding = Lock()  # work of the interpreter, for which threads would only get in each other's way
+
         def read(some: Sequence[str]) -> tuple[pa.Table, list[str], int]:
             found = {name: self.storage.read(name) for name in some}
             there = {name: data for name, data in found.items() if data is not None}
-            return *parquet.decode_all(there, schema, key), len(found) - len(there)
+            with decoding:
+                return *parquet.decode_all(there, schema, key), len(found) - len(there)
 
         batches = [names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE)]
         with ThreadPoolExecutor(_READERS) as pool:
