@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +12,9 @@ from zeroflow.grid.grid_file import Grid, parse_grid
 from zeroflow.grid.search_plan import SearchPlan, plan_search
 from zeroflow.grid.search_selection import SearchOutcome, outcomes
 from zeroflow.results import SCHEMAS, Store
+from zeroflow.results.schema import CONFIG_KEYS
 from zeroflow.trial.config import TrialConfig
+from zeroflow.trial.keys.values import as_json
 
 TINY = {"checkpoint": "none", "tasks": 4, "epochs": 2, "batch_size": 16, "image_size": 14}
 """With ``some_drawings``: 5 classes of 12 drawings in the first task; 9 of them are trained on, 45 drawings, 3 mini-batches."""
@@ -34,15 +37,18 @@ def made_up(
 ) -> None:
     """A finished cell with an accuracy and the losses of its last epoch; in the first epoch all losses were low."""
     now = datetime(2026, 1, 2, tzinfo=UTC)
-    trial = {"cell_id": config.cell_id, "schema_version": 1, "last": accuracy, "finished_at": now}
+    keys = dataclasses.asdict(config)
+    columns = {key: as_json(keys[key]) if isinstance(keys[key], dict | list) else keys[key] for key in CONFIG_KEYS}
+    trial = {"cell_id": config.cell_id, "config": as_json(keys), **columns, "last": accuracy, "finished_at": now}
+    trial["schema_version"] = 1
     steps = [(0, 0.001), *((config.epochs - 1, loss) for loss in last_losses)]
     rows = [{"cell_id": config.cell_id, "epoch": epoch, "loss": loss} for epoch, loss in steps]
-    stages = [{"cell_id": config.cell_id, "stage": 0, "n": n}] if n else []
+    stages = [{"cell_id": config.cell_id, "stage": 0, "n": n}]
     store.write(
         {
             "trials": pa.Table.from_pylist([trial], SCHEMAS["trials"]),
             "steps": pa.Table.from_pylist(rows, SCHEMAS["steps"]),
-            **({"stages": pa.Table.from_pylist(stages, SCHEMAS["stages"])} if stages else {}),
+            "stages": pa.Table.from_pylist(stages, SCHEMAS["stages"]),
         }
     )
 

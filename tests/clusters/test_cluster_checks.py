@@ -21,6 +21,7 @@ from zeroflow.clusters.cluster_file import Machines, read_cluster
 from zeroflow.clusters.data_sync import synchronise
 from zeroflow.errors import ConfigError
 from zeroflow.grid.grid_file import load_grid
+from zeroflow.results.copying import copy_cell
 from zeroflow.results.store import Store
 
 CLUSTER = ROOT / "cluster"
@@ -231,7 +232,7 @@ def test_a_whole_launch_is_checked_with_data_hours_and_price(account: Any, edite
     store, quick = Store("s3://zeroflow-test-bucket/runs/quick"), Store(ROOT / "results" / "quick")
     cells = [c for c in load_grid(ROOT / "sweeps" / "quick.yaml").cells if c.method == "aper-adapter" and c.seed < 2]
     for cell in cells:
-        assert store.copy(cell.cell_id, quick)
+        assert copy_cell(store, cell.cell_id, quick)
     import boto3
 
     image = boto3.client("ec2", "us-west-2").describe_images()["Images"][0]["ImageId"]  # moto has none under AWS's name

@@ -11,7 +11,7 @@ import pytest
 from searches import BOTTLENECK, MOMENTUM, found_by, made_up, planned, three_tries
 
 from zeroflow.grid.search_selection import outcomes, write
-from zeroflow.results import Store, load, merge
+from zeroflow.results import Store, load, merge, pack
 from zeroflow.results.rows import failure
 from zeroflow.results.searches import render_searches, search_rows
 
@@ -204,6 +204,30 @@ def test_over_seeds_the_means_count(some_drawings: str, tmp_path: Path) -> None:
     assert [row["chosen"] for row in outcome.rows] == [False, False, True, True, False, False]
     (row,) = search_rows(outcome.rows)
     assert (row.accuracy, row.lower, row.higher) == (55.0, None, pytest.approx(50.15))
+
+
+def test_what_a_row_lacks_of_the_held_out_samples_another_one_says(some_drawings: str, tmp_path: Path) -> None:
+    """Of lr 0.3, 0.1 and 0.2 by 100 samples: 50 % is level with 54 %, whoever has lost the rows of stages that say 100."""
+    plan, chosen = three_tries(some_drawings), []
+    for lost in range(4):
+        store = Store(tmp_path / str(lost))
+        for number, (config, accuracy) in enumerate(zip(plan.candidates.cells, (40, 50, 54), strict=True)):
+            made_up(store, config, accuracy, 1.0, n=None if number == lost else 100)
+        outcome = found_by(store, plan)
+        (row,) = search_rows(outcome.rows)
+        chosen.append((outcome.chosen and outcome.chosen.lr, row.level))
+    assert chosen == [(0.1, 2)] * 4
+
+
+def test_a_search_that_is_there_is_not_written_again(some_drawings: str, tmp_path: Path) -> None:
+    """Others who read the files of a packed store would find it twice."""
+    plan, store = three_tries(some_drawings), Store(tmp_path)
+    for config, accuracy in zip(plan.candidates.cells, (50, 40, 60), strict=True):
+        made_up(store, config, accuracy, 1.0)
+    write([found_by(store, plan)], store)
+    pack(store)
+    write([found_by(store, plan)], store)
+    assert [file.name for file in (tmp_path / "searches").iterdir()] == ["packed.parquet"]
 
 
 def test_the_table_says_where_the_best_lies(some_drawings: str, tmp_path: Path) -> None:

@@ -150,6 +150,54 @@ def test_what_cannot_be_placed_or_would_not_hold_leaves_the_file_as_it_is(tmp_pa
     assert write_chosen(file, [{**RULES[0], "set": {"lr": 0.5, MOMENTUM: 0.0}}]), "the same value may stand there"
 
 
+def test_a_rule_below_with_a_condition_on_what_is_chosen_is_refused(tmp_path: Path) -> None:
+    """It would change a cell, once the value is there, into one that was not searched."""
+    file = tmp_path / "g.yaml"
+    text = HEAD + f"settings:\n  {BEGIN}\n  {END}\n  - {{when: {{lr: '> 0.05'}}, set: {{epochs: 3}}}}\n"
+    file.write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"would get {'epochs': 3}: a rule below .* has a condition on what is chosen"
+    ):
+        write_chosen(file, [{"when": {"optimizer": "zo-sgd"}, "set": {"lr": 0.5}}])
+    assert file.read_text() == text
+    assert write_chosen(file, [{"when": {"optimizer": "zo-sgd"}, "set": {"lr": 0.01}}])
+
+
+def test_what_could_not_be_written_at_the_end_is_refused_before_any_work(some_drawings: str, tmp_path: Path) -> None:
+    file = tmp_path / "g.yaml"
+    text = f"""
+base: {{checkpoint: none, tasks: 4, epochs: 2, batch_size: 16, image_size: 14, dataset: {some_drawings}}}
+grid: [{{optimizer: zo-sgd}}]
+settings:
+  {BEGIN}
+  {END}
+  - {{when: {{lr: "> 0.05"}}, set: {{epochs: 3}}}}
+search: {{forward_passes: 100, lr: [0.01, 0.1]}}
+"""
+    command = ["search", str(file), "--results", str(tmp_path / "store")]
+    for content, message in (
+        (text, "has a condition on what is chosen"),
+        (text.replace(BEGIN, "#"), "expected one line"),
+    ):
+        file.write_text(content)
+        found = CliRunner().invoke(main, command)
+        assert found.exit_code == 2 and message in found.output
+        assert not (tmp_path / "store").exists()
+        assert CliRunner().invoke(main, [*command, "--dry-run", "--print"]).exit_code == 0
+
+
+def test_a_search_of_some_cells_in_between_does_not_keep_later_ones_from_holding(tmp_path: Path) -> None:
+    """What was chosen when the grid had three epochs alone has a wider condition than what was chosen before and after."""
+    file = tmp_path / "g.yaml"
+    file.write_text("grid: [{optimizer: zo-sgd, epochs: [1, 3]}]\n")
+    whens = [{"optimizer": "zo-sgd", "epochs": epochs} for epochs in (1, 3)]
+    for lr in (0.1, 0.2):
+        write_chosen(file, [{"when": when, "set": {"lr": lr}} for when in whens])
+    write_chosen(file, [{"when": {"optimizer": "zo-sgd"}, "set": {"lr": 0.3}}])
+    write_chosen(file, [{"when": when, "set": {"lr": lr}} for when, lr in zip(whens, (0.4, 0.5), strict=True)])
+    assert [(cell.epochs, cell.lr) for cell in load_grid(file).cells] == [(1, 0.4), (3, 0.5)]
+
+
 def test_rules_tell_apart_what_was_searched_apart(tmp_path: Path) -> None:
     """Whatever else differs between cells, each gets what its own search chose, and cells that were not searched nothing."""
     text = """

@@ -15,6 +15,7 @@ from small_results import cell, path
 
 from zeroflow.errors import ConfigError
 from zeroflow.results import SCHEMA_VERSION, SCHEMAS, Store, load
+from zeroflow.results.copying import copy_cell
 from zeroflow.results.rows import failure, tables
 from zeroflow.results.summary import summary
 from zeroflow.trial.config import TrialConfig
@@ -52,7 +53,7 @@ def test_a_file_broken_inside_is_not_done_and_is_skipped_with_a_warning(
         with pytest.warns(UserWarning, match=broken.cell_id):
             assert reader.load("trials")["cell_id"].to_pylist() == [whole.cell_id]
         assert set(reader.load("steps")["cell_id"].to_pylist()) == {whole.cell_id}
-    assert store.copy(broken.cell_id, good), "a good copy takes its place"
+    assert copy_cell(store, broken.cell_id, good), "a good copy takes its place"
     assert store.done() == {whole.cell_id, broken.cell_id} and len(store.load("trials")) == 2
 
 

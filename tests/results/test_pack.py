@@ -172,7 +172,7 @@ def test_a_sweep_goes_on_from_a_packed_store(store: Store) -> None:
     plan = make_plan(grid, Store(store.root), None)
     assert {c.cell_id for c in plan.done} == {first.cell_id, second.cell_id}
     assert [c.cell_id for c in plan.failed] == [third.cell_id] and store.has(first.cell_id)
-    assert not store.has(third.cell_id) and store.failed_at(third.cell_id) is not None
+    assert not store.has(third.cell_id) and store.failure(third.cell_id) is not None
     store.write(tables(dataclasses.replace(cell(), config=third)))
     assert not store.failed() and store.has(third.cell_id) and len(store.done()) == 3
     assert pack(store).cells == 3 and loose(store) == []

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +23,7 @@ from small_results import cell, odd, path, simplecil, writing
 
 from zeroflow.errors import ConfigError
 from zeroflow.results import SCHEMAS, Store, load, merge, pack, parquet
+from zeroflow.results.copying import copy_cell
 from zeroflow.results.rows import failure, tables
 
 # Readers and writers at once
@@ -132,8 +134,57 @@ def test_a_cell_that_was_finished_in_the_meantime_is_not_overwritten(store: Stor
     other = Store(tmp_path / "other")
     fill(store, cell(80.0))
     fill(other, cell(60.0))
-    assert not store.copy(cell().cell_id, other) and not store.copy(cell(seed=1).cell_id, other)
+    assert not copy_cell(store, cell().cell_id, other) and not copy_cell(store, cell(seed=1).cell_id, other)
     assert store.load("trials")["avg"].to_pylist() == [75.0] and len(store.done()) == 1
+
+
+def test_a_store_that_was_copied_while_it_was_written_says_so_and_is_completed(store: Store, tmp_path: Path) -> None:
+    """``cp -r`` takes the tables by name, trials last: cells that finish meanwhile are copied without the others."""
+    copied = Store(tmp_path / "copied")
+    for each in (store, copied):
+        fill(each, cell(80.0), cell(90.0, seed=1))
+    for table in ("stages", "accuracy", "steps"):
+        path(copied, table, cell(seed=1)).unlink()
+    with pytest.warns(
+        UserWarning, match=f"have no rows in stages: {cell(seed=1).cell_id}; .* merge the original into it"
+    ):
+        assert set(copied.load("stages")["cell_id"].to_pylist()) == {cell().cell_id}
+    assert merge(tmp_path / "both", copied, store) == 2 and merge(copied, store) == 0
+    for each in (Store(tmp_path / "both"), copied):
+        for table in ("trials", "stages", "accuracy", "steps"):
+            assert each.load(table).equals(store.load(table)), table
+
+
+def test_what_is_damaged_in_one_store_is_taken_from_another(store: Store, tmp_path: Path) -> None:
+    damaged = Store(tmp_path / "damaged")
+    for each in (store, damaged):
+        fill(each, cell(80.0), cell(90.0, seed=1))
+    for table in ("stages", "steps"):
+        file = path(damaged, table, cell())
+        file.write_bytes(file.read_bytes()[:-20])
+    assert merge(tmp_path / "both", damaged, store) == 2 and merge(damaged, store) == 0
+    for each in (Store(tmp_path / "both"), damaged):
+        for table in ("trials", "stages", "steps"):
+            assert each.load(table).equals(store.load(table)), table
+
+
+@pytest.mark.parametrize("change", ["damaged", "contradicts"])
+def test_of_a_packed_cell_whose_own_file_is_bad_the_packed_rows_are_merged(
+    store: Store, tmp_path: Path, change: str
+) -> None:
+    fill(store, cell(80.0), cell(90.0, seed=1))
+    file = path(store, "trials", cell())
+    data, whole = file.read_bytes(), store.load("trials")
+    pack(store)
+    if change == "damaged":
+        file.write_bytes(data[:-20])
+    else:
+        rows = pq.read_table(pa.BufferReader(data))
+        where = rows.schema.get_field_index("lr")
+        pq.write_table(rows.set_column(where, "lr", pa.array([0.5])), file)
+    with pytest.warns(UserWarning, match=cell().cell_id):
+        assert merge(tmp_path / "both", store) == 2
+    assert load(tmp_path / "both", "trials").equals(whole)
 
 
 # Object stores

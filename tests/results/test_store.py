@@ -22,6 +22,7 @@ from places import ROOT
 from small_results import cell, odd, path, simplecil
 
 import zeroflow.results.store as store_module
+from zeroflow.errors import ConfigError
 from zeroflow.results import SCHEMA_VERSION, SCHEMAS, Store, load, pack, parquet
 from zeroflow.results.rows import failure, tables
 from zeroflow.results.schema import markdown
@@ -301,6 +302,25 @@ def test_a_row_that_was_changed_by_hand_is_left_out(store: Store, column: str, v
         UserWarning, match=f"changed after they were written: {cell(seed=1).cell_id}: {re.escape(wrong)}"
     ):
         assert store.load("trials")["cell_id"].to_pylist() == [cell().cell_id]
+    with pytest.warns(UserWarning, match="changed after they were written"):
+        assert store.load("trials", ["avg"])["avg"].to_pylist() == [75.0], "whichever columns are asked for"
+    if not packed:  # computed again, as what is damaged is
+        assert store.done() == Store(store.root).done() == {cell().cell_id}
+
+
+def test_a_newer_row_is_refused_wherever_it_stands(store: Store) -> None:
+    """Also where another file was written later."""
+    fill(store, cell(), cell(seed=1))
+    file = path(store, "trials", cell())
+    rows = pq.read_table(file)
+    where = rows.schema.get_field_index("schema_version")
+    pq.write_table(
+        rows.set_column(where, rows.schema.field(where), pa.array([99], rows.schema.field(where).type)), file
+    )
+    os.utime(file, (1, 1))
+    for ask in (lambda: store.done(), lambda: store.load("stages"), lambda: store.load("trials", ["avg"])):
+        with pytest.raises(ConfigError, match="schema version 99 by a newer zeroflow"):
+            ask()
 
 
 def test_what_others_write_as_nan_is_not_measured(store: Store) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -312,8 +314,10 @@ def test_a_failed_cell_is_recorded_and_the_rest_goes_on(tmp_path, sweep_here) ->
     failure = zeroflow.results.load(out, "failures").to_pylist()[0]
     assert "NonFiniteLoss" in failure["traceback"]
 
-    # Left alone it stays failed; asked for it runs again and fails again, still counted once.
+    # Left alone it stays failed; asked for it runs again and fails again, still counted once; also where the clock was set back.
     assert "0 to run" in sweep_here(*command).stdout
+    (record,) = (out / "failures").iterdir()
+    os.utime(record, (time.time() + 3 * 3600,) * 2)
     again = sweep_here(*command, "--retry-failed")
     assert again.exit_code == 1 and "FAILED: NonFiniteLoss" in again.stdout
     assert zeroflow.results.load(out, "failures").num_rows == 1

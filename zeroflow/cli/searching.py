@@ -64,6 +64,7 @@ def search(
     """
     from zeroflow.grid.plan import check_results, make_plan
     from zeroflow.grid.search_plan import plan_search
+    from zeroflow.grid.search_writeback import changed_by
     from zeroflow.results.store import Store
     from zeroflow.sweep.driver import run_sweep
 
@@ -78,6 +79,9 @@ def search(
     say(plan.describe(folder))
     cells, placement = plan.runnable, candidates.placement
     check_backbones(cells, placement, ray_address)
+    if not (only_print or settings):
+        for rules in wanted.extremes():
+            changed_by(grid_file, rules)
     if dry_run:
         return
     stopped = None

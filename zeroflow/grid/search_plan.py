@@ -86,6 +86,11 @@ class Search:
         searched = [sorted(self.options)] if self.options else []
         return hashlib.sha256(as_json([grid, self.shared, *searched]).encode()).hexdigest()[:16]
 
+    def rule(self, chosen: Candidate) -> dict[str, Any]:
+        """The values of a candidate as a rule of a grid file's ``settings``."""
+        sizes = {"eps": chosen.eps} if self.eps else {}
+        return {"when": dict(self.when), "set": {"lr": chosen.lr, **sizes, **chosen.options}}
+
     def describe(self) -> str:
         """Its tries in one line."""
         tries, rates = self.candidates, [candidate.lr for candidate in self.candidates]
@@ -125,6 +130,11 @@ class SearchPlan:
         turns = itertools.zip_longest(*(search.candidates for search in self.searches))
         cells = [config for turn in turns for candidate in turn if candidate for config in candidate.cells]
         return Grid(f"{self.grid.name}_search", cells, self.grid.placement)
+
+    def extremes(self) -> Iterator[list[dict[str, Any]]]:
+        """The rules that all searches write if each chooses its smallest lr, and its largest one."""
+        for most in (min, max):
+            yield [search.rule(most(search.candidates, key=lambda candidate: candidate.lr)) for search in self.searches]
 
     def describe(self) -> str:
         """The plan as text."""

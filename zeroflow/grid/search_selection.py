@@ -40,8 +40,7 @@ class SearchOutcome:
     def rule(self) -> dict[str, Any]:
         """The chosen values as a rule of a grid file's ``settings``."""
         assert self.chosen is not None
-        sizes = {"eps": self.chosen.eps} if self.search.eps else {}
-        return {"when": dict(self.search.when), "set": {"lr": self.chosen.lr, **sizes, **self.chosen.options}}
+        return self.search.rule(self.chosen)
 
 
 def outcomes(plan: SearchPlan, store: Store) -> list[SearchOutcome]:
@@ -55,9 +54,12 @@ def outcomes(plan: SearchPlan, store: Store) -> list[SearchOutcome]:
 
 
 def write(found: Sequence[SearchOutcome], store: Store) -> None:
-    """Write searches into the store, each in place of an earlier run of it."""
+    """Write searches into the store, each in place of an earlier run of it; one that is there as it is stays."""
+    there = store.load("searches")
     for outcome in found:
-        store.write_search(pa.Table.from_pylist([dict(row) for row in outcome.rows], schema=SCHEMAS["searches"]))
+        rows = pa.Table.from_pylist([dict(row) for row in outcome.rows], schema=SCHEMAS["searches"])
+        if not there.filter(pc.field("search_id") == outcome.rows[0]["search_id"]).combine_chunks().equals(rows):
+            store.write_search(rows)
 
 
 class _Known:
@@ -66,7 +68,7 @@ class _Known:
     Attributes:
         accuracy: of finished ones, percent.
         loss: of finished ones, the mean over the last epoch; infinite where none was finite.
-        samples: held-out ones that the accuracies are over; 0: the store does not say.
+        samples: held-out ones that the accuracies are over, where the store says so.
         errors: of failed ones.
         ended: when.
         searches: earlier ones of the grid, what they have in common by id.
@@ -82,7 +84,7 @@ class _Known:
 
         trials = {row["cell_id"]: row for row in of("trials", "last", "finished_at")}
         failures = {row["cell_id"]: row for row in of("failures", "error", "failed_at") if row["cell_id"] not in trials}
-        self.samples = {row["cell_id"]: int(row["n"] or 0) for row in of("stages", "n")}
+        self.samples = {row["cell_id"]: int(row["n"]) for row in of("stages", "n") if row["n"]}
         self.accuracy = {cell: float(row["last"]) for cell, row in trials.items()}
         self.errors = {cell: row["error"] for cell, row in failures.items()}
         self.ended = {cell: row["finished_at"] for cell, row in trials.items()}
@@ -126,7 +128,8 @@ def _choose(search: Search, plan: SearchPlan, known: _Known) -> SearchOutcome:
             accuracy = round(_mean([known.accuracy[cell] for cell in cells]), 9)
             found.append((candidate, accuracy, _mean([known.loss[cell] for cell in cells])))
     finished = (config.cell_id for candidate, _, _ in found for config in candidate.cells)
-    samples = min((known.samples.get(cell, 0) for cell in finished), default=0)
+    # The same for all candidates: what one row lacks, another one says.
+    samples = min((known.samples[cell] for cell in finished if cell in known.samples), default=0)
     enough = least_level(max((accuracy for _, accuracy, _ in found), default=0.0), samples)
     level = [
         (candidate.lr, -accuracy, loss, candidate.eps or 0.0, number)

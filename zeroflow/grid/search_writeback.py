@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,35 @@ def write_chosen(file: Path, rules: Sequence[Rule]) -> bool:
     Raises:
         ConfigError: they cannot be placed, or would not hold because of other rules; the file stays as it is.
     """
-    before = file.read_bytes().decode("utf-8")
-    after = with_chosen(before, rules, str(file))
-    _check_hold(after, rules, file)
+    before, after = changed_by(file, rules)
     if after == before:
         return False
     write_atomically(file.resolve(), after.encode("utf-8"))
     return True
 
 
-def with_chosen(text: str, rules: Sequence[Rule], where: str) -> str:
-    """The text of a grid file with these rules in it; see ``write_chosen``."""
+def changed_by(file: Path, rules: Sequence[Rule]) -> tuple[str, str]:
+    """The text of a grid file as it is, and with these rules in it; see ``write_chosen``."""
+    before = file.read_bytes().decode("utf-8")
+    found = [with_chosen(before, rules, str(file), behind) for behind in (False, True)]
+    problems = [_not_held(before, after, rules, file) for after in found]
+    if all(problems):
+        raise ConfigError(str(problems[0]))
+    return before, found[problems.index(None)]
+
+
+def with_chosen(text: str, rules: Sequence[Rule], where: str, behind: bool = False) -> str:
+    """The text of a grid file with these rules in it.
+
+    Args:
+        text: the file's.
+        rules: what was chosen.
+        where: the file, for messages.
+        behind: whether all are written behind those of earlier searches; otherwise one with the same condition takes them up.
+
+    Raises:
+        ConfigError: see ``write_chosen``.
+    """
     newline = "\r\n" if "\r\n" in text else "\n"
     content, merged = parse_yaml(text, where), list(rules)
     old: list[Rule] = []
@@ -62,15 +80,15 @@ def with_chosen(text: str, rules: Sequence[Rule], where: str) -> str:
         if not found or text.count(BEGIN) != 1 or text.count(END) != 1:
             raise ConfigError(f"{where}: settings: expected one line '{BEGIN}' and, below it, one '{END}'")
         old = parse_yaml(found[0], where) or []
-        merged = _merged(old, rules)
+        merged = [*old, *rules] if behind else _merged(old, rules)
         after = text[: found.start()] + render(merged, found["indent"], newline) + text[found.end() :]
     else:
         after = _inserted(text, content, rules, newline, where)
     # Whatever the layout of the file: nothing but these rules may be other than before.
     now, added = parse_yaml(after, where), [*old, *merged]
     same = all(now.get(key) == content.get(key) for key in {*now, *content} - {"settings"})
-    before, behind = ([rule for rule in part.get("settings") or [] if rule not in added] for part in (content, now))
-    if not same or before != behind:
+    before, rest = ([rule for rule in part.get("settings") or [] if rule not in added] for part in (content, now))
+    if not same or before != rest:
         raise _unplaceable(where)
     return after
 
@@ -119,26 +137,37 @@ def _unplaceable(where: str) -> ConfigError:
     )
 
 
-def _check_hold(text: str, rules: Sequence[Rule], file: Path) -> None:
-    """Refuse a text in which a cell that a rule is for ends with other values."""
-    content = parse_yaml(text, str(file))
-    grid = parse_grid(content, where=str(file), default_name=file.stem, folder=file.parent, trail=(file,))
-    for config, _ in grid.own:
+def _not_held(before: str, after: str, rules: Sequence[Rule], file: Path) -> str | None:
+    """What is wrong with a text in which a cell ends with other values than those it had and those chosen for it."""
+    grids = [
+        parse_grid(
+            parse_yaml(text, str(file)), where=str(file), default_name=file.stem, folder=file.parent, trail=(file,)
+        )
+        for text in (before, after)
+    ]
+    for (old, _), (new, _) in zip(*(grid.own for grid in grids), strict=True):
+        chosen: dict[str, Any] = {}
         for rule in rules:
-            if config.optimizer is None or not matches(vars(config), rule["when"]):
-                continue
-            chosen = rule["set"]
-            wanted = TrialConfig.from_dict(merge_overrides([*dataclasses.asdict(config).items(), *chosen.items()]))
-            other = {
-                key: value
-                for key in chosen
-                if (value := readings(vars(config), key)[0]) != readings(vars(wanted), key)[0]
-            }
-            if other:
-                raise ConfigError(
-                    f"{file}: settings: {config.label()} would keep {other} and not get the chosen {chosen}: a rule below the "
-                    f"line '{END}' says otherwise; move it up"
-                )
+            if old.optimizer is not None and matches(vars(old), rule["when"]):
+                chosen |= rule["set"]
+        wanted = TrialConfig.from_dict(merge_overrides([*dataclasses.asdict(old).items(), *chosen.items()]))
+        if new.cell_id == wanted.cell_id:
+            continue
+        keep, get = (_other(new, wanted, keys) for keys in (chosen, dataclasses.asdict(new)))
+        return (
+            f"{file}: settings: {new.label()} would keep {keep} and not get the chosen {chosen}: a rule below the line "
+            f"'{END}' says otherwise; move it up"
+            if keep
+            else f"{file}: settings: {old.label()} with the chosen {chosen} would get {get}: a rule below the line '{END}' "
+            "has a condition on what is chosen; move it up"
+        )
+    return None
+
+
+def _other(config: TrialConfig, wanted: TrialConfig, keys: Iterable[str]) -> dict[str, Any]:
+    """What a cell has of some keys where another one was wanted."""
+    values = {key: readings(vars(config), key)[0] for key in keys}
+    return {key: value for key, value in values.items() if value != readings(vars(wanted), key)[0]}
 
 
 def _flow(value: Any) -> str:

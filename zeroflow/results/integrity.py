@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -15,17 +15,25 @@ from zeroflow.trial.config import cell_id_of
 from zeroflow.trial.keys.values import as_json
 
 _LIMITS = {"avg": (0.0, 100.0), "last": (0.0, 100.0), "fgt": (-100.0, 100.0), "bwt": (-100.0, 100.0)}
-_READ = ("cell_id", "config", *CONFIG_KEYS, *_LIMITS)
+READ = ("cell_id", "config", *CONFIG_KEYS, *_LIMITS)
+"""The columns of ``trials`` that this takes."""
 
 
-def without_contradictions(trials: pa.Table, root: str) -> pa.Table:
+def without_contradictions(trials: pa.Table, root: str, stacklevel: int) -> pa.Table:
     """The rows that are as they were written; a warning names the others, of a store at ``root``."""
     changed = contradictions(trials)
     if not changed:
         return trials
     named = "; ".join(f"{cell}: {wrong}" for cell, wrong in changed.items())
-    warnings.warn(f"left out cells of {root} that were changed after they were written: {named}", stacklevel=3)
-    return trials.filter(pc.invert(pc.is_in(trials["cell_id"], pa.array(list(changed)))))
+    warnings.warn(
+        f"left out cells of {root} that were changed after they were written: {named}", stacklevel=stacklevel + 1
+    )
+    return without(trials, changed)
+
+
+def without(trials: pa.Table, cells: Iterable[str]) -> pa.Table:
+    """The rows of other cells."""
+    return trials.filter(pc.invert(pc.is_in(trials["cell_id"], pa.array(list(cells), pa.string()))))
 
 
 def as_today(trials: pa.Table) -> pa.Table:
@@ -40,11 +48,9 @@ def contradictions(trials: pa.Table) -> dict[str, str]:
     """Cells whose rows were changed by others, with what is wrong.
 
     Args:
-        trials: rows of the table ``trials``; without its column ``config`` nothing is known.
+        trials: rows of the table ``trials``, with the columns ``READ``.
     """
-    if "config" not in trials.column_names:
-        return {}
-    rows = trials.select([name for name in _READ if name in trials.column_names]).to_pylist()
+    rows = trials.select(READ).to_pylist()
     return {row["cell_id"]: wrong for row in rows if (wrong := _wrong(row))}
 
 

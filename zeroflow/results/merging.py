@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from zeroflow.errors import ConfigError
 from zeroflow.progress import Progress, silent
 from zeroflow.results import agreement
+from zeroflow.results.copying import complete, copy_cell, copy_others
 from zeroflow.results.schema import SCHEMAS
 from zeroflow.results.store import Store
 
@@ -50,10 +51,11 @@ def merge(target: Store | str | Path, *sources: Store | str | Path, on_progress:
     added, copied = 0, [(cell, store) for cell, store in home.items() if store is not into]
     for number, (cell, store) in enumerate(copied):
         on_progress(cell, number, len(copied))
-        added += into.copy(cell, store)
+        added += copy_cell(into, cell, store)
     failed = set(into.failed())
     for store in others:
-        into.copy_others(store)
+        complete(into, store)
+        copy_others(into, store)
         for cell, failure in store.failed().items():
             if cell not in home and cell not in failed:
                 into.write_failure(pa.Table.from_pylist([failure], schema=SCHEMAS["failures"]))

@@ -112,7 +112,7 @@ def _row(members: Sequence[Mapping[str, Any]]) -> SearchRow:
         edge = "lowest" if lr == min(tried) else "highest" if lr == max(tried) else None
     accuracy = _mean(chosen, "accuracy")
     best = max((value for value in found.values() if value is not None), default=None)
-    samples = min((member["n"] or 0 for member in members if member["error"] is None), default=0)
+    samples = min((member["n"] for member in members if member["error"] is None and member["n"]), default=0)
     return SearchRow(
         config={**json.loads(members[0]["shared"]), "queries": members[0]["queries"]},
         tries=len(tries),

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from zeroflow.errors import ConfigError, unknown
 from zeroflow.results import agreement, packed, parquet
 from zeroflow.results.claims import Claims
-from zeroflow.results.integrity import as_today, without_contradictions
+from zeroflow.results.integrity import READ, as_today, contradictions, without, without_contradictions
 from zeroflow.results.packed import PackedTable
 from zeroflow.results.schema import SCHEMA_VERSION, SCHEMAS
 from zeroflow.results.storage import File, Storage, open_storage
@@ -30,6 +30,13 @@ from zeroflow.results.storage import File, Storage, open_storage
 NOT_BY_CELL = ("failures", "searches", "trajectories", "surfaces")
 """Tables whose files are there whether or not a cell is done."""
 
+BY_CELL = tuple(name for name in SCHEMAS if name not in (*NOT_BY_CELL, "trials"))
+"""Tables whose rows count if their cells are done."""
+
+_OF_ALL_CELLS = ("stages", "accuracy")  # tables in which every cell that is done has rows
+
+# The columns of ``trials`` that tell whether a row is as it was written, and by whom.
+_CHECKED = pa.schema([SCHEMAS["trials"].field(name) for name in (*READ, "schema_version")])
 _KEYS = {"searches": "search_id", "trajectories": "landscape_id", "surfaces": "landscape_id"}
 _READERS = 16  # threads that wait for files
 _AT_ONCE = 128  # files that one of them reads before it decodes them together
@@ -40,6 +47,15 @@ _TRIES = 3  # listings of a folder from which files vanish while they are read
 def key_of(table: str) -> str:
     """The column that names what a file of a table holds: a cell, a search or a landscape."""
     return _KEYS.get(table, "cell_id")
+
+
+class _Loaded(NamedTuple):
+    """Rows; files that could not be read; whether some vanished since they were listed; done cells without rows."""
+
+    rows: pa.Table
+    unreadable: list[str]
+    vanished: bool
+    lacking: list[str]
 
 
 class Store:
@@ -75,39 +91,13 @@ class Store:
             raise ValueError(f"expected the tables of one cell, got those of {sorted(cells)}")
         cell = cells.pop()
         for name in sorted(encoded, key=lambda name: name == "trials"):
-            self.storage.write(_file(name, cell), encoded[name])
+            self.storage.write(file_of(name, cell), encoded[name])
         if "trials" in tables:
-            self.storage.delete(_file("failures", cell))
-
-    def copy(self, cell: str, source: Store) -> bool:
-        """Copy the rows of a cell that is done in ``source``, ``trials`` last; a file of its own byte for byte.
-
-        Returns:
-            False if the cell is done here, or no longer there; nothing is written then.
-        """
-        if self.has(cell):
-            return False
-        names = sorted(SCHEMAS.keys() - set(NOT_BY_CELL), key=lambda name: name == "trials")
-        files = {name: source._bytes(name, cell) for name in names}
-        if not files["trials"]:
-            return False
-        for name, data in files.items():
-            if data is not None:
-                self.storage.write(_file(name, cell), data)
-        self.storage.delete(_file("failures", cell))
-        return True
-
-    def copy_others(self, source: Store) -> None:
-        """Copy the searches and landscapes of another store that are not here; warn of searches that have other tries there."""
-        agreement.warn_of_differences("searches", [self.load("searches")], source.load("searches"), source.root)
-        for name in ("searches", "surfaces", "trajectories"):
-            for id_ in sorted(source._ids(name) - self._ids(name)):
-                if data := source._bytes(name, id_):
-                    self.storage.write(_file(name, id_), data)
+            self.storage.delete(file_of("failures", cell))
 
     def write_failure(self, table: pa.Table) -> None:
         """Record that a cell failed: one row from ``rows.failure``."""
-        self.storage.write(_file("failures", table["cell_id"][0].as_py()), parquet.encode("failures", table))
+        self.storage.write(file_of("failures", table["cell_id"][0].as_py()), parquet.encode("failures", table))
 
     def write_search(self, table: pa.Table) -> None:
         """Write a search: all of its rows, in place of those of an earlier run of it.
@@ -116,7 +106,7 @@ class Store:
             ValueError: columns other than the declared ones, or rows of more than one search.
         """
         (search,) = pc.unique(table["search_id"]).to_pylist()
-        self.storage.write(_file("searches", search), parquet.encode("searches", table))
+        self.storage.write(file_of("searches", search), parquet.encode("searches", table))
 
     def write_landscape(self, trajectories: pa.Table, surface: pa.Table) -> None:
         """Write a landscape of two losses and the runs on it, in place of an earlier one that is the same.
@@ -128,7 +118,7 @@ class Store:
         encoded = {name: parquet.encode(name, table) for name, table in found.items()}
         (landscape,) = {id_ for table in found.values() for id_ in pc.unique(table["landscape_id"]).to_pylist()}
         for name, data in encoded.items():
-            self.storage.write(_file(name, landscape), data)
+            self.storage.write(file_of(name, landscape), data)
 
     # Files that are no tables, and what belongs to the storage
 
@@ -181,7 +171,7 @@ class Store:
 
     def has(self, cell: str) -> bool:
         """Whether a cell is finished; see ``done``."""
-        file = self.storage.stat(_file("trials", cell))
+        file = self.storage.stat(file_of("trials", cell))
         if file is not None and self._readable_of([file]):
             return True
         table = self.packed("trials")
@@ -199,10 +189,13 @@ class Store:
         self._refuse_newer(trials)
         return self._done(trials)
 
-    def failed_at(self, cell: str) -> float | None:
-        """When a cell's failure was recorded, seconds since 1970; None if there is none."""
-        file = self.storage.stat(_file("failures", cell))
-        return file.mtime_ns / 1e9 if file else None
+    def failure(self, cell: str) -> File | None:
+        """The file that records a cell's failure."""
+        return self.storage.stat(file_of("failures", cell))
+
+    def failures(self) -> dict[str, File]:
+        """The files that record failures, by cell."""
+        return {file.stem: file for file in self.loose("failures")}
 
     def failed(self) -> dict[str, dict[str, Any]]:
         """The failure of every cell that failed and has not been finished since, by cell id."""
@@ -211,7 +204,7 @@ class Store:
 
     def row(self, table: str, cell: str) -> dict[str, Any] | None:
         """The row of one cell in a table that has one for each; None if there is none, or none that can be read."""
-        rows = self._read(SCHEMAS[table], [_file(table, cell)])[0]
+        rows = self._read(SCHEMAS[table], [file_of(table, cell)])[0]
         if not len(rows) and (whole := self.packed(table)):
             rows = whole.rows_of(cell, SCHEMAS[table])
         return rows.to_pylist()[0] if len(rows) else None
@@ -237,18 +230,27 @@ class Store:
         schema = SCHEMAS[table]
         if columns is not None:
             schema = pa.schema([field for field in schema if field.name in columns], metadata=schema.metadata)
+        # Whatever is asked for: which rows are as they were written takes more of them.
+        needed = pa.unify_schemas([schema, _CHECKED]) if table == "trials" else schema
         for _ in range(_TRIES):
-            rows, unreadable, vanished = self._load(table, schema, None if cells is None else set(cells))
-            if not vanished or table == "failures":
+            found = self._load(table, needed, None if cells is None else set(cells))
+            if not found.vanished or table == "failures":
                 break
-        if unreadable:
-            named = ", ".join(f"{self.root}/{name}" for name in unreadable)
+        if found.unreadable:
+            named = ", ".join(f"{self.root}/{name}" for name in found.unreadable)
             warnings.warn(
                 f"skipped files that cannot be read, or hold other rows than their name says: {named}", stacklevel=2
             )
-        if table == "trials" and "schema_version" in rows.column_names:
-            self._check_version(rows["schema_version"])
-        return as_today(without_contradictions(rows, self.root)) if table == "trials" else rows
+        if found.lacking:
+            warnings.warn(
+                f"done cells of {self.root} have no rows in {table}: {', '.join(found.lacking[:_NAMED])}"
+                f"{', ...' if len(found.lacking) > _NAMED else ''}; if it was copied while it was written, merge the original into it",
+                stacklevel=2,
+            )
+        if table == "trials":
+            self._check_version(found.rows["schema_version"])
+        rows = as_today(found.rows) if table == "trials" else found.rows
+        return rows.select(schema.names).replace_schema_metadata(schema.metadata)
 
     def loose(self, table: str) -> list[File]:
         """The files of a table that hold one cell each (one search, one landscape), whole or not, by name."""
@@ -272,8 +274,7 @@ class Store:
             opened = self._opened[table] = PackedTable(self.storage, file, key_of(table))
         return opened
 
-    def _load(self, table: str, schema: pa.Schema, cells: set[str] | None) -> tuple[pa.Table, list[str], bool]:
-        """The rows; the files that could not be read; whether some vanished since they were listed."""
+    def _load(self, table: str, schema: pa.Schema, cells: set[str] | None) -> _Loaded:
         # Listed first: what is done by then has its files in every other table. And a packed file after the loose ones:
         # who packs removes these when that one is there.
         trials = self.loose("trials")
@@ -290,10 +291,14 @@ class Store:
         keyed = schema if key in schema.names else schema.insert(0, SCHEMAS[table].field(key))
         rows, unreadable, vanished = self._read(keyed, [file.name for file in files])
         if table == "trials":
+            rows = without_contradictions(rows, self.root, stacklevel=3)
             self._note(files, rows)
         if whole is not None:
             rows = self._joined(table, keyed, rows, whole, kept)
-        return rows.select(schema.names).replace_schema_metadata(schema.metadata), unreadable, vanished
+        lacking: set[str] = set()
+        if table in _OF_ALL_CELLS and kept is not None:
+            lacking = kept - set(pc.unique(rows[key]).to_pylist()) - {Path(name).stem for name in unreadable}
+        return _Loaded(rows.select(schema.names), unreadable, vanished, sorted(lacking))
 
     def _joined(
         self, table: str, schema: pa.Schema, rows: pa.Table, whole: PackedTable, kept: set[str] | None
@@ -304,8 +309,10 @@ class Store:
         both = own & whole.ids.keys()
         missing = whole.ids.keys() - own if kept is None else whole.ids.keys() & kept - own
         others = whole.read(schema, None if len(missing) == len(whole.ids) else missing)
+        if table == "trials":
+            others = without_contradictions(others, self.root, stacklevel=4)
         for found in self.differences(whole, both) if table == "trials" and both else ():
-            there = f"{self.root}/{whole.file.name}", f"{self.root}/{_file('trials', found.cell)}"
+            there = f"{self.root}/{whole.file.name}", f"{self.root}/{file_of('trials', found.cell)}"
             warnings.warn(f"{found.described(*there)}; the latter counts", stacklevel=4)
         if not len(rows) or not len(others):
             return rows if len(rows) else others
@@ -314,7 +321,7 @@ class Store:
 
     def differences(self, whole: PackedTable, cells: Collection[str]) -> list[agreement.Difference]:
         """Where the loose rows of cells in ``trials`` have other results than the packed ones."""
-        loose = self._read(agreement.SCHEMA, [_file("trials", cell) for cell in sorted(cells)])[0]
+        loose = self._read(agreement.SCHEMA, [file_of("trials", cell) for cell in sorted(cells)])[0]
         return agreement.differences(whole.read(agreement.SCHEMA, cells), loose)
 
     def _done(self, trials: Sequence[File]) -> set[str]:
@@ -325,8 +332,9 @@ class Store:
     def _readable_of(self, trials: Sequence[File]) -> list[File]:
         """Those of some files whose row is as it was written; what is known of a file is not looked at again."""
         if fresh := [file for file in trials if file not in self._readable]:
-            ids = pa.schema([SCHEMAS["trials"].field("cell_id")])
-            self._note(fresh, self._read(ids, [file.name for file in fresh])[0])
+            rows = self._read(_CHECKED, [file.name for file in fresh])[0]
+            self._check_version(rows["schema_version"])
+            self._note(fresh, without(rows, contradictions(rows)))
         return [file for file in trials if self._readable[file]]
 
     def _note(self, trials: Sequence[File], rows: pa.Table) -> None:
@@ -341,14 +349,18 @@ class Store:
         if whole := self.packed("trials"):
             self._check_version(whole.read(version)["schema_version"])
 
-    def _ids(self, table: str) -> set[str]:
-        """What there is of a table: ids of searches, of landscapes."""
+    def ids_of(self, table: str) -> set[str]:
+        """What there is of a table, whether or not it can be read: ids of cells, of searches, of landscapes."""
         whole = self.packed(table)
         return {file.stem for file in self.loose(table)} | (whole.ids.keys() if whole else set())
 
-    def _bytes(self, table: str, id_: str) -> bytes | None:
-        """The file of a cell, a search or a landscape, as it is or as it was before it was packed; None if there is none."""
-        data = self.storage.read(_file(table, id_))
+    def bytes_of(self, table: str, id_: str) -> bytes | None:
+        """The file of a cell, a search or a landscape, as it is or as it was before it was packed; None if none can be read."""
+        name = file_of(table, id_)
+        data = self.storage.read(name)
+        if data is not None:
+            rows, unreadable = parquet.decode_all({name: data}, SCHEMAS[table], key_of(table))
+            data = None if unreadable or (table == "trials" and contradictions(rows)) else data
         whole = None if data else self.packed(table)
         if whole is not None and id_ in whole.ids:
             return parquet.encode(table, whole.rows_of(id_, SCHEMAS[table]))
@@ -383,5 +395,6 @@ class Store:
             )
 
 
-def _file(table: str, id_: str) -> str:
+def file_of(table: str, id_: str) -> str:
+    """The name of the file of a cell, a search or a landscape."""
     return f"{table}/{id_}.parquet"

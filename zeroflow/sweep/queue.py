@@ -91,7 +91,8 @@ class CellQueue(Searcher):  # type: ignore[misc]
         self.claimed_elsewhere: list[Job] = []
         self.finished_elsewhere = 0
         self.stopped: str | None = None
-        self._began, self._looked_at, self._reached_at = time.time(), 0.0, time.monotonic()
+        self._looked_at, self._reached_at = 0.0, time.monotonic()
+        self._failed_before = store.failures()
         self._nodes, self._seen, self._seen_at = nodes, nodes(), time.monotonic()
         self._fits: dict[CellPlacement, int] = {}
         for config in cells:  # what it may come to must be possible too
@@ -243,9 +244,9 @@ class CellQueue(Searcher):  # type: ignore[misc]
         return False
 
     def _is_over(self, cell: str) -> bool:
-        """Whether a cell is done, or has failed in another sweep since this one began."""
-        failed = self.store.failed_at(cell)
-        return self.store.has(cell) or (failed is not None and failed >= self._began)
+        """Whether a cell is done, or has failed in another sweep since this one began: clocks may differ, files tell."""
+        failed = self.store.failure(cell)
+        return self.store.has(cell) or (failed is not None and failed != self._failed_before.get(cell))
 
     def _look_around(self) -> None:
         """See what nodes there are, and, when nothing else waits, what has become of the cells of other sweeps."""
