@@ -184,6 +184,9 @@ search: {{forward_passes: 100, lr: [0.01, 0.1]}}
         assert found.exit_code == 2 and message in found.output
         assert not (tmp_path / "store").exists()
         assert CliRunner().invoke(main, [*command, "--dry-run", "--print"]).exit_code == 0
+    file.write_text("{grid: [{optimizer: zo-sgd, dataset: cub}], search: {forward_passes: 100}}")
+    found = CliRunner().invoke(main, [*command, "--data-dir", str(tmp_path), "--dry-run"])
+    assert found.exit_code == 0 and "1 cells wait for their data set" in found.output, "there is nothing to write yet"
 
 
 def test_a_search_of_some_cells_in_between_does_not_keep_later_ones_from_holding(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def search(
     say(plan.describe(folder))
     cells, placement = plan.runnable, candidates.placement
     check_backbones(cells, placement, ray_address)
-    if not (only_print or settings):
+    if wanted.searches and not (only_print or settings):
         for rules in wanted.extremes():
             changed_by(grid_file, rules)
     if dry_run:

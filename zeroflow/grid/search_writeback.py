@@ -53,11 +53,14 @@ def write_chosen(file: Path, rules: Sequence[Rule]) -> bool:
 def changed_by(file: Path, rules: Sequence[Rule]) -> tuple[str, str]:
     """The text of a grid file as it is, and with these rules in it; see ``write_chosen``."""
     before = file.read_bytes().decode("utf-8")
-    found = [with_chosen(before, rules, str(file), behind) for behind in (False, True)]
-    problems = [_not_held(before, after, rules, file) for after in found]
-    if all(problems):
-        raise ConfigError(str(problems[0]))
-    return before, found[problems.index(None)]
+    problems = []
+    for behind in (False, True):
+        after = with_chosen(before, rules, str(file), behind)
+        problem = _not_held(before, after, rules, file)
+        if problem is None:
+            return before, after
+        problems.append(problem)
+    raise ConfigError(problems[0])
 
 
 def with_chosen(text: str, rules: Sequence[Rule], where: str, behind: bool = False) -> str:
