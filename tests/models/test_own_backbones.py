@@ -13,12 +13,13 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor, nn
 
-from zeroflow import TrialConfig, run_trial
+from zeroflow import Placement, TrialConfig, run_trial
 from zeroflow.cli.__main__ import main
 from zeroflow.data import load_dataset
 from zeroflow.errors import ConfigError
 from zeroflow.methods import methods
 from zeroflow.models import factory
+from zeroflow.models.endpoint import BlackBox
 from zeroflow.models.factory import create_backbone
 from zeroflow.models.probe import check_tuning
 from zeroflow.models.tuning import tunings
@@ -107,6 +108,38 @@ def test_a_backbone_may_work_on_its_images_in_place(
     assert len({step.loss for step in inside.steps}) > 3
     assert [step.loss for step in inside.steps] == [step.loss for step in copied.steps]
     assert np.array_equal(inside.accuracy_matrix, copied.accuracy_matrix, equal_nan=True)
+
+
+class IntoItsBuffer(nn.Module):
+    """As where memory for outputs is bound once: every batch's features are in the same memory."""
+
+    def __init__(self, bound: bool) -> None:
+        super().__init__()
+        self.bound, self.outputs = bound, torch.empty(256, 16)
+        self.weights = nn.Buffer(torch.randn(588, 16, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = images.flatten(1) @ self.weights
+        return self.outputs[: len(images)].copy_(found) if self.bound else found
+
+
+def test_a_backbone_may_return_the_same_memory_for_every_batch(
+    monkeypatch: pytest.MonkeyPatch, some_drawings: str
+) -> None:
+    built = {f"bound-{bound}": lambda bound=bound: IntoItsBuffer(bound) for bound in (False, True)}
+    monkeypatch.setattr(factory, "own_backbones", lambda: built)
+    cell = {"dataset": some_drawings, "image_size": 14, "tasks": 4, "method": "slda"}
+    small = Placement(evaluation_batch=5)
+    free, bound = (run_trial(TrialConfig.from_dict({**cell, "backbone": name}), small) for name in built)
+    assert np.array_equal(free.accuracy_matrix, bound.accuracy_matrix, equal_nan=True)
+
+
+@pytest.mark.slow
+def test_a_callable_may_return_the_same_memory_for_every_request() -> None:
+    """More images than one request holds."""
+    weights, outputs, images = torch.ones(3 * 224 * 224, 1), torch.empty(500, 1), torch.rand(500, 3, 224, 224)
+    ask = BlackBox(lambda some: torch.matmul(some.flatten(1), weights, out=outputs[: len(some)]), 1, 224)
+    torch.testing.assert_close(ask(images), images.flatten(1) @ weights)
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,8 @@ class BlackBox(OpaqueBackbone):
             self.images += len(images)
             try:
                 # A copy: a callable that works in place must not spoil the next try.
-                return self._checked(_called(self._ask, images.clone()), len(images)).to(images)
+                # A copy: some write the answers to all requests into one buffer of theirs.
+                return self._checked(_called(self._ask, images.clone()), len(images)).to(images, copy=True)
             except EndpointError as error:
                 if wait is None or isinstance(error, Refused):
                     tries = "" if isinstance(error, Refused) else f" in {len(self._waits) + 1} tries; the last"

@@ -87,7 +87,9 @@ class ModuleBackbone(Backbone):
         if adapters is not None:
             raise TypeError("a module of your own has no known blocks to add adapters to")
         assert isinstance(images, Tensor), "a module of your own has no prefix"
-        return cast(Tensor, self.module(images.clone()))
+        found = self.module(images.clone())
+        # A copy: some write every batch's features into one buffer of theirs.
+        return cast(Tensor, found.clone() if isinstance(found, Tensor) else found)
 
 
 def open_exported(file: Path, image_size: int | None = None, channels: int = 3) -> ModuleBackbone:
