@@ -45,10 +45,10 @@ def picture(red: int, kind: str = "png") -> bytes:
     return file.getvalue()
 
 
-def features(labels: dict[str, Sequence[str]], image: str = "image") -> dict[bytes, bytes]:
+def features(labels: dict[str, Any], image: str = "image") -> dict[bytes, bytes]:
     """The schema metadata that the ``datasets`` library writes."""
     described: dict[str, Any] = {image: {"_type": "Image"}}
-    described |= {name: {"names": list(names), "_type": "ClassLabel"} for name, names in labels.items()}
+    described |= {name: {"names": names, "_type": "ClassLabel"} for name, names in labels.items()}
     return {b"huggingface": json.dumps({"info": {"features": described}}).encode()}
 
 

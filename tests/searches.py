@@ -12,6 +12,7 @@ from zeroflow.grid.grid_file import Grid, parse_grid
 from zeroflow.grid.search_plan import SearchPlan, plan_search
 from zeroflow.grid.search_selection import SearchOutcome, outcomes
 from zeroflow.results import SCHEMAS, Store
+from zeroflow.results.integrity import as_column
 from zeroflow.results.schema import CONFIG_KEYS
 from zeroflow.trial.config import TrialConfig
 from zeroflow.trial.keys.values import as_json
@@ -38,7 +39,7 @@ def made_up(
     """A finished cell with an accuracy and the losses of its last epoch; in the first epoch all losses were low."""
     now = datetime(2026, 1, 2, tzinfo=UTC)
     keys = dataclasses.asdict(config)
-    columns = {key: as_json(keys[key]) if isinstance(keys[key], dict | list) else keys[key] for key in CONFIG_KEYS}
+    columns = {key: as_column(keys[key]) for key in CONFIG_KEYS}
     trial = {"cell_id": config.cell_id, "config": as_json(keys), **columns, "last": accuracy, "finished_at": now}
     trial["schema_version"] = 1
     steps = [(0, 0.001), *((config.epochs - 1, loss) for loss in last_losses)]

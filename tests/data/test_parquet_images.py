@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +61,7 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
 
 
 def test_class_names_may_be_a_mapping_from_numbers_as_on_the_cards_of_data_sets(tmp_path: Path) -> None:
-    described = {"label": {"_type": "ClassLabel", "names": {str(number): name for number, name in enumerate(NAMES)}}}
-    metadata = {b"huggingface": json.dumps({"info": {"features": described}}).encode()}
+    metadata = features({"label": {str(number): name for number, name in enumerate(NAMES)}})
     write_both_parquet(tmp_path / "birds", metadata=metadata)
     assert load_dataset("parquet:birds", tmp_path).class_names == tuple(NAMES)
 

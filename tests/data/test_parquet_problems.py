@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -255,10 +254,8 @@ def test_names_of_the_metadata_that_are_hardly_names_are_told(tmp_path: Path, na
 
 @pytest.mark.parametrize("names", [5, "cat", [None, "cat"], {"0": "cat", "2": "dog"}])
 def test_names_of_the_metadata_that_name_no_classes_are_told(tmp_path: Path, names: object) -> None:
-    described = {"label": {"_type": "ClassLabel", "names": names}}
-    metadata = {b"huggingface": json.dumps({"info": {"features": described}}).encode()}
     for part in ("train", "test"):
-        write_parquet(tmp_path / f"{part}.parquet", [1, 2], [0, 1], metadata=metadata)
+        write_parquet(tmp_path / f"{part}.parquet", [1, 2], [0, 1], metadata=features({"label": names}))
     found = problems(tmp_path)
     assert re.search(r"names of 'label' in the Hugging Face metadata: .*; expected a list of names$", found[0])
 

@@ -63,7 +63,7 @@ def _wrong(row: Mapping[str, Any]) -> str | None:
     if made != row["cell_id"]:
         return f"config is that of cell {made}"
     for key in CONFIG_KEYS:
-        if key in row and row[key] != (said := _as_column(config.get(key))) and not (row[key] is None and said == "{}"):
+        if key in row and row[key] != (said := as_column(config.get(key))) and not (row[key] is None and said == "{}"):
             return f"{key} is {row[key]!r}, and {said!r} in config"
     for name, (least, most) in _LIMITS.items():
         if (value := row.get(name)) is not None and not least <= value <= most:
@@ -71,7 +71,8 @@ def _wrong(row: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _as_column(value: Any) -> Any:
+def as_column(value: Any) -> Any:
+    """The value of a key of a configuration as its column in ``trials`` holds it: mappings and lists as JSON."""
     if isinstance(value, Mapping | list):
         return as_json(value)
     return value

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from zeroflow.imports import imports_of
+from zeroflow.results.integrity import as_column
 from zeroflow.results.schema import CONFIG_KEYS, SCHEMA_VERSION, SCHEMAS
 from zeroflow.trial.keys.values import as_json
 from zeroflow.trial.metrics import DEFINITIONS, Matrix, stage_accuracy
@@ -84,7 +85,7 @@ def failure(config: TrialConfig, error: str, message: str, traceback: str, attem
 def _trial(result: TrialResult, workers: int, shards: int, ray_version: str | None) -> dict[str, Any]:
     config = dataclasses.asdict(result.config)
     return {
-        **{key: as_json(config[key]) if isinstance(config[key], dict | list) else config[key] for key in CONFIG_KEYS},
+        **{key: as_column(config[key]) for key in CONFIG_KEYS},
         **{
             key: as_json(config[key]) if config[key] else None
             for key in ("classifier_options", "preprocessing", "later")
